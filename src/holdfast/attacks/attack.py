@@ -1,0 +1,123 @@
+"""The contract of an attack: an iterative solver that the engine drives, one step at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Generic, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.core.cards import Card
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Goal, Norm
+from holdfast.judge.ledger import Budget
+from holdfast.judge.oracles import HardLabelOracle
+
+__all__ = ["Attack", "State"]
+
+O_contra = TypeVar("O_contra", bound=HardLabelOracle, contravariant=True)
+
+
+@dataclass(frozen=True)
+class State:
+    """What an attack knows of the samples in the slots; every field has the sample as its first dimension.
+
+    Attributes:
+        x: (n, \\*features) the current iterate.
+        step: (n,) int64 on the host: steps made by each sample. The engine counts them.
+    """
+
+    x: Tensor
+    step: np.ndarray
+
+    @classmethod
+    def at(cls, x: Tensor, **more: Any) -> Self:
+        """A state at its first step."""
+        return cls(x=x, step=np.zeros(len(x), dtype=np.int64), **more)
+
+    def select(self, rows: np.ndarray) -> Self:
+        """The state of the samples at ``rows``."""
+        return replace(self, **{f.name: _pick(getattr(self, f.name), rows) for f in fields(self)})
+
+    def join(self, other: Self) -> Self:
+        """The samples of both, these first."""
+        return replace(
+            self, **{f.name: _join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
+        )
+
+
+def _pick(value: Any, rows: np.ndarray) -> Any:
+    if isinstance(value, Tensor):
+        return value[torch.from_numpy(rows).to(value.device, non_blocking=True)]
+    return value.select(rows) if isinstance(value, State) else value[rows]
+
+
+def _join(a: Any, b: Any) -> Any:
+    if isinstance(a, Tensor):
+        return torch.cat([a, b])
+    return a.join(b) if isinstance(a, State) else np.concatenate([a, b])
+
+
+class Attack(ABC, Generic[O_contra]):
+    """An attack is a frozen dataclass of its parameters with the paper's loop in `start` and `step`; the engine owns
+    everything else: who is in the batch, what is settled, budgets, restarts, witnesses.
+
+    An attack never says that it succeeded: the desk keeps the best feasible row it asked, the referee judges it anew.
+    """
+
+    card: ClassVar[Card]
+
+    @property
+    def rounds(self) -> int:
+        """How often a sample may be started anew: restarts, or targets, or both. `problem.round` tells which it is."""
+        return 1
+
+    @property
+    @abstractmethod
+    def iterations(self) -> int:
+        """Steps of one round."""
+
+    @property
+    def budget(self) -> Budget:
+        """The attack's own limits for a sample over all rounds."""
+        return Budget()
+
+    @abstractmethod
+    def start(self, oracle: O_contra, problem: Problem) -> State:
+        """The state of new samples, with ``step`` 0."""
+
+    @abstractmethod
+    def step(self, oracle: O_contra, problem: Problem, state: State) -> State:
+        """One iteration for the samples in the slots; ``problem`` and ``state`` are aligned row by row."""
+
+    def conclude(self, oracle: O_contra, problem: Problem, state: State) -> None:  # noqa: B027
+        """Asks what is left to ask when a round is up, as a rule the last iterate; nothing by default."""
+
+    def finished(self, state: State) -> Tensor | None:
+        """(n,) bool: samples whose round has converged before its steps are up; None if the attack cannot tell."""
+        return None
+
+    def check(self, problem: Problem) -> None:
+        """Refuses, in words, a problem that the attack cannot have.
+
+        Raises:
+            UnsupportedError: norm or goal are not on the card.
+        """
+        card = self.card
+        if problem.set.norm not in card.norms:
+            raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
+        if problem.goal not in card.goals:
+            raise UnsupportedError(f"{card.title} has no {problem.goal} form; use one of {', '.join(card.goals)}")
+        for f in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            if f.name in ("steps", "restarts", "queries") and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{f.name} of {card.title} must be a whole number of at least 1, got {value}")
+
+    @staticmethod
+    def supports(card: Card, norm: Norm, goal: Goal = Goal.UNTARGETED) -> bool:
+        """Whether the card has this norm and goal."""
+        return norm in card.norms and goal in card.goals

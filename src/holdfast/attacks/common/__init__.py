@@ -1,0 +1,1 @@
+"""Steps that several attacks share; each has a name here and one implementation."""

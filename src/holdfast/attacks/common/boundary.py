@@ -1,0 +1,102 @@
+"""What the attacks that walk on linearised decision boundaries share: the nearest plane, and the search along a ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.common.grid import valid
+from holdfast.core.criterion import Misclassified
+from holdfast.core.errors import UnsupportedError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.distance import distance
+from holdfast.numerics.hyperplane import affine_distance
+
+__all__ = ["leave_a_class", "nearest_plane", "tighten"]
+
+_IN_BOX = 3
+_PAST = 0.05
+
+
+def leave_a_class(title: str, problem: Problem) -> None:
+    """Refuses a criterion that is not about leaving a class: there is no boundary of logits to walk on.
+
+    Raises:
+        UnsupportedError: the criterion is another.
+    """
+    if not isinstance(problem.criterion, Misclassified):
+        name = type(problem.criterion).__name__
+        raise UnsupportedError(f"{title} walks on the boundaries between a class and others; it cannot serve {name}")
+
+
+def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Which of k planes ``<normal, z - x> = gap`` is nearest to x in the box.
+
+    The distance without the box, ``|gap| / ||normal||_q``, is a lower bound of the one inside it; the three planes that
+    it puts first are measured in the box.
+
+    Args:
+        norm: p.
+        x: (n, \\*features), in the box.
+        gap: (n, k).
+        normal: (n, k, \\*features).
+        low: broadcastable to x.
+        high: likewise.
+
+    Returns:
+        (n,) int64.
+
+    Example:
+        >>> x, normal = torch.tensor([[0.5, 0.0]]), torch.tensor([[[1.0, 0.0], [0.1, -9.0]]])
+        >>> gap, edges = torch.tensor([[0.4, 0.2]]), (torch.zeros(()), torch.ones(()))
+        >>> nearest_plane(Norm.L2, x, gap, normal, *edges).item()  # the second is nearer, but outside the box
+        0
+    """
+    n, k = gap.shape
+    size = distance(norm.dual, normal.flatten(0, 1)).view(n, k)
+    free = torch.where(size > 0, gap.abs().double() / size, float("inf"))
+    first = free.argsort(dim=1, stable=True)[:, :_IN_BOX]
+    every = torch.arange(n, device=x.device)
+    choice = first[:, 0]
+    if first.shape[1] == 1:
+        return choice
+    best = torch.full_like(free[:, 0], float("inf"))
+    for j in first.unbind(1):
+        g = gap[every, j]
+        toward = normal[every, j] * torch.where(g < 0, -1.0, 1.0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        inside = affine_distance(norm, toward, g.abs(), x, low, high)
+        choice, best = torch.where(inside < best, j, choice), torch.minimum(inside, best)
+    return choice
+
+
+def tighten(
+    oracle: WhiteBoxOracle, problem: Problem, path: Callable[[Tensor], Tensor], high: Tensor, margin: Tensor, steps: int
+) -> None:
+    """Asks points of a ray from x to an adversarial point, ever nearer to where it crosses the boundary.
+
+    Each step asks a little past the crossing that the margins at both ends foretell (regula falsi), so that on an
+    affine model the excess falls twentyfold a step. The desk keeps the nearest witness among the points.
+
+    Args:
+        oracle: of the model.
+        problem: the samples.
+        path: (n,) float64 -> (n, \\*features); ``path(0)`` is x.
+        high: (n,) float64 where the ray is adversarial.
+        margin: (n,) the criterion's margin there, negative.
+        steps: forwards a sample.
+    """
+    low = torch.zeros_like(high)
+    at_low = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
+    at_high = margin.double()
+    for _ in range(steps):
+        share = (at_low / (at_low - at_high)).nan_to_num(0.5).clamp(0.0, 1.0)
+        middle = low + (high - low) * (share + _PAST * (1 - share))
+        scores, answered = oracle.logits(valid(problem, path(middle)), problem.rows)
+        value = problem.criterion.margin(scores, problem.y, problem.target).double()
+        over = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        low, at_low = torch.where(over, low, middle), torch.where(over, at_low, value.clamp_min(0))
+        high, at_high = torch.where(over, middle, high), torch.where(over, value, at_high)

@@ -1,0 +1,59 @@
+"""FAB: the Fast Adaptive Boundary attack on the nearest of all linearised boundaries (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.common.boundary import nearest_plane
+from holdfast.attacks.common.fast_boundary import FastBoundary, Plane
+from holdfast.core.cards import Card
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.distance import box
+
+__all__ = ["FAB"]
+
+
+@dataclass(frozen=True)
+class FAB(FastBoundary):
+    """Each step costs one backward for each class; `FABT` costs one."""
+
+    card: ClassVar[Card] = Card(
+        title="FAB",
+        rows=("E08",),
+        paper="Croce, Hein 2020, Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack, "
+        "arXiv:1907.02044",
+        section="2.2",
+        summary="Projections on the nearest linearised boundary in the box, biased toward the clean input.",
+        access=Access.WHITE_BOX,
+        formulation=Formulation.MINIMAL_DISTORTION,
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        affine_ratio={Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
+        failure_modes=(
+            "A step costs K backwards: with many classes use FAB-T.",
+            "Gradients that vanish or are masked leave nothing to linearise.",
+        ),
+        checked_by="the exact affine oracle; published medians on the MNIST networks",
+    )
+
+    @property
+    def rounds(self) -> int:  # noqa: D102
+        return self.restarts
+
+    def restart(self, problem: Problem) -> np.ndarray:  # noqa: D102
+        return problem.round
+
+    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+        classes = (problem.y.unsqueeze(1) + torch.arange(oracle.classes, device=x.device)) % oracle.classes
+        scores, grad, _ = oracle.jacobian(x, problem.rows, classes)
+        chosen = scores.gather(1, classes)
+        value, normal = chosen[:, 1:] - chosen[:, :1], grad[:, 1:] - grad[:, :1]
+        j = nearest_plane(problem.set.norm, x, -value, normal.nan_to_num(0.0), *box(problem.set, problem.x))
+        every = torch.arange(len(x), device=x.device)
+        return Plane(value[every, j], normal[every, j])

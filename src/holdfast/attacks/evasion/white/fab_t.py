@@ -1,0 +1,67 @@
+"""FAB-T: FAB with one target class in a round, as AutoAttack runs it (Croce & Hein 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.common.fast_boundary import FastBoundary, FastBoundaryState, Plane
+from holdfast.core.cards import Card, parameter
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+
+__all__ = ["FABT"]
+
+
+@dataclass(frozen=True)
+class FABT(FastBoundary):
+    """One backward, of the difference of two logits, in a step; the targets are the rivals of largest clean logit."""
+
+    targets: int = parameter(9, "target classes, one in a round, at least 1", "AutoAttack: Croce & Hein 2020b")
+
+    card: ClassVar[Card] = Card(
+        title="FAB-T",
+        rows=("E08",),
+        paper="Croce, Hein 2020, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks, arXiv:2003.01690",
+        section="2.2",
+        summary="FAB toward one rival class in a round, the nearest rivals first.",
+        access=Access.WHITE_BOX,
+        formulation=Formulation.MINIMAL_DISTORTION,
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        affine_ratio={Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
+        failure_modes=(
+            "With more than targets + 1 classes, the nearest boundary may belong to a rival that is not tried.",
+            "Gradients that vanish or are masked leave nothing to linearise.",
+        ),
+        checked_by="the exact affine oracle; the passes of AutoAttack's own runs",
+    )
+
+    @property
+    def rounds(self) -> int:  # noqa: D102
+        return self.targets * self.restarts
+
+    def restart(self, problem: Problem) -> np.ndarray:  # noqa: D102
+        return problem.round // self.targets
+
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:  # noqa: D102
+        state = super().start(oracle, problem)
+        over = problem.round % self.targets >= oracle.classes - 1  # a model with fewer classes has fewer targets
+        return replace(state, over=torch.from_numpy(over).to(problem.x.device))
+
+    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+        rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))
+        order = rivals.argsort(dim=1, descending=True, stable=True)
+        which = torch.from_numpy(problem.round % self.targets).to(x.device).clamp_max(order.shape[1] - 1)
+        aim = order.gather(1, which.unsqueeze(1)).squeeze(1)
+        _, value, normal, _ = oracle.gradient(x, problem.rows, _difference, problem.y, aim)
+        return Plane(value, normal)
+
+
+def _difference(scores: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    return (scores.gather(1, aim.unsqueeze(1)) - scores.gather(1, y.unsqueeze(1))).squeeze(1)

@@ -1,0 +1,89 @@
+"""The lower bound: certificates of a chunk, in the order of their cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from holdfast.audit.context import Context
+from holdfast.audit.journal import Payload
+from holdfast.audit.standing import Standing
+from holdfast.certify.graph_certifier import GraphCertifier
+from holdfast.certify.oracle_certifier import ModuleAsk
+from holdfast.certify.smoothing.cohen import Cohen
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.registry import method
+from holdfast.core.verdict import Certificate
+
+__all__ = ["certificates", "prove", "triage"]
+
+
+def triage(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """Which samples the plan's bounds prove at eps; `fast` may spare them its dear rungs."""
+    standing = _standing(context, ids, units)
+    chosen = ids[standing.correct]
+    if not len(chosen):
+        return {"ids": [], "proved": []}
+    problem = context.problem(chosen)
+    try:
+        held = _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set)
+    except UnsupportedError as refusal:
+        return {"ids": [], "proved": [], "refused": str(refusal)}
+    return {"ids": chosen.tolist(), "proved": chosen[held.cpu().numpy()].tolist()}
+
+
+def certificates(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """The largest certified radius of each sample that is classified as labelled."""
+    standing = _standing(context, ids, units)
+    chosen = ids[standing.correct]
+    if not len(chosen):
+        return {"ids": [], "certificates": {}}
+    if context.plan.certify == "smoothing":
+        return _smoothing(context, chosen)
+    problem, top = context.problem(chosen), float(context.plan.largest_radius)
+    try:
+        found = _certifier(context.plan.certify).certificates(context.graph, problem.x, problem.y, problem.set, top)
+    except UnsupportedError as refusal:
+        return {"ids": chosen.tolist(), "certificates": {}, "refused": str(refusal)}
+    return {"ids": chosen.tolist(), "certificates": _records(chosen, found)}
+
+
+def prove(context: Context, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
+    """Recheck: whether each sample is proved at its radius, asked anew."""
+    if context.plan.certify == "smoothing":
+        again = _smoothing(context, ids)["certificates"]
+        return [again.get(str(i), {"radius": -1.0})["radius"] >= r for i, r in zip(ids.tolist(), radii, strict=True)]
+    problem = context.problem(ids, torch.from_numpy(radii))
+    return _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set).tolist()
+
+
+def _smoothing(context: Context, ids: np.ndarray) -> Payload:
+    if not isinstance(context.base, nn.Module):
+        raise UsageError("smoothing needs the model itself")
+    plan, problem = context.plan, context.problem(ids)
+    ask = ModuleAsk(context.base)
+    found = Cohen(sigma=plan.sigma, n=plan.smoothing_samples).certify(
+        ask, problem.x, problem.y, ids.tolist(), plan.seed, norm=plan.norm, radius_max=float(plan.largest_radius)
+    )
+    return {"ids": ids.tolist(), "certificates": _records(ids, found), "asked": ask.forwards}
+
+
+def _certifier(name: str) -> GraphCertifier:
+    return method(name)()
+
+
+def _records(ids: np.ndarray, found: list[Certificate | None]) -> dict[str, dict[str, Any]]:
+    return {
+        str(i): asdict(c) | {"guarantee": str(c.guarantee)}
+        for i, c in zip(ids.tolist(), found, strict=True)
+        if c is not None
+    }
+
+
+def _standing(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:
+    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)

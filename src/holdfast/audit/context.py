@@ -1,0 +1,194 @@
+"""What the units of a run share: the model, the data, the referee; loaded once in each process."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.engine import Settings
+from holdfast.audit.folder import RunFolder
+from holdfast.audit.plan import Plan
+from holdfast.certify.oracle_certifier import ModuleAsk
+from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Goal
+from holdfast.core.verdict import Subject
+from holdfast.data.dataset import Dataset
+from holdfast.data.load import load_data
+from holdfast.graph.model import Graph
+from holdfast.judge.desk import Model
+from holdfast.judge.referee import Referee
+from holdfast.models.fingerprint import fingerprint
+from holdfast.models.http import HttpModel
+from holdfast.models.load import load_model
+from holdfast.models.wrap import Normalisation, Normalised
+from holdfast.numerics.stats import binomial_p_value
+
+__all__ = ["Context"]
+
+_RANDOMISED_DRAWS = 25
+_SURROGATE_COPIES = 16
+_PREDICT_DRAWS, _PREDICT_ALPHA = 1000, 0.001
+
+
+@dataclass
+class Context:
+    """A plan with everything that it names, opened.
+
+    Attributes:
+        plan: the plan.
+        folder: where the run lives.
+        base: the model f that was given: x (m, \\*features) -> scores (m, K).
+        subject: what the verdicts are about.
+        data: the audited samples.
+        source: where the model came from, for people.
+        notes: what was noticed on opening.
+        randomised: the model's answers differ from one forward to the next.
+    """
+
+    plan: Plan
+    folder: RunFolder
+    base: Model
+    subject: Subject
+    data: Dataset
+    source: str
+    notes: tuple[str, ...] = ()
+    randomised: bool = False
+
+    @classmethod
+    def open(cls, plan: Plan, folder: RunFolder, model: nn.Module | None = None) -> Context:
+        """Loads the model and the data of a plan; ``model`` is the module itself where the plan names no file."""
+        data = load_data(plan.data)
+        if plan.samples is not None:
+            data = data.head(plan.samples)
+        found, subject, source, notes = _model(plan, model)
+        if plan.certify == "smoothing":
+            detail = f"sigma={plan.sigma:g}, predictor of {_PREDICT_DRAWS} draws at alpha {_PREDICT_ALPHA:g}, seed {plan.seed}"
+            subject = Subject("smoothed", subject.sha256, detail)
+        return cls(plan, folder, found, subject, data, source, (*notes, *data.notes))
+
+    @cached_property
+    def model(self) -> Model:
+        """The audited model, asked by the clean pass and the referee: f, or g by its own predictor."""
+        return self.base if self.plan.certify != "smoothing" else SmoothedPredictor(self._module(), self.plan)
+
+    @cached_property
+    def search(self) -> Model:
+        """What attacks search on: f, or a differentiable stand-in for g."""
+        if self.plan.certify != "smoothing":
+            return self.base
+        return SmoothedSurrogate(self._module(), self.plan.sigma, _SURROGATE_COPIES, self.plan.seed)
+
+    def _module(self) -> nn.Module:
+        if not isinstance(self.base, nn.Module):
+            raise UsageError("a prediction API can only be asked queries; use --certify none")
+        return self.base
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Hashes that a journal is bound to."""
+        return {"plan": self.plan.sha256, "model": self.subject.sha256, "data": self.data.sha256}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device(self.plan.device)
+
+    @property
+    def settings(self) -> Settings:
+        """How the engine works in this run."""
+        return Settings(slots=self.plan.slots)
+
+    @property
+    def differentiable(self) -> bool:
+        """Gradients can be asked."""
+        return getattr(self.base, "differentiable", True)
+
+    def referee(self) -> Referee:
+        """A referee of the audited model."""
+        exact = self.differentiable and self.plan.certify != "smoothing"
+        return Referee(self.model, draws=_RANDOMISED_DRAWS if self.randomised else 0, exact=exact)
+
+    @cached_property
+    def surrogate(self) -> nn.Module:
+        """The attacker's own model."""
+        plan = self.plan
+        if plan.surrogate is None:
+            raise UsageError("a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION")
+        return load_model(plan.surrogate, arch=plan.surrogate_arch, trust=plan.trust, device=plan.device).module
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The simplified graph of the model, for bounds."""
+        return Graph.from_module(self._module(), self.data.x[:1].to(self.device))
+
+    def chunks(self) -> list[np.ndarray]:
+        """Ids of each chunk."""
+        ids = np.arange(len(self.data.x))
+        return [ids[k : k + self.plan.chunk] for k in range(0, len(ids), self.plan.chunk)]
+
+    def inputs(self, ids: np.ndarray) -> Tensor:
+        """(n, \\*features) clean inputs on the device."""
+        return self.data.x[torch.from_numpy(ids)].to(self.device)
+
+    def labels(self, ids: np.ndarray) -> Tensor:
+        """(n,) labels on the device."""
+        return self.data.y[torch.from_numpy(ids)].to(self.device)
+
+    def problem(self, ids: np.ndarray, eps: float | Tensor | None = None, classes: int | None = None) -> Problem:
+        """The problem of some samples: at the plan's eps, at another one, or at one for each sample."""
+        x, y = self.inputs(ids), self.labels(ids)
+        plan = self.plan
+        ball = LpBall.uniform(
+            plan.norm, plan.exact_eps, len(ids), plan.low, plan.high, device=self.device, dtype=x.dtype
+        )  # fmt: skip
+        target = None
+        if plan.goal is Goal.TARGETED:
+            if classes is None:
+                raise UsageError("a targeted problem needs the number of classes")
+            target = (y + 1) % classes
+        return Problem.of(x, y, ball if eps is None else ball.with_eps(eps), target=target, ids=ids)
+
+
+class SmoothedPredictor:
+    """g's own predictor as a model: log of the vote shares; not a number where it abstains.
+
+    Each row is asked with the same keyed noise, so that its answer does not depend on the batch.
+    """
+
+    def __init__(self, module: nn.Module, plan: Plan) -> None:
+        """Wraps f."""
+        self._ask = ModuleAsk(module)
+        self._g = Smoothed(self._ask, plan.sigma, plan.seed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(m, \\*features) -> (m, K) float32."""
+        votes = self._g.votes(x, [0] * len(x), _PREDICT_DRAWS, "judge")
+        top = votes.topk(2, dim=1).values.cpu().numpy()
+        abstains = torch.as_tensor(binomial_p_value(top[:, 0], top.sum(1), 0.5) > _PREDICT_ALPHA, device=x.device)
+        shares = ((votes + 0.5) / (_PREDICT_DRAWS + 0.5 * votes.shape[1])).log().to(x.dtype)
+        return shares.masked_fill(abstains.unsqueeze(1), float("nan"))
+
+
+def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tuple[str, ...]]:
+    normalise = None if plan.normalise is None else Normalisation(*plan.normalise)
+    if model is not None:
+        module = model if normalise is None else Normalised(model, normalise)
+        return module.to(plan.device), Subject("model", fingerprint(module)), type(model).__name__, ()
+    if plan.model is None:
+        raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or pass the module to audit() in Python")
+    if plan.remote:
+        api = HttpModel(
+            plan.model, classes=plan.classes or 0, max_queries=plan.max_queries, access=plan.answers, top_k=plan.top_k,
+            token_env="HOLDFAST_API_TOKEN" if "HOLDFAST_API_TOKEN" in os.environ else None,
+        )  # fmt: skip
+        return api, api.subject, plan.model, ()
+    loaded = load_model(plan.model, arch=plan.arch, trust=plan.trust, normalise=normalise, device=plan.device)
+    return loaded.module, loaded.subject, loaded.source, loaded.notes

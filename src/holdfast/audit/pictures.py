@@ -1,0 +1,39 @@
+"""Witnesses as 8-bit pictures: saved as PNG, loaded again, judged again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from holdfast.audit.context import Context
+
+__all__ = ["load_png", "save_png", "through_png"]
+
+
+def save_png(path: Path, x: Tensor) -> None:
+    """Saves one image (1 or 3, H, W) in [0, 1], rounded to 8 bits."""
+    pixels = (x.detach().cpu().double() * 255).round().clamp(0, 255).byte().numpy()
+    Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(path)
+
+
+def load_png(path: Path) -> Tensor:
+    """Loads an image as (1 or 3, H, W) float32 in [0, 1]."""
+    pixels = np.asarray(Image.open(path))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
+
+
+def through_png(context: Context, ids: np.ndarray, x: Tensor) -> Tensor | None:
+    """Saves witnesses as ``pictures/ID.png`` in the run and loads them again; None if they are no pictures."""
+    plan = context.plan
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or (plan.low, plan.high) != (0.0, 1.0):
+        return None
+    folder = context.folder.path / "pictures"
+    folder.mkdir(exist_ok=True)
+    for i, image in zip(ids.tolist(), x, strict=True):
+        save_png(folder / f"{i}.png", image)
+    return torch.stack([load_png(folder / f"{i}.png") for i in ids.tolist()]).to(x.device)

@@ -1,0 +1,204 @@
+"""The plan of an audit: everything that decides its figures, diffable and hashable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
+
+__all__ = ["CERTIFIERS", "SUITES", "Plan"]
+
+SUITES = ("fast", "standard", "black-box")
+CERTIFIERS = ("crown", "ibp", "alpha-crown", "smoothing", "none")
+
+
+class Plan(BaseModel):
+    """What an audit does. Sizes are exact: write eps as ``8/255``.
+
+    Attributes:
+        model: file of the deployed model, or the URL of a prediction API; None for a module handed over in Python.
+        arch: ``package.module:function`` that builds the architecture of a state dict, or ``timm:NAME``.
+        trust: open files that can run code.
+        normalise: mean and standard deviation per channel that the deployment applies before the model.
+        data: what to audit on: a file, a folder or ``digits:test``.
+        train_data: the training set, where the attacker knows it (survey row T06).
+        surrogate: file of a model that the attacker owns, for transfer; ``surrogate_arch`` builds it.
+        samples: the first so many rows; None is all.
+        norm: the distortion that is bounded.
+        eps: its bound.
+        low: least feature value.
+        high: largest feature value.
+        goal: untargeted, or targeted at the class after the label.
+        suite: which attacks.
+        certify: which certificate.
+        radius_max: largest radius that a certificate is searched for; None: 2 eps.
+        sigma: noise of smoothing.
+        smoothing_samples: draws per sample of smoothing.
+        grid: distance of neighbouring valid feature values, to judge the witnesses on (1/255 for 8-bit images).
+        eps_grid: further sizes at which the samples are attacked for the security curve.
+        queries: the most queries for one sample of a black-box attack.
+        top_k: how many classes the deployment shows; None is all.
+        answers: what the deployment answers: scores, or labels alone.
+        classes: how many classes a prediction API has.
+        max_queries: the most rows that may ever be sent to a prediction API; the consent to ask one that may bill.
+        seed: keys all draws.
+        chunk: samples of a journal row.
+        slots: samples of a batch.
+        device: where the model runs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal["1"] = "1"
+    model: str | None = None
+    arch: str | None = None
+    trust: bool = False
+    normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    data: str = "digits:test"
+    train_data: str | None = None
+    surrogate: str | None = None
+    surrogate_arch: str | None = None
+    samples: int | None = Field(default=None, ge=1)
+    norm: Norm = Norm.LINF
+    eps: str = "0.1"
+    low: float = 0.0
+    high: float = 1.0
+    goal: Goal = Goal.UNTARGETED
+    suite: Literal["fast", "standard", "black-box"] = "fast"
+    certify: Literal["crown", "ibp", "alpha-crown", "smoothing", "none"] = "crown"
+    radius_max: str | None = None
+    sigma: float = Field(default=0.25, gt=0)
+    smoothing_samples: int = Field(default=2000, ge=100)
+    grid: str | None = None
+    eps_grid: tuple[str, ...] = ()
+    queries: int | None = Field(default=None, ge=1)
+    top_k: int | None = Field(default=None, ge=1)
+    answers: Literal["scores", "labels"] = "scores"
+    classes: int | None = Field(default=None, ge=2)
+    max_queries: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
+    chunk: int = Field(default=256, ge=1)
+    slots: int = Field(default=256, ge=1)
+    device: str = "cpu"
+
+    @field_validator("eps", "radius_max", "grid", mode="before")
+    @classmethod
+    def _exact(cls, value: Any) -> Any:
+        return None if value is None else str(parse_eps(value))
+
+    @field_validator("eps_grid", mode="before")
+    @classmethod
+    def _exact_grid(cls, value: Any) -> Any:
+        return tuple(str(e) for e in sorted({parse_eps(v) for v in value or ()}))
+
+    def model_post_init(self, context: Any) -> None:
+        """Refuses combinations that cannot be had."""
+        _ = self.threat
+        if self.certify == "smoothing" and self.norm is not Norm.L2:
+            raise UsageError("smoothing certifies l2; use --norm l2, or --certify crown")
+        if self.certify in ("crown", "ibp", "alpha-crown") and self.norm is Norm.L0:
+            raise UsageError("the linear bounds have no l0 form; use --certify none with --norm l0")
+        if self.goal is Goal.TARGETED and self.certify != "none":
+            raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
+        if self.remote and (self.suite != "black-box" or self.certify != "none"):
+            raise UsageError("a prediction API can only be asked queries: use --suite black-box --certify none")
+        if self.remote and self.classes is None:
+            raise UsageError("a prediction API does not say how many classes it has; give --classes")
+        if self.answers == "labels" and self.top_k is not None:
+            raise UsageError("labels alone have no top-k; leave out --top-k or answer with scores")
+        if self.grid is not None and parse_eps(self.grid) == 0:
+            raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model of the plan."""
+        known = ("training-data",) * (self.train_data is not None) + ("surrogate",) * (self.surrogate is not None)
+        return ThreatModel(
+            norm=self.norm, eps=parse_eps(self.eps), goal=self.goal, access=self.access, low=self.low, high=self.high,
+            grid=None if self.grid is None else parse_eps(self.grid), known=known,
+        )  # fmt: skip
+
+    @property
+    def access(self) -> Access:
+        """White-box, unless the suite only asks queries."""
+        if self.suite != "black-box":
+            return Access.WHITE_BOX
+        return Access.HARD_LABEL if self.answers == "labels" else Access.SOFT_LABEL
+
+    @property
+    def remote(self) -> bool:
+        """The model is a prediction API."""
+        return self.model is not None and self.model.startswith(("http://", "https://"))
+
+    @property
+    def exact_eps(self) -> Fraction:
+        """eps as a rational."""
+        return parse_eps(self.eps)
+
+    @property
+    def largest_radius(self) -> Fraction:
+        """The largest radius that is searched for."""
+        return 2 * self.exact_eps if self.radius_max is None else parse_eps(self.radius_max)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the plan in canonical form."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The plan as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    @classmethod
+    def of(cls, **values: Any) -> Plan:
+        """A plan from values.
+
+        Raises:
+            UsageError: an unknown key or a wrong value; the message names it and the fix.
+
+        Example:
+            >>> Plan.of(eps="8/255").exact_eps
+            Fraction(8, 255)
+        """
+        unknown = [k for k in values if k not in cls.model_fields]
+        if unknown:
+            raise UsageError(f"a plan has no '{unknown[0]}'. {did_you_mean(unknown[0], cls.model_fields)}")
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(f"plan: {where}: {first['msg']} (got {first['input']!r})") from None
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """A plan from a YAML file; tags, duplicate and unknown keys are refused."""
+        try:
+            values = yaml.load(path.read_text(), Loader=_StrictLoader)  # noqa: S506  a SafeLoader that refuses duplicates
+        except yaml.YAMLError as error:
+            raise UsageError(f"{path}: {error}") from None
+        if not isinstance(values, dict):
+            raise UsageError(f"{path}: a plan is a mapping of names to values")
+        return cls.of(**values)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe loading that refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)

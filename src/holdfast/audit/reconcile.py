@@ -1,0 +1,389 @@
+"""From the journal to the document: both sides of each sample held against each other."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from holdfast import __version__
+from holdfast.audit.context import Context
+from holdfast.audit.document import Document
+from holdfast.audit.journal import Payload
+from holdfast.audit.stages import stages, standing_of
+from holdfast.audit.standing import Standing
+from holdfast.audit.suites import Rung, rungs, stamp, transfers
+from holdfast.core.cards import parameters_of
+from holdfast.core.registry import method
+from holdfast.core.threat import Access, Guarantee
+from holdfast.core.verdict import Status, Verdict, Witness
+from holdfast.numerics.stats import clopper_pearson
+
+__all__ = ["Units", "compose", "contradictions", "standings", "verdicts"]
+
+Units = Mapping[tuple[str, int], Payload]
+_CURVE_POINTS = 40
+_MOST_ERRORS = 0.01
+
+
+def standings(context: Context, units: Units) -> list[Standing]:
+    """The standing of each chunk whose clean stage is done."""
+    order = [s.name for s in stages(context.plan)]
+    found = []
+    for k, ids in enumerate(context.chunks()):
+        done = {name: units[name, k] for name in order if (name, k) in units}
+        if "clean" in done:
+            found.append(standing_of(context, ids, done))
+    return found
+
+
+def verdicts(context: Context, parts: Iterable[Standing]) -> list[Verdict]:
+    """Both sides of every sample."""
+    eps = float(context.plan.exact_eps)
+    return [_verdict(s, k, eps) for s in parts for k in range(len(s.ids))]
+
+
+def _verdict(s: Standing, k: int, eps: float) -> Verdict:
+    i = int(s.ids[k])
+    nearest, certificate = s.nearest.get(i), s.certificates.get(i)
+    if s.error[k]:
+        status = Status.ERROR
+    elif not s.correct[k]:
+        status = Status.MISCLASSIFIED
+    elif i in s.broken:
+        status = Status.BROKEN
+    elif certificate is not None and certificate.guarantee is not Guarantee.ESTIMATE and certificate.radius >= eps:
+        status = Status.CERTIFIED
+    else:
+        edge = i in s.marginal and s.marginal[i].witness.distance <= eps
+        status = Status.MARGINAL if edge else Status.UNKNOWN
+    witness: Witness | None = None if nearest is None else nearest.witness
+    return Verdict(
+        i, int(s.labels[k]), int(s.prediction[k]), status, witness, certificate,
+        int(s.forwards[k]), int(s.backwards[k]), int(s.queries[k]),
+    )  # fmt: skip
+
+
+def contradictions(found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Witnesses inside a radius that was proved."""
+    return [
+        {
+            "id": v.id,
+            "radius": v.certificate.radius,
+            "distance": v.witness.distance,
+            "guarantee": v.certificate.guarantee,
+            "method": v.certificate.method,
+            "attack": v.witness.attack,
+            "sha256": v.witness.sha256,
+            "message": "a witness that the referee let stand lies inside the certified radius: one of the two is wrong",
+        }
+        for v in found
+        if v.witness is not None
+        and v.certificate is not None
+        and v.certificate.guarantee is Guarantee.SOUND
+        and v.witness.distance <= v.certificate.radius
+    ]
+
+
+def compose(
+    context: Context,
+    units: Units,
+    seconds: Mapping[str, float],
+    *,
+    command: str,
+    when: str,
+    journal: str | None,
+    complete: bool,
+) -> Document:
+    """The document of a run as far as it got."""
+    plan = context.plan
+    parts = standings(context, units)
+    found = verdicts(context, parts)
+    count = {s: sum(v.status is s for v in found) for s in Status}
+    n = max(1, len(found))
+    broken, wrong, certified = count[Status.BROKEN], count[Status.MISCLASSIFIED], count[Status.CERTIFIED]
+    findings = [f for (_, k), unit in sorted(units.items()) if k == -1 for f in unit.get("findings", ())]
+    findings += _refusals(units)
+    weak = [f for f in findings if f["code"].startswith("masking.") and f["severity"] == "warning"]
+    clashes = contradictions(found)
+    attack_names = [r.stage for r in rungs(plan)]
+    by_stage = _by_stage(units, seconds)
+    top = [by_stage[name] for name in ["clean", *attack_names] if name in by_stage]
+    complete = complete and count[Status.ERROR] <= _MOST_ERRORS * n
+    empirical, proved = 1 - (wrong + broken) / n, certified / n
+    clean = sum(v.prediction == v.label and v.status is not Status.ERROR for v in found) / n
+    return Document.model_validate(
+        {
+            "headline": {
+                "samples": len(found),
+                "clean_accuracy": clean,
+                "empirical_robust_accuracy": empirical,
+                "certified_robust_accuracy": None if plan.certify == "none" else proved,
+                "unknown": (len(found) - wrong - broken - certified) / n,
+                "upper_bound_weak": bool(weak),
+                "upper_bound_note": _note(context, weak),
+                "marginal": count[Status.MARGINAL],
+                "timeouts": count[Status.TIMEOUT],
+                "errors": count[Status.ERROR],
+                "intervals": {
+                    "clean": _interval(clean, n),
+                    "empirical": _interval(empirical, n),
+                    "certified": None if plan.certify == "none" else _interval(proved, n),
+                },
+                "statement": _statement(plan.certify != "none", proved, empirical),
+            },
+            "complete": complete and not clashes,
+            "contradictions": clashes,
+            "threat": {
+                "norm": plan.norm, "eps": plan.eps, "eps_value": float(plan.exact_eps), "goal": plan.goal,
+                "access": plan.access.label, "low": plan.low, "high": plan.high, "grid": plan.grid,
+                "known": list(plan.threat.known),
+            },
+            "subject": asdict(context.subject),
+            "model": {"source": context.source, "parameters": _parameters(context.base)},
+            "data": {
+                "source": context.data.name, "sha256": context.data.sha256, "samples": len(context.data.x),
+                "shape": list(context.data.x.shape[1:]), "classes": parts[0].scores.shape[1] if parts else 0,
+                "class_names": list(context.data.classes or ()),
+            },
+            "suite": _suite(context, units, parts, seconds),
+            "cost": {
+                **{k: sum(s[k] for s in top) for k in ("forwards", "backwards", "queries", "seconds")},
+                "by_stage": by_stage,
+            },
+            "samples": [_sample(v) for v in found],
+            "findings": findings,
+            "curves": {
+                "eps": _eps_curve(context, units, parts, found), "certified": _radius_curve(found),
+                "queries": _query_curves(context, units, parts),
+            },
+            "grid": _grid(context, units, found),
+            "methods": _methods(context),
+            "not_tested": _not_tested(context),
+            "stages": _stages(context, units, seconds),
+            "seed": plan.seed,
+            "command": command,
+            "environment": {
+                "python": sys.version.split()[0], "torch": torch.__version__, "holdfast": __version__,
+                "device": plan.device, "threads": torch.get_num_threads(), "platform": platform.platform(), "when": when,
+            },
+            "hashes": {
+                "plan": plan.sha256, "model": context.subject.sha256, "data": context.data.sha256, "journal": journal,
+            },
+        }
+    )  # fmt: skip
+
+
+def _interval(share: float, n: int) -> tuple[float, float]:
+    low, high = clopper_pearson(round(share * n), n, 0.05)
+    return float(low), float(high)
+
+
+def _statement(certifies: bool, proved: float, empirical: float) -> str:
+    left = f"certified {100 * proved:.1f} % <= " if certifies else ""
+    return f"{left}true robust accuracy <= empirical {100 * empirical:.1f} %"
+
+
+def _note(context: Context, weak: list[dict[str, Any]]) -> str | None:
+    if weak:
+        return "upper bound weak: " + "; ".join(f["title"] for f in weak)
+    if context.plan.access < Access.WHITE_BOX:
+        return f"the model was only reached by queries: at most {context.plan.queries or 5000} for a sample and attack"
+    return None
+
+
+def _sample(v: Verdict) -> dict[str, Any]:
+    return v.as_dict()
+
+
+def _parameters(model: object) -> int | None:
+    return sum(p.numel() for p in model.parameters()) if isinstance(model, nn.Module) else None
+
+
+def _by_stage(units: Units, seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    table: dict[str, dict[str, float]] = {}
+    referee = 0
+    for (stage, _), unit in units.items():
+        row = table.setdefault(
+            stage, {"forwards": 0, "backwards": 0, "queries": 0, "seconds": seconds.get(stage, 0.0), "samples": 0}
+        )
+        for name in ("forwards", "backwards", "queries"):
+            row[name] += sum(unit.get(name, ()))
+        row["forwards"] += unit.get("asked", 0)
+        if stage == "clean":
+            row["queries"] += sum(unit["forwards"])
+        row["samples"] += len(unit.get("ids", ()))
+        referee += unit.get("referee", 0)
+    table["referee"] = {"forwards": referee, "backwards": 0, "queries": 0, "seconds": 0.0, "samples": 0}
+    return table
+
+
+def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: Mapping[str, float]) -> dict[str, Any]:
+    rows, last = [], rungs(context.plan)[-1]
+    proved = {i for s in parts for i in s.proved}
+    tried: dict[str, set[int]] = {}
+    for rung in rungs(context.plan):
+        mine = [u for (stage, _), u in units.items() if stage == rung.stage]
+        tried[rung.name] = {i for u in mine for i in u["ids"]}
+        first = {i for s in parts for i, c in s.broken.items() if c.stage == rung.stage}
+        rows.append(
+            {
+                "name": rung.name, "title": method(rung.method).card.title, "broken": len(first),  # type: ignore[attr-defined]
+                **{k: sum(sum(u[k]) for u in mine) for k in ("forwards", "backwards", "queries")},
+                "seconds": seconds.get(rung.stage, 0.0),
+            }
+        )  # fmt: skip
+    return {
+        "name": context.plan.suite, "stamp": stamp(context.plan), "attacks": rows,
+        "certified_attacked": len(proved & set().union(*tried.values())),
+        "certified_full_ladder": len(proved & tried[last.name]),
+    }  # fmt: skip
+
+
+def _eps_curve(
+    context: Context, units: Units, parts: Sequence[Standing], found: Sequence[Verdict]
+) -> list[dict[str, Any]]:
+    eps, n = float(context.plan.exact_eps), max(1, len(found))
+    right = sum(int(s.correct.sum()) for s in parts)
+    near = np.array([v.witness.distance for v in found if v.witness is not None and v.prediction == v.label])
+    most = max([2 * eps, *np.quantile(near, [0.9]).tolist()] if len(near) else [2 * eps])
+    sizes = sorted({*np.linspace(0, most, _CURVE_POINTS).tolist(), eps})
+    points = [{"eps": e, "accuracy": (right - int((near <= e).sum())) / n, "kind": "witness"} for e in sizes]
+    for e in context.plan.eps_grid:
+        mine = [u for (stage, _), u in units.items() if stage == f"eps-grid:{e}"]
+        if mine:
+            lost = sum(len(u["broken_here"]) for u in mine)
+            value = float(context.plan.of(eps=e).exact_eps)
+            points.append({"eps": value, "accuracy": (right - lost) / n, "kind": "grid"})
+    return points
+
+
+def _radius_curve(found: Sequence[Verdict]) -> list[dict[str, float]]:
+    radii = np.array(
+        [v.certificate.radius for v in found if v.certificate and v.certificate.guarantee is not Guarantee.ESTIMATE]
+    )
+    if not len(radii):
+        return []
+    sizes = np.linspace(0, float(radii.max()), _CURVE_POINTS)
+    return [{"radius": float(r), "accuracy": float((radii >= r).sum() / len(found))} for r in sizes]
+
+
+def _query_curves(context: Context, units: Units, parts: Sequence[Standing]) -> list[dict[str, Any]]:
+    n, right = sum(len(s.ids) for s in parts), sum(int(s.correct.sum()) for s in parts)
+    curves = []
+    for rung in rungs(context.plan):
+        if method(rung.method).card.access is Access.WHITE_BOX:  # type: ignore[attr-defined]
+            continue
+        mine = [u for (stage, _), u in units.items() if stage == rung.stage]
+        before = right - sum(len(u["ids"]) for u in mine)
+        at = sorted(q for u in mine for i, q in zip(u["ids"], u["found_at"], strict=True) if str(i) in u["witnesses"])
+        start = (right - before) / max(1, n)
+        curves.append(
+            {"attack": rung.name, "points": [(0.0, start)] + [(float(q), start - (k + 1) / n) for k, q in enumerate(at)]}
+        )
+    return [c for c in curves if len(c["points"]) > 1]
+
+
+def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str, Any] | None:
+    mine = [u for (stage, _), u in units.items() if stage == "grid"]
+    if context.plan.grid is None or not mine:
+        return None
+    wrong = sum(v.status is Status.MISCLASSIFIED for v in found)
+    lost = sum(len(u["broken_on_grid"]) for u in mine)
+    return {
+        "grid": context.plan.grid,
+        "empirical_robust_accuracy": 1 - (wrong + lost) / max(1, len(found)),
+        "pictures_saved": sum(u["saved"] for u in mine),
+        "pictures_still_breaking": sum(u["still_breaking"] for u in mine),
+    }
+
+
+def _methods(context: Context) -> list[dict[str, Any]]:
+    chosen: list[tuple[str, Mapping[str, Any]]] = [(r.method, r.parameters) for r in _distinct(rungs(context.plan))]
+    certifier = {"none": None, "smoothing": "cohen"}.get(context.plan.certify, context.plan.certify.replace("-", "_"))
+    if certifier is not None:
+        chosen.append((certifier, {}))
+    rows = []
+    for name, given in chosen:
+        kind = method(name)
+        card = kind.card  # type: ignore[attr-defined]
+        rows.append(
+            {
+                "name": name, "title": card.title, "paper": card.paper, "section": card.section, "summary": card.summary,
+                "failure_modes": list(card.failure_modes),
+                "parameters": [
+                    {"name": p.name, "value": given.get(p.name, p.default), "meaning": p.meaning, "source": p.source}
+                    for p in parameters_of(kind)
+                ],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def _distinct(ladder: Iterable[Rung]) -> list[Rung]:
+    seen: dict[str, Rung] = {}
+    for rung in ladder:
+        seen.setdefault(rung.method, rung)
+    return list(seen.values())
+
+
+def _not_tested(context: Context) -> list[str]:
+    plan = context.plan
+    gaps = [f"other norms than {plan.norm} and perturbations that no lp ball holds (semantic, physical, universal)"]
+    if plan.goal == "untargeted":
+        gaps.append("targeted attacks on a chosen class")
+    if plan.suite != "black-box":
+        gaps.append("attackers who can only query: their cost is not measured here (--suite black-box)")
+    elif not any(transfers(r) for r in rungs(plan)):
+        gaps.append("transfer from a surrogate (--surrogate)")
+    if plan.certify == "none":
+        gaps.append("certificates (--certify crown): no lower bound is claimed")
+    gaps.append("attacks in training: poisoning and backdoors")
+    return gaps
+
+
+def _refusals(units: Units) -> list[dict[str, Any]]:
+    found = []
+    for text in sorted({u["refused"] for u in units.values() if "refused" in u}):
+        found.append(
+            {
+                "code": "certificate.refused", "severity": "warning", "title": "no certificate for this model",
+                "message": text, "remedy": "certify with --certify smoothing (l2), or rewrite the operation", "data": {},
+            }
+        )  # fmt: skip
+    rejected = sorted({i for u in units.values() for i in u.get("rejected", ())})
+    if rejected:
+        found.append(
+            {
+                "code": "referee.rejected", "severity": "note", "title": "claims that the referee rejected",
+                "message": f"{len(rejected)} claimed witnesses left their set and were not counted",
+                "remedy": "", "data": {"samples": len(rejected)},
+            }
+        )  # fmt: skip
+    failed = [u["fault"] for u in units.values() if "fault" in u]
+    for text in sorted(set(failed)):
+        found.append(
+            {
+                "code": "run.failed", "severity": "error", "title": "a unit of work failed",
+                "message": text, "remedy": "mend the cause and run holdfast resume", "data": {"units": failed.count(text)},
+            }
+        )  # fmt: skip
+    return found
+
+
+def _stages(context: Context, units: Units, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
+    wanted = len(context.chunks())
+    rows = []
+    for stage in stages(context.plan):
+        done = [u for (name, _), u in units.items() if name == stage.name]
+        status = "done" if len(done) == wanted else "partial" if done else "skipped"
+        if any("fault" in u for u in done):
+            status = "failed"
+        rows.append({"name": stage.name, "status": status, "chunks": len(done), "seconds": seconds.get(stage.name, 0.0)})
+    return rows

@@ -1,0 +1,82 @@
+"""Nearer witnesses: bisection toward the clean input, then a short minimal-distortion attack that may only improve.
+
+Its own stage and its own cost: what a suite spends to decide the verdict at eps stays comparable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.evasion.white.fab_t import FABT
+from holdfast.audit.context import Context
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Norm
+from holdfast.judge.desk import Desk, evaluating
+from holdfast.numerics.search import bisect
+
+__all__ = ["shrink"]
+
+_HALVINGS = 12
+_STEPS, _TARGETS = 20, 3
+
+
+def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, clean: Tensor) -> Outcome:
+    """Minimal distortion from known witnesses.
+
+    Args:
+        context: the run.
+        problem: the samples in the box alone (eps infinite).
+        witness: (n, \\*features) known witnesses; anything where ``has`` is false.
+        has: (n,) bool: a witness is known.
+        clean: (n, K) clean scores.
+
+    Returns:
+        The nearest witnesses; a sample without one may have gained one beyond eps.
+    """
+    desk = Desk(context.search, problem, first=False, clean=clean, micro_batch=context.plan.slots)
+    rows = has.nonzero().squeeze(-1)
+    if len(rows):
+        part = problem.select(rows.cpu().numpy())
+        path = _fewer_features if problem.set.norm is Norm.L0 else _toward
+
+        def holds(t: Tensor) -> Tensor:
+            scores, _ = desk.logits(path(part, witness[rows], t), part.rows)
+            return part.criterion.holds(scores, part.y, part.target)
+
+        with evaluating(context.search):
+            t = torch.ones(len(rows), dtype=torch.float64, device=witness.device)
+            _ = holds(t)
+            bisect(holds, torch.zeros_like(t), t, _HALVINGS)
+    if context.plan.access < Access.WHITE_BOX or problem.set.norm not in FABT.card.norms or not context.differentiable:
+        return Outcome(
+            desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, desk.ledger, context.plan.slots
+        )
+    nearer = replace(problem, set=problem.set.with_eps(desk.distance))
+    found = run(
+        FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, first=False, clean=clean,
+        settings=context.settings,
+    )  # fmt: skip
+    better = found.distance < desk.distance
+    for name in ("forwards", "backwards", "queries"):
+        getattr(found.ledger, name).add_(getattr(desk.ledger, name))
+    return Outcome(
+        torch.where(problem.flat(better), found.x, desk.witness), found.found | desk.found,
+        torch.minimum(found.distance, desk.distance), found.found_at, found.low_margin, found.ledger, found.slots,
+    )  # fmt: skip
+
+
+def _toward(problem: Problem, witness: Tensor, t: Tensor) -> Tensor:
+    """The point at share t of the way from the clean input to the witness."""
+    return problem.x + problem.flat(t).to(problem.x.dtype) * (witness - problem.x)
+
+
+def _fewer_features(problem: Problem, witness: Tensor, t: Tensor) -> Tensor:
+    """The witness with only the share t of its changed features kept, the largest changes first."""
+    delta = (witness - problem.x).flatten(1)
+    rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
+    keep = (t * (delta != 0).sum(1)).ceil().unsqueeze(1)
+    return problem.x + torch.where(rank < keep, delta, torch.zeros_like(delta)).view_as(problem.x)

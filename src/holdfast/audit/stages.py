@@ -1,0 +1,238 @@
+"""The stages of an audit. A stage does one unit of work for one chunk; a unit is a pure function of the plan, the chunk and
+the payloads of the chunk's earlier stages.
+
+A payload is plain JSON: ``witnesses`` and ``marginal`` by sample id, what was spent for each of ``ids``, and what else the
+stage found. Witness tensors lie beside the journal under their hashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.engine import Outcome, run
+from holdfast.audit.context import Context
+from holdfast.audit.journal import Payload
+from holdfast.audit.plan import Plan
+from holdfast.audit.shrink import shrink
+from holdfast.audit.standing import Standing
+from holdfast.audit.suites import SPARED_SHARE, Rung, rungs, transfers
+from holdfast.core.criterion import Misclassified
+from holdfast.core.problem import Problem
+from holdfast.core.threat import parse_eps
+from holdfast.judge.desk import evaluating
+from holdfast.judge.ledger import Budget
+from holdfast.judge.referee import Ruling
+
+__all__ = ["Stage", "judged", "stages", "standing_of"]
+
+Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named stage and its unit of work.
+
+    Attributes:
+        name: key in the journal.
+        unit: what is done for one chunk.
+        title: for the progress line.
+    """
+
+    name: str
+    unit: Unit
+    title: str
+
+
+def stages(plan: Plan) -> list[Stage]:
+    """The stages of a plan, in order; the whole-run ones (pre-flight, diagnostics, reconciliation) are the driver's."""
+    from holdfast.audit.certificates import certificates, triage
+    from holdfast.audit.probe import probe
+
+    todo = [Stage("clean", clean, "clean predictions")]
+    if plan.suite == "fast" and plan.certify in ("crown", "ibp", "alpha-crown"):
+        todo.append(Stage("triage", triage, "cheap certificates"))
+    todo += [Stage(r.stage, _attacking(r), f"attack {r.name}") for r in rungs(plan)]
+    todo.append(Stage("probe", probe, "random points and single steps"))
+    todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {e}") for e in plan.eps_grid]
+    todo.append(Stage("shrink", shrinking, "nearest witnesses"))
+    if plan.grid is not None:
+        todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid}"))
+    if plan.certify != "none":
+        todo.append(Stage("certificates", certificates, f"certificates ({plan.certify})"))
+    return todo
+
+
+def standing_of(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:
+    """The standing of a chunk."""
+    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)
+
+
+def clean(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """Predictions on the clean inputs."""
+    x = context.inputs(ids)
+    with torch.no_grad(), evaluating(context.model):
+        scores = torch.cat([context.model(part) for part in x.split(context.plan.slots)]).double().cpu()
+        prediction = scores.nan_to_num(nan=-np.inf).argmax(1)
+        if context.subject.kind == "smoothed":  # g abstains with not-a-number; the stand-in's scores guide the search
+            prediction = prediction.masked_fill(scores.isnan().any(1), -1)
+            scores = torch.cat([context.search(part) for part in x.split(context.plan.slots)]).double().cpu()
+    rows = [[v if np.isfinite(v) else None for v in row] for row in scores.tolist()]
+    if context.plan.remote:  # absent classes of an API are -inf, not unknown
+        rows = [[-1e30 if v == -np.inf else v for v in row] for row in scores.tolist()]
+    return {
+        "ids": ids.tolist(),
+        "scores": rows,
+        "prediction": prediction.tolist(),
+        "forwards": [1] * len(ids),
+    }
+
+
+def attack(
+    context: Context,
+    rung: Rung,
+    ids: np.ndarray,
+    standing: Standing,
+    *,
+    eps: float | None = None,
+) -> Payload:
+    """One attack on some samples of the chunk, its witnesses judged."""
+    if not len(ids):
+        return _spent(ids, None)
+    plan = context.plan
+    rows = np.searchsorted(standing.ids, ids)
+    problem = context.problem(ids, eps, classes=standing.scores.shape[1])
+    scores = torch.from_numpy(standing.scores[rows]).to(context.device, problem.x.dtype)
+    method = rung.attack()
+    judge = context.model if transfers(rung) else None
+    outcome = run(
+        method, problem, context.surrogate if transfers(rung) else context.search, judge=judge, seed=plan.seed,
+        budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings,
+    )  # fmt: skip
+    return judged(context, problem, outcome, rung.name)
+
+
+def judged(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
+    """The payload of an attack: its claims, ruled on by the referee, and what it spent."""
+    payload = _spent(problem.ids, outcome)
+    claimed = outcome.found & (outcome.distance > 0)
+    rows = claimed.nonzero().squeeze(-1).cpu().numpy()
+    if len(rows):
+        part = problem.select(rows)
+        ruling = context.referee().judge(part, outcome.x[part.rows])
+        payload["referee"] = ruling.forwards
+        for k, i in enumerate(part.ids.tolist()):
+            if ruling.ruling[k] is Ruling.REJECTED:
+                payload["rejected"].append(i)
+                continue
+            kind = "witnesses" if ruling.ruling[k] is Ruling.HOLDS else "marginal"
+            payload[kind][str(i)] = {
+                "attack": name,
+                "sha256": context.folder.store(ruling.x[k]),
+                "distance": float(ruling.distance[k]),
+                "margin": _number(ruling.margin[k]),
+                "rounding": _number(ruling.rounding[k]),
+            }
+    return payload
+
+
+def _number(value: Tensor) -> float:
+    return float(value.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30))
+
+
+def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
+    payload: dict[str, Any] = {"ids": ids.tolist(), "witnesses": {}, "marginal": {}, "rejected": [], "referee": 0}
+    if outcome is None:
+        return payload | {k: [] for k in ("forwards", "backwards", "queries", "found_at", "low_margin")}
+    ledger = outcome.ledger
+    return payload | {
+        "forwards": ledger.forwards.tolist(),
+        "backwards": ledger.backwards.tolist(),
+        "queries": ledger.queries.tolist(),
+        "found_at": outcome.found_at.tolist(),
+        "low_margin": outcome.low_margin.clamp(-1e30, 1e30).tolist(),
+    }
+
+
+def _attacking(rung: Rung) -> Unit:
+    def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+        standing = standing_of(context, ids, units)
+        wanted = standing.open & rung.wants(standing)
+        if rung.spares:
+            spared = np.isin(ids, list(standing.proved)) & (_keyed(ids, context.plan.seed) % SPARED_SHARE != 0)
+            wanted &= ~spared
+        return attack(context, rung, ids[wanted], standing)
+
+    return unit
+
+
+def _keyed(ids: np.ndarray, seed: int) -> np.ndarray:
+    """A mixing of ids that looks random and depends on nothing but id and seed."""
+    mixed = (ids.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
+    return (mixed >> np.uint64(33)).astype(np.int64)
+
+
+def _at_eps(eps: str) -> Unit:
+    def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+        size = float(parse_eps(eps))
+        standing = standing_of(context, ids, units)
+        near = np.array([i in standing.nearest and standing.nearest[i].witness.distance <= size for i in ids.tolist()])
+        rung = rungs(context.plan)[0]
+        payload = attack(context, rung, ids[standing.correct & ~near], standing, eps=size)
+        held = ids[near & standing.correct].tolist() + [int(i) for i in payload["witnesses"]]
+        return payload | {"broken_here": sorted(held)}
+
+    return unit
+
+
+def shrinking(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """A nearer witness for each broken sample, and one beyond eps for those that are not."""
+    standing = standing_of(context, ids, units)
+    chosen = ids[standing.correct]
+    if not len(chosen):
+        return _spent(chosen, None)
+    known = {i: c.witness for i, c in standing.nearest.items()}
+    problem = context.problem(chosen, float("inf"), classes=standing.scores.shape[1])
+    witness = problem.x.clone()
+    for k, i in enumerate(chosen.tolist()):
+        if i in known:
+            witness[k] = context.folder.witness(known[i].sha256).to(context.device)
+    has = torch.tensor([i in known for i in chosen.tolist()], device=context.device)
+    scores = torch.from_numpy(standing.scores[standing.correct]).to(context.device, problem.x.dtype)
+    outcome = shrink(context, problem, witness, has, scores)
+    payload = judged(context, problem, outcome, "shrink")
+    for key, record in payload["witnesses"].items():
+        if int(key) in known:
+            record["attack"] = known[int(key)].attack
+    return payload
+
+
+def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """The witnesses as inputs that lie on the grid, saved as pictures where they are pictures, and judged after loading."""
+    from holdfast.audit.pictures import through_png
+    from holdfast.numerics.project import snap_to_grid
+
+    standing = standing_of(context, ids, units)
+    chosen = np.array(sorted(standing.broken), dtype=np.int64)
+    payload: Payload = {"ids": chosen.tolist(), "broken_on_grid": [], "saved": 0, "still_breaking": 0, "referee": 0}
+    if not len(chosen):
+        return payload
+    problem = context.problem(chosen, classes=standing.scores.shape[1])
+    problem = replace(problem, set=replace(problem.set, grid=context.plan.threat.grid))
+    first = [standing.broken[i].witness.sha256 for i in chosen.tolist()]
+    x = torch.stack([context.folder.witness(sha).to(context.device) for sha in first])
+    snapped = snap_to_grid(problem.set, x, problem.x)
+    ruling = context.referee().judge(problem, snapped)
+    payload["broken_on_grid"] = [i for i, r in zip(chosen.tolist(), ruling.ruling, strict=True) if r is Ruling.HOLDS]
+    payload["referee"] = ruling.forwards
+    loaded = through_png(context, chosen, ruling.x)
+    if loaded is not None:
+        with torch.no_grad(), evaluating(context.model):
+            still = Misclassified().holds(context.model(loaded), problem.y, problem.target)
+        payload["saved"], payload["still_breaking"] = len(chosen), int(still.sum())
+    return payload

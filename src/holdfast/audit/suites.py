@@ -1,0 +1,97 @@
+"""Suites: which attacks run, in which order, and on which samples that are still open.
+
+`standard` is AutoAttack's composition and is never tuned. `fast` is a ladder ordered by cost: what a cheap step breaks, the
+dear ones never see. `black-box` asks queries only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from holdfast.attacks.attack import Attack
+from holdfast.audit.plan import Plan
+from holdfast.audit.standing import Standing
+from holdfast.core.registry import method
+from holdfast.core.threat import Access
+
+__all__ = ["SPARED_SHARE", "Rung", "rungs", "stamp"]
+
+SPARED_SHARE = 20
+"""`fast` spares certified samples the dear rungs, but for one in this many, chosen by its id."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One attack of a suite.
+
+    Attributes:
+        name: unique in the suite; names its stage and its draws.
+        method: name of the attack.
+        parameters: what differs from its defaults.
+        wants: which of the open samples it is run on; (n,) bool from the standing so far.
+        spares: certified samples are left out, but for the keyed share.
+    """
+
+    name: str
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    wants: Callable[[Standing], np.ndarray] = lambda standing: np.ones(len(standing.ids), dtype=bool)
+    spares: bool = False
+
+    def attack(self) -> Attack[Any]:
+        """The attack with its parameters."""
+        return method(self.method)(**self.parameters)
+
+    @property
+    def stage(self) -> str:
+        """Name of its stage."""
+        return f"attack:{self.name}"
+
+
+def _near(standing: Standing) -> np.ndarray:
+    """Samples whose best margin has come down far: where a further search has a chance."""
+    return standing.progress >= 0.5
+
+
+_STANDARD = (
+    Rung("apgd_ce", "apgd_ce", {"steps": 100, "restarts": 1}),
+    Rung("apgd_t", "apgd_t", {"steps": 100}),
+    Rung("fab_t", "fab_t", {"steps": 100}),
+    Rung("square", "square", {"queries": 5000}),
+)
+_FAST = (
+    Rung("cosine_margin", "cosine_margin", {"steps": 20, "targets": 3}),
+    Rung("cosine_margin_long", "cosine_margin", {"steps": 60, "targets": 3}, wants=_near, spares=True),
+    Rung("square_short", "square", {"queries": 500}, wants=_near, spares=True),
+)
+
+
+def rungs(plan: Plan) -> tuple[Rung, ...]:
+    """The attacks of a plan's suite, in order."""
+    if plan.suite == "standard":
+        return _STANDARD
+    if plan.suite == "fast":
+        return _FAST
+    queries = plan.queries or 5000
+    ladder = [Rung("square", "square", {"queries": queries}), Rung("hopskipjump", "hopskipjump", {"queries": queries})]
+    if plan.surrogate is not None:
+        ladder.insert(0, Rung("surrogate_transfer", "surrogate_transfer"))
+    return tuple(r for r in ladder if plan.norm in method(r.method).card.norms)  # type: ignore[attr-defined]
+
+
+def stamp(plan: Plan) -> str:
+    """What the suite may be called."""
+    if plan.suite == "standard":
+        return "standard: the AutoAttack composition (APGD-CE, APGD-T, FAB-T, Square 5000), untuned"
+    if plan.suite == "fast":
+        return "fast: Holdfast's own ladder; not the AutoAttack composition"
+    return f"black-box: queries only, at most {plan.queries or 5000} a sample and attack"
+
+
+def transfers(rung: Rung) -> bool:
+    """Whether the rung searches on the attacker's own model."""
+    return method(rung.method).card.access is Access.TRANSFER  # type: ignore[attr-defined]

@@ -1,0 +1,261 @@
+"""Activations between two lines, and max pools.
+
+A line has a slope and an intercept. Any slope will do; the intercept is then the exact extreme of ``f(z) - slope z`` over
+the interval, taken over the interval's ends and the points where f' equals the slope. So slopes may come from a rule, a
+bisection or an optimiser: no accuracy of theirs is ever relied on.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holdfast.certify.bounds._operation import Operation, Pull
+from holdfast.certify.bounds._region import Box
+from holdfast.graph.model import Node
+
+__all__ = ["Activation", "LeakyRelu", "Lines", "MaxPool", "Sigmoid", "Tanh"]
+
+
+class Lines(NamedTuple):
+    """``lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept``; a missing intercept is 0."""
+
+    lower_slope: Tensor
+    lower_intercept: Tensor | None
+    upper_slope: Tensor
+    upper_intercept: Tensor
+
+
+def _within(slope: Tensor, least: float) -> Tensor:
+    """The slope moved into [least, 1]; its gradient is kept at the ends too, where an optimiser starts."""
+    return slope + (slope.clamp(least, 1) - slope).detach()
+
+
+class Activation(Operation):
+    """An increasing function of each entry, with slopes in [0, 1]."""
+
+    linear = False
+    separate = True
+
+    @abstractmethod
+    def value(self, node: Node, z: Tensor) -> Tensor:
+        """f."""
+
+    @abstractmethod
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        """Two lines around f on the boxes; ``slope`` replaces the lower slope where there is a choice."""
+
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+        return Box(self.value(node, inputs[0].lower), self.value(node, inputs[0].upper))
+
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
+        """Slopes are at most 1 and an intercept at most ``|f(z)| + |z|``, twice each."""
+        return 4 * (inputs[0].magnitude + output.magnitude)
+
+    def pull(self, node: Node, a: Tensor, prepared: Lines) -> Pull:
+        """Where a coefficient is negative the upper line bounds from below."""
+        lower_slope, lower_intercept, upper_slope, upper_intercept = prepared
+        negative = a.clamp(max=0)
+        pulled = torch.addcmul(a * lower_slope, negative, upper_slope - lower_slope)
+        constant = torch.einsum("snd,nd->sn", negative.flatten(2), upper_intercept.flatten(1))
+        if lower_intercept is not None:
+            constant = constant + ((a - negative) * lower_intercept).flatten(2).sum(2)
+        return [pulled], constant
+
+
+class LeakyRelu(Activation):
+    """``max(z, slope z)``, the ReLU with slope 0 among them (Zhang et al. 2018, CROWN, arXiv 1811.00866)."""
+
+    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+        return F.leaky_relu(z, node.attributes.get("slope", 0.0))
+
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+        return 4 * inputs[0].magnitude
+
+    def wanted(self, node: Node, box: Box) -> Tensor:
+        """The entries that may have either sign (or are not numbers)."""
+        return ~((box.lower >= 0) | (box.upper <= 0))
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        """The chord above; below, a line through the kink with a slope between those of the two sides.
+
+        The lower intercept is 0: f is convex and the line touches it in 0, or is f itself.
+        """
+        (l, u), flat = inputs[0], float(node.attributes.get("slope", 0.0))
+        either = self.wanted(node, inputs[0])
+        width = torch.where(either, u - l, 1.0)
+        chord = torch.where(either, (u - flat * l) / width, torch.where(l >= 0, 1.0, flat))
+        chord = chord.clamp(max=1)
+        # the chord's two ends agree but for rounding; the larger one is sound
+        intercept = torch.where(either, torch.maximum(flat * l - chord * l, u - chord * u), 0.0)
+        if slope is None:
+            slope = torch.where(u > -l, 1.0, flat).to(l.dtype)
+        lower = torch.where(either, _within(slope, flat), chord)
+        return Lines(lower, None, chord, intercept)
+
+
+class _SShaped(Activation):
+    """A function that is convex up to 0, concave beyond and odd but for a constant."""
+
+    @abstractmethod
+    def derivative(self, z: Tensor) -> Tensor:
+        """f'."""
+
+    @abstractmethod
+    def stationary(self, slope: Tensor) -> Tensor:
+        """The z >= 0 with f'(z) = slope; f' is even."""
+
+    def wanted(self, node: Node, box: Box) -> Tensor:
+        """All that are not points."""
+        return ~(box.lower >= box.upper)
+
+    def _upper_slope(self, node: Node, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741
+        """Tangent at the middle where f is concave, chord where convex, else the tangent that meets f at l."""
+        chord = (self.value(node, u) - self.value(node, l)) / (u - l).clamp(min=1e-12)
+        with torch.no_grad():
+            near, far = torch.zeros_like(u), u.clamp(min=0)
+            at_l = self.value(node, l)
+            for _ in range(30):
+                middle = (near + far) / 2
+                steep = self.value(node, middle) - at_l < self.derivative(middle) * (middle - l)
+                near, far = torch.where(steep, middle, near), torch.where(steep, far, middle)
+            chordal = (self.value(node, u) - at_l <= self.derivative(u) * (u - l)) | (u <= 0)
+        slope = torch.where(chordal, chord, self.derivative(torch.where(l >= 0, (l + u) / 2, far)))
+        return slope.clamp(0, 1)
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:  # noqa: D102
+        l, u = inputs[0]
+        upper = self._upper_slope(node, l, u)
+        lower = self._upper_slope(node, -u, -l) if slope is None else _within(slope, 0.0)
+        return Lines(lower, self._gap(node, l, u, lower).amin(0), upper, self._gap(node, l, u, upper).amax(0))
+
+    def _gap(self, node: Node, l: Tensor, u: Tensor, slope: Tensor) -> Tensor:  # noqa: E741
+        """``f(z) - slope z`` where it can be extreme on [l, u]: (4, \\*shape of slope)."""
+        z = self.stationary(slope.detach()).detach()
+        points = torch.stack([z.clamp(l, u), (-z).clamp(l, u), l.expand_as(z), u.expand_as(z)])
+        return self.value(node, points) - slope * points
+
+
+class Sigmoid(_SShaped):
+    """``1 / (1 + exp(-z))``."""
+
+    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.sigmoid(z)
+
+    def derivative(self, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.sigmoid(z) * torch.sigmoid(-z)
+
+    def stationary(self, slope: Tensor) -> Tensor:
+        """2 artanh(sqrt(1 - 4 s)), written so that it stays accurate for small slopes."""
+        s = (4 * slope).clamp(1e-300, 1)
+        return 2 * torch.log1p(torch.sqrt(1 - s)) - torch.log(s)
+
+
+class Tanh(_SShaped):
+    """The hyperbolic tangent."""
+
+    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+        return torch.tanh(z)
+
+    def derivative(self, z: Tensor) -> Tensor:  # noqa: D102
+        return 1 / torch.cosh(z).square()
+
+    def stationary(self, slope: Tensor) -> Tensor:
+        """artanh(sqrt(1 - s)), likewise."""
+        s = slope.clamp(1e-300, 1)
+        return torch.log1p(torch.sqrt(1 - s)) - torch.log(s) / 2
+
+
+class _Choice(NamedTuple):
+    """For each output of a max pool: an input below it, and an input, slope and intercept above it."""
+
+    below: Tensor
+    above: Tensor
+    slope: Tensor
+    intercept: Tensor
+    shape: tuple[int, ...]
+
+
+class MaxPool(Operation):
+    """The largest entry of each window.
+
+    Below: the entry with the largest lower bound. Above: with y the entry of the largest upper bound and c the largest
+    upper bound among the others, ``max(y, c)``, which is a ReLU shifted to c and is bounded by its chord.
+    """
+
+    linear = False
+
+    def _pool(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
+        a = node.attributes
+        pool = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[len(a["kernel"])]
+        value, index = pool(x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"], return_indices=True)
+        return value, index.flatten(2)
+
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+        return Box(self._pool(node, inputs[0].lower)[0], self._pool(node, inputs[0].upper)[0])
+
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+        """A coefficient reaches one input, of at most the windows' reach; intercepts are at most ``2 |z|``."""
+        reach = max(float(t.abs().max()) for t in inputs[0])
+        return torch.full_like(output.lower, 4 * reach)
+
+    def wanted(self, node: Node, box: Box) -> Tensor:
+        """All that are not points."""
+        return ~(box.lower >= box.upper)
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Choice:  # noqa: D102
+        (lower, upper), shape = inputs[0], tuple(inputs[0].lower.shape[1:])
+        below = self._pool(node, lower)[1]
+        top, above = self._pool(node, upper)
+        top = top.flatten(2)
+        foot = lower.flatten(2).gather(2, above)
+        second = self._second(node, upper, above)
+        open_ = foot < second
+        slope_ = torch.where(open_, (top - second) / torch.where(open_, top - foot, 1.0), 1.0).clamp(0, 1)
+        second = torch.where(open_, second, 0.0)
+        intercept = torch.where(open_, torch.maximum(second - slope_ * foot, top - slope_ * top), 0.0)
+        return _Choice(below, above, slope_, intercept, shape)
+
+    def _second(self, node: Node, upper: Tensor, above: Tensor) -> Tensor:
+        """The largest upper bound in each window but that of the entry ``above``: (n, channels, windows)."""
+        a = node.attributes
+        k = len(a["kernel"])
+        n, channels, *sizes = upper.shape
+        where = torch.arange(upper[0, 0].numel(), device=upper.device, dtype=upper.dtype).view(1, 1, *sizes)
+        pads = [p for size in reversed(a["padding"]) for p in (size, size)]
+        beyond = [0] * k
+        if a["ceil"]:  # windows may then reach past the padding
+            beyond = [
+                max((out - 1) * s + d * (w - 1) + 1 - size - 2 * p, 0)
+                for out, s, d, w, size, p in zip(
+                    node.shape[1:], a["stride"], a["dilation"], a["kernel"], sizes, a["padding"], strict=True
+                )
+            ]
+            pads = [p + (beyond[k - 1 - i // 2] if i % 2 else 0) for i, p in enumerate(pads)]
+
+        def windows(x: Tensor, fill: float) -> Tensor:
+            x = F.pad(x, pads, value=fill)
+            for dim in range(k):
+                reach = a["dilation"][dim] * (a["kernel"][dim] - 1) + 1
+                x = x.unfold(dim + 2, reach, a["stride"][dim])[..., :: a["dilation"][dim]]
+            slices = (slice(None), slice(None), *(slice(0, out) for out in node.shape[1:]))
+            return x[slices].flatten(2 + k).flatten(2, 1 + k)
+
+        values = windows(upper, -torch.inf)
+        positions = windows(where, -1.0)
+        return values.masked_fill(positions == above.unsqueeze(-1), -torch.inf).amax(-1)
+
+    def pull(self, node: Node, a: Tensor, prepared: _Choice) -> Pull:  # noqa: D102
+        below, above, slope, intercept, shape = prepared
+        flat = a.flatten(3)
+        negative = flat.clamp(max=0)
+        back = a.new_zeros(*flat.shape[:3], torch.Size(shape[1:]).numel())
+        back = back.scatter_add(3, below.expand_as(flat), flat - negative)
+        back = back.scatter_add(3, above.expand_as(flat), negative * slope)
+        constant = torch.einsum("snd,nd->sn", negative.flatten(2), intercept.flatten(1))
+        return [back.view(*a.shape[:2], *shape)], constant

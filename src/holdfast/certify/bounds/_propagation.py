@@ -1,0 +1,249 @@
+"""Bounds of every node of a graph over a region: boxes forwards, linear functions backwards, each keeping the other's best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from holdfast.certify.bounds._activations import Lines
+from holdfast.certify.bounds._operation import Operation, node_size
+from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
+from holdfast.certify.bounds._table import operation
+from holdfast.core.errors import UnsupportedError
+from holdfast.core.threat import Norm
+from holdfast.graph.model import Graph
+
+__all__ = ["Propagation", "specification"]
+
+Slopes = Mapping[int, Tensor]
+
+
+class Propagation:
+    """Boxes around all values of a graph over a region.
+
+    Args:
+        graph: the model, its tensors in the region's arithmetic.
+        region: the inputs.
+        sound: pay for rounding (float64 only). Without it bounds are those of the formulas alone: for training.
+        memory: bytes that the coefficients of one backward pass may take; more rows go in several passes. 16 MB on a CPU
+            (beyond its cache everything takes two to three times as long, measured), 1 GB elsewhere.
+
+    Attributes:
+        boxes: of each node, once `run` is done.
+
+    Raises:
+        UnsupportedError: an operation without an entry in the table.
+    """
+
+    def __init__(self, graph: Graph, region: Region, *, sound: bool = True, memory: int | None = None) -> None:
+        self.graph = graph
+        self.region = region
+        self.sound = sound
+        self.memory = memory or (1 << 24 if region.x.device.type == "cpu" else 1 << 30)
+        self.boxes: list[Box] = []
+        self.operations: list[Operation | None] = [None, *(operation(n.op) for n in graph.nodes[1:])]
+        self._consumers = graph.consumers()
+        self._sizes: dict[int, Tensor] = {}
+        self._prepared: dict[int, Any] = {}
+        self._separable, self._settled, self._affine = self._classify()
+
+    def _classify(self) -> tuple[list[bool], list[bool], list[bool]]:
+        """For each node: its entries range independently; no backward pass can improve its box; it is affine in x."""
+        separable, settled, affine = [self.region.norm is Norm.LINF], [True], [True]
+        for node, op in zip(self.graph.nodes[1:], self.operations[1:], strict=True):
+            assert op is not None
+            free = len(node.inputs) == 1 and separable[node.inputs[0]]
+            separable.append(free and op.separate)
+            settled.append(free or not op.linear or (op.separate and settled[node.inputs[0]]))
+            affine.append(op.linear and all(affine[i] for i in node.inputs))
+        return separable, settled, affine
+
+    def run(
+        self,
+        refine: Callable[[int], bool],
+        slopes: Mapping[int, Slopes] | None = None,
+        known: Sequence[Box] | None = None,
+    ) -> None:
+        """Finds the boxes front to back.
+
+        Args:
+            refine: whether the box of this node may be tightened by backward passes.
+            slopes: for a node that is tightened, lower slopes of the activations before it.
+            known: boxes from an earlier propagation over the same region, to intersect with.
+        """
+        self.boxes = [self.region.box]
+        for i, node in enumerate(self.graph.nodes[1:], 1):
+            op = self.operations[i]
+            assert op is not None
+            inputs = [self.boxes[j] for j in node.inputs]
+            box = op.interval(node, inputs)
+            if self.sound:
+                with torch.no_grad():
+                    size = op.size(node, inputs, box)
+                if size is not None:
+                    slack = gamma(self._terms(i)) * size
+                    box = Box(box.lower - slack, box.upper + slack)
+                    self._sizes[i] = norm(size, 1)
+            if known:
+                box = Box(torch.maximum(box.lower, known[i].lower), torch.minimum(box.upper, known[i].upper))
+            self._prepared[i] = op.prepare(node, inputs)
+            self.boxes.append(box)
+            if not self._settled[i] and refine(i):
+                self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {})
+
+    def choices(self, i: int) -> dict[int, Tensor]:
+        """The default lower slopes (n, \\*shape) of the activations that node ``i`` depends on."""
+        needed = {i}
+        for k in range(i, 0, -1):
+            if k in needed:
+                needed.update(self.graph.nodes[k].inputs)
+        return {k: p.lower_slope.detach() for k, p in self._prepared.items() if k in needed and isinstance(p, Lines)}
+
+    def tightened(self) -> list[int]:
+        """The nodes whose boxes backward passes may improve: those that a nonlinear operation reads."""
+        readers = ((i, self.operations[j]) for i, found in enumerate(self._consumers) for j in found)
+        return sorted({i for i, op in readers if op and not op.linear and not self._settled[i]})
+
+    def affine_in_input(self, i: int) -> bool:
+        """Whether a node is an affine function of the input, so that one backward pass bounds it exactly."""
+        return self._affine[i]
+
+    def _terms(self, i: int) -> int:
+        node = self.graph.nodes[i]
+        return 16 + node_size(node.shape) + sum(node_size(self.graph.nodes[j].shape) for j in node.inputs)
+
+    def _tighten(self, i: int, slopes: Slopes) -> Box:
+        """Backward bounds of those entries of a node that its nonlinear readers want, where better than the box."""
+        box, wanted = self.boxes[i], None
+        for j in self._consumers[i]:
+            op = self.operations[j]
+            more = op.wanted(self.graph.nodes[j], box) if op else None
+            wanted = more if wanted is None else wanted if more is None else wanted | more
+        if wanted is None or not (most := int(wanted.flatten(1).sum(1).max())):
+            return box
+        n, shape = wanted.shape[0], wanted.shape[1:]
+        chosen = wanted.flatten(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        found: list[Tensor] = []
+        for part in chosen.T.split(self._rows(i, n)):
+            if torch.is_grad_enabled():  # what a pass computed is computed again when gradients need it: memory stays bounded
+                ends = checkpoint(self._both_ends, i, part, slopes, use_reentrant=False)
+            else:
+                ends = self._both_ends(i, part, slopes)
+            found.append(torch.stack(ends))
+        lower, upper = torch.cat(found, 1).transpose(1, 2)
+        flat = Box(box.lower.flatten(1), box.upper.flatten(1))
+        lower = torch.maximum(flat.lower.gather(1, chosen), lower)
+        upper = torch.minimum(flat.upper.gather(1, chosen), upper)
+        return Box(flat.lower.scatter(1, chosen, lower).view_as(box.lower), flat.upper.scatter(1, chosen, upper).view_as(box.upper))
+
+    def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
+        """The least and the largest value of chosen entries of a node, each (rows, n)."""
+        node, op, (rows, n) = self.graph.nodes[i], self.operations[i], chosen.shape
+        start = op.pull_units(node, chosen, self._prepare(i, slopes)) if op else None
+        if start is None:
+            unit = self.boxes[i].lower.new_zeros(rows, n, node_size(node.shape)).scatter_(2, chosen.unsqueeze(2), 1.0)
+            a = unit.view(rows, n, *node.shape)
+            least, negated = self.minimum(i, torch.cat([a, -a]), slopes).chunk(2)
+        else:
+            (a,), constant = start
+            a = torch.cat([a, -a])
+            total = a.new_zeros(a.shape[:2]) if constant is None else torch.cat([constant, -constant])
+            # the look-up is exact; what folding did to the weights is not
+            slack = gamma(self._terms(i)) * self._sizes[i] if self.sound else 0.0
+            least, negated = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, slopes).chunk(2)
+        return least, -negated
+
+    def _rows(self, i: int, n: int) -> int:
+        """How many entries one backward pass may bound: two rows each, about four tensors of the largest value."""
+        largest = max(node_size(node.shape) for node in self.graph.nodes[: i + 1])
+        return max(self.memory // (2 * 4 * 8 * n * largest), 1)
+
+    def minimum(self, i: int, a: Tensor, slopes: Slopes | None = None, *, at_boxes: bool = False) -> Tensor:
+        """A lower bound of ``<a, value of node i>`` over the region, less what rounding may have added.
+
+        Args:
+            i: the node; the boxes of its ancestors must be known.
+            a: (rows, n, \\*shape).
+            slopes: lower slopes of activations, (rows or 1, n, \\*shape), for those that shall not have the default.
+            at_boxes: stop at nonlinear operations and take the least over their boxes (interval arithmetic).
+
+        Returns:
+            (rows, n).
+        """
+        total = a.new_zeros(a.shape[:2])
+        return self._descend({i: a}, total, torch.zeros_like(total), slopes, at_boxes)
+
+    def _descend(
+        self, pending: dict[int, Tensor], total: Tensor, error: Tensor, slopes: Slopes | None, at_boxes: bool = False
+    ) -> Tensor:
+        """Substitutes backwards until only the input is left: a bound of ``sum <pending, values> + total``.
+
+        Invariant: the bound sought is at least ``sum <pending, values> + total - error``, in real numbers.
+        """
+        for k in range(max(pending), -1, -1):
+            if k not in pending:
+                continue
+            a, node, op = pending.pop(k), self.graph.nodes[k], self.operations[k]
+            if op is None:
+                constant, slack = self.region.minimum(a)
+            elif at_boxes and not op.linear:
+                constant, slack = box_minimum(a, self.boxes[k])
+            else:
+                pulled, constant = op.pull(node, a, self._prepare(k, slopes))
+                slack = gamma(self._terms(k)) * norm(a, 2) * self._sizes[k] if k in self._sizes else 0.0
+                for j, part in zip(node.inputs, pulled, strict=True):
+                    if j in pending:
+                        part = pending[j] + part
+                        slack = slack + gamma(1) * norm(part, 2) * norm(self.boxes[j].magnitude, 1)
+                    pending[j] = part
+            if constant is not None:
+                total = total + constant
+                slack = slack + gamma(1) * total.detach().abs()
+            error = error + slack
+        return total - error if self.sound else total
+
+    def _prepare(self, k: int, slopes: Slopes | None) -> Any:
+        node, op = self.graph.nodes[k], self.operations[k]
+        assert op is not None
+        if slopes and k in slopes:
+            return op.prepare(node, [self.boxes[j] for j in node.inputs], slopes[k])
+        return self._prepared[k]
+
+
+def specification(
+    found: Propagation,
+    c: Tensor,
+    d: Tensor | None = None,
+    slopes: Slopes | None = None,
+    *,
+    at_boxes: bool = False,
+) -> Tensor:
+    """Lower bounds of ``C f(x') + d`` from a propagation that has run.
+
+    Args:
+        found: the propagation.
+        c: (n, rows, classes) or (rows, classes).
+        d: (rows,) or (n, rows), 0 if missing.
+        slopes: see `Propagation.minimum`.
+        at_boxes: see `Propagation.minimum`.
+
+    Returns:
+        (n, rows).
+
+    Raises:
+        UnsupportedError: the output is not a vector.
+    """
+    output = len(found.graph.nodes) - 1
+    if len(found.graph.output_shape) != 1:
+        raise UnsupportedError(f"a specification needs a vector as output, not {found.graph.output_shape}")
+    n, reference = len(found.region.x), found.region.x
+    rows = c.to(reference).expand(n, *c.shape[-2:]).transpose(0, 1)
+    lower = found.minimum(output, rows, slopes, at_boxes=at_boxes).T
+    if d is None:
+        return lower
+    lower = lower + d.to(reference)
+    return lower - gamma(1) * lower.abs() if found.sound else lower

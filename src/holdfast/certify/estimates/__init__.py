@@ -1,0 +1,1 @@
+"""Estimates of the least distortion: never certificates."""

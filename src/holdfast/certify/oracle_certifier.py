@@ -1,0 +1,145 @@
+"""The second door to a certificate: methods that ask the model instead of reading its graph.
+
+A method declares its parameters and fills in ``_certify``; ``certify`` checks the request, the same for all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.cards import Card
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.threat import Norm
+from holdfast.core.verdict import Certificate
+
+__all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress"]
+
+Progress = Callable[[int], None]
+"""Told how many samples of the call are settled, each time that more are."""
+
+
+class Ask(Protocol):
+    """The model as a certifier sees it. Rows are points, not samples; each row through the model is counted."""
+
+    @property
+    def batch(self) -> int:
+        """How many rows the model takes at once; certifiers build calls of about this many."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(m, \\*features) -> (m, K), in eval mode and without a graph."""
+        ...
+
+    def gradient(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Gradient of ``logit[a] - logit[b]`` with respect to x (m, \\*features), a and b (m,): like x."""
+        ...
+
+
+class ModuleAsk:
+    """An ``nn.Module`` as an :class:`Ask`, with counters.
+
+    Attributes:
+        forwards: rows that went through the model.
+        backwards: rows that were differentiated.
+
+    Example:
+        >>> ask = ModuleAsk(nn.Linear(3, 2).eval(), batch=4)
+        >>> ask.logits(torch.zeros(10, 3)).shape, ask.forwards
+        (torch.Size([10, 2]), 10)
+    """
+
+    def __init__(self, module: nn.Module, batch: int = 1024) -> None:
+        """Args:
+        module: returns logits (m, K); must be in eval mode.
+        batch: rows at once.
+        """
+        if module.training:
+            raise UsageError("the model is in training mode; call model.eval() first")
+        self.module, self.batch = module, batch
+        self.forwards = self.backwards = 0
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(m, \\*features) -> (m, K)."""
+        self.forwards += len(x)
+        with torch.no_grad():
+            return torch.cat([self.module(x[rows]) for rows in self._parts(len(x))])
+
+    def gradient(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """Gradient of ``logit[a] - logit[b]`` with respect to x: (m, \\*features)."""
+        self.forwards += len(x)
+        self.backwards += len(x)
+        return torch.cat([self._gradient(x[rows], a[rows], b[rows]) for rows in self._parts(len(x))])
+
+    def _parts(self, m: int) -> list[slice]:
+        return [slice(start, start + self.batch) for start in range(0, max(m, 1), self.batch)]
+
+    def _gradient(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            logits: Tensor = self.module(leaf)
+            difference = logits.gather(1, a[:, None]) - logits.gather(1, b[:, None])
+            return torch.autograd.grad(difference.sum(), leaf)[0]
+
+
+class OracleCertifier(ABC):
+    """A method that bounds, with some guarantee, how far the prediction holds, by asking the model.
+
+    A subclass is a frozen dataclass whose fields are declared with ``parameter(...)``.
+    """
+
+    card: ClassVar[Card]
+
+    @final
+    def certify(
+        self,
+        ask: Ask,
+        x: Tensor,
+        y: Tensor,
+        ids: Sequence[int],
+        seed: int,
+        *,
+        norm: Norm,
+        radius_max: float | None = None,
+        progress: Progress | None = None,
+    ) -> list[Certificate | None]:
+        """A certificate for each sample, or None where there is none to give.
+
+        Args:
+            ask: the model.
+            x: (n, \\*features) clean inputs, float.
+            y: (n,) int64 labels; a sample with another prediction gets None.
+            ids: the n samples' rows in their data set; with the seed they key the draws.
+            seed: seed of the plan.
+            norm: distortion in which the radius is measured.
+            radius_max: no larger radius is of interest; the answer is cut off here.
+            progress: told how many samples are settled.
+
+        Raises:
+            UnsupportedError: the method does not serve this norm.
+            UsageError: x, y and ids do not agree, or radius_max is not positive.
+        """
+        if norm not in self.card.norms:
+            raise UnsupportedError(f"{self.card.title} does not serve {norm}; it serves {', '.join(self.card.norms)}")
+        if not x.is_floating_point():
+            raise UsageError(f"inputs must be floating-point numbers, got {x.dtype}")
+        if y.shape != (len(x),) or len(ids) != len(x):
+            raise UsageError(f"{len(x)} inputs need as many labels and ids, got {tuple(y.shape)} and {len(ids)}")
+        if radius_max is not None and not radius_max > 0:
+            raise UsageError(f"radius_max must be positive, got {radius_max}")
+        return self._certify(ask, x, y, ids, seed, norm, radius_max, progress or _silent)
+
+    @abstractmethod
+    def _certify(
+        self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None,
+        progress: Progress,
+    ) -> list[Certificate | None]:  # fmt: skip
+        """What ``certify`` returns, for a checked request."""
+
+
+def _silent(settled: int) -> None:
+    pass

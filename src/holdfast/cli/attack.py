@@ -1,0 +1,154 @@
+"""``holdfast attack``: one attack on a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, progress, say, say_json
+from holdfast.cli.opening import opened
+from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+__all__ = ["attack"]
+
+_PICTURES = 12
+
+
+def attack(
+    name: Annotated[str, typer.Argument(help="Name of an attack; see: holdfast methods.", metavar="NAME")],
+    out: o.Out,
+    model: o.Model = None,
+    arch: o.Arch = None,
+    trust: o.Trust = None,
+    normalise: o.Normalise = None,
+    data: o.Data = None,
+    samples: o.Samples = None,
+    norm: o.NormName = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(
+            help="Bound of the distortion: 8/255 or 0.1. Minimal-distortion attacks may go without.", metavar="SIZE"
+        ),
+    ] = None,
+    goal: o.GoalName = None,
+    set_: o.Set = None,
+    queries: o.Queries = None,
+    top_k: o.TopK = None,
+    surrogate: o.Surrogate = None,
+    surrogate_arch: o.SurrogateArch = None,
+    answers: o.Answers = None,
+    classes: o.Classes = None,
+    max_queries: o.MaxQueries = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Run one attack; the referee judges what it found."""
+    import numpy as np
+    import torch
+
+    from holdfast.attacks.attack import Attack
+    from holdfast.attacks.engine import run
+    from holdfast.core.registry import method
+    from holdfast.core.threat import Access, Formulation, Goal
+    from holdfast.judge.ledger import Budget
+    from holdfast.judge.referee import Ruling
+
+    kind = method(name)
+    if not issubclass(kind, Attack):
+        raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
+    tool = kind(**o.assignments(set_, kind))
+    if eps is None and tool.card.formulation is Formulation.BUDGET:
+        raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
+    context = opened(
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=surrogate, surrogate_arch=surrogate_arch,
+        answers=answers, classes=classes, max_queries=max_queries, seed=seed, device=device,
+    )  # fmt: skip
+    plan, ids = context.plan, np.arange(len(context.data))
+    known = None
+    if plan.goal is Goal.TARGETED:
+        with torch.no_grad():
+            known = int(context.model(context.inputs(ids[:1])).shape[-1])
+    problem = context.problem(ids, None if eps is not None else float("inf"), known)
+    transfer = tool.card.access is Access.TRANSFER
+    start = perf_counter()
+    with progress() as tell:
+        found = run(
+            tool, problem, context.surrogate if transfer else context.model, judge=context.model if transfer else None,
+            seed=plan.seed, budget=Budget(queries=plan.queries), top_k=plan.top_k, settings=context.settings,
+            progress=lambda done, total: tell(tool.card.title, done, total),
+        )  # fmt: skip
+    rows = np.flatnonzero(found.found.cpu().numpy())
+    judged = context.referee().judge(problem.select(rows), found.x[torch.from_numpy(rows).to(found.x.device)])
+    holds = np.array([r is Ruling.HOLDS for r in judged.ruling], dtype=bool)
+    x_adv, distance = found.x.clone(), np.full(len(ids), np.inf)
+    x_adv[torch.from_numpy(rows).to(x_adv.device)] = judged.x
+    distance[rows[holds]] = judged.distance.cpu().numpy()[holds]
+    wrong = distance == 0
+    broken = np.isfinite(distance) & ~wrong
+    answer: dict[str, Any] = {
+        "attack": name, "norm": str(plan.norm), "eps": plan.eps if eps is not None else None, "samples": len(ids),
+        "adversarial_as_they_are": int(wrong.sum()), "broken": int(broken.sum()),
+        "success": float(broken.sum() / max(1, (~wrong).sum())),
+        "median_distance": float(np.median(distance[broken])) if broken.any() else None,
+        "not_upheld": int((~holds).sum()), "forwards": int(found.ledger.forwards.sum()),
+        "backwards": int(found.ledger.backwards.sum()), "queries": int(found.ledger.queries.sum()),
+        "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": context.subject.sha256,
+    }  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        out / "adversarial.npz", x_adv=x_adv.cpu().numpy(), x=context.data.x.numpy(), y=context.data.y.numpy(),
+        found=broken | wrong, distance=distance,
+    )  # fmt: skip
+    drawn = _pictures(out / "pictures", context.data.x, x_adv.cpu(), np.flatnonzero(broken)[:_PICTURES])
+    if format_ is o.FormatName.JSON:
+        say_json(answer)
+    else:
+        for line in _told(tool.card.title, answer):
+            say(line)
+    note(f"saved {out / 'adversarial.npz'}")
+    if drawn:
+        note(f"saved {drawn} pictures (clean, adversarial, difference) in {out / 'pictures'}")
+
+
+def _told(title: str, a: dict[str, Any]) -> list[str]:
+    median = "none" if a["median_distance"] is None else f"{a['median_distance']:.4g}"
+    n = max(1, a["samples"])
+    return [
+        f"{title}: {a['norm']} {'unbounded' if a['eps'] is None else '<= ' + a['eps']}, seed {a['seed']}",
+        f"success            {a['success']:.1%}   ({a['broken']} of {a['samples'] - a['adversarial_as_they_are']}"
+        f" samples; {a['adversarial_as_they_are']} were wrong as they are)",
+        f"median distance    {median}",
+        f"forwards           {a['forwards']}   ({a['forwards'] / n:.1f} a sample)",
+        f"backwards          {a['backwards']}   ({a['backwards'] / n:.1f} a sample)",
+        f"queries            {a['queries']}   ({a['queries'] / n:.1f} a sample)",
+        f"seconds            {a['seconds']}",
+        *([f"not upheld by the referee: {a['not_upheld']}"] if a["not_upheld"] else []),
+    ]
+
+
+def _pictures(folder: Path, x: Tensor, x_adv: Tensor, rows: np.ndarray) -> int:
+    """Clean, adversarial and difference (around grey) side by side as PNG; none where the data are no images."""
+    import numpy as np
+    from PIL import Image
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(rows):
+        return 0
+    folder.mkdir(exist_ok=True)
+    for row in rows.tolist():
+        clean, adversarial = x[row].numpy(), x_adv[row].numpy()
+        strip = np.concatenate([clean, adversarial, (adversarial - clean) / 2 + 0.5], axis=2)
+        pixels = np.rint(np.clip(strip, 0, 1) * 255).astype(np.uint8)
+        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(folder / f"{row:06d}.png")
+    return len(rows)

@@ -1,0 +1,181 @@
+"""``holdfast audit``, ``resume`` and ``recheck``: the main job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, out, progress, say, say_json
+from holdfast.cli.opening import given
+from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.audit.document import Document
+
+__all__ = ["audit", "finish", "recheck", "resume"]
+
+_BELOW, _INCOMPLETE = 1, 3
+
+FailUnder = Annotated[
+    str | None,
+    typer.Option(
+        help="Exit with 1 if robust accuracy is below this: 0.4 or 40%.", metavar="SHARE", rich_help_panel="Answer"
+    ),
+]
+Side = Annotated[
+    Literal["empirical", "certified"],
+    typer.Option("--fail-on", help="The bound that --fail-under holds.", rich_help_panel="Answer"),
+]
+Workers = Annotated[int, typer.Option(help="Processes.", min=1, metavar="K", rich_help_panel="Run")]
+
+
+def audit(
+    out: Annotated[Path, typer.Option(help="The run's folder; a run of the same plan is continued.", metavar="RUN")],
+    model: o.Model = None,
+    arch: o.Arch = None,
+    trust: o.Trust = None,
+    normalise: o.Normalise = None,
+    data: o.Data = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(help="The training set, where the attacker knows it.", metavar="FILE", rich_help_panel="Threat"),
+    ] = None,
+    samples: o.Samples = None,
+    norm: o.NormName = None,
+    eps: o.Eps = None,
+    eps_grid: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack at these sizes too, for the security curve: 0.02,0.05.", metavar="SIZES", rich_help_panel="Run"
+        ),
+    ] = None,
+    grid: o.Grid = None,
+    goal: o.GoalName = None,
+    suite: o.Suite = None,
+    certify: o.Certify = None,
+    radius_max: o.RadiusMax = None,
+    sigma: o.Sigma = None,
+    queries: o.Queries = None,
+    top_k: o.TopK = None,
+    surrogate: o.Surrogate = None,
+    surrogate_arch: o.SurrogateArch = None,
+    answers: o.Answers = None,
+    classes: o.Classes = None,
+    max_queries: o.MaxQueries = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    workers: Workers = 1,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", help="A plan in YAML; flags override it.", metavar="FILE", rich_help_panel="Run"),
+    ] = None,
+    fail_under: FailUnder = None,
+    fail_on: Side = "empirical",
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Attack and certify a model, sample by sample, and write a report that anyone can recheck.
+
+    Example: holdfast audit --model model.safetensors --arch holdfast.models.zoo:digits_cnn
+    --data digits:test --norm linf --eps 0.1 --out runs/first
+    """
+    share = _share(fail_under)
+    from holdfast.audit.plan import Plan
+    from holdfast.audit.run import audit as run
+
+    base = {} if plan_file is None else Plan.read(plan_file).model_dump(mode="json")
+    plan = Plan.of(
+        **base
+        | given(
+            model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, train_data=train_data,
+            samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
+            grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
+            top_k=top_k, surrogate=surrogate, surrogate_arch=surrogate_arch, answers=answers, classes=classes,
+            max_queries=max_queries, seed=seed, device=device,
+        )
+    )  # fmt: skip
+    if plan.model is None:
+        raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
+    with progress() as tell:
+        document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
+    finish(out, document, share, fail_on, format_)
+
+
+def resume(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    workers: Workers = 1,
+    fail_under: FailUnder = None,
+    fail_on: Side = "empirical",
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Continue an interrupted audit; gives what an uninterrupted one gives."""
+    share = _share(fail_under)
+    from holdfast.audit.run import resume as again
+
+    with progress() as tell:
+        document = again(run, workers=workers, progress=tell)
+    finish(run, document, share, fail_on, format_)
+
+
+def recheck(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Judge every witness and certificate of a run anew; exits with 0 only if all hold."""
+    from holdfast.audit.recheck import recheck as again
+
+    found = again(run)
+    if format_ is o.FormatName.JSON:
+        say_json({k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems")})
+    else:
+        for problem in found.problems:
+            say(f"FAILS: {problem}", style="red")
+        for line in found.marginal:
+            say(f"marginal: {line}", style="yellow")
+        verdict = "all hold" if found.ok else f"{len(found.problems)} fail"
+        say(f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}")
+    if not found.ok:
+        raise typer.Exit(_INCOMPLETE)
+
+
+def finish(
+    run: Path, document: Document, share: float | None, side: Literal["empirical", "certified"], format_: o.FormatName
+) -> None:
+    """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
+    from holdfast.cli.rendering import render
+    from holdfast.report.text import show
+
+    render(run, document, share, side)
+    if format_ is o.FormatName.JSON:
+        say_json(document.model_dump(mode="json"))
+    else:
+        show(document, out())
+        note(f"report: {run / 'report.html'}")
+    if document.contradictions or not document.complete:
+        raise typer.Exit(_INCOMPLETE)
+    reached = getattr(document.headline, f"{side}_robust_accuracy")
+    if share is not None and (reached is None or reached < share):
+        say(f"{side} robust accuracy {0.0 if reached is None else reached:.1%} is below {share:.1%}", style="red")
+        raise typer.Exit(_BELOW)
+
+
+def _share(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise UsageError(f"--fail-under {text} is no share; write 0.4 or 40%")
+    return value

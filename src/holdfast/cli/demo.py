@@ -1,0 +1,87 @@
+"""``holdfast demo``: the whole circle on the embedded digits, in about a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, progress, say
+
+if TYPE_CHECKING:
+    from holdfast.audit.document import Document
+
+__all__ = ["demo"]
+
+_ARCH = "holdfast.models.zoo:digits_cnn"
+_EPS = "0.1"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for models, runs and the comparison.", metavar="FOLDER")] = Path(
+        "runs/demo"
+    ),
+    samples: Annotated[int, typer.Option(help="Test digits to audit, of 500.", min=1, max=500)] = 200,
+    seed: Annotated[int, typer.Option(help="Keys all randomness.")] = 0,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Train a small network on the embedded digits, audit it, harden it, audit it again, and compare."""
+    from fractions import Fraction
+
+    import torch
+    import torch.nn.functional as F
+
+    from holdfast.cli.harden import train
+    from holdfast.cli.report import write_comparison
+    from holdfast.core.threat import Norm
+    from holdfast.data.load import load_data
+    from holdfast.defences.adversarial_training.pgd_training import PGDTraining
+    from holdfast.models.zoo import digits_cnn
+    from holdfast.training.loop import Settings
+
+    digits = load_data("digits:train")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = digits_cnn()
+    note("1 of 4: train a network on 1,297 digits")
+    train(
+        model, digits, lambda m, b: F.cross_entropy(m(b.x), b.y), None, Settings(epochs=15, seed=seed),
+        out / "before.safetensors", "training",
+    )  # fmt: skip
+    note(f"2 of 4: audit it at linf {_EPS} on {samples} test digits")
+    before = _audited(out, "before", samples, seed)
+    note("3 of 4: harden it by adversarial training")
+    defence = PGDTraining(norm=Norm.LINF, eps=Fraction(_EPS))
+    train(
+        model, digits, defence.loss, defence.right, Settings(epochs=30, rate=0.01, seed=seed),
+        out / "after.safetensors", "hardening",
+    )  # fmt: skip
+    note("4 of 4: audit it again, and compare")
+    after = _audited(out, "after", samples, seed)
+    write_comparison([out / "before", out / "after"], out / "compare.html")
+    for name, document in (("before", before), ("after", after)):
+        say(f"{name:<8}{document.headline.statement}")
+    say(f"open {out / 'compare.html'}, {out / 'before' / 'report.html'} and {out / 'after' / 'report.html'}")
+    say(f"check every figure anew: holdfast recheck {out / 'after'}")
+
+
+def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
+    from holdfast.audit.plan import Plan
+    from holdfast.audit.run import audit
+    from holdfast.cli.rendering import render
+
+    plan = Plan.of(
+        model=str(out / f"{name}.safetensors"), arch=_ARCH, data="digits:test", samples=samples, norm="linf", eps=_EPS,
+        seed=seed,
+    )  # fmt: skip
+    command = (
+        f"holdfast audit --model {plan.model} --arch {_ARCH} --data digits:test --samples {samples} --norm linf "
+        f"--eps {_EPS} --seed {seed} --out {out / name}"
+    )
+    with progress() as tell:
+        document = audit(plan, out / name, command=command, progress=tell)
+    render(out / name, document)
+    return document

@@ -1,0 +1,66 @@
+"""The command line: ``holdfast COMMAND``. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from holdfast.cli import attack, audit, certify, demo, doctor, harden, methods, report
+from holdfast.cli.console import fault, voice
+from holdfast.core.errors import HoldfastError
+
+__all__ = ["app", "main"]
+
+_INTERNAL = 3
+
+app = typer.Typer(
+    name="holdfast",
+    help="Audit a deep-learning model from both sides: what breaks it, and what is proved safe. Then harden it, and audit again.",
+    epilog="Exit codes: 0 fine, 1 below --fail-under, 2 usage, 3 incomplete or contradiction, 4 unsafe file. "
+    "NO_COLOR and HOLDFAST_DEBUG are respected.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich" if sys.stdout.isatty() else None,  # plain and quick off a terminal
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _function, _panel in (
+    (audit.audit, "Audit"), (audit.resume, "Audit"), (audit.recheck, "Audit"), (report.report, "Audit"),
+    (report.diff, "Audit"), (attack.attack, "One method"), (certify.certify, "One method"),
+    (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (demo.demo, "Help"),
+):  # fmt: skip
+    app.command(rich_help_panel=_panel)(_function)
+
+
+@app.callback()
+def _holdfast(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        from holdfast import __version__
+
+        print(f"holdfast {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Runs the command line and exits with its code; every error is one line that names the fix."""
+    try:
+        typer.main.get_command(app)(prog_name="holdfast")
+    except HoldfastError as error:
+        _told(error, str(error), error.exit_code)
+    except OSError as error:
+        _told(error, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
+    except Exception as error:
+        _told(error, f"internal error: {type(error).__name__}: {error}; -v shows where, please report it", _INTERNAL)
+
+
+def _told(error: Exception, text: str, code: int) -> None:
+    if voice.verbose or os.environ.get("HOLDFAST_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    fault(text)
+    sys.exit(code)

@@ -1,0 +1,35 @@
+"""Opens what the flags name, for commands that run one method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from holdfast.cli.console import note
+from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.audit.context import Context
+
+__all__ = ["given", "opened"]
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that were given; the plan has the defaults of the others."""
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def opened(out: Path, **values: Any) -> Context:
+    """Model, data and threat of a command, opened as an audit opens them."""
+    from holdfast.audit.context import Context
+    from holdfast.audit.folder import RunFolder
+    from holdfast.audit.plan import Plan
+
+    named = given(**values)
+    for flag in ("model", "data"):
+        if flag not in named:
+            raise UsageError(f"what {flag}? give --{flag}")
+    context = Context.open(Plan.of(certify="none", **named), RunFolder(out))
+    for line in context.notes:
+        note(f"note: {line}")
+    return context

@@ -1,0 +1,242 @@
+"""Options that several commands share. A default of None leaves the value to the plan, the only place of defaults."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.threat import Goal, Norm
+
+__all__ = [
+    "Answers",
+    "Arch",
+    "Certify",
+    "Classes",
+    "Data",
+    "Device",
+    "Eps",
+    "Format",
+    "FormatName",
+    "GoalName",
+    "Grid",
+    "MaxQueries",
+    "Model",
+    "NormName",
+    "Normalise",
+    "Out",
+    "Queries",
+    "Quiet",
+    "RadiusMax",
+    "Samples",
+    "Seed",
+    "Set",
+    "Sigma",
+    "Suite",
+    "Surrogate",
+    "SurrogateArch",
+    "TopK",
+    "Trust",
+    "Verbose",
+    "assignments",
+    "normalisation",
+]
+
+_MODEL, _THREAT, _RUN = "Model and data", "Threat", "Run"
+
+
+class FormatName(StrEnum):
+    """How a command prints its answer."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="State dict or safetensors (with --arch), ONNX file, Hugging Face folder, or the URL of a prediction API.",
+        metavar="FILE|URL", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        help="Builds the architecture of a state dict.",
+        metavar="MODULE:FUNCTION|FILE.py:FUNCTION|timm:NAME", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Trust = Annotated[
+    bool | None,
+    typer.Option("--trust", help="Open files whose opening can run code.", show_default=False, rich_help_panel=_MODEL),
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(
+        help="Normalisation that the deployment applies, per channel: 0.5,0.5,0.5/0.25,0.25,0.25.",
+        metavar="MEAN/STD", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Data = Annotated[
+    str | None,
+    typer.Option(
+        help="npz (x float32 in [0, 1] or uint8, NCHW; y int), csv, folder of class folders, or digits:train|test.",
+        metavar="FILE|FOLDER|digits", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Samples = Annotated[
+    int | None, typer.Option(help="Take the first N rows.", metavar="N", show_default="all", rich_help_panel=_MODEL)
+]
+Surrogate = Annotated[
+    str | None,
+    typer.Option(help="A model of the attacker's own, for transfer.", metavar="FILE", rich_help_panel=_THREAT),
+]
+SurrogateArch = Annotated[
+    str | None,
+    typer.Option(help="Builds the surrogate's architecture.", metavar="MODULE:FUNCTION", rich_help_panel=_THREAT),
+]
+NormName = Annotated[
+    Norm | None, typer.Option(help="Distortion that is bounded.", show_default="linf", rich_help_panel=_THREAT)
+]
+Eps = Annotated[
+    str | None,
+    typer.Option(
+        help="Its bound, exact: 8/255 or 0.1.", metavar="SIZE", show_default="0.1", rich_help_panel=_THREAT
+    ),
+]
+GoalName = Annotated[
+    Goal | None,
+    typer.Option(
+        help="Any wrong class, or the class after the label.", show_default="untargeted", rich_help_panel=_THREAT
+    ),
+]
+Queries = Annotated[
+    int | None,
+    typer.Option(
+        help="Most queries for one sample of a query attack.", metavar="N", show_default="none", rich_help_panel=_THREAT
+    ),
+]
+TopK = Annotated[
+    int | None,
+    typer.Option(
+        help="The deployment shows so many classes.", metavar="K", show_default="all", rich_help_panel=_THREAT
+    ),
+]
+Answers = Annotated[
+    Literal["scores", "labels"] | None,
+    typer.Option(help="What a prediction API answers.", show_default="scores", rich_help_panel=_THREAT),
+]
+Classes = Annotated[
+    int | None, typer.Option(help="How many classes a prediction API has.", metavar="K", rich_help_panel=_MODEL)
+]
+MaxQueries = Annotated[
+    int | None,
+    typer.Option(
+        help="Most rows ever sent to a prediction API: your consent to ask it.", metavar="N", rich_help_panel=_MODEL
+    ),
+]
+Suite = Annotated[
+    Literal["fast", "standard", "black-box"] | None,
+    typer.Option(help="Which attacks.", show_default="fast", rich_help_panel=_RUN),
+]
+Certify = Annotated[
+    Literal["crown", "alpha-crown", "ibp", "smoothing", "none"] | None,
+    typer.Option(help="Which certificate.", show_default="crown", rich_help_panel=_RUN),
+]
+RadiusMax = Annotated[
+    str | None,
+    typer.Option(
+        help="Largest radius that a certificate is searched for.",
+        metavar="SIZE", show_default="2 eps", rich_help_panel=_RUN,
+    ),
+]  # fmt: skip
+Sigma = Annotated[
+    float | None,
+    typer.Option(help="Noise of randomised smoothing.", metavar="S", show_default="0.25", rich_help_panel=_RUN),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        help="Judge on valid inputs only: multiples of this (1/255 for 8-bit images).",
+        metavar="STEP", rich_help_panel=_THREAT,
+    ),
+]  # fmt: skip
+Seed = Annotated[
+    int | None, typer.Option(help="Keys all randomness.", metavar="S", show_default="0", rich_help_panel=_RUN)
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda.", metavar="D", show_default="cpu", rich_help_panel=_RUN)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="A parameter of the method; see: holdfast methods NAME. May be repeated.",
+        metavar="KEY=VALUE", rich_help_panel=_RUN,
+    ),
+]  # fmt: skip
+Out = Annotated[Path, typer.Option(help="Folder for the results.", metavar="FOLDER")]
+Format = Annotated[FormatName, typer.Option("--format", help="What is printed.")]
+
+
+def _quiet(value: bool) -> bool:
+    if value:
+        from holdfast.cli.console import voice
+
+        voice.quiet = True
+    return value
+
+
+def _verbose(value: bool) -> bool:
+    if value:
+        from holdfast.cli.console import voice
+
+        voice.verbose = True
+    return value
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the answer and errors only.", callback=_quiet, show_default=False)
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Notes, and tracebacks of errors.", callback=_verbose, show_default=False)
+]
+
+
+def normalisation(text: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """``MEAN/STD`` as a plan has it."""
+    if text is None:
+        return None
+    from holdfast.models.wrap import Normalisation
+
+    declared = Normalisation.parse(text)
+    return declared.mean, declared.std
+
+
+def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:
+    """``--set`` arguments as values of a method's parameters.
+
+    Raises:
+        UsageError: not of the form, no such parameter, or a value of another type.
+    """
+    from typing import get_type_hints
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from holdfast.core.cards import parameters_of
+
+    known = {p.name for p in parameters_of(method)}
+    hints, found = get_type_hints(method), {}
+    for pair in pairs or ():
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise UsageError(f"'{pair}' sets nothing; write --set KEY=VALUE")
+        if name not in known:
+            raise UsageError(f"{method.__name__} has no parameter '{name}'. {did_you_mean(name, known)}")
+        try:
+            found[name] = TypeAdapter(hints[name]).validate_python(None if text.lower() == "none" else text)
+        except ValidationError as error:
+            raise UsageError(f"--set {pair}: {error.errors()[0]['msg'].lower()}") from None
+    return found

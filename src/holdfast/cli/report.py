@@ -1,0 +1,76 @@
+"""``holdfast report`` and ``diff``: reading runs that are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, out as standard_out, say, say_json
+from holdfast.core.errors import UsageError
+
+__all__ = ["diff", "report", "write_comparison"]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folder of a run, or several with --compare.", metavar="RUN...")],
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Put several runs on one page: table, trade-off, curves.")
+    ] = False,
+    out: Annotated[
+        Path, typer.Option(help="The page that --compare writes.", metavar="FILE.html")
+    ] = Path("compare.html"),
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Write a run's report anew, or compare runs."""
+    if compare:
+        write_comparison(runs, out)
+        say(f"comparison of {len(runs)} runs: {out}")
+        return
+    if len(runs) > 1:
+        raise UsageError("several runs on one page need --compare")
+    from holdfast.audit.document import Document
+    from holdfast.cli.rendering import render
+    from holdfast.report.text import show
+
+    document = Document.load(runs[0])
+    render(runs[0], document)
+    if format_ is o.FormatName.JSON:
+        say_json(document.model_dump(mode="json"))
+    else:
+        show(document, standard_out())
+        note(f"report: {runs[0] / 'report.html'}")
+
+
+def write_comparison(runs: list[Path], page: Path) -> None:
+    """One page about several runs, each named after its folder (its path, where two folders share a name)."""
+    from holdfast.audit.document import Document
+    from holdfast.report.compare import write_compare
+
+    labels = [run.name for run in runs]
+    if len(set(labels)) < len(labels):
+        labels = [str(run) for run in runs]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_compare(page, [(label, Document.load(run)) for label, run in zip(labels, runs, strict=True)])
+
+
+def diff(
+    before: Annotated[Path, typer.Argument(help="Folder of the earlier run.", metavar="A")],
+    after: Annotated[Path, typer.Argument(help="Folder of the later run.", metavar="B")],
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """What changed from one run to another: figures, and which samples moved."""
+    from holdfast.audit.document import Document
+    from holdfast.report.diff import diff as compared
+
+    found = compared(Document.load(before), Document.load(after))
+    if format_ is o.FormatName.JSON:
+        say_json(found.as_dict())
+    else:
+        say(found.text().rstrip())

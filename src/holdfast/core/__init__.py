@@ -1,0 +1,1 @@
+"""Data types of the house; nothing here computes with a model."""

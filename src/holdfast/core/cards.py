@@ -1,0 +1,86 @@
+"""A method's card: what it is, where it comes from, what it needs and what it is held to.
+
+Cards make `holdfast methods`, the method pages, the coverage table and the report's appendix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from holdfast.core.threat import Access, Formulation, Goal, Guarantee, Norm, Phase
+
+__all__ = ["Card", "Parameter", "parameter", "parameters_of"]
+
+
+@dataclass(frozen=True)
+class Card:
+    """The card of a method.
+
+    Attributes:
+        title: the name as the paper writes it.
+        rows: ids of the coverage rows it belongs to.
+        paper: the reference in words: authors, year, title or venue, arXiv number.
+        section: section of the survey.
+        summary: one sentence that says what the method does.
+        phase: when the attacker or defender acts.
+        access: what it asks of the model; None for methods that are no attacks.
+        goals: goals that it can serve.
+        formulation: the survey's formulation, for attacks.
+        norms: distortions that it can serve.
+        modality: kinds of input it serves.
+        guarantee: what its bounds are worth, for certifiers.
+        shared: one perturbation or artefact serves many samples.
+        affine_ratio: for each norm, the median ratio to the true least distance that the contract suite holds it to on
+            the exact affine oracle.
+        failure_modes: when it is known to fail or to mislead.
+        checked_by: how else it is checked.
+    """
+
+    title: str
+    rows: tuple[str, ...]
+    paper: str
+    section: str
+    summary: str
+    phase: Phase = Phase.DEPLOYMENT
+    access: Access | None = None
+    goals: tuple[Goal, ...] = (Goal.UNTARGETED,)
+    formulation: Formulation | None = None
+    norms: tuple[Norm, ...] = ()
+    modality: tuple[str, ...] = ("any",)
+    guarantee: Guarantee | None = None
+    shared: bool = False
+    affine_ratio: Mapping[Norm, float] = field(default_factory=dict[Norm, float])
+    failure_modes: tuple[str, ...] = ()
+    checked_by: str = ""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a method: name, default, meaning with range, and where the default comes from."""
+
+    name: str
+    default: object
+    meaning: str
+    source: str
+
+
+def parameter(default: Any, meaning: str, source: str) -> Any:
+    """Declares a dataclass field of a method together with what its card says of it.
+
+    Args:
+        default: the default value.
+        meaning: what it is, with unit and range.
+        source: where the default comes from: the paper and its section, or ``ours`` with the reason.
+    """
+    return field(default=default, metadata={"meaning": meaning, "source": source})
+
+
+def parameters_of(method: type) -> tuple[Parameter, ...]:
+    """The parameters that a method declares, in order."""
+    return tuple(
+        Parameter(f.name, None if f.default is MISSING else f.default, f.metadata["meaning"], f.metadata["source"])
+        for f in fields(method)
+        if "meaning" in f.metadata
+    )

@@ -1,0 +1,136 @@
+"""The sets that a perturbed input may lie in. A set is data; `holdfast.numerics` measures and projects by dispatch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import UsageError
+from holdfast.core.threat import Norm
+
+__all__ = ["LpBall", "PerturbationSet"]
+
+
+class PerturbationSet:
+    """A set of inputs around each sample of a batch; the first dimension of all its tensors is the sample."""
+
+    def select(self, rows: Tensor) -> PerturbationSet:
+        """The sets of the samples at ``rows`` (int64, any order, repeats allowed)."""
+        raise NotImplementedError(type(self).__name__)
+
+    def describe(self) -> dict[str, object]:
+        """The exact set in plain values, for hashes and reports."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class LpBall(PerturbationSet):
+    """``{x' : ||x' - x||_p <= eps, lower <= x' <= upper, x' = x where mask is 0}``, intersected with a grid if there is one.
+
+    Attributes:
+        norm: p.
+        eps: (n,) float64, at least 0; infinite for a minimal-distortion search that is bounded by the box alone.
+        lower: least feature values: a scalar tensor, or (n or 1, \\*features).
+        upper: largest feature values, likewise.
+        mask: None, or bool (n or 1, \\*features): True where a feature may change.
+        grid: None, or the exact distance of neighbouring valid feature values, counted from ``lower``.
+
+    Example:
+        >>> ball = LpBall.uniform(Norm.LINF, 0.1, 3)
+        >>> ball.eps.tolist()
+        [0.1, 0.1, 0.1]
+    """
+
+    norm: Norm
+    eps: Tensor
+    lower: Tensor
+    upper: Tensor
+    mask: Tensor | None = None
+    grid: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        if self.eps.ndim != 1 or self.eps.dtype != torch.float64:
+            raise UsageError(f"eps must be a float64 tensor of shape (n,), got {self.eps.dtype} {tuple(self.eps.shape)}")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise UsageError(f"a mask must be boolean (True: the feature may change), got {self.mask.dtype}")
+        for name in ("lower", "upper", "mask"):
+            value = getattr(self, name)
+            if value is not None and value.ndim:
+                if value.shape[0] not in (1, len(self.eps)):
+                    raise UsageError(
+                        f"{name} of shape {tuple(value.shape)} fits no batch of {len(self.eps)} samples; "
+                        f"give a scalar, or a first dimension of 1 or {len(self.eps)}"
+                    )
+                object.__setattr__(self, name, value.expand(len(self.eps), *value.shape[1:]))
+
+    @classmethod
+    def uniform(
+        cls,
+        norm: Norm,
+        eps: float | Fraction,
+        n: int,
+        low: float = 0.0,
+        high: float = 1.0,
+        *,
+        grid: Fraction | None = None,
+        mask: Tensor | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> LpBall:
+        """The same ball and box for each of ``n`` samples."""
+        return cls(
+            norm,
+            torch.full((n,), float(eps), dtype=torch.float64, device=device),
+            torch.tensor(low, dtype=dtype, device=device),
+            torch.tensor(high, dtype=dtype, device=device),
+            mask,
+            grid,
+        )
+
+    def select(self, rows: Tensor) -> LpBall:  # noqa: D102
+        def pick(t: Tensor) -> Tensor:
+            return t[rows] if t.ndim else t
+
+        return replace(
+            self,
+            eps=self.eps[rows],
+            lower=pick(self.lower),
+            upper=pick(self.upper),
+            mask=None if self.mask is None else pick(self.mask),
+        )
+
+    def join(self, other: LpBall) -> LpBall:
+        """The sets of both batches, these first; both come from one batch."""
+        def both(a: Tensor, b: Tensor) -> Tensor:
+            return torch.cat([a, b]) if a.ndim else a
+
+        return replace(
+            self,
+            eps=torch.cat([self.eps, other.eps]),
+            lower=both(self.lower, other.lower),
+            upper=both(self.upper, other.upper),
+            mask=None if self.mask is None or other.mask is None else both(self.mask, other.mask),
+        )
+
+    def with_eps(self, eps: Tensor | float) -> LpBall:
+        """The same set with another radius: a scalar, or (n,) one for each sample."""
+        value = torch.as_tensor(eps, dtype=torch.float64, device=self.eps.device)
+        return replace(self, eps=value.expand_as(self.eps).clone())
+
+    def unbounded(self) -> LpBall:
+        """The box alone: what a minimal-distortion search may use."""
+        return self.with_eps(float("inf"))
+
+    def describe(self) -> dict[str, object]:  # noqa: D102
+        return {
+            "set": "lp-ball",
+            "norm": str(self.norm),
+            "eps": sorted({float(e) for e in self.eps.tolist()}),
+            "lower": [float(self.lower.min()), float(self.lower.max())],
+            "upper": [float(self.upper.min()), float(self.upper.max())],
+            "masked": self.mask is not None,
+            "grid": None if self.grid is None else str(self.grid),
+        }

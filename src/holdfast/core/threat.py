@@ -1,0 +1,144 @@
+"""The threat model: who attacks, with what access, towards what goal, within what set (survey, sections 1 and 2.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from fractions import Fraction
+
+from holdfast.core.errors import UsageError
+
+__all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps"]
+
+
+class Norm(StrEnum):
+    """An lp distortion (survey, Table 3)."""
+
+    L0 = "l0"
+    L1 = "l1"
+    L2 = "l2"
+    LINF = "linf"
+
+    @property
+    def dual(self) -> Norm:
+        """The norm q with 1/p + 1/q = 1.
+
+        Example:
+            >>> Norm.LINF.dual
+            <Norm.L1: 'l1'>
+        """
+        if self is Norm.L0:
+            raise UsageError("l0 is no norm and has no dual; use l1, l2 or linf")
+        return {Norm.L1: Norm.LINF, Norm.L2: Norm.L2, Norm.LINF: Norm.L1}[self]
+
+
+class Goal(StrEnum):
+    """What the attacker wants of the output."""
+
+    UNTARGETED = "untargeted"
+    TARGETED = "targeted"
+
+
+class Phase(StrEnum):
+    """When the attacker acts."""
+
+    TRAINING = "training"
+    DEPLOYMENT = "deployment"
+
+
+class Access(IntEnum):
+    """What the attacker may ask of the model; a larger value may do all that a smaller one may."""
+
+    TRANSFER = 0
+    HARD_LABEL = 1
+    SOFT_LABEL = 2
+    WHITE_BOX = 3
+
+    @property
+    def label(self) -> str:
+        """The name as people write it, for example ``hard-label``."""
+        return self.name.lower().replace("_", "-")
+
+
+class Formulation(StrEnum):
+    """The three formulations of an evasion attack (survey, equations 1 to 3)."""
+
+    MINIMAL_DISTORTION = "minimal distortion (1)"
+    PENALTY = "penalty (2)"
+    BUDGET = "budget (3)"
+
+
+class Guarantee(StrEnum):
+    """What a lower bound is worth."""
+
+    SOUND = "sound"
+    PROBABILISTIC = "probabilistic"
+    ESTIMATE = "estimate"
+
+
+def parse_eps(text: str | float | int | Fraction) -> Fraction:
+    """A perturbation size as an exact rational: ``8/255``, ``0.1``, ``1e-2``.
+
+    Raises:
+        UsageError: not a finite number of at least 0.
+
+    Example:
+        >>> parse_eps("8/255")
+        Fraction(8, 255)
+        >>> parse_eps(0.1)
+        Fraction(1, 10)
+    """
+    try:
+        value = text if isinstance(text, Fraction) else Fraction(str(text).replace(" ", ""))
+    except (ValueError, ZeroDivisionError):
+        raise UsageError(f"'{text}' is no perturbation size; write it as 8/255 or 0.03") from None
+    if value < 0:
+        raise UsageError(f"a perturbation size cannot be negative, got {text}")
+    return value
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """Everything that a robustness figure is relative to.
+
+    Attributes:
+        norm: the distortion that is bounded.
+        eps: its bound, exact.
+        goal: untargeted or targeted.
+        access: the most that the attacker may ask of the deployed model.
+        low: least value of an input feature.
+        high: largest value of an input feature.
+        grid: if set, inputs must be ``low`` plus a multiple of this (1/255 for 8-bit images).
+        known: the parts of the deployment that the attacker knows although the access does not show them: the gray-box
+            setting and T06 of the survey's section 1 (``architecture``, ``training-data``, ``surrogate``).
+        phase: training or deployment.
+    """
+
+    norm: Norm
+    eps: Fraction
+    goal: Goal = Goal.UNTARGETED
+    access: Access = Access.WHITE_BOX
+    low: float = 0.0
+    high: float = 1.0
+    grid: Fraction | None = None
+    known: tuple[str, ...] = ()
+    phase: Phase = Phase.DEPLOYMENT
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise UsageError(f"the input range is empty: low {self.low} is not below high {self.high}")
+        width = Fraction(self.high) - Fraction(self.low)
+        if self.norm is Norm.LINF and self.eps > width / 2:
+            raise UsageError(
+                f"eps {self.eps} is more than half of the input range [{self.low:g}, {self.high:g}]; "
+                f"if you meant {self.eps}/255, write it so"
+            )
+
+    def describe(self) -> str:
+        """One line for people, for example ``linf <= 8/255 in [0, 1], untargeted, white-box``."""
+        parts = [f"{self.norm} <= {self.eps} in [{self.low:g}, {self.high:g}]", str(self.goal), self.access.label]
+        if self.grid:
+            parts.append(f"grid {self.grid}")
+        if self.known:
+            parts.append(f"known to the attacker: {', '.join(self.known)}")
+        return ", ".join(parts)

@@ -1,0 +1,9 @@
+"""Data in: npz, csv, image folders and the embedded digits, each checked before it is believed."""
+
+from holdfast.data.checks import check_data
+from holdfast.data.dataset import Dataset, fingerprint_arrays
+from holdfast.data.digits import load_digits
+from holdfast.data.load import load_data
+from holdfast.data.shards import ranges
+
+__all__ = ["Dataset", "check_data", "fingerprint_arrays", "load_data", "load_digits", "ranges"]

@@ -1,0 +1,120 @@
+"""What is wrong with a data set, in words, before a model is asked anything."""
+
+from __future__ import annotations
+
+from holdfast.core.findings import Finding, Severity
+from holdfast.core.threat import ThreatModel
+from holdfast.data.dataset import Dataset
+
+__all__ = ["check_data"]
+
+
+def check_data(data: Dataset, threat: ThreatModel, classes: int | None = None) -> list[Finding]:
+    """Compare inputs with the threat model's range and labels with the number of classes.
+
+    Args:
+        data: the samples.
+        threat: says what range a feature has.
+        classes: how many classes the model has, if known.
+
+    Returns:
+        findings ``data.*`` and ``labels.*``; empty if all is well.
+    """
+    notes = [Finding("data.conversion", Severity.NOTE, "converted on the way in", note) for note in data.notes]
+    return [*notes, *_values(data, threat), *_labels(data, classes)]
+
+
+def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
+    x = data.x
+    finite = x.isfinite()
+    if not bool(finite.all()):
+        rows = (~finite).flatten(1).any(1).nonzero().flatten()
+        return [
+            Finding(
+                "data.nan", Severity.ERROR, "NaN or infinite inputs",
+                f"{len(rows)} of {len(x)} samples hold NaN or infinity, the first in row {int(rows[0])}.",
+                "Remove or repair these rows.", {"samples": len(rows), "first": int(rows[0])},
+            )
+        ]  # fmt: skip
+    least, most, mean, spread = float(x.min()), float(x.max()), float(x.mean()), float(x.std())
+    measured = {"min": least, "max": most, "mean": mean, "std": spread}
+    width = threat.high - threat.low
+    if least < threat.low or most > threat.high:
+        outside = int(((x < threat.low) | (x > threat.high)).flatten(1).any(1).sum())
+        looks, remedy = _guess_scale(least, most, mean, spread, threat)
+        return [
+            Finding(
+                "data.range", Severity.ERROR, "inputs outside the declared range",
+                f"{outside} of {len(x)} samples leave [{threat.low:g}, {threat.high:g}]: "
+                f"values run from {least:.4g} to {most:.4g}. {looks}".rstrip(),
+                remedy, {**measured, "samples": outside},
+            )
+        ]  # fmt: skip
+    if most - threat.low <= width / 32:
+        return [
+            Finding(
+                "data.scaled_twice", Severity.WARNING, "inputs fill almost none of the range",
+                f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]; "
+                "were they divided by 255 twice?",
+                "Check the scaling: a perturbation of size eps is large against such inputs.", measured,
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _guess_scale(least: float, most: float, mean: float, spread: float, threat: ThreatModel) -> tuple[str, str]:
+    if least >= 0 and 1.5 < most <= 255:
+        return "They look like 0..255.", "Divide x by 255, or save it as uint8."
+    if least >= -1.001 and most <= 1.001 and threat.low == 0:
+        return "They look like [-1, 1].", "Save x as (x + 1) / 2 and declare the normalisation mean 0.5, std 0.5."
+    if least < 0 and abs(mean) < 1.5 and 0.3 < spread < 3:
+        return (
+            "They look standardised (mean near 0, deviation near 1).",
+            "Save the inputs before standardising, in [0, 1], and declare mean and std as the model's normalisation: "
+            "perturbations are measured on the raw inputs.",
+        )
+    return "", f"Scale x into [{threat.low:g}, {threat.high:g}], or declare the range that the features really have."
+
+
+def _labels(data: Dataset, classes: int | None) -> list[Finding]:
+    y = data.y
+    least, most, kinds = int(y.min()), int(y.max()), len(y.unique())
+    measured: dict[str, float | int | str] = {"min": least, "max": most, "distinct": kinds}
+    if classes is not None:
+        measured["classes"] = classes
+    if least < 0:
+        return [
+            _label_error(
+                "labels.negative", f"Labels run from {least} to {most}.", "Number the classes from 0.", measured
+            )
+        ]
+    if classes is not None and most >= classes:
+        based = least >= 1 and most == classes
+        why = f"The model has {classes} classes, 0..{classes - 1}, and labels run from {least} to {most}."
+        if based:
+            return [
+                _label_error(
+                    "labels.one_based", f"{why} They seem to count from 1.", "Subtract 1 from the labels.", measured
+                )
+            ]
+        return [_label_error("labels.range", why, "Check that model and labels belong to the same task.", measured)]
+    if kinds == 1:
+        return [
+            Finding(
+                "labels.single", Severity.WARNING, "only one class",
+                f"All {len(y)} samples have the label {least}.",
+                "Shuffle the data before taking its first rows: accuracy on one class says little.", measured,
+            )
+        ]  # fmt: skip
+    if classes is not None and kinds < classes:
+        return [
+            Finding(
+                "labels.fewer", Severity.NOTE, "some classes are absent",
+                f"{kinds} of the model's {classes} classes occur among {len(y)} samples.", "", measured,
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _label_error(code: str, message: str, remedy: str, measured: dict[str, float | int | str]) -> Finding:
+    return Finding(code, Severity.ERROR, "labels do not fit the model", message, remedy, measured)

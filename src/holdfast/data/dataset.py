@@ -1,0 +1,142 @@
+"""Samples with their labels, checked once and carried everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import DataError, UsageError
+
+__all__ = ["Dataset", "fingerprint_arrays"]
+
+
+def fingerprint_arrays(*arrays: np.ndarray | Tensor) -> str:
+    """SHA-256 over the element type, shape and bytes of arrays, in order.
+
+    Example:
+        >>> fingerprint_arrays(np.zeros(2, np.float32)) == fingerprint_arrays(torch.zeros(2))
+        True
+        >>> fingerprint_arrays(np.zeros((1, 2))) == fingerprint_arrays(np.zeros((2, 1)))
+        False
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
+        values = values.astype(values.dtype.newbyteorder("<"), copy=False)  # the same hash on every machine
+        digest.update(f"{values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples and labels; a sample's id is its row.
+
+    Attributes:
+        x: (n, \\*features) float32 on the host; images are NCHW. Values may still lie outside the threat model's range
+            or be NaN: that is for the pre-flight to say.
+        y: (n,) int64 labels.
+        name: where it came from, for people.
+        sha256: hash of x and y.
+        notes: every conversion that was made on the way in.
+        classes: names of the labels 0, 1, ..., if known.
+    """
+
+    x: Tensor
+    y: Tensor
+    name: str
+    sha256: str
+    notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        x: np.ndarray | Tensor,
+        y: np.ndarray | Tensor,
+        *,
+        name: str = "arrays",
+        notes: Sequence[str] = (),
+        classes: Sequence[str] | None = None,
+    ) -> Dataset:
+        """Check arrays and make a data set of them, noting each conversion: uint8 / 255, other floats to float32.
+
+        Args:
+            x: (n, \\*features) uint8 or floating point.
+            y: (n,) integers.
+            name: where they came from.
+            notes: what was already done to them.
+            classes: names of the labels.
+
+        Raises:
+            DataError: no samples, unusable types, or labels that are not n integers; the message names the fix.
+
+        Example:
+            >>> data = Dataset.of(np.full((2, 1, 2, 2), 255, np.uint8), np.array([0, 1]))
+            >>> float(data.x.max()), data.notes
+            (1.0, ('x was uint8: divided by 255',))
+        """
+        samples, more = _features(torch.as_tensor(x))
+        labels = _labels(torch.as_tensor(y), len(samples))
+        return cls(
+            samples, labels, name, fingerprint_arrays(samples, labels), (*notes, *more),
+            None if classes is None else tuple(classes),
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def head(self, n: int) -> Dataset:
+        """The first ``n`` samples, or all if there are fewer.
+
+        Raises:
+            UsageError: ``n`` is not at least 1.
+        """
+        if n < 1:
+            raise UsageError(f"cannot take {n} samples; ask for 1 or more")
+        if n >= len(self):
+            return self
+        x, y = self.x[:n], self.y[:n]
+        return replace(self, x=x, y=y, sha256=fingerprint_arrays(x, y))
+
+
+def _features(x: Tensor) -> tuple[Tensor, list[str]]:
+    if x.ndim < 2 or x.numel() == 0:
+        raise DataError(f"x holds no samples with features: its shape is {tuple(x.shape)}, wanted (n, features...)")
+    if x.dtype == torch.uint8:
+        return x.contiguous().to(torch.float32).div_(255), ["x was uint8: divided by 255"]
+    if not x.is_floating_point():
+        raise DataError(
+            f"x is {_plain(x)}; save it as float32 in [0, 1], or as uint8 in 0..255, which is divided by 255"
+        )
+    if x.dtype != torch.float32:
+        return x.to(torch.float32), [f"x was {_plain(x)}: rounded to float32"]
+    return x.contiguous(), []
+
+
+def _labels(y: Tensor, n: int) -> Tensor:
+    if y.ndim == 2 and y.shape[1] == 1:
+        raise DataError(f"labels have the shape {tuple(y.shape)}; save y[:, 0]")
+    if y.ndim == 2:
+        looks = (
+            "one-hot"
+            if bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all())
+            else "one score for each class"
+        )
+        raise DataError(f"labels of shape {tuple(y.shape)} look {looks}; save y.argmax(1)")
+    if y.ndim != 1:
+        raise DataError(f"labels must be one integer for each sample, got the shape {tuple(y.shape)}")
+    if len(y) != n:
+        raise DataError(f"{n} samples but {len(y)} labels")
+    if y.is_floating_point() or y.dtype == torch.bool or y.is_complex():
+        raise DataError(f"labels are {_plain(y)}; class labels are integers from 0: save y.astype('int64')")
+    return y.to(torch.int64)
+
+
+def _plain(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")

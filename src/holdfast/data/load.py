@@ -1,0 +1,54 @@
+"""A data set from what a person typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from holdfast.core.errors import DataError
+from holdfast.data.csv import load_csv
+from holdfast.data.dataset import Dataset
+from holdfast.data.digits import load_digits
+from holdfast.data.image_folder import load_image_folder
+from holdfast.data.npz import load_npz
+
+__all__ = ["load_data"]
+
+
+def load_data(spec: str | Path) -> Dataset:
+    """Read ``digits``, ``digits:train``, ``digits:test``, an npz or csv file, or a folder of class folders.
+
+    A file's kind is told by its content, not by its name.
+
+    Raises:
+        DataError: nothing there, or nothing that can be read.
+        UsageError: an unknown split of the digits.
+
+    Example:
+        >>> len(load_data("digits:train"))
+        1297
+    """
+    text = str(spec)
+    if text == "digits" or text.startswith("digits:"):
+        return load_digits(text.partition(":")[2] or "all")
+    path = Path(spec)
+    if path.is_dir():
+        return load_image_folder(path)
+    if not path.is_file():
+        raise DataError(
+            f"there is no data at {path}; wanted an .npz or .csv file, a folder of class folders, or 'digits'"
+        )
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start.startswith(b"PK"):
+        return load_npz(path)
+    if not start:
+        raise DataError(f"{path} is empty")
+    if start.startswith(b"\x93NUMPY"):
+        raise DataError(
+            f"{path} is a single NumPy array; save samples and labels together: np.savez(file, x=..., y=...)"
+        )
+    if b"\x00" in start or start.startswith(b"\x80"):
+        raise DataError(
+            f"{path} is neither an npz archive nor a csv table; save the data with np.savez(file, x=..., y=...)"
+        )
+    return load_csv(path)

@@ -1,0 +1,310 @@
+"""The desk behind the oracles: it runs the model, charges each row, and keeps the best feasible witness of each sample.
+
+Witnesses are kept over every row that an attack asks, so that an attack cannot lose one (a returned iterate that is worse
+than an earlier one), and only rows inside the set count.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ModelError, UnsupportedError, UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access
+from holdfast.judge.ledger import Budget, Ledger
+from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
+from holdfast.numerics.distance import between, contains
+
+__all__ = ["Desk", "Model", "evaluating"]
+
+Model = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def evaluating(*models: object) -> Iterator[None]:
+    """Evaluation mode for the time being; every submodule's own mode is put back, and so is the global random state."""
+    modes = [(m, m.training) for model in models if isinstance(model, nn.Module) for m in model.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class Desk:
+    """Serves one attack on one chunk of samples."""
+
+    def __init__(
+        self,
+        model: Model,
+        problem: Problem,
+        *,
+        budget: Budget | None = None,
+        first: bool = True,
+        judges: bool = True,
+        top_k: int | None = None,
+        clean: Tensor | None = None,
+        micro_batch: int | None = None,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        """Opens a desk.
+
+        Args:
+            model: x (m, \\*features) -> scores (m, K).
+            problem: the whole chunk; ``index`` in calls points into it.
+            budget: the most that may be asked for one sample.
+            first: a sample is settled by its first witness (budget formulation); otherwise the nearest one is kept.
+            judges: the model that is asked is the attacked one. For a surrogate: no witnesses, no queries.
+            top_k: how many classes a soft-label answer shows.
+            clean: (n, K) scores of the clean inputs, if they are known already.
+            micro_batch: rows sent through the model at once.
+            precision: autocast dtype for the search; a success is then confirmed in full precision.
+        """
+        self.model, self.problem, self.budget = model, problem, budget or Budget()
+        self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
+        self.micro_batch = micro_batch or max(1, len(problem))
+        n, device = len(problem), problem.x.device
+        self.ledger = Ledger(n, device)
+        self.found_at = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.distance = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
+        self.low_margin = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
+        self.witness = problem.x.clone()
+        self._clean = clean
+        self._parameters: Mapping[str, Tensor] | None = None
+        self._classes: int | None = None if clean is None else clean.shape[-1]
+
+    # what the engine asks
+
+    def oracle(self, access: Access) -> HardLabelOracle:
+        """An oracle narrowed to an access."""
+        kinds = {Access.HARD_LABEL: HardLabelOracle, Access.SOFT_LABEL: SoftLabelOracle}
+        if access in kinds:
+            return kinds[access](self)
+        if not getattr(self.model, "differentiable", True):
+            raise UnsupportedError("this model answers queries only; choose a soft-label, hard-label or transfer attack")
+        return WhiteBoxOracle(self)
+
+    @property
+    def found(self) -> Tensor:
+        """(n,) bool: a witness is known."""
+        return self.found_at >= 0
+
+    @property
+    def spent(self) -> Tensor:
+        """(n,) bool: nothing more may be asked."""
+        return self.ledger.left(self.budget) == 0
+
+    @property
+    def classes(self) -> int:
+        """K; asks the model once, free of charge, if nobody has yet."""
+        if self._classes is None:
+            with torch.no_grad(), evaluating(self.model):
+                self._classes = int(self._forward(self.problem.x[:1]).shape[-1])
+        return self._classes
+
+    def settle_clean(self) -> None:
+        """Samples that are adversarial as they are: witness x, distance 0."""
+        if not self.judges:
+            return
+        p = self.problem
+        holds = p.criterion.holds(self.clean(p.rows), p.y, p.target)
+        self._record(p.x, p.rows, holds & contains(p.set, p.x, p.x))
+
+    # what the oracles answer
+
+    def best(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The nearest witness known of each sample (its clean input if none) and its distance (inf if none)."""
+        return self.witness[index], self.distance[index]
+
+    def left(self, index: Tensor) -> Tensor:
+        """(m,) int64: rows that may still be asked of each sample."""
+        return self.ledger.left(self.budget)[index]
+
+    def clean(self, index: Tensor) -> Tensor:
+        """(m, K) scores of the clean inputs, asked once for the whole chunk and charged once."""
+        if self._clean is None:
+            self._clean, _ = self.logits(self.problem.x, self.problem.rows)
+        return self._clean[index]
+
+    def labels(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(m,) int64 best classes."""
+        scores, answered = self.logits(x, index)
+        return scores.argmax(-1), answered
+
+    def log_probs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(m, K) log-probabilities; all but the top k are -inf if the deployment shows no more."""
+        scores, answered = self.logits(x, index)
+        log_p = scores.log_softmax(-1)
+        if self.top_k is not None and self.top_k < log_p.shape[-1]:
+            least = log_p.topk(self.top_k, dim=-1).values[..., -1:]
+            log_p = log_p.masked_fill(log_p < least, float("-inf"))
+        return log_p, answered
+
+    def logits(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(m, K) logits."""
+        answered = self._charge(index, backwards=0)
+        with torch.no_grad():
+            scores = self._answer(x, answered, lambda rows: (self._forward(x[rows]),))[0]
+        self._judge(x, index, scores, answered)
+        return scores, answered
+
+    def gradient(self, x: Tensor, index: Tensor, loss: Callable[..., Tensor], *rows: Tensor) -> Gradient:
+        """Gradient of ``loss(scores, *rows)`` with respect to the input, one forward and one backward a row."""
+
+        def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                xi = x[at].detach().requires_grad_()
+                scores = self._forward(xi)
+                value = loss(scores, *(r[at] for r in rows))
+                (grad,) = torch.autograd.grad(value.sum(), xi, materialize_grads=True)
+            return scores.detach(), value.detach(), grad
+
+        answered = self._charge(index, backwards=1)
+        scores, value, grad = self._answer(x, answered, ask)
+        self._judge(x, index, scores, answered)
+        return Gradient(scores, value, grad, answered)
+
+    def jacobian(self, x: Tensor, index: Tensor, classes: Tensor) -> Jacobian:
+        """Gradients of the logits at ``classes`` (m, k): one forward and k backwards a row."""
+
+        def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                xi = x[at].detach().requires_grad_()
+                scores = self._forward(xi)
+                chosen = scores.gather(-1, classes[at])
+                k = chosen.shape[-1]
+                grads = [
+                    torch.autograd.grad(chosen[:, j].sum(), xi, retain_graph=j + 1 < k, materialize_grads=True)[0]
+                    for j in range(k)
+                ]
+            return scores.detach(), torch.stack(grads, dim=1)
+
+        answered = self._charge(index, backwards=classes.shape[1])
+        scores, grad = self._answer(x, answered, ask)
+        self._judge(x, index, scores, answered)
+        return Jacobian(scores, grad, answered)
+
+    def features(self, x: Tensor, index: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """Output of the module named ``layer``, (m, ...); differentiable in x if gradients are on."""
+        if not isinstance(self.model, nn.Module):
+            raise UnsupportedError("features need a PyTorch module")
+        names = dict(self.model.named_modules())
+        if layer not in names:
+            raise UsageError(f"the model has no layer '{layer}'; it has {', '.join(list(names)[1:12])} ...")
+        kept: list[Tensor] = []
+        hook = names[layer].register_forward_hook(lambda _m, _i, out: kept.append(out))
+        try:
+            answered = self._charge(index, backwards=0)
+            scores = self._forward(x)
+        finally:
+            hook.remove()
+        self._judge(x, index, scores.detach(), answered)
+        return kept[-1], answered
+
+    def at(self, weights: Mapping[str, Tensor]) -> Desk:
+        """The desk of the same model with some parameters replaced; ledger and witnesses are shared."""
+        other = copy.copy(self)
+        other._parameters = weights
+        return other
+
+    # how
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self._parameters is not None:
+            if not isinstance(self.model, nn.Module):
+                raise UnsupportedError("weight perturbations need a PyTorch module")
+            return torch.func.functional_call(self.model, dict(self._parameters), (x,))
+        if self.precision is None:
+            scores = self.model(x)
+        else:
+            with torch.autocast(x.device.type, dtype=self.precision):
+                scores = self.model(x).to(x.dtype)
+        if scores.ndim != 2:
+            raise ModelError(f"the model must answer (n, classes), got {tuple(scores.shape)}; see holdfast doctor")
+        return scores
+
+    def _answer(
+        self, x: Tensor, answered: Tensor, ask: Callable[[Tensor | slice], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """Asks in micro-batches; unanswered rows are left out and come back as zeros."""
+        if self.budget.unlimited:
+            if len(x) <= self.micro_batch:
+                return ask(slice(None))
+            parts = [ask(slice(k, k + self.micro_batch)) for k in range(0, len(x), self.micro_batch)]
+            return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+        rows = answered.nonzero().squeeze(-1)
+        parts = [ask(r) for r in rows.split(self.micro_batch)] if len(rows) else [ask(slice(0, 0))]
+        joined = (torch.cat(p) for p in zip(*parts, strict=True))
+        return tuple(t.new_zeros((len(x), *t.shape[1:])).index_copy_(0, rows, t) for t in joined)
+
+    def _charge(self, index: Tensor, backwards: int) -> Tensor:
+        """Charges each row that the budget allows, in the order asked; returns which those are."""
+        ones = torch.ones_like(index)
+        if self.budget.unlimited:
+            answered = ones.bool()
+        else:
+            answered = _rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
+        charge = (answered & ~self.found[index]).long() if self.first else answered.long()
+        self.ledger.forwards.index_add_(0, index, charge)
+        if backwards:
+            self.ledger.backwards.index_add_(0, index, charge * backwards)
+        if self.judges:
+            self.ledger.queries.index_add_(0, index, charge)
+        return answered
+
+    def _price(self, backwards: int) -> int:
+        return 1 if self.budget.passes is None else 1 + backwards
+
+    def _judge(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor) -> None:
+        if not self.judges:
+            return
+        p = self.problem
+        with torch.no_grad():
+            y, target = p.y[index], p.target[index]
+            margin = p.criterion.margin(scores, y, target).double().masked_fill(~answered, float("inf"))
+            self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
+            holds = p.criterion.holds(scores, y, target) & answered
+            if x.device.type == "cpu" and not holds.any():
+                return
+            holds &= contains(p.set.select(index), x, p.x[index])
+            if self.precision is not None and holds.any():
+                rows = holds.nonzero().squeeze(-1)
+                self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))
+                sure = p.criterion.holds(self.model(x[rows]), y[rows], target[rows])
+                holds = holds.index_copy(0, rows, sure)
+            self._record(x, index, holds)
+
+    def _record(self, x: Tensor, index: Tensor, holds: Tensor) -> None:
+        """Keeps the nearest of the rows that hold; ties go to the row asked first. No host synchronisation."""
+        known = self.found_at[index] >= 0
+        if self.first:
+            holds = holds & ~known
+        n, m = len(self.distance), len(x)
+        d = between(self.problem.set.norm, x, self.problem.x[index]).masked_fill(~holds, float("inf"))
+        nearest = self.distance.scatter_reduce(0, index, d, "amin")
+        row = torch.arange(m, device=x.device)
+        wins = holds & (d == nearest[index]) & (d < self.distance[index])
+        first_row = torch.full((n,), m, device=x.device).scatter_reduce(0, index, row.masked_fill(~wins, m), "amin")
+        better = first_row < m
+        take = first_row.clamp_max(m - 1)
+        self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
+        self.distance.copy_(nearest)
+        self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
+
+
+def _rank(index: Tensor) -> Tensor:
+    """(m,) how many earlier rows have the same index."""
+    order = index.argsort(stable=True)
+    sorted_index = index[order]
+    position = torch.arange(len(index), device=index.device)
+    starts = torch.searchsorted(sorted_index, sorted_index, side="left")
+    return torch.empty_like(index).index_copy_(0, order, position - starts)

@@ -1,0 +1,62 @@
+"""What each sample cost, and what it may cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import BudgetError
+
+__all__ = ["Budget", "Ledger"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most that an attack may ask for one sample; None is no limit.
+
+    Attributes:
+        queries: rows sent to the attacked model.
+        passes: forwards plus backwards, through the attacked model or a surrogate.
+    """
+
+    queries: int | None = None
+    passes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("queries", self.queries), ("passes", self.passes)):
+            if value is not None and value < 1:
+                raise BudgetError(f"a budget of {value} {name} lets an attack ask nothing; give at least 1 or none")
+
+    @property
+    def unlimited(self) -> bool:
+        """Nothing is limited."""
+        return self.queries is None and self.passes is None
+
+    def within(self, other: Budget) -> Budget:
+        """The stricter of two budgets."""
+
+        def least(a: int | None, b: int | None) -> int | None:
+            return b if a is None else a if b is None else min(a, b)
+
+        return Budget(least(self.queries, other.queries), least(self.passes, other.passes))
+
+
+class Ledger:
+    """Per-sample counts, (n,) int64 on the device of the inputs. A forward is one sample through a model once."""
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        """Opens the ledger of ``n`` samples, all counts 0."""
+        self.forwards, self.backwards, self.queries = (
+            torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3)
+        )
+
+    def left(self, budget: Budget) -> Tensor:
+        """(n,) int64: how many more rows may be asked of each sample."""
+        free = torch.full_like(self.queries, torch.iinfo(torch.int64).max)
+        if budget.queries is not None:
+            free = torch.minimum(free, budget.queries - self.queries)
+        if budget.passes is not None:
+            free = torch.minimum(free, budget.passes - self.forwards - self.backwards)
+        return free.clamp_min(0)

@@ -1,0 +1,84 @@
+"""What an attack may ask. Access is a type: an oracle has no method beyond its power.
+
+    HardLabelOracle  labels
+    SoftLabelOracle  + log-probabilities (the top k of them, if that is all the deployment shows)
+    WhiteBoxOracle   + logits, gradients with respect to the input, features, the model at other weights
+
+Calls take rows flat: ``x`` (m, \\*features) and ``index`` (m,), the sample of each row; an index may repeat. They return
+the answer and ``answered`` (m,) bool: rows beyond a sample's budget are not sent, and their answer is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from holdfast.judge.desk import Desk
+
+__all__ = ["Gradient", "HardLabelOracle", "Jacobian", "SoftLabelOracle", "WhiteBoxOracle"]
+
+Loss = Callable[..., Tensor]
+
+
+class Gradient(NamedTuple):
+    """Scores (m, K), loss (m,) and its gradient (m, \\*features) with respect to the input."""
+
+    scores: Tensor
+    value: Tensor
+    grad: Tensor
+    answered: Tensor
+
+
+class Jacobian(NamedTuple):
+    """Scores (m, K) and the gradients (m, k, \\*features) of k chosen logits."""
+
+    scores: Tensor
+    grad: Tensor
+    answered: Tensor
+
+
+class HardLabelOracle:
+    """Answers with the best class and nothing else."""
+
+    def __init__(self, desk: Desk) -> None:
+        """Binds the oracle to the desk that serves it; attacks get it from there."""
+        self.labels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.labels
+        self.best: Callable[[Tensor], tuple[Tensor, Tensor]] = desk.best
+        self.left: Callable[[Tensor], Tensor] = desk.left
+        self.classes: int = desk.classes
+
+
+class SoftLabelOracle(HardLabelOracle):
+    """Answers with log-probabilities (m, K); classes that the deployment does not show are -inf."""
+
+    def __init__(self, desk: Desk) -> None:
+        """Binds the oracle to the desk that serves it."""
+        super().__init__(desk)
+        self.log_probs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.log_probs
+        self.clean: Callable[[Tensor], Tensor] = desk.clean
+
+
+class WhiteBoxOracle(SoftLabelOracle):
+    """Answers with logits and gradients with respect to the input; parameters, mode and buffers are never touched.
+
+    ``gradient(x, index, loss, *rows)`` differentiates ``loss(scores, *rows)``, where each of ``rows`` has one entry for
+    each row of x. ``jacobian(x, index, classes)`` differentiates the logits at ``classes`` (m, k), one backward each.
+    ``features(x, index, layer)`` answers with the output of a named module. ``at(weights)`` is the same oracle with some
+    parameters replaced.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        """Binds the oracle to the desk that serves it."""
+        super().__init__(desk)
+        self.logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.logits
+        self.gradient: Callable[..., Gradient] = desk.gradient
+        self.jacobian: Callable[[Tensor, Tensor, Tensor], Jacobian] = desk.jacobian
+        self.features: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]] = desk.features
+        self._at: Callable[[Mapping[str, Tensor]], Desk] = desk.at
+
+    def at(self, weights: Mapping[str, Tensor]) -> WhiteBoxOracle:
+        """The oracle of the same model with these parameters instead of its own; the ledger is shared."""
+        return WhiteBoxOracle(self._at(weights))

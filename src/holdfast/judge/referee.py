@@ -1,0 +1,165 @@
+"""The referee judges every final witness afresh. An attack never grades itself.
+
+A witness holds if it lies in the set without any tolerance and the criterion holds at the referee's own fixed batch, at
+batch 1 and, where the model allows it, in float64. One on the edge is moved outward along its own direction, inside the
+set, until it holds; if it cannot, it is marginal: listed, not counted as broken.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.problem import Problem
+from holdfast.judge.desk import Model, evaluating
+from holdfast.numerics.distance import between, contains
+from holdfast.numerics.project import project
+from holdfast.numerics.stats import clopper_pearson
+
+__all__ = ["Judgement", "Referee", "Ruling"]
+
+_OUTWARD = (1e-6, 1e-5, 1e-4, 1e-3, 4e-3, 1.6e-2)  # relative moves along the witness's own direction
+
+
+class Ruling(StrEnum):
+    """What the referee says of a claimed witness."""
+
+    HOLDS = "holds"
+    MARGINAL = "marginal"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Rulings on a batch of claimed witnesses.
+
+    Attributes:
+        ruling: one for each sample.
+        x: (n, \\*features) the witness, moved outward where that was needed.
+        margin: (n,) float64, the largest (worst) margin among the ways it was asked; negative where it holds.
+        rounding: (n,) float64, how much the margins of the ways differ: a later flip within it is rounding, not a fault.
+        distance: (n,) float64.
+        share: (n,) for randomised models the share of draws that broke; 1 or 0 for others.
+        interval: (n, 2) its 95 % interval.
+        forwards: samples sent through the model.
+    """
+
+    ruling: tuple[Ruling, ...]
+    x: Tensor
+    margin: Tensor
+    rounding: Tensor
+    distance: Tensor
+    share: Tensor
+    interval: Tensor
+    forwards: int
+
+
+class Referee:
+    """Judges claims about one model; asks it anew each time."""
+
+    def __init__(self, model: Model, *, batch: int = 64, draws: int = 0, exact: bool = True) -> None:
+        """Args:
+        model: the attacked model.
+        batch: the referee's own fixed batch; the last one is filled up with copies.
+        draws: 0 for a deterministic model; otherwise how many fresh draws vote.
+        exact: also ask in float64, where the model is a module whose parameters can be converted.
+        """
+        self.model, self.batch, self.draws, self.forwards = model, batch, draws, 0
+        self._double = _in_double(model) if exact and not draws else None
+
+    def judge(self, problem: Problem, x: Tensor) -> Judgement:
+        """Rules on the claim that each of x (n, \\*features) is a witness of its problem."""
+        before = self.forwards
+        with torch.no_grad(), evaluating(self.model):
+            if self.draws:
+                return self._vote(problem, x, before)
+            inside = contains(problem.set, x, problem.x)
+            margin, rounding = self._margins(problem, x)
+            x, margin, rounding = self._outward(problem, x, margin, rounding, inside)
+        holds = (margin < 0) & inside
+        ruling = tuple(
+            Ruling.HOLDS if h else Ruling.MARGINAL if i else Ruling.REJECTED
+            for h, i in zip(holds.tolist(), inside.tolist(), strict=True)
+        )
+        share = holds.double()
+        distance = between(problem.set.norm, x, problem.x)
+        return Judgement(
+            ruling, x, margin, rounding, distance, share, torch.stack([share, share], 1), self.forwards - before
+        )
+
+    def _outward(
+        self, problem: Problem, x: Tensor, margin: Tensor, rounding: Tensor, inside: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Moves witnesses on the edge outward, a little more each time, as long as any does not hold."""
+        x = x.clone()
+        for move in _OUTWARD:
+            rows = (inside & ~(margin < 0)).nonzero().squeeze(-1)
+            if not len(rows):
+                break
+            part = problem.select(rows.cpu().numpy())
+            moved = project(part.set, part.x + (1 + move) * (x[rows] - part.x), part.x)
+            m, r = self._margins(part, moved)
+            better = (m < 0) & contains(part.set, moved, part.x)
+            x[rows[better]], margin[rows[better]], rounding[rows[better]] = moved[better], m[better], r[better]
+        return x, margin, rounding
+
+    def _margins(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) the worst margin over the ways to ask, and how much they differ."""
+        ways = [self._ask(self.model, x, self.batch), self._ask(self.model, x, 1)]
+        if self._double is not None:
+            ways.append(self._ask(self._double, x.double(), self.batch))
+        margins = []
+        for scores in ways:
+            margin = problem.criterion.margin(scores.double(), problem.y, problem.target)
+            broken = problem.criterion.holds(scores, problem.y, problem.target)
+            margins.append(torch.where(broken, margin, margin.clamp_min(0).nan_to_num(nan=float("inf"))))
+        stacked = torch.stack(margins)
+        return stacked.amax(0), stacked.amax(0) - stacked.amin(0)
+
+    def _ask(self, model: Model, x: Tensor, batch: int) -> Tensor:
+        self.forwards += len(x)
+        parts = []
+        for part in x.split(batch):
+            filled = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
+            parts.append(model(filled)[: len(part)])
+        return torch.cat(parts) if parts else model(x)
+
+    def _vote(self, problem: Problem, x: Tensor, before: int) -> Judgement:
+        """Randomised models: the majority of fresh draws, with its interval."""
+        votes = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        margins = []
+        for draw in range(self.draws):
+            torch.manual_seed(draw)
+            scores = self._ask(self.model, x, self.batch)
+            votes += problem.criterion.holds(scores, problem.y, problem.target)
+            margins.append(problem.criterion.margin(scores.double(), problem.y, problem.target))
+        inside = contains(problem.set, x, problem.x)
+        share = votes / self.draws
+        low, high = clopper_pearson(votes.cpu().numpy(), self.draws, 0.05)
+        interval = torch.stack([torch.as_tensor(low), torch.as_tensor(high)], 1).to(x.device)
+        ruling = tuple(
+            Ruling.REJECTED if not i else Ruling.HOLDS if s > 0.5 else Ruling.MARGINAL
+            for s, i in zip(share.tolist(), inside.tolist(), strict=True)
+        )
+        stacked = torch.stack(margins)
+        return Judgement(
+            ruling, x, stacked.mean(0), stacked.std(0), between(problem.set.norm, x, problem.x), share, interval,
+            self.forwards - before,
+        )  # fmt: skip
+
+
+def _in_double(model: Model) -> Callable[[Tensor], Tensor] | None:
+    """The same network in float64, or None where it cannot be had."""
+    if not isinstance(model, nn.Module):
+        return None
+    try:
+        double = copy.deepcopy(model).double().eval()
+    except (RuntimeError, TypeError, ValueError):
+        return None
+    return double
+

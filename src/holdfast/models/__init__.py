@@ -1,0 +1,34 @@
+"""Models in: files and prediction APIs, the wrappers around them, small networks, and the pre-flight."""
+
+from holdfast.models.checks import preflight
+from holdfast.models.fingerprint import fingerprint
+from holdfast.models.http import HttpModel
+from holdfast.models.load import LoadedModel, load_model
+from holdfast.models.serve import serve
+from holdfast.models.wrap import (
+    Bpda,
+    Eot,
+    FixedMode,
+    FromHF,
+    InputTransform,
+    Normalisation,
+    Normalised,
+    OneLogit,
+)
+
+__all__ = [
+    "Bpda",
+    "Eot",
+    "FixedMode",
+    "FromHF",
+    "HttpModel",
+    "InputTransform",
+    "LoadedModel",
+    "Normalisation",
+    "Normalised",
+    "OneLogit",
+    "fingerprint",
+    "load_model",
+    "preflight",
+    "serve",
+]

@@ -1,0 +1,257 @@
+"""The pre-flight: what is wrong with a model and its data, in words, before an audit. Nothing is fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import sqrt
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.findings import Finding, Severity
+from holdfast.core.threat import ThreatModel
+from holdfast.data.checks import check_data
+from holdfast.data.dataset import Dataset
+from holdfast.models.guess import helping_slip, working_layouts
+
+__all__ = ["preflight"]
+
+Model = Callable[[Tensor], Tensor]
+
+_BATCH = 64
+_REPEATS = 5
+_FEW = 8
+_RANDOM = 1e-4
+_BATCH_NOISE = 1e-3
+
+
+def preflight(
+    model: Model, data: Dataset, threat: ThreatModel, *, samples: int = 200, device: torch.device | str = "cpu"
+) -> list[Finding]:
+    """Look at a model and its data together.
+
+    A module is asked in eval mode and put back as it was; the global random state is left alone. What is no module (an
+    API) is asked once about each row and nothing more.
+
+    Args:
+        model: (n, \\*features) -> (n, K) logits or log-probabilities.
+        data: what the audit will use.
+        threat: says what range a feature has.
+        samples: rows to ask about, from the top.
+        device: where the model is.
+
+    Returns:
+        findings ``data.*``, ``labels.*`` and ``model.*``; an audit should not start on one of severity ERROR.
+
+    Example:
+        >>> from holdfast.core.threat import Norm, parse_eps
+        >>> data = Dataset.of(torch.rand(4, 3), torch.tensor([0, 1, 2, 4]))
+        >>> [f.code for f in preflight(nn.Identity(), data, ThreatModel(Norm.LINF, parse_eps("0.1")))]
+        ['labels.range']
+    """
+    rows = data.x[:samples].flatten(1).isfinite().all(1)
+    x, y = data.x[:samples][rows].to(device), data.y[:samples][rows].to(device)
+    found = _mode(model)
+    if not len(x):
+        return [*found, *check_data(data, threat)]
+    with _asking(model), torch.no_grad():
+        try:
+            out = _answers(model, x)
+        except Exception as fault:  # a user's model may raise anything
+            return [*found, *check_data(data, threat), _failed(model, x, fault)]
+        wrong = _shape(out, x)
+        if wrong is not None or not isinstance(out, Tensor):
+            return [*found, *check_data(data, threat), *([wrong] if wrong else [])]
+        about_data = check_data(data, threat, out.shape[1])
+        found += [*about_data, *_outputs(out)]
+        if not any(f.code == "model.nan" for f in found):
+            if isinstance(model, nn.Module):
+                found += _steadiness(model, x)
+            if not any(f.severity is Severity.ERROR for f in about_data):  # else accuracy would only echo that
+                found += _accuracy(model, x, y, out)
+    return found
+
+
+@contextmanager
+def _asking(model: Model) -> Iterator[None]:
+    """Eval mode and private randomness for the time of the questions."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [m.training for m in modules]
+    with torch.random.fork_rng():
+        try:
+            for m in modules[:1]:
+                m.eval()
+            yield
+        finally:
+            for m, mode in zip(modules, modes, strict=True):
+                m.training = mode
+
+
+def _answers(model: Model, x: Tensor) -> object:
+    parts = [model(part) for part in x.split(_BATCH)]
+    return torch.cat(parts) if all(isinstance(p, Tensor) for p in parts) else parts[0]
+
+
+def _mode(model: Model) -> list[Finding]:
+    if not isinstance(model, nn.Module):
+        return []
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    live = [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, kinds) and m.training]
+    if not live:
+        return []
+    return [
+        Finding(
+            "model.train_mode", Severity.WARNING, "the model is in training mode",
+            f"{len(live)} layers behave differently there: {', '.join(live[:5])}.",
+            "Call model.eval(); the audit asks it in eval mode either way.", {"layers": len(live)},
+        )
+    ]  # fmt: skip
+
+
+def _failed(model: Model, x: Tensor, fault: Exception) -> Finding:
+    layouts = working_layouts(model, x[:2]) if isinstance(model, nn.Module) else []
+    hint = f"It runs {' or '.join(layouts)}." if layouts else "Check the shape and type that it expects."
+    return Finding(
+        "model.call", Severity.ERROR, "the model fails on the data",
+        f"Inputs of shape {tuple(x.shape)} raise {type(fault).__name__}: {str(fault)[:300]}", hint,
+    )  # fmt: skip
+
+
+def _shape(out: object, x: Tensor) -> Finding | None:
+    if not isinstance(out, Tensor):
+        return Finding(
+            "model.output", Severity.ERROR, "the model does not answer with a tensor",
+            f"It answers with {type(out).__name__}.",
+            "Wrap it so that it returns logits; for a Hugging Face classifier: holdfast.models.FromHF(model).",
+        )  # fmt: skip
+    if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
+        return Finding(
+            "model.one_logit", Severity.ERROR, "the model has a single output",
+            f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; a decision needs two classes or more.",
+            "If it is the logit of class 1 of 2, wrap it: holdfast.models.OneLogit(model).",
+        )  # fmt: skip
+    if out.ndim != 2 or len(out) != len(x):
+        return Finding(
+            "model.output", Severity.ERROR, "the model is no classifier",
+            f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; wanted ({len(x)}, classes). "
+            "Detection and segmentation are not supported.",
+            "Give a model with one row of logits for each input.",
+        )  # fmt: skip
+    return None
+
+
+def _outputs(out: Tensor) -> list[Finding]:
+    broken = out.isnan().any(1) | (out == torch.inf).any(1)
+    if bool(broken.any()):
+        return [
+            Finding(
+                "model.nan", Severity.ERROR, "NaN or infinite outputs",
+                f"{int(broken.sum())} of {len(out)} rows get NaN or infinity.",
+                "Check the weights and the inputs' scale; such samples count as errors, never as robust.",
+                {"samples": int(broken.sum())},
+            )
+        ]  # fmt: skip
+    found: list[Finding] = []
+    if not out.is_floating_point() or out.dtype in (torch.float16, torch.bfloat16):
+        found.append(
+            Finding(
+                "model.dtype", Severity.WARNING, "outputs of low precision",
+                f"The model answers in {str(out.dtype).removeprefix('torch.')}.",
+                "Run it in float32: rounding hides gradients and blurs who is broken.",
+            )
+        )  # fmt: skip
+    values = out.double()
+    if bool((values >= 0).all()) and _near_one(values.sum(1)):
+        found.append(
+            Finding(
+                "model.probabilities", Severity.WARNING, "probabilities instead of logits",
+                "All outputs are at least 0 and each row adds up to 1: a softmax seems to be the last layer.",
+                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are.",
+            )
+        )  # fmt: skip
+    elif bool((values <= 0).all()) and _near_one(values.exp().sum(1)):
+        found.append(
+            Finding(
+                "model.log_probabilities", Severity.NOTE, "log-probabilities",
+                "The outputs are log-probabilities. Their margins equal those of logits.",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _near_one(sums: Tensor) -> bool:
+    return bool(((sums - 1).abs() < 1e-3).all())
+
+
+def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
+    """Whether an answer depends on anything but its own row: chance, or the rows beside it."""
+    few = x[:_FEW]
+    first = model(few)
+    spread = max(float((model(few) - first).abs().nan_to_num(0).max()) for _ in range(_REPEATS - 1))
+    if spread > _RANDOM:
+        return [
+            Finding(
+                "model.randomised", Severity.WARNING, "the model is randomised",
+                f"The same rows asked {_REPEATS} times in eval mode gave outputs that differ by up to {spread:.3g}.",
+                "Attack it through holdfast.models.Eot, and read figures as majorities of fresh draws.",
+                {"change": spread},
+            )
+        ]  # fmt: skip
+    try:
+        alone = torch.cat([model(few[i : i + 1]) for i in range(len(few))])
+    except Exception as fault:  # a user's model may raise anything
+        return [
+            Finding(
+                "model.batch_dependent", Severity.ERROR, "the model fails on a single row",
+                f"It answers {len(few)} rows together and raises {type(fault).__name__} on one: {str(fault)[:200]}",
+                "Look for batch statistics used in eval mode (batch norm without running averages).",
+            )
+        ]  # fmt: skip
+    change = float((alone - first).abs().nan_to_num(0).max())
+    flips = int((alone.argmax(1) != first.argmax(1)).sum())
+    if change > _BATCH_NOISE * max(1.0, float(first.abs().nan_to_num(0, 0, 0).max())):
+        return [
+            Finding(
+                "model.batch_dependent", Severity.WARNING, "answers depend on the batch",
+                f"Asked one by one, outputs differ by up to {change:.3g} and {flips} of {len(few)} labels change.",
+                "Look for batch statistics used in eval mode (batch norm without running averages).",
+                {"change": change, "flips": flips},
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor) -> list[Finding]:
+    predicted, n, k = out.argmax(1), len(x), out.shape[1]
+    accuracy = float((predicted == y).double().mean())
+    measured: dict[str, float | int | str] = {"accuracy": accuracy, "samples": n}
+    cause, remedy, slip = "", "Check that weights, data and labels belong together.", None
+    if isinstance(model, nn.Module):  # asking a module again costs only time; an API counts
+        slip = helping_slip(lambda t: torch.cat([model(part) for part in t.split(_BATCH)]), x, y, predicted)
+        cause = " No usual slip explains it."
+    if slip is not None:
+        measured |= {"slip": slip.name, "accuracy_then": slip.accuracy}
+        cause, remedy = f" {slip.cause} With that changed: {slip.accuracy:.1%}.", slip.remedy
+        if slip.rivals:
+            cause += f" As good, to within 3 points: {', '.join(slip.rivals)}."
+            remedy += " What counts is how the model was trained, not which change scores best."
+    if accuracy == 0 or (n >= 20 and accuracy <= 1 / k + 3 * sqrt((1 - 1 / k) / (k * n))):
+        if n > 1 and len(predicted.unique()) == 1:
+            cause = f" It gives every row the same label.{cause}"
+        return [
+            Finding(
+                "model.chance", Severity.ERROR, "no better than guessing",
+                f"Clean accuracy is {accuracy:.1%} on {n} rows, and guessing gives {1 / k:.1%}.{cause}",
+                remedy, measured,
+            )
+        ]  # fmt: skip
+    if slip is not None:
+        return [
+            Finding(
+                "model.preprocessing", Severity.WARNING, "the preprocessing seems to be off",
+                f"Clean accuracy is {accuracy:.1%} on {n} rows.{cause}",
+                remedy, measured,
+            )
+        ]  # fmt: skip
+    return []

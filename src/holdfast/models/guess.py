@@ -1,0 +1,138 @@
+"""Why a model does badly on its data: usual slips are tried and the one that helps is named. Nothing is fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+__all__ = ["Slip", "helping_slip", "working_layouts"]
+
+Model = Callable[[Tensor], Tensor]
+
+_KNOWN = {
+    3: {
+        "ImageNet's": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        "CIFAR-10's": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+        "the usual 0.5": ((0.5,) * 3, (0.5,) * 3),
+    },
+    1: {"MNIST's": ((0.1307,), (0.3081,)), "the usual 0.5": ((0.5,), (0.5,))},
+}
+
+
+@dataclass(frozen=True)
+class Slip:
+    """A change of the inputs or labels under which the model does better.
+
+    Attributes:
+        name: short and stable.
+        cause: what then seems to be wrong.
+        remedy: what to do about it.
+        accuracy: what the model reaches with the change.
+        rivals: names of other changes that do as well, to within 3 points.
+    """
+
+    name: str
+    cause: str
+    remedy: str
+    accuracy: float
+    rivals: tuple[str, ...] = ()
+
+
+def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor) -> Slip | None:
+    """The change that helps most, if it helps by 3 points and by more than chance would (McNemar's test at 3 sigma).
+
+    Args:
+        model: in eval mode.
+        x: (n, \\*features) inputs in [0, 1].
+        y: (n,) labels.
+        predicted: (n,) the model's answers to ``x``.
+    """
+    right = predicted == y
+    helping: list[Slip] = []
+    for name, cause, remedy, answer in (*_shifted(predicted), *_changed(model, x)):
+        now = answer == y
+        mended, spoilt = int((now & ~right).sum()), int((right & ~now).sum())
+        if mended - spoilt > max(0.03 * len(y), 3 * sqrt(mended + spoilt)):
+            helping.append(Slip(name, cause, remedy, float(now.double().mean())))
+    if not helping:
+        return None
+    best = max(helping, key=lambda slip: slip.accuracy)
+    return replace(best, rivals=tuple(s.name for s in helping if s is not best and s.accuracy >= best.accuracy - 0.03))
+
+
+def working_layouts(model: Model, x: Tensor) -> list[str]:
+    """Changes of layout, in words, under which a model runs that fails on ``x`` as it is."""
+    layouts: list[tuple[str, Callable[[Tensor], Tensor]]] = [("flattened to (n, features)", lambda t: t.flatten(1))]
+    if x.ndim == 3:
+        layouts.append(("with a channel axis: x[:, None]", lambda t: t[:, None]))
+    if x.ndim == 4:
+        layouts.append(("with channels first: x.transpose(0, 3, 1, 2)", lambda t: t.permute(0, 3, 1, 2)))
+        layouts.append(("with channels last: x.transpose(0, 2, 3, 1)", lambda t: t.permute(0, 2, 3, 1)))
+        if x.shape[1] == 1:
+            layouts.append(("without the channel axis: x[:, 0]", lambda t: t[:, 0]))
+            layouts.append(("with the one channel repeated: x.repeat(3, axis=1)", lambda t: t.repeat(1, 3, 1, 1)))
+    return [words for words, change in layouts if _runs(model, change(x))]
+
+
+def _shifted(predicted: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
+    yield (
+        "labels+1",
+        "The labels seem to count one higher than the model.",
+        "Subtract 1 from the labels.",
+        predicted + 1,
+    )
+    yield "labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels.", predicted - 1
+
+
+def _changed(model: Model, x: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
+    for name, cause, remedy, change in _changes(x):
+        try:
+            answer = model(change(x)).argmax(1)
+        except Exception:  # a model may refuse such inputs; then this was not the slip
+            continue
+        yield name, cause, remedy, answer
+
+
+def _changes(x: Tensor) -> Iterator[tuple[str, str, str, Callable[[Tensor], Tensor]]]:
+    yield (
+        "scale-255", "The model seems to expect 0..255.",
+        "Declare the normalisation: mean 0, std 1/255 = 0.00392157.", lambda t: t * 255,
+    )  # fmt: skip
+    yield (
+        "inverted", "The model seems to expect inverted brightness.",
+        "Save 1 - x.", lambda t: 1 - t,
+    )  # fmt: skip
+    channels = x.shape[1] if x.ndim == 4 else 0
+    for whose, (mean, std) in _KNOWN.get(channels, {}).items():
+        yield (
+            f"normalisation-{whose}", f"The model seems to expect {whose} normalisation.",
+            f"Declare it: {','.join(map(str, mean))}/{','.join(map(str, std))}.", _standardise(x, mean, std),
+        )  # fmt: skip
+    if channels == 3:
+        yield (
+            "channel-order", "The channels seem to be in the other order (RGB and BGR).",
+            "Save x[:, ::-1].", lambda t: t.flip(1),
+        )  # fmt: skip
+    if x.ndim == 4 and x.shape[2] == x.shape[3]:
+        yield (
+            "transposed", "Height and width seem to be swapped.",
+            "Save x.transpose(0, 1, 3, 2).", lambda t: t.transpose(2, 3),
+        )  # fmt: skip
+
+
+def _standardise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    m, s = (x.new_tensor(v).view(1, -1, 1, 1) for v in (mean, std))
+    return lambda t: (t - m) / s
+
+
+def _runs(model: Model, x: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            out = model(x)
+    except Exception:  # a user's model may raise anything; here only whether it does counts
+        return False
+    return isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(x)

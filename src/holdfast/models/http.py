@@ -1,0 +1,222 @@
+"""A prediction API over HTTP, asked like a model: JSON in, labels or scores out, every row counted.
+
+Request: ``{"inputs": [...]}``, nested lists of (rows, \\*features). Answer, by what the API gives away:
+``{"labels": [3, ...]}``, ``{"scores": [[...], ...]}`` or ``{"top": [[[label, score], ...], ...]}``.
+A label is a number or a class name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import BudgetError, ModelError, UsageError
+from holdfast.core.findings import Finding, Severity
+from holdfast.core.verdict import Subject
+from holdfast.models.transport import Line, refusal, request_headers
+from holdfast.models.wire import Answers, encode
+
+__all__ = ["HttpModel", "Usage"]
+
+_MAX_WAIT = 120.0
+_DRIFT = 1e-3
+
+
+@dataclass
+class Usage:
+    """What an API was asked.
+
+    Attributes:
+        sent: rows sent, each attempt and the canary's included; what a paid API would bill.
+        retried: the rows among them that were sent again after a failure.
+        requests: HTTP requests.
+        canaries: times that the canary row was asked again.
+        drift: largest change of its answer, as a probability; 1 for a changed label.
+    """
+
+    sent: int = 0
+    retried: int = 0
+    requests: int = 0
+    canaries: int = 0
+    drift: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+
+class HttpModel:
+    """A model behind an API. Calling it gives log-probabilities, so that the oracles can use it as they use a module.
+
+    The first row ever asked becomes the canary: it is asked again now and then, and a changed answer shows in
+    ``usage.drift`` and in ``findings()``: verdicts on a model that changes under the audit are worth little.
+    """
+
+    differentiable = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        classes: int | Sequence[str],
+        max_queries: int | None,
+        access: Literal["labels", "scores"] = "scores",
+        scores: Literal["probabilities", "logits"] = "probabilities",
+        top_k: int | None = None,
+        rows_per_request: int = 32,
+        concurrency: int = 4,
+        timeout: float = 30.0,
+        retries: int = 5,
+        backoff: float = 0.5,
+        canary_every: int = 1000,
+        headers: Mapping[str, str] | None = None,
+        token_env: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Args:
+        url: where to POST; https, or http to this machine (elsewhere only without a token).
+        classes: how many classes, or their names in order.
+        max_queries: most rows that may ever be sent, retries included: the consent to ask a service that may bill.
+        access: what the API gives: ``labels`` or ``scores``.
+        scores: what its scores are.
+        top_k: if set, only the k best scores come back; the others count as -inf.
+        rows_per_request: rows in one request.
+        concurrency: requests at a time.
+        timeout: seconds to wait for one answer.
+        retries: times that a request is sent again after 429, 5xx or a lost connection.
+        backoff: seconds before the first retry, doubled each time; ``Retry-After`` overrides it.
+        canary_every: rows between two looks at the canary.
+        headers: to send with each request.
+        token_env: name of the environment variable that holds a bearer token.
+        sleep: how to wait.
+
+        Raises:
+            BudgetError: no ``max_queries``.
+            UsageError: a URL or a number that cannot be used, a token that is not set.
+        """
+        if max_queries is None or max_queries < 1:
+            raise BudgetError(f"asking {url} may cost money; say how many rows at most with --max-queries")
+        if min(rows_per_request, concurrency, canary_every) < 1 or retries < 0 or timeout <= 0 or backoff < 0:
+            raise UsageError(
+                "rows per request, concurrency and canary interval start at 1, retries at 0, time-outs above 0"
+            )
+        if top_k is not None and (access == "labels" or top_k < 1):
+            raise UsageError("top_k is for scores and starts at 1")
+        names = None if isinstance(classes, int) else tuple(classes)
+        self.classes = classes if isinstance(classes, int) else len(classes)
+        self.answers = Answers(self.classes, names, access, scores, top_k)
+        self.url, self.max_queries = url, max_queries
+        self.usage = Usage()
+        self._rows, self._retries, self._backoff, self._sleep = rows_per_request, retries, backoff, sleep
+        self._canary_every, self._canary, self._next_canary = canary_every, None, canary_every
+        self._line = Line(url, timeout, request_headers(url, headers, token_env))
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="holdfast-http")
+
+    @property
+    def subject(self) -> Subject:
+        """The API by its address; what lies behind it cannot be hashed."""
+        return Subject("model", hashlib.sha256(self.url.encode()).hexdigest(), f"API at {self.url}, weights unknown")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(n, \\*features) -> (n, K) log-probabilities on x's device; a label alone is 0 there and -inf elsewhere.
+
+        Raises:
+            BudgetError: the rows would exceed ``max_queries``; none of them is sent.
+            ModelError: the API fails or answers what cannot be read.
+        """
+        inputs = x.detach().to("cpu", torch.float32)
+        with self.usage.lock:
+            left = self.max_queries - self.usage.sent
+        if len(inputs) > left:
+            raise BudgetError(
+                f"{len(inputs)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at {self.url}"
+            )
+        parts = list(inputs.split(self._rows))
+        futures = [self._pool.submit(self._ask, part) for part in parts]
+        try:
+            answers = [future.result() for future in futures]
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+        answer = torch.cat(answers) if answers else torch.empty(0, self.classes)
+        if self._canary is None and len(inputs):
+            self._canary = (inputs[:1].clone(), answer[:1].clone())
+        elif self.usage.sent >= self._next_canary:
+            self._next_canary = self.usage.sent + self._canary_every
+            self.check_canary()
+        return answer.to(x.device)
+
+    def check_canary(self) -> float | None:
+        """Ask the first row again: how far its probabilities moved, or None if there is no row or no budget for it."""
+        if self._canary is None or self.usage.sent >= self.max_queries:
+            return None
+        row, before = self._canary
+        now = self._ask(row)
+        drift = float((now.exp() - before.exp()).abs().max())
+        self.usage.canaries += 1
+        self.usage.drift = max(self.usage.drift, drift)
+        return drift
+
+    def findings(self) -> list[Finding]:
+        """What the traffic showed: ``http.drift`` and ``http.retries``; empty if nothing."""
+        use = self.usage
+        found: list[Finding] = []
+        if use.drift > _DRIFT:
+            found.append(
+                Finding(
+                    "http.drift", Severity.WARNING, "the API's answers changed",
+                    f"The same input was asked {use.canaries + 1} times and its answer moved by up to {use.drift:.3g}.",
+                    "The model was replaced or is randomised: repeat the audit, or declare it randomised.",
+                    {"drift": use.drift, "canaries": use.canaries},
+                )
+            )  # fmt: skip
+        if use.retried:
+            found.append(
+                Finding(
+                    "http.retries", Severity.NOTE, "requests were repeated",
+                    f"{use.retried} of {use.sent} rows were sent again after a failure and count as queries.",
+                    "Lower the concurrency if the API limits its rate.", {"retried": use.retried, "sent": use.sent},
+                )
+            )  # fmt: skip
+        return found
+
+    def close(self) -> None:
+        """Stop the threads; the model cannot be asked any more."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _ask(self, rows: Tensor) -> Tensor:
+        body = encode(rows)
+        last = ""
+        for attempt in range(self._retries + 1):
+            self._charge(len(rows), again=attempt > 0)
+            reply = self._line.post(body)
+            if reply.status == 200:
+                return self.answers.decode(reply.body, len(rows))
+            if 0 < reply.status < 500 and reply.status != 429:
+                raise ModelError(refusal(self.url, reply))
+            last = reply.fault or f"status {reply.status}"
+            if attempt < self._retries:
+                self._sleep(self._pause(attempt, reply.wait))
+        raise ModelError(
+            f"{self.url} failed {self._retries + 1} times, last with {last}; is it up? "
+            "A longer time-out, more retries or less concurrency may help."
+        )
+
+    def _charge(self, rows: int, *, again: bool) -> None:
+        with self.usage.lock:
+            if self.usage.sent + rows > self.max_queries:
+                raise BudgetError(f"all {self.max_queries} queries at {self.url} are used up, retries included")
+            self.usage.sent += rows
+            self.usage.requests += 1
+            self.usage.retried += rows * again
+
+    def _pause(self, attempt: int, wait: float | None) -> float:
+        if wait is not None and wait > _MAX_WAIT:
+            raise ModelError(f"{self.url} asks to wait {wait:.0f} s before the next request; come back then and resume")
+        return min(self._backoff * 2**attempt, _MAX_WAIT) if wait is None else max(wait, 0.0)

@@ -1,0 +1,141 @@
+"""Weights from a file, and into a module: every key accounted for."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ModelError, UnsafeFileError
+from holdfast.models.guard import Format
+
+__all__ = ["fill", "read_objects", "read_state", "state_in"]
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
+_PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a wrapper", "net.": "a wrapper"}
+
+
+def read_state(path: Path, kind: Format) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The weights in a file of tensors, and what was noticed. Never unpickles anything but tensors.
+
+    Raises:
+        ModelError: damaged, or not a dictionary of tensors.
+        UnsafeFileError: PyTorch's restricted unpickler refuses it.
+    """
+    if kind is Format.SAFETENSORS:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path), ()
+        except (SafetensorError, OSError) as fault:
+            raise ModelError(f"{path} is a damaged or truncated safetensors file ({fault}); fetch it again") from None
+    return state_in(read_objects(path, trust=False), path)
+
+
+def read_objects(path: Path, *, trust: bool) -> object:
+    """What ``torch.save`` wrote; with ``trust`` any object, and its code runs.
+
+    Raises:
+        ModelError: damaged.
+        UnsafeFileError: more than tensors, without trust.
+    """
+    try:
+        with path.open("rb") as file, warnings.catch_warnings():  # a file, since torch.load reads a path by its name
+            warnings.simplefilter("ignore")  # about storage classes and source changes; nothing that a user can act on
+            return torch.load(file, map_location="cpu", weights_only=not trust)
+    except pickle.UnpicklingError as fault:
+        if trust:
+            raise ModelError(f"{path} is damaged ({fault})") from None
+        raise UnsafeFileError(
+            f"{path} holds more than tensors: {str(fault).splitlines()[0]}; --trust opens it"
+        ) from None
+    except Exception as fault:
+        raise ModelError(
+            f"{path} cannot be opened; is it damaged or truncated? ({type(fault).__name__}: {fault})"
+        ) from None
+
+
+def state_in(objects: object, path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The dictionary of tensors in a checkpoint, one level down if need be, and a note if so.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if isinstance(objects, Mapping):
+        if objects and all(isinstance(value, Tensor) for value in objects.values()):
+            return dict(objects), ()
+        for key in _NESTED:
+            inner = objects.get(key)
+            if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
+                others = ", ".join(str(k) for k in objects if k != key)
+                return dict(inner), (f"weights were under '{key}' of a checkpoint; left aside: {others or 'nothing'}",)
+        raise ModelError(f"{path} is a checkpoint without a state dict; its keys: {_some([str(k) for k in objects])}")
+    raise ModelError(f"{path} holds {type(objects).__name__}, not the state dict of a model")
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[str, ...]:
+    """Load weights into a module so that every key of either finds its counterpart.
+
+    A prefix that wrapping adds to all keys is taken off, with a note; batch norm's ``num_batches_tracked``, which no
+    forward in eval mode reads, may be absent or extra.
+
+    Args:
+        module: what to fill.
+        state: the weights.
+        what: how to call the architecture in an error.
+
+    Returns:
+        what was noticed.
+
+    Raises:
+        ModelError: keys are missing or left over, or shapes differ; all are named.
+    """
+    own = {key: value for key, value in module.state_dict().items() if not _counter(key)}
+    given = {key: value for key, value in state.items() if not _counter(key)}
+    given, notes = _without_prefix(given, own)
+    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or extra:
+        parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"not in the architecture: {_some(extra)}"] * bool(
+            extra
+        )
+        raise ModelError(f"the weights do not belong to {what}; {'; '.join(parts)}. Is it the right --arch?")
+    odd = [
+        f"{k}: {tuple(given[k].shape)} in the file, {tuple(own[k].shape)} wanted"
+        for k in own
+        if given[k].shape != own[k].shape
+    ]
+    if odd:
+        raise ModelError(f"the weights do not fit {what}; {_some(odd)}")
+    module.load_state_dict(given, strict=False)
+    kinds = sorted({_plain(v) for v in given.values() if v.is_floating_point() and v.dtype != torch.float32})
+    return (*notes, *(f"some weights are stored as {kind}; the model runs in float32" for kind in kinds))
+
+
+def _without_prefix(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    notes: list[str] = []
+    found = True
+    while found and given.keys() != own.keys():
+        found = False
+        for prefix, source in _PREFIXES.items():
+            if all(k.startswith(prefix) for k in given) and not any(k.startswith(prefix) for k in own):
+                given = {k.removeprefix(prefix): v for k, v in given.items()}
+                notes.append(f"the prefix '{prefix}' of all weights, which {source} adds, was taken off")
+                found = True
+    return given, notes
+
+
+def _counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _plain(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")

@@ -1,0 +1,227 @@
+"""Small modules around a model: what belongs to f beside its weights, and the stand-ins of adaptive attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite, log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.errors import ModelError, UsageError
+
+__all__ = ["Bpda", "Eot", "FixedMode", "FromHF", "InputTransform", "Normalisation", "Normalised", "OneLogit"]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """A declared ``(x - mean) / std`` for each channel, on inputs in the threat model's range.
+
+    Example:
+        >>> Normalisation.parse("0.5,0.5,0.5/0.25,0.25,0.25").std
+        (0.25, 0.25, 0.25)
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UsageError(
+                f"normalisation needs as many means as deviations, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(isfinite(m) for m in self.mean) or not all(isfinite(s) and s > 0 for s in self.std):
+            raise UsageError(f"normalisation needs finite means and deviations above 0, got {self.mean} and {self.std}")
+
+    @classmethod
+    def parse(cls, text: str) -> Normalisation:
+        """Read ``MEAN,MEAN,MEAN/STD,STD,STD``.
+
+        Raises:
+            UsageError: not of that form.
+        """
+        mean, slash, std = text.partition("/")
+        try:
+            if not slash:
+                raise ValueError
+            return cls(tuple(map(float, mean.split(","))), tuple(map(float, std.split(","))))
+        except ValueError as fault:
+            if isinstance(fault, UsageError):
+                raise
+            raise UsageError(
+                f"'{text}' is no normalisation; write MEAN/STD, or M,M,M/S,S,S for three channels"
+            ) from None
+
+    def __str__(self) -> str:
+        return f"{','.join(f'{m:g}' for m in self.mean)}/{','.join(f'{s:g}' for s in self.std)}"
+
+
+class Normalised(nn.Module):
+    """``module((x - mean) / std)`` by channel; one mean serves any number of channels.
+
+    Example:
+        >>> Normalised(nn.Identity(), Normalisation((0.5,), (0.25,)))(torch.ones(1, 1, 1, 1)).item()
+        2.0
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: nn.Module, normalisation: Normalisation) -> None:
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(normalisation.std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, \\*) in the threat model's range -> the module's output."""
+        channels = len(self.mean)
+        if channels not in (1, x.shape[1]):
+            raise ModelError(f"the declared normalisation has {channels} channels and the input {x.shape[1]}")
+        shape = (1, channels, *[1] * (x.ndim - 2))
+        return self.module((x - self.mean.view(shape)) / self.std.view(shape))
+
+
+class OneLogit(nn.Module):
+    """A binary model with one logit s as two classes with logits (0, s): the same probabilities, the same decision.
+
+    Example:
+        >>> OneLogit(nn.Identity())(torch.tensor([[3.0]]))
+        tensor([[0., 3.]])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, \\*) -> (n, 2)."""
+        s = self.module(x).reshape(len(x), -1)
+        if s.shape[1] != 1:
+            raise ModelError(f"OneLogit wraps a model with one output; this one has {s.shape[1]}")
+        return torch.cat([torch.zeros_like(s), s], 1)
+
+
+class FromHF(nn.Module):
+    """The logits of a Hugging Face classifier, which answers with an object."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, C, H, W) pixel values -> (n, K) logits."""
+        return self.module(pixel_values=x).logits
+
+
+class FixedMode(nn.Module):
+    """A module whose mode was fixed when it was exported: ``train`` and ``eval`` leave it alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.training = False
+
+    def train(self, mode: bool = True) -> FixedMode:
+        """Return the module as it is."""
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the exported program gives."""
+        return self.module(x)
+
+
+class InputTransform(nn.Module):
+    """``module(transform(x))``: a preprocessing defence in front of a model."""
+
+    def __init__(self, transform: Callable[[Tensor], Tensor], module: nn.Module) -> None:
+        super().__init__()
+        self.transform = transform
+        self.module = module
+
+    def extra_repr(self) -> str:
+        """For the fingerprint."""
+        return f"transform={_name(self.transform)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, \\*) -> the module's output on the transformed inputs."""
+        return self.module(self.transform(x))
+
+
+class Bpda(nn.Module):
+    """A preprocessing step f with the gradient of a differentiable stand-in g (BPDA; Athalye et al. 2018, section 4.1).
+
+    Example:
+        >>> x = torch.tensor([0.4], requires_grad=True)
+        >>> y = Bpda(torch.round)(x)
+        >>> y.backward()
+        >>> y.item(), x.grad.item()
+        (0.0, 1.0)
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Args:
+        forward: f, exactly what the deployed model does; need not be differentiable.
+        backward: g, close to f and of its shape; the identity (straight-through) if None.
+        """
+        super().__init__()
+        self.f = forward
+        self.g = backward
+
+    def extra_repr(self) -> str:
+        """For the fingerprint."""
+        return f"forward={_name(self.f)}, backward={_name(self.g)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x), to the bit; its gradient is that of g(x)."""
+        with torch.no_grad():
+            value = self.f(x)
+        path = x if self.g is None else self.g(x)
+        if path.shape != value.shape:
+            raise ModelError(f"BPDA: f gives the shape {tuple(value.shape)} and its stand-in {tuple(path.shape)}")
+        return _Route.apply(value, path)
+
+
+def _name(function: object) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
+
+
+class _Route(torch.autograd.Function):
+    """The first argument's value with the second's gradient; ``g + (f - g).detach()`` would round."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return None, grads[0]
+
+
+class Eot(nn.Module):
+    """Expectation over a model's own randomness (Athalye et al. 2018): the log of its mean softmax over k forwards.
+
+    The draws are the module's own (PyTorch's global generator), so two calls differ as two calls of the module do.
+    """
+
+    def __init__(self, module: nn.Module, draws: int) -> None:
+        """Args:
+        module: a randomised model with logits.
+        draws: k, at least 1; each forward of this module costs k of the inner one.
+        """
+        super().__init__()
+        if draws < 1:
+            raise UsageError(f"EOT needs at least 1 draw, got {draws}")
+        self.module = module
+        self.draws = draws
+
+    def extra_repr(self) -> str:
+        """For the fingerprint."""
+        return f"draws={self.draws}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, \\*) -> (n, K) log-probabilities."""
+        each = torch.stack([self.module(x).log_softmax(1) for _ in range(self.draws)])
+        return each.logsumexp(0) - log(self.draws)

@@ -1,0 +1,45 @@
+"""Small networks for the demo, the tests and authors of methods; usable as ``--arch holdfast.models.zoo:digits_cnn``.
+
+None has batch norm or dropout, so that bounds through them are quick and the two modes agree.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+__all__ = ["digits_cnn", "digits_mlp", "mnist_cnn"]
+
+
+def digits_cnn() -> nn.Sequential:
+    """Two convolutions and two linear layers for the 8x8 digits, 38,282 parameters: (n, 1, 8, 8) -> (n, 10) logits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
+        nn.Linear(64, 10),
+    )
+
+
+def digits_mlp() -> nn.Sequential:
+    """Two hidden layers of 64 for the 8x8 digits, 8,970 parameters: (n, 1, 8, 8) -> (n, 10) logits."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+    )  # fmt: skip
+
+
+def mnist_cnn() -> nn.Sequential:
+    """The network of Wong & Kolter (2018) for MNIST, 166,406 parameters: (n, 1, 28, 28) -> (n, 10) logits."""
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1568, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )

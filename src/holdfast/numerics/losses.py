@@ -1,0 +1,189 @@
+"""Losses of evasion attacks (survey, section 2.2).
+
+A loss reads scores (m, K), labels y (m,) and targets t (m,) and answers (m,) values. The attack MAXIMISES it: the
+survey writes the attacker's loss g as something to minimise, here its negative is returned, up to a constant. An absent
+class (a soft-label oracle that tells the top k only) has the score -inf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from holdfast.core.criterion import best_other
+from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.threat import Goal
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "complete",
+    "cross_entropy",
+    "cross_entropy_targeted",
+    "dlr",
+    "dlr_targeted",
+    "log_margin",
+    "log_margin_targeted",
+    "margin",
+    "margin_targeted",
+    "pick_loss",
+]
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_SMALL = 1e-12  # as in AutoAttack, so that the published figures stay comparable
+
+
+def _at(scores: Tensor, label: Tensor) -> Tensor:
+    return scores.gather(1, label.unsqueeze(1)).squeeze(1)
+
+
+def _surprise(scores: Tensor, label: Tensor) -> Tensor:
+    """-log softmax(scores)[label], as softplus of the log-odds against it, so that 1 - f_y is never rounded to 0."""
+    others = scores.scatter(1, label.unsqueeze(1), -inf).logsumexp(1)
+    return F.softplus(others - _at(scores, label))
+
+
+def cross_entropy(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """``-log f_y``.
+
+    Its gradient is proportional to ``1 - f_y`` and underflows to exactly 0 in float32 once the logit margin passes
+    about 100: a model with large logits looks robust to it. Use `dlr` or `margin` there.
+
+    Example:
+        >>> cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([0]), torch.tensor([-1])).item()  # log 2
+        0.6931471824645996
+    """
+    return _surprise(scores, y)
+
+
+def cross_entropy_targeted(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """``log f_t``."""
+    return -_surprise(scores, target)
+
+
+def margin(kappa: float = inf) -> Loss:
+    """``min(max_{k != y} logit_k - logit_y, kappa)``, which is kappa - g of the survey (Carlini & Wagner 2017).
+
+    Args:
+        kappa: the confidence at which the loss, and its gradient, stop; never by default.
+
+    Example:
+        >>> margin(0.5)(torch.tensor([[1.0, 3.0], [2.0, 1.0]]), torch.tensor([0, 0]), torch.tensor([-1, -1])).tolist()
+        [0.5, -1.0]
+    """
+
+    def loss(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        value = best_other(scores, y) - _at(scores, y)
+        return value if kappa == inf else value.clamp_max(kappa)
+
+    return loss
+
+
+def margin_targeted(kappa: float = inf) -> Loss:
+    """``min(logit_t - max_{k != t} logit_k, kappa)``."""
+
+    def loss(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        value = _at(scores, target) - best_other(scores, target)
+        return value if kappa == inf else value.clamp_max(kappa)
+
+    return loss
+
+
+def _ratio(value: Tensor, scale: Tensor) -> Tensor:
+    # Absent classes make the scale infinite: the plain margin then keeps the sign and the order.
+    return value / torch.where(scale.isfinite(), scale + _SMALL, 1.0)
+
+
+def dlr(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """``-(z_y - max_{k != y} z_k) / (z_(1) - z_(3))``: blind to shift and scale of the logits (Croce & Hein 2020).
+
+    Needs at least 3 classes.
+
+    Example:
+        >>> dlr(torch.tensor([[4.0, 1.0, 2.0]]), torch.tensor([0]), torch.tensor([-1])).item()  # -(4 - 2) / (4 - 1)
+        -0.6666666865348816
+    """
+    top = scores.topk(3, dim=1).values
+    return _ratio(best_other(scores, y) - _at(scores, y), top[:, 0] - top[:, 2])
+
+
+def dlr_targeted(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """``-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)`` (Croce & Hein 2020). Needs at least 4 classes."""
+    top = scores.topk(4, dim=1).values
+    # Both absent: the target is as far as can be.
+    value = (_at(scores, target) - _at(scores, y)).nan_to_num(-inf, inf, -inf)
+    return _ratio(value, top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def complete(scores: Tensor) -> Tensor:
+    """(m, K) log-probabilities with absent classes at the most they can be: the least one told, or all that is left."""
+    logs = scores.log_softmax(1) if scores.requires_grad else scores
+    absent = logs == -inf
+    left = torch.log1p(-logs.exp().sum(1).clamp_max(1 - torch.finfo(logs.dtype).eps / 2))
+    least = torch.where(absent, inf, logs).amin(1)
+    return torch.where(absent, torch.minimum(left, least).unsqueeze(1), logs)
+
+
+def log_margin(kappa: float = inf) -> Loss:
+    """`margin` of log-probabilities, the form for black-box attacks (survey, 2.2; Chen et al. 2017).
+
+    For a full answer it equals the logit margin. Classes that a top-k answer leaves out count as the most they can be,
+    so the value stays finite and still tells which of two inputs is nearer to another class.
+
+    Example:
+        >>> told = torch.tensor([[0.9, 0.0], [0.8, 0.0]]).log()  # only the top class
+        >>> a, b = log_margin()(told, torch.tensor([0, 0]), torch.tensor([-1, -1])).tolist()
+        >>> round(a, 4), round(b, 4)
+        (-2.1972, -1.3863)
+    """
+    inner = margin(kappa)
+    return lambda scores, y, target: inner(complete(scores), y, target)
+
+
+def log_margin_targeted(kappa: float = inf) -> Loss:
+    """`margin_targeted` of log-probabilities, completed as in `log_margin`."""
+    inner = margin_targeted(kappa)
+    return lambda scores, y, target: inner(complete(scores), y, target)
+
+
+# Name -> (untargeted, targeted, least classes untargeted, least classes targeted).
+LOSSES: dict[str, tuple[Loss, Loss, int, int]] = {
+    "ce": (cross_entropy, cross_entropy_targeted, 2, 2),
+    "margin": (margin(), margin_targeted(), 2, 2),
+    "dlr": (dlr, dlr_targeted, 3, 4),
+    "log-margin": (log_margin(), log_margin_targeted(), 2, 2),
+}
+
+
+def pick_loss(name: str, goal: Goal, classes: int) -> tuple[Loss, str | None]:
+    """The loss of a name for a goal, and a note where another had to stand in.
+
+    Args:
+        name: ``ce``, ``margin``, ``dlr`` or ``log-margin``.
+        goal: untargeted or targeted.
+        classes: K.
+
+    Returns:
+        The loss and None, or the margin loss and the sentence that a report prints.
+
+    Raises:
+        UsageError: no such loss.
+
+    Example:
+        >>> pick_loss("dlr", Goal.UNTARGETED, 2)[1]
+        'dlr needs 3 classes untargeted and the model has 2: the margin loss was used'
+    """
+    if name not in LOSSES:
+        raise UsageError(f"no loss '{name}'. {did_you_mean(name, LOSSES)}")
+    untargeted, targeted, least, least_targeted = LOSSES[name]
+    aimed = goal is Goal.TARGETED
+    needed = least_targeted if aimed else least
+    if classes >= needed:
+        return (targeted if aimed else untargeted), None
+    note = f"{name} needs {needed} classes {goal} and the model has {classes}: the margin loss was used"
+    return (margin_targeted() if aimed else margin()), note

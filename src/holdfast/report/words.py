@@ -1,0 +1,129 @@
+"""An audit in plain words: what the figures mean, what to be wary of, and the threat model as a sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.audit.document import Document, Threat
+from holdfast.core.threat import Goal, Guarantee, Norm
+from holdfast.core.verdict import Status
+from holdfast.report.markup import percent
+
+__all__ = ["Banner", "attacker", "banners", "meaning"]
+
+_SIZE = {
+    Norm.LINF: "change every input value by at most {eps}",
+    Norm.L2: "change the input by at most {eps} in Euclidean length",
+    Norm.L1: "change the input values by at most {eps} in total",
+    Norm.L0: "change at most {eps} input values, by as much as they like",
+}
+_ACCESS = {
+    "white-box": "sees the weights and their gradients",
+    "soft-label": "sees the score of every class, and nothing inside",
+    "hard-label": "sees the winning class, and nothing else",
+    "transfer": "cannot ask the model, and attacks others in its place",
+}
+_WORTH = {
+    Guarantee.SOUND: "a proof",
+    Guarantee.PROBABILISTIC: "true except with a small stated chance",
+    Guarantee.ESTIMATE: "an estimate, not a proof",
+}
+_OPEN = (Status.UNKNOWN, Status.MARGINAL, Status.TIMEOUT, Status.ERROR)
+
+
+@dataclass(frozen=True)
+class Banner:
+    """A line across the top of the page that no one should miss."""
+
+    kind: str
+    title: str
+    text: str
+
+
+def banners(document: Document) -> list[Banner]:
+    """What makes the headline doubtful, worst first."""
+    out: list[Banner] = []
+    if wrong := document.contradictions:
+        ids = ", ".join(str(c.id) for c in wrong[:8]) + (" and more" if len(wrong) > 8 else "")
+        text = (
+            f"On sample {ids} an input inside a certified radius breaks the model. "
+            "One of the two is wrong: trust no figure here."
+        )
+        out.append(Banner("bad", "CONTRADICTION", text))
+    if not document.complete:
+        rest = [s.name for s in document.stages if s.status in ("partial", "failed")]
+        where = f" Not ended: {', '.join(rest)}." if rest else ""
+        text = f"The run did not end, or too many samples could not be judged; these figures are not final.{where}"
+        out.append(Banner("warn", "INCOMPLETE", text))
+    head = document.headline
+    if head.upper_bound_weak:
+        why = _sentence(head.upper_bound_note or "the attacks were hindered")
+        text = f"{why} The true robust accuracy is likely well below the empirical figure."
+        out.append(Banner("bad", "UPPER BOUND WEAK", text))
+    elif head.upper_bound_note:
+        out.append(Banner("warn", "UPPER BOUND", _sentence(head.upper_bound_note)))
+    return out
+
+
+def _sentence(note: str) -> str:
+    """A note as a sentence that can stand behind a banner's title.
+
+    Example:
+        >>> _sentence("upper bound weak: gradients vanish")
+        'Gradients vanish.'
+    """
+    words = note.removeprefix("upper bound weak: ").rstrip(".")
+    return f"{words[:1].upper()}{words[1:]}."
+
+
+def attacker(threat: Threat) -> str:
+    """The threat model as a sentence."""
+    goal = "any wrong answer" if threat.goal is Goal.UNTARGETED else "one wrong answer of their choice"
+    size = _SIZE[threat.norm].format(eps=threat.eps)
+    access = _ACCESS.get(threat.access, f"has {threat.access} access")
+    known = f" They also know: {', '.join(threat.known)}." if threat.known else ""
+    grid = f" Inputs must lie on a grid of {threat.grid}." if threat.grid else ""
+    box = f"within the valid range {threat.low:g} to {threat.high:g}"
+    return f"The attacker may {size}, {box}; {access}; and wants {goal}.{grid}{known}"
+
+
+def _samples(number: int, verb: tuple[str, str] = ("is", "are")) -> str:
+    return f"{number} sample {verb[0]}" if number == 1 else f"{number} samples {verb[1]}"
+
+
+def meaning(document: Document) -> list[str]:
+    """The headline in a few short paragraphs."""
+    head, counts = document.headline, document.counts()
+    n, right = head.samples, head.samples - counts[Status.MISCLASSIFIED]
+    certified, broken = counts[Status.CERTIFIED], counts[Status.BROKEN]
+    gap = n - counts[Status.MISCLASSIFIED] - broken - certified
+    eps = f"{document.threat.norm} {document.threat.eps}"
+    out = [
+        f"Left alone, the model is right on {right} of {n} samples ({percent(head.clean_accuracy)}). Within {eps} of "
+        f"them, {_samples(broken, ('was', 'were'))} broken: an input was found that changes the answer, and a "
+        "referee that took no part in the search judged it again."
+    ]
+    if head.certified_robust_accuracy is None:
+        out.append(
+            "Nothing was certified in this run, so there is no lower bound: the true figure may be anything below."
+        )
+    else:
+        worths = {s.certificate.guarantee for s in document.samples if s.certificate and s.status is Status.CERTIFIED}
+        worth = "; ".join(_WORTH[g] for g in Guarantee if g in worths)
+        out.append(
+            f"{_samples(certified)} certified{f' ({worth})' if worth else ''}: nothing an attacker does within the set "
+            "changes the answer, by any method, known or not."
+        )
+    if gap:
+        kinds = ", ".join(f"{s} {counts[s]}" for s in _OPEN if counts[s])
+        out.append(
+            f"{_samples(gap)} neither ({kinds}). UNKNOWN is never counted as robust: a stronger attack may "
+            "break them, a tighter proof may certify them."
+        )
+    upper = percent(head.intervals.empirical[1])
+    if head.intervals.certified is None:
+        reach = f"the 95 % interval of the upper bound reaches up to {upper}"
+    else:
+        reach = f"the 95 % intervals of the two bounds reach from {percent(head.intervals.certified[0])} to {upper}"
+    out.append(f"Beyond these {n} samples, on data drawn alike, {reach}.")
+    return out

@@ -1,0 +1,1 @@
+"""The one training loop that every defence that trains stands on."""

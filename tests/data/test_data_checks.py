@@ -1,0 +1,79 @@
+"""Every finding about data, by a data set that deserves it and one that does not."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from holdfast.core.findings import Severity
+from holdfast.core.threat import Norm, ThreatModel, parse_eps
+from holdfast.data import Dataset, check_data
+
+THREAT = ThreatModel(Norm.LINF, parse_eps("8/255"))
+X = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(40) % 10
+
+
+def codes(x=X, y=Y, classes=10):
+    return {f.code: f for f in check_data(Dataset.of(x, y), THREAT, classes)}
+
+
+def test_good_data_has_no_findings():
+    assert codes() == {}
+
+
+@pytest.mark.parametrize(
+    ("x", "looks"),
+    [
+        (X * 255, r"0\.\.255"),
+        (X * 2 - 1, r"\[-1, 1\]"),
+        ((X - 0.5) / 0.25, "standardised"),
+        (X * 4000, "run from"),
+    ],
+)
+def test_range(x, looks):
+    found = codes(x)["data.range"]
+    assert found.severity is Severity.ERROR
+    assert found.remedy
+    assert re.search(looks, found.message)
+
+
+def test_scaled_twice():
+    assert "data.scaled_twice" in codes(X / 255)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan(bad):
+    x = X.clone()
+    x[7, 0, 0, 0] = bad
+    assert codes(x)["data.nan"].data == {"samples": 1, "first": 7}
+
+
+def test_conversion_is_stated():
+    found = codes((X * 255).to(torch.uint8).numpy())
+    assert found["data.conversion"].message == "x was uint8: divided by 255"
+
+
+@pytest.mark.parametrize(
+    ("y", "classes", "code"),
+    [
+        (Y + 1, 10, "labels.one_based"),
+        (Y, 5, "labels.range"),
+        (Y - 1, 10, "labels.negative"),
+        (Y * 0, 10, "labels.single"),
+        (Y % 3, 10, "labels.fewer"),
+    ],
+)
+def test_labels(y, classes, code):
+    found = codes(y=y, classes=classes)
+    assert set(found) == {code}
+    assert found[code].data["max"] == int(y.max())
+
+
+def test_labels_without_a_model_are_only_looked_at_for_themselves():
+    assert codes(y=Y + 1, classes=None) == {}
+
+
+def test_findings_are_plain_values():
+    assert json.loads(json.dumps(codes(X * 255)["data.range"].as_dict()))["severity"] == "error"

@@ -1,0 +1,235 @@
+"""Every finding about a model, by one that deserves it; a good pair has none; nothing is changed by looking."""
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.core.findings import Severity
+from holdfast.core.threat import Norm, ThreatModel, parse_eps
+from holdfast.data import Dataset, load_digits
+from holdfast.models import FromHF, HttpModel, OneLogit, fingerprint, preflight, serve
+from holdfast.models.zoo import digits_cnn
+
+THREAT = ThreatModel(Norm.LINF, parse_eps("0.1"))
+TEST = load_digits("test")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A digits network of a few seconds' training, left in eval mode."""
+    torch.manual_seed(0)
+    data, model = load_digits("train"), digits_cnn()
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(120):
+        rows = torch.arange(step * 64, step * 64 + 64) % len(data)
+        loss = nn.functional.cross_entropy(model(data.x[rows]), data.y[rows])
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return model.eval()
+
+
+def codes(model, x=TEST.x, y=TEST.y):
+    return {f.code: f for f in preflight(model, Dataset.of(x, y), THREAT)}
+
+
+def the_slip(found):
+    return found.get("model.chance") or found["model.preprocessing"]
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return x + 0.01 * torch.randn_like(x)
+
+
+class BatchCentred(nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Answer:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+class Hf(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, pixel_values):
+        return Answer(self.net(pixel_values))
+
+
+def test_a_good_pair_has_no_findings(trained):
+    assert codes(trained) == {}
+
+
+def test_looking_changes_nothing(trained):
+    model = nn.Sequential(nn.Dropout(0.5), trained)
+    model.train()
+    trained.eval()
+    before, state = fingerprint(model), torch.get_rng_state()
+    assert set(codes(model)) == {"model.train_mode"}
+    assert fingerprint(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (model.training, model[0].training, trained.training) == (True, True, False)
+    assert all(p.grad is None or p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "severity"),
+    [
+        (nn.Softmax(1), "model.probabilities", Severity.WARNING),
+        (nn.LogSoftmax(1), "model.log_probabilities", Severity.NOTE),
+        (Noisy(), "model.randomised", Severity.WARNING),
+        (BatchCentred(), "model.batch_dependent", Severity.WARNING),
+        (nn.BatchNorm1d(10, track_running_stats=False), "model.batch_dependent", Severity.ERROR),
+        (nn.Linear(10, 1), "model.one_logit", Severity.ERROR),
+        (nn.Flatten(0), "model.one_logit", Severity.ERROR),
+        (nn.Unflatten(1, (2, 5)), "model.output", Severity.ERROR),
+    ],
+)
+def test_outputs(trained, change, code, severity):
+    torch.manual_seed(0)
+    found = codes(nn.Sequential(trained, change).eval())
+    assert code in found
+    assert found[code].severity is severity
+
+
+def test_nan_logits(trained):
+    broken = digits_cnn().eval()
+    broken.load_state_dict(trained.state_dict())
+    with torch.no_grad():
+        broken[7].bias[3] = torch.nan
+    assert codes(broken)["model.nan"].data["samples"] == 200
+
+
+def test_low_precision(trained):
+    class Half(nn.Module):
+        def forward(self, x):
+            return trained(x).bfloat16()
+
+    assert "model.dtype" in codes(Half())
+
+
+def test_answers_that_are_objects(trained):
+    assert "FromHF" in codes(Hf(trained))["model.output"].remedy
+    assert codes(FromHF(Hf(trained))) == {}
+
+
+def test_one_logit_wrapped():
+    torch.manual_seed(0)
+    x = torch.rand(100, 4)
+    y = (x[:, 0] > 0.5).long()
+    inner = nn.Linear(4, 1)
+    with torch.no_grad():
+        inner.weight[:] = torch.tensor([[9.0, 0, 0, 0]])
+        inner.bias[:] = -4.5
+    assert codes(OneLogit(inner), x, y) == {}
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (TEST.x.permute(0, 2, 3, 1), "channels first"),
+        (TEST.x[:, 0], "channel axis"),
+    ],
+)
+def test_layout(trained, x, words):
+    found = codes(trained, x)["model.call"]
+    assert found.severity is Severity.ERROR
+    assert words in found.remedy
+
+
+def test_missing_channels():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+    assert "repeated" in codes(model)["model.call"].remedy
+
+
+@pytest.mark.parametrize(
+    ("labels", "code"), [(TEST.y + 1, "labels.one_based"), (TEST.y + 7, "labels.range"), (TEST.y * 0, "labels.single")]
+)
+def test_labels(trained, labels, code):
+    assert code in codes(trained, y=labels)
+
+
+def test_nan_inputs_are_left_out_of_the_questions(trained):
+    x = TEST.x.clone()
+    x[3] = torch.nan
+    assert set(codes(trained, x)) == {"data.nan"}
+    assert set(codes(trained, x * torch.nan)) == {"data.nan"}
+
+
+class TestAccuracy:
+    def test_an_untrained_model_is_guessing(self):
+        torch.manual_seed(0)
+        found = codes(digits_cnn().eval())["model.chance"]
+        assert found.severity is Severity.ERROR
+        assert "No usual slip" in found.message
+
+    def test_labels_shifted_within_the_range(self, trained):
+        found = codes(trained, y=(TEST.y + 1).clamp(max=9))["model.chance"]
+        assert found.data["slip"] == "labels+1"
+
+    @pytest.mark.parametrize(
+        ("front", "slip"),
+        [
+            (lambda x: x / 255, "scale-255"),
+            (lambda x: 1 - x, "inverted"),
+            (lambda x: x.transpose(2, 3), "transposed"),
+        ],
+    )
+    def test_preprocessing(self, trained, front, slip):
+        class Expecting(nn.Module):
+            def forward(self, x):
+                return trained(front(x))
+
+        finding = the_slip(codes(Expecting()))
+        assert finding.data["slip"] == slip
+        assert finding.data["accuracy_then"] > 0.9
+        assert finding.remedy
+
+    def test_missing_normalisation(self):
+        x = torch.rand(200, 1, 1, 1, generator=torch.Generator().manual_seed(0)).expand(-1, 1, 4, 4)
+
+        class Bright(nn.Module):
+            def forward(self, x):  # decides at 0.5 of inputs that went through MNIST's normalisation
+                s = 50 * (x.mean((1, 2, 3)) - (0.5 - 0.1307) / 0.3081)
+                return torch.stack([-s, s], 1)
+
+        finding = the_slip(codes(Bright(), x, (x.mean((1, 2, 3)) > 0.5).long()))
+        assert finding.data["slip"] == "normalisation-MNIST's"
+        assert "0.1307/0.3081" in finding.remedy
+
+    def test_a_model_that_refuses_the_changes(self, trained):
+        class Strict(nn.Module):
+            def forward(self, x):
+                if float(x.max()) > 1:
+                    raise ValueError("x must be in [0, 1]")
+                return trained(x)
+
+        assert codes(Strict()) == {}
+
+    def test_channel_order(self):
+        torch.manual_seed(0)
+        x = torch.rand(200, 3, 4, 4) * torch.tensor([1.0, 0.6, 0.3]).view(1, 3, 1, 1)
+        y = (x[:, 0].mean((1, 2)) > 0.5).long()
+
+        class Red(nn.Module):
+            def forward(self, x):
+                s = 50 * (x[:, 2].mean((1, 2)) - 0.5)
+                return torch.stack([-s, s], 1)
+
+        finding = the_slip(codes(Red(), x, y))
+        assert finding.data["slip"] == "channel-order"
+        assert finding.data["accuracy_then"] == 1.0
+
+
+def test_an_api_is_asked_once_about_each_row(trained):
+    with serve(trained) as api:
+        model = HttpModel(api.url, classes=10, max_queries=200)
+        found = {f.code for f in preflight(model, TEST, THREAT, samples=40)}
+        model.close()
+        assert found == {"model.log_probabilities"}
+        assert api.rows == 40
