@@ -32,8 +32,11 @@ check: $(READY)  ## format, lint, types, floors of the house
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-bench: $(READY)  ## every benchmark
-	$(BIN)/python benchmarks/run.py
+bench: $(READY)  ## every benchmark; one of them: make bench-NAME
+	set -e; for file in benchmarks/[a-z]*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+
+bench-%: $(READY)
+	$(BIN)/python benchmarks/$(subst -,_,$*).py
 
 docs: $(READY)  ## the generated pages in docs/
 	$(BIN)/python -m holdfast.cli.docs docs

@@ -238,7 +238,6 @@ def test_onnx(tmp_path, module):
     )  # fmt: skip
     assert onnx.load(tmp_path / "m.bin").graph.node
     assert inspect_file(tmp_path / "m.bin").format is Format.ONNX
-    pytest.importorskip("holdfast.graph.onnx", reason="the ONNX reader is not there yet")
     loaded = load_model(tmp_path / "m.bin")
     assert torch.allclose(loaded.module(X), module(X), atol=1e-5)
     with pytest.raises(UsageError, match="leave out --arch"):

@@ -284,6 +284,7 @@ def run(
         except torch.OutOfMemoryError:
             if settings.slots == 1:
                 raise
-            settings = replace(settings, slots=settings.slots // 2, micro_batch=max(1, settings.micro_batch // 2))
+            half = settings.slots // 2
+            settings = replace(settings, slots=half, micro_batch=min(half, settings.micro_batch))
             continue
         return job.outcome()

@@ -90,8 +90,12 @@ class Journal:
 
     def close(self) -> str:
         """Folds the write-ahead log into the one file; returns the file's hash."""
-        self._db.execute("PRAGMA journal_mode=DELETE")
-        self._db.close()
+        try:
+            self._db.execute("PRAGMA journal_mode=DELETE")
+        except sqlite3.OperationalError:
+            raise JournalError(f"another program reads {self.path}; close it and run holdfast resume") from None
+        finally:
+            self._db.close()
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 

@@ -22,7 +22,7 @@ def save_png(path: Path, x: Tensor) -> None:
 
 def load_png(path: Path) -> Tensor:
     """Loads an image as (1 or 3, H, W) float32 in [0, 1]."""
-    pixels = np.asarray(Image.open(path))
+    pixels = np.array(Image.open(path))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
 

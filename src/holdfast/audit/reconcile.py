@@ -192,7 +192,7 @@ def _statement(certifies: bool, proved: float, empirical: float) -> str:
 
 def _note(context: Context, weak: list[dict[str, Any]]) -> str | None:
     if weak:
-        return "upper bound weak: " + "; ".join(f["title"] for f in weak)
+        return "; ".join(f["title"] for f in weak)
     if context.plan.access < Access.WHITE_BOX:
         return f"the model was only reached by queries: at most {context.plan.queries or 5000} for a sample and attack"
     return None

@@ -173,8 +173,8 @@ def _attacking(rung: Rung) -> Unit:
 
 def _keyed(ids: np.ndarray, seed: int) -> np.ndarray:
     """A mixing of ids that looks random and depends on nothing but id and seed."""
-    mixed = (ids.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
-    return (mixed >> np.uint64(33)).astype(np.int64)
+    mixed = [(int(i) + seed * 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9 % (1 << 64) >> 33 for i in ids]
+    return np.array(mixed, dtype=np.int64)
 
 
 def _at_eps(eps: str) -> Unit:

@@ -41,13 +41,17 @@ def margin_rows(y: Tensor, classes: int, dtype: torch.dtype = torch.float64) -> 
 class GraphCertifier(ABC):
     """A method that bounds linear functions of a graph's output from below, over a region.
 
-    A method is one `bounds`; margins, certificates and radii follow from it. Whatever is not a number certifies nothing.
+    A method is one `bounds`; margins, certificates and radii follow from it. What is not a number certifies nothing.
     """
 
     card: ClassVar[Card]
-    arithmetic: ClassVar[str] = "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
+    arithmetic: ClassVar[str] = (
+        "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
+    )
 
-    batch: int = parameter(32, "samples that are bounded at once, at least 1", "ours: fits in a gigabyte on CIFAR networks")
+    batch: int = parameter(
+        32, "samples that are bounded at once, at least 1", "ours: fits in a gigabyte on CIFAR networks"
+    )
 
     @abstractmethod
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
@@ -93,7 +97,7 @@ class GraphCertifier(ABC):
         rows = margin_rows(y, graph.output_shape[0])
         parts: list[Tensor] = []
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN may convolve by FFT: no a-priori bound
-            for i in torch.arange(len(x), device=x.device).split(self.batch):
+            for i in torch.split(torch.arange(len(x), device=x.device), self.batch):
                 parts.append(self.bounds(graph, region.select(i), x[i], rows[i]))
         return torch.cat(parts) if parts else x.new_zeros(0, graph.output_shape[0] - 1, dtype=torch.float64)
 
@@ -136,7 +140,15 @@ class GraphCertifier(ABC):
             self._try(graph, x, y, ball, middle, useful, proved, failed)
 
     def _try(
-        self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall, eps: Tensor, useful: Tensor, proved: Tensor, failed: Tensor
+        self,
+        graph: Graph,
+        x: Tensor,
+        y: Tensor,
+        ball: LpBall,
+        eps: Tensor,
+        useful: Tensor,
+        proved: Tensor,
+        failed: Tensor,
     ) -> None:
         """Certifies the samples in question at their eps; updates the proved and the failed radii in place."""
         rows = useful.nonzero().flatten()
@@ -150,5 +162,5 @@ class GraphCertifier(ABC):
     ) -> list[Certificate | None]:
         """The certificate of each sample at its largest proved radius, None where nothing is proved; see `radius`."""
         name = type(self).__module__.rsplit(".", 1)[-1]
-        radii = self.radius(graph, x, y, ball, radius_max, tolerance).tolist()
+        radii = [float(r) for r in self.radius(graph, x, y, ball, radius_max, tolerance)]
         return [None if r != r else Certificate(r, Guarantee.SOUND, name, self.arithmetic) for r in radii]

@@ -11,7 +11,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, out, progress, say, say_json
-from holdfast.cli.opening import given
+from holdfast.cli.opening import device_named, given
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def audit(
             samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
             grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
             top_k=top_k, surrogate=surrogate, surrogate_arch=surrogate_arch, answers=answers, classes=classes,
-            max_queries=max_queries, seed=seed, device=device,
+            max_queries=max_queries, seed=seed, device=device_named(device),
         )
     )  # fmt: skip
     if plan.model is None:
@@ -140,8 +140,8 @@ def recheck(
     else:
         for problem in found.problems:
             say(f"FAILS: {problem}", style="red")
-        for line in found.marginal:
-            say(f"marginal: {line}", style="yellow")
+        for sample in found.marginal:
+            say(f"marginal: the witness of sample {sample} flips within its rounding", style="yellow")
         verdict = "all hold" if found.ok else f"{len(found.problems)} fail"
         say(f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}")
     if not found.ok:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say_json, table
+from holdfast.cli.console import Stages, note, progress, say_json, table
 from holdfast.cli.opening import opened
 from holdfast.core.errors import UsageError
 
@@ -20,7 +20,9 @@ __all__ = ["certify"]
 
 
 def certify(
-    names: Annotated[list[str], typer.Argument(help="Names of certifiers; see: holdfast methods.", metavar="METHOD...")],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of certifiers; see: holdfast methods.", metavar="METHOD...")
+    ],
     out: o.Out,
     model: o.Model = None,
     arch: o.Arch = None,
@@ -53,8 +55,8 @@ def certify(
     out.mkdir(parents=True, exist_ok=True)
     with progress() as tell:
         for name, kind in zip(names, kinds, strict=True):
-            start = perf_counter()
-            found = _certificates(context, kind, name, o.assignments(set_, kind), tell)
+            values, start = o.assignments(set_, kind), perf_counter()
+            found = _certificates(context, kind, name, values, tell)
             radius = np.array([np.nan if c is None else c.radius for c in found])
             np.savez(out / f"{name}.npz", id=np.arange(len(radius)), y=context.data.y.numpy(), radius=radius)
             first = next((c for c in found if c is not None), None)
@@ -63,7 +65,8 @@ def certify(
                     "method": name, "norm": str(context.plan.norm), "eps": context.plan.eps, "samples": len(found),
                     "guarantee": str(kind.card.guarantee), "alpha": None if first is None else first.alpha,
                     "at_eps": float((np.nan_to_num(radius, nan=-1.0) >= size).mean()),
-                    "median_radius": float(np.median(np.nan_to_num(radius))), "largest_radius": float(np.nan_to_num(radius).max()),
+                    "median_radius": float(np.median(np.nan_to_num(radius))),
+                    "largest_radius": float(np.nan_to_num(radius).max()),
                     "none": int(np.isnan(radius).sum()), "seconds": round(perf_counter() - start, 3),
                     "arithmetic": "" if first is None else first.arithmetic, "subject": context.subject.sha256,
                 }
@@ -71,7 +74,11 @@ def certify(
     if format_ is o.FormatName.JSON:
         say_json(answers)
     else:
-        share = "estimated >= eps" if all(a["guarantee"] == "estimate" for a in answers) else f"certified at {answers[0]['eps']}"
+        share = (
+            "estimated >= eps"
+            if all(a["guarantee"] == "estimate" for a in answers)
+            else f"certified at {answers[0]['eps']}"
+        )
         table(
             ("method", "guarantee", share, "median radius", "largest", "no certificate", "seconds"),
             [
@@ -83,7 +90,9 @@ def certify(
     note(f"radii of each sample: {', '.join(str(out / (name + '.npz')) for name in names)}")
 
 
-def _certificates(context: Context, kind: Any, name: str, values: dict[str, Any], tell: Any) -> list[Certificate | None]:
+def _certificates(
+    context: Context, kind: Any, name: str, values: dict[str, Any], tell: Stages
+) -> list[Certificate | None]:
     import torch
 
     from holdfast.certify.graph_certifier import GraphCertifier

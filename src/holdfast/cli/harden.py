@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say
-from holdfast.cli.opening import given
+from holdfast.cli.opening import device_named, given
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,17 +84,19 @@ def harden(
     else:
         module = _fresh(lambda: build_arch(arch, {}, trust=bool(trust))[0], settings.seed)
         module = module if declared is None else Normalised(module, declared)
-    done = train(module, found, tool.loss, tool.right, settings, out, method, resume=resume, device=device or "cpu")
+    done = train(
+        module, found, tool.loss, tool.right, settings, out, method, resume=resume, device=device_named(device) or "cpu"
+    )
     best = done.best
     chosen = "" if best.score is None else f", {best.score:.1%} robust on {len(done.held_out)} held-out samples"
     say(f"hardened: epoch {best.number} of {len(done.history)}{chosen}; weights: {out}")
 
 
 def train(
-    module: nn.Module, data: Dataset, loss: BatchLoss, score: BatchScore | None, settings: Settings, out: Path, title: str,
-    *, resume: bool = False, device: str = "cpu",
+    module: nn.Module, data: Dataset, loss: BatchLoss, score: BatchScore | None, settings: Settings, out: Path,
+    title: str, *, resume: bool = False, device: str = "cpu",
 ) -> Fit:  # fmt: skip
-    """Trains with progress and a checkpoint beside ``out``, then writes the weights there and removes the checkpoint."""
+    """Trains with progress and a checkpoint beside ``out``; in the end the weights stand there, and it is gone."""
     from holdfast.models.wrap import Normalised
     from holdfast.training.checkpoint import save_weights
     from holdfast.training.loop import fit

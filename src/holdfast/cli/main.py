@@ -17,7 +17,8 @@ _INTERNAL = 3
 
 app = typer.Typer(
     name="holdfast",
-    help="Audit a deep-learning model from both sides: what breaks it, and what is proved safe. Then harden it, and audit again.",
+    help="Audit a deep-learning model from both sides: what breaks it, and what is proved safe. "
+    "Then harden it, and audit again.",
     epilog="Exit codes: 0 fine, 1 below --fail-under, 2 usage, 3 incomplete or contradiction, 4 unsafe file. "
     "NO_COLOR and HOLDFAST_DEBUG are respected.",
     no_args_is_help=True,
@@ -34,15 +35,20 @@ for _function, _panel in (
     app.command(rich_help_panel=_panel)(_function)
 
 
-@app.callback()
-def _holdfast(
-    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
-) -> None:
-    if version:
+def _version(asked: bool) -> None:
+    if asked:
         from holdfast import __version__
 
         print(f"holdfast {__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _holdfast(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", is_eager=True, callback=_version, show_default=False
+    ),
+) -> None: ...
 
 
 def main() -> None:

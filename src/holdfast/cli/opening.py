@@ -11,12 +11,29 @@ from holdfast.core.errors import UsageError
 if TYPE_CHECKING:
     from holdfast.audit.context import Context
 
-__all__ = ["given", "opened"]
+__all__ = ["device_named", "given", "opened"]
 
 
 def given(**values: Any) -> dict[str, Any]:
     """The values that were given; the plan has the defaults of the others."""
     return {k: v for k, v in values.items() if v is not None}
+
+
+def device_named(name: str | None) -> str | None:
+    """The device, if this machine has it.
+
+    Raises:
+        UsageError: it has not, or there is no such kind.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(0, device=name)
+    except (RuntimeError, AssertionError) as fault:
+        raise UsageError(f"--device {name} cannot be used here, take cpu: {str(fault).splitlines()[0]}") from None
+    return name
 
 
 def opened(out: Path, **values: Any) -> Context:
@@ -29,6 +46,7 @@ def opened(out: Path, **values: Any) -> Context:
     for flag in ("model", "data"):
         if flag not in named:
             raise UsageError(f"what {flag}? give --{flag}")
+    device_named(named.get("device"))
     context = Context.open(Plan.of(certify="none", **named), RunFolder(out))
     for line in context.notes:
         note(f"note: {line}")

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from holdfast.cli.console import voice
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Goal, Norm
 
@@ -103,9 +104,7 @@ NormName = Annotated[
 ]
 Eps = Annotated[
     str | None,
-    typer.Option(
-        help="Its bound, exact: 8/255 or 0.1.", metavar="SIZE", show_default="0.1", rich_help_panel=_THREAT
-    ),
+    typer.Option(help="Its bound, exact: 8/255 or 0.1.", metavar="SIZE", show_default="0.1", rich_help_panel=_THREAT),
 ]
 GoalName = Annotated[
     Goal | None,
@@ -167,9 +166,7 @@ Grid = Annotated[
 Seed = Annotated[
     int | None, typer.Option(help="Keys all randomness.", metavar="S", show_default="0", rich_help_panel=_RUN)
 ]
-Device = Annotated[
-    str | None, typer.Option(help="cpu or cuda.", metavar="D", show_default="cpu", rich_help_panel=_RUN)
-]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda.", metavar="D", show_default="cpu", rich_help_panel=_RUN)]
 Set = Annotated[
     list[str] | None,
     typer.Option(
@@ -182,18 +179,12 @@ Format = Annotated[FormatName, typer.Option("--format", help="What is printed.")
 
 
 def _quiet(value: bool) -> bool:
-    if value:
-        from holdfast.cli.console import voice
-
-        voice.quiet = True
+    voice.quiet = value
     return value
 
 
 def _verbose(value: bool) -> bool:
-    if value:
-        from holdfast.cli.console import voice
-
-        voice.verbose = True
+    voice.verbose = value
     return value
 
 
@@ -201,7 +192,8 @@ Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print the answer and errors only.", callback=_quiet, show_default=False)
 ]
 Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Notes, and tracebacks of errors.", callback=_verbose, show_default=False)
+    bool,
+    typer.Option("--verbose", "-v", help="Notes, and tracebacks of errors.", callback=_verbose, show_default=False),
 ]
 
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, out as standard_out, say, say_json
+from holdfast.cli.console import note, say, say_json
+from holdfast.cli.console import out as standard_out
 from holdfast.core.errors import UsageError
 
 __all__ = ["diff", "report", "write_comparison"]
@@ -19,9 +20,9 @@ def report(
     compare: Annotated[
         bool, typer.Option("--compare", help="Put several runs on one page: table, trade-off, curves.")
     ] = False,
-    out: Annotated[
-        Path, typer.Option(help="The page that --compare writes.", metavar="FILE.html")
-    ] = Path("compare.html"),
+    out: Annotated[Path, typer.Option(help="The page that --compare writes.", metavar="FILE.html")] = Path(
+        "compare.html"
+    ),
     format_: o.Format = o.FormatName.TEXT,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,

@@ -1,1 +1,1 @@
-
+"""Defences: those that train, detect, sanitise or repair."""

@@ -1,7 +1,7 @@
 """Builds a graph node by node; both readers (`capture`, `onnx`) speak to this one builder.
 
-A value is an int (the position of a node) or a tensor (a constant). Operations of constants never get here: readers fold
-them by computing them.
+A value is an int (the position of a node) or a tensor (a constant). Operations of constants never get here: readers
+fold them by computing them.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ class Builder:
             if value is not None:
                 value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
                 tensors[key] = self.feature_constant(value.to(torch.promote_types(value.dtype, self.dtype)), rank)
-        return self.add_node("affine", [x], tensors)
+        y = self.add_node("affine", [x], tensors)
+        if self.shape(y) != self.shape(x):
+            raise UnsupportedError(f"a constant that turns {self.shape(x)} into {self.shape(y)} by broadcasting")
+        return y
 
     def add(self, x: Value, y: Value, sign: float = 1.0) -> Value:
         """``x + sign * y``."""

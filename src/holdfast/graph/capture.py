@@ -20,15 +20,21 @@ __all__ = ["capture"]
 
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """See `holdfast.graph.Graph.from_module`."""
-    # an exported batch of one would be taken for a constant
-    blank = torch.zeros(2, *example.shape[1:], dtype=example.dtype, device=example.device)
+    # two samples: an exported batch of one would be taken for a constant
+    samples = torch.linspace(0, 1, 2 * example[:1].numel(), dtype=example.dtype, device=example.device)
+    samples = samples.view(2, *example.shape[1:])
     with _eval_mode(module), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, (blank,), dynamic_shapes=({0: Dim.DYNAMIC},))
+            program = torch.export.export(module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},))
         except Exception as error:  # torch.export raises whatever the model's own code raised
             raise ModelError(f"torch.export cannot capture the model for any batch size: {error}") from error
-    return _read(program, example)
+        graph = _read(program, example)
+        with torch.no_grad():
+            expected, found = module(samples), graph.as_module()(samples)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise ModelError("the captured graph does not compute what the model does; is the model random in eval mode?")
+    return graph
 
 
 @contextmanager
@@ -57,7 +63,7 @@ def _read(program: ExportedProgram, example: Tensor) -> Graph:
             outputs = node.args[0]
             if len(outputs) != 1:
                 raise UnsupportedError(f"a model with {len(outputs)} outputs")
-            return reader.builder.finish(reader.values[outputs[0]])
+            return reader.builder.finish(reader.operand(outputs[0]))
         else:
             raise UnsupportedError(f"a captured node of kind {node.op}")
     raise ModelError("the captured program has no output")
@@ -229,8 +235,11 @@ def _index_select(r: _Reader, node: fx.Node) -> Value:
 
 def _pad(r: _Reader, node: fx.Node) -> Value:
     sides: Sequence[int] = node.args[1]  # type: ignore[assignment]
-    mode, constant = ("constant", r.get(node, 2, "value", 0)) if "constant" in str(node.target) else (
-        r.get(node, 2, "mode", "constant"), r.get(node, 3, "value", 0))
+    mode, constant = (
+        ("constant", r.get(node, 2, "value", 0))
+        if "constant" in str(node.target)
+        else (r.get(node, 2, "mode", "constant"), r.get(node, 3, "value", 0))
+    )
     rank = len(r.builder.shape(r.x(node)))
     if mode != "constant" or constant or len(sides) > 2 * rank:
         raise UnsupportedError("padding with anything but zeros")
@@ -327,7 +336,8 @@ _CALLS: dict[str, Callable[[_Reader, fx.Node], Value]] = {
     ),
     **dict.fromkeys(("sigmoid", "sigmoid_"), lambda r, node: r.builder.add_node("sigmoid", [r.x(node)])),
     **dict.fromkeys(("tanh", "tanh_"), lambda r, node: r.builder.add_node("tanh", [r.x(node)])),
-    **dict.fromkeys(("hardtanh", "hardtanh_", "relu6", "relu6_"), _hardtanh),
+    **dict.fromkeys(("hardtanh", "hardtanh_"), _hardtanh),
+    **dict.fromkeys(("relu6", "relu6_"), lambda r, node: r.builder.clip(r.x(node), 0.0, 6.0)),
     **dict.fromkeys(("clamp", "clamp_", "clip"), _clip),
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten"), _reshape),
     "permute": _permute,

@@ -95,7 +95,11 @@ class Graph:
     def logits(self) -> Graph:
         """The graph without a softmax at its end, which keeps the order of the classes."""
         last = self.nodes[-1]
-        return replace(self, nodes=self.nodes[:-1]) if last.op == "softmax" and last.inputs[0] == len(self.nodes) - 2 else self
+        return (
+            replace(self, nodes=self.nodes[:-1])
+            if last.op == "softmax" and last.inputs[0] == len(self.nodes) - 2
+            else self
+        )
 
     def consumers(self) -> list[list[int]]:
         """For each node, the positions of the nodes that read it."""

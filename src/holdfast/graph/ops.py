@@ -1,4 +1,4 @@
-"""The vocabulary of the graph: what each operation computes. Bounds for the same names stand in `holdfast.certify.bounds`.
+"""The vocabulary of the graph: what each operation computes. Their bounds stand in `holdfast.certify.bounds`.
 
 Shapes and dimensions never count the batch: dimension 0 of an attribute is the first feature dimension.
 
@@ -49,9 +49,7 @@ def _affine(x: Tensor, t: Tensors) -> Tensor:
 
 
 def _conv(x: Tensor, t: Tensors, a: Attributes) -> Tensor:
-    return _CONV[len(a["stride"])](
-        x, t["weight"], t.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"]
-    )
+    return _CONV[len(a["stride"])](x, t["weight"], t.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
 
 
 def _max_pool(x: Tensor, a: Attributes) -> Tensor:

@@ -43,7 +43,7 @@ def _merge(first: Node, second: Node) -> Node | None:
 
 
 def _merge_into(first: Node, second: Node, weight: str, bias: str, channels: tuple[int, ...]) -> Node | None:
-    """``(weight, bias)`` of ``first`` followed by ``(scale, shift)`` of ``second``; shapes of a bias are ``channels``."""
+    """``(weight, bias)`` of ``first`` followed by ``(scale, shift)`` of ``second``; a bias has shape ``channels``."""
 
     def per_channel(t: Tensor) -> Tensor | None:
         if first.op == "affine":
@@ -71,7 +71,11 @@ def _merge_into(first: Node, second: Node, weight: str, bias: str, channels: tup
     size = old.double().abs() if size is None and old is not None else size
     factor = torch.ones((), dtype=torch.float64) if scale is None else scale
     parts = [t for t in (None if old is None else old.double() * factor, shift) if t is not None]
-    sizes = [t for t in (None if size is None else size * factor.abs(), None if shift is None else shift.abs()) if t is not None]
+    sizes = [
+        t
+        for t in (None if size is None else size * factor.abs(), None if shift is None else shift.abs())
+        if t is not None
+    ]
     tensors[bias] = sum(parts[1:], parts[0])
     tensors["size"] = sum(sizes[1:], sizes[0])
     return replace(first, tensors=tensors, shape=second.shape)

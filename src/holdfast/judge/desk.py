@@ -80,7 +80,6 @@ class Desk:
         self.witness = problem.x.clone()
         self._clean = clean
         self._parameters: Mapping[str, Tensor] | None = None
-        self._classes: int | None = None if clean is None else clean.shape[-1]
 
     # what the engine asks
 
@@ -105,11 +104,8 @@ class Desk:
 
     @property
     def classes(self) -> int:
-        """K; asks the model once, free of charge, if nobody has yet."""
-        if self._classes is None:
-            with torch.no_grad(), evaluating(self.model):
-                self._classes = int(self._forward(self.problem.x[:1]).shape[-1])
-        return self._classes
+        """K; read off the clean scores, which are asked and charged if nobody has yet."""
+        return self.clean(self.problem.rows[:1]).shape[-1]
 
     def settle_clean(self) -> None:
         """Samples that are adversarial as they are: witness x, distance 0."""
@@ -165,7 +161,7 @@ class Desk:
                 xi = x[at].detach().requires_grad_()
                 scores = self._forward(xi)
                 value = loss(scores, *(r[at] for r in rows))
-                (grad,) = torch.autograd.grad(value.sum(), xi, materialize_grads=True)
+                grad = _input_gradient(value, xi)
             return scores.detach(), value.detach(), grad
 
         answered = self._charge(index, backwards=1)
@@ -182,10 +178,7 @@ class Desk:
                 scores = self._forward(xi)
                 chosen = scores.gather(-1, classes[at])
                 k = chosen.shape[-1]
-                grads = [
-                    torch.autograd.grad(chosen[:, j].sum(), xi, retain_graph=j + 1 < k, materialize_grads=True)[0]
-                    for j in range(k)
-                ]
+                grads = [_input_gradient(chosen[:, j], xi, keep=j + 1 < k) for j in range(k)]
             return scores.detach(), torch.stack(grads, dim=1)
 
         answered = self._charge(index, backwards=classes.shape[1])
@@ -253,6 +246,8 @@ class Desk:
             answered = ones.bool()
         else:
             answered = _rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
+            if self.first:  # a settled sample is charged no more, so it must not be sent either
+                answered &= ~self.found[index]
         charge = (answered & ~self.found[index]).long() if self.first else answered.long()
         self.ledger.forwards.index_add_(0, index, charge)
         if backwards:
@@ -299,6 +294,13 @@ class Desk:
         self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
         self.distance.copy_(nearest)
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
+
+
+def _input_gradient(value: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
+    """Gradient of value (m,) with respect to x alone; zero where the model's graph does not lead back to its input."""
+    if not value.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(value.sum(), x, retain_graph=keep, materialize_grads=True)[0]
 
 
 def _rank(index: Tensor) -> Tensor:

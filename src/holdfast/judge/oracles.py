@@ -48,7 +48,12 @@ class HardLabelOracle:
         self.labels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.labels
         self.best: Callable[[Tensor], tuple[Tensor, Tensor]] = desk.best
         self.left: Callable[[Tensor], Tensor] = desk.left
-        self.classes: int = desk.classes
+        self._classes: Callable[[], int] = lambda: desk.classes
+
+    @property
+    def classes(self) -> int:
+        """K, the number of classes."""
+        return self._classes()
 
 
 class SoftLabelOracle(HardLabelOracle):

@@ -42,7 +42,7 @@ class Slip:
     rivals: tuple[str, ...] = ()
 
 
-def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor) -> Slip | None:
+def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least: float) -> Slip | None:
     """The change that helps most, if it helps by 3 points and by more than chance would (McNemar's test at 3 sigma).
 
     Args:
@@ -50,6 +50,7 @@ def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor) -> Slip 
         x: (n, \\*features) inputs in [0, 1].
         y: (n,) labels.
         predicted: (n,) the model's answers to ``x``.
+        at_least: accuracy that a change must reach; a model that still fails then has another trouble.
     """
     right = predicted == y
     helping: list[Slip] = []
@@ -58,6 +59,7 @@ def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor) -> Slip 
         mended, spoilt = int((now & ~right).sum()), int((right & ~now).sum())
         if mended - spoilt > max(0.03 * len(y), 3 * sqrt(mended + spoilt)):
             helping.append(Slip(name, cause, remedy, float(now.double().mean())))
+    helping = [slip for slip in helping if slip.accuracy >= at_least]
     if not helping:
         return None
     best = max(helping, key=lambda slip: slip.accuracy)

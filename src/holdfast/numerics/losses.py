@@ -121,18 +121,21 @@ def dlr_targeted(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def complete(scores: Tensor) -> Tensor:
-    """(m, K) log-probabilities with absent classes at the most they can be: the least one told, or all that is left."""
+    """(m, K) log-probabilities in which absent classes share evenly what the others leave.
+
+    No absent class can then pass one that is told, and every change of what is told shows in all of them.
+    """
     logs = scores.log_softmax(1) if scores.requires_grad else scores
     absent = logs == -inf
     left = torch.log1p(-logs.exp().sum(1).clamp_max(1 - torch.finfo(logs.dtype).eps / 2))
-    least = torch.where(absent, inf, logs).amin(1)
-    return torch.where(absent, torch.minimum(left, least).unsqueeze(1), logs)
+    each = left - absent.sum(1).clamp_min(1).to(logs.dtype).log()
+    return torch.where(absent, each.unsqueeze(1), logs)
 
 
 def log_margin(kappa: float = inf) -> Loss:
     """`margin` of log-probabilities, the form for black-box attacks (survey, 2.2; Chen et al. 2017).
 
-    For a full answer it equals the logit margin. Classes that a top-k answer leaves out count as the most they can be,
+    For a full answer it equals the logit margin. Classes that a top-k answer leaves out share what is left,
     so the value stays finite and still tells which of two inputs is nearer to another class.
 
     Example:

@@ -1,4 +1,4 @@
-"""Keyed draws for training: a batch's numbers depend on the seed, the epoch and its place in it, and on nothing else."""
+"""Keyed draws for training: a batch's numbers depend on the seed, the epoch and its place in it alone."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class Settings:
 
     Attributes:
         epochs: passes over the training part.
-        batch: samples in a batch; the last one of an epoch may be smaller.
+        batch: samples in a batch; the last one of an epoch may be smaller, or larger by one.
         optimiser: ``adam`` or ``sgd`` (with Nesterov momentum 0.9).
         rate: largest learning rate.
         weight_decay: decoupled for adam (AdamW).
@@ -204,7 +204,7 @@ def fit(
     history: list[Epoch] = []
     if resume and checkpoint is not None and checkpoint.is_file():
         history = [Epoch(**e) for e in state.load(checkpoint)]
-    batches = ceil(len(train) / s.batch)
+    batches = len(_parts(train, s.batch))
     # Dropout and the like read the global generators: keyed for each epoch, and put back afterwards.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number in range(len(history) + 1, s.epochs + 1):
@@ -272,10 +272,16 @@ def _shuffled(rows: Tensor, s: Settings, epoch: int) -> Tensor:
     return rows[torch.randperm(len(rows), generator=Draws(s.seed, "training").generator("shuffle", epoch))]
 
 
-def _batches(
-    data: Dataset, rows: Tensor, s: Settings, epoch: int, device: torch.device | str
-) -> Iterator[Batch]:
+def _parts(rows: Tensor, size: int) -> list[Tensor]:
+    """Rows of each batch; a last row alone joins the batch before, since batch norm cannot train on one."""
+    parts = list(rows.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def _batches(data: Dataset, rows: Tensor, s: Settings, epoch: int, device: torch.device | str) -> Iterator[Batch]:
     draws = Draws(s.seed, "training", device)
-    for k, ids in enumerate(rows.split(s.batch)):
+    for k, ids in enumerate(_parts(rows, s.batch)):
         keyed = BatchDraws.of(draws, ids.numpy(), epoch=epoch, batch=k)
         yield Batch(data.x[ids].to(device), data.y[ids].to(device), ids, keyed)

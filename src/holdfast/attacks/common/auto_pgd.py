@@ -261,9 +261,11 @@ def _dense_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tenso
 
 
 def _sparse_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tensor) -> AutoPGDState:
-    """The l1 step, which has no momentum. Features that the box stops are no part of it."""
+    """The l1 step, which has no momentum. Features that the box keeps at their clean value are no part of it; changed ones
+    at its edge are: pushed further out, they stay there when the projection takes its share from every feature.
+    """
     reach = problem.flat(state.size * ball.eps).to(grad.dtype)
-    pinned = pinned_by_box(ball, state.x, problem.x, grad)
+    pinned = pinned_by_box(ball, state.x, problem.x, grad) & (state.x == problem.x)
     z = state.x + reach * steepest(Norm.L1, grad, share=state.share, pinned=pinned)
     return replace(state, x=project(ball, z, problem.x), previous=state.x)
 

@@ -1,8 +1,8 @@
 """Activations between two lines, and max pools.
 
-A line has a slope and an intercept. Any slope will do; the intercept is then the exact extreme of ``f(z) - slope z`` over
-the interval, taken over the interval's ends and the points where f' equals the slope. So slopes may come from a rule, a
-bisection or an optimiser: no accuracy of theirs is ever relied on.
+A line has a slope and an intercept. Any slope will do; the intercept is then the exact extreme of ``f(z) - slope z``
+over the interval, taken over the interval's ends and the points where f' equals the slope. So slopes may come from a
+rule, a bisection or an optimiser: no accuracy of theirs is ever relied on.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Activation(Operation):
     def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
         """Two lines around f on the boxes; ``slope`` replaces the lower slope where there is a choice."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(self.value(node, inputs[0].lower), self.value(node, inputs[0].upper))
 
     def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
@@ -71,10 +71,10 @@ class Activation(Operation):
 class LeakyRelu(Activation):
     """``max(z, slope z)``, the ReLU with slope 0 among them (Zhang et al. 2018, CROWN, arXiv 1811.00866)."""
 
-    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+    def value(self, node: Node, z: Tensor) -> Tensor:
         return F.leaky_relu(z, node.attributes.get("slope", 0.0))
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         return 4 * inputs[0].magnitude
 
     def wanted(self, node: Node, box: Box) -> Tensor:
@@ -86,15 +86,15 @@ class LeakyRelu(Activation):
 
         The lower intercept is 0: f is convex and the line touches it in 0, or is f itself.
         """
-        (l, u), flat = inputs[0], float(node.attributes.get("slope", 0.0))
-        either = self.wanted(node, inputs[0])
-        width = torch.where(either, u - l, 1.0)
-        chord = torch.where(either, (u - flat * l) / width, torch.where(l >= 0, 1.0, flat))
+        (low, high), flat = inputs[0], float(node.attributes.get("slope", 0.0))
+        either, one = self.wanted(node, inputs[0]), torch.ones_like(low)  # two plain numbers would meet in float32
+        width = torch.where(either, high - low, 1.0)
+        chord = torch.where(either, (high - flat * low) / width, torch.where(low >= 0, one, flat))
         chord = chord.clamp(max=1)
         # the chord's two ends agree but for rounding; the larger one is sound
-        intercept = torch.where(either, torch.maximum(flat * l - chord * l, u - chord * u), 0.0)
+        intercept = torch.where(either, torch.maximum(flat * low - chord * low, high - chord * high), 0.0)
         if slope is None:
-            slope = torch.where(u > -l, 1.0, flat).to(l.dtype)
+            slope = torch.where(high > -low, one, flat)
         lower = torch.where(either, _within(slope, flat), chord)
         return Lines(lower, None, chord, intercept)
 
@@ -114,40 +114,45 @@ class _SShaped(Activation):
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
-    def _upper_slope(self, node: Node, l: Tensor, u: Tensor) -> Tensor:  # noqa: E741
-        """Tangent at the middle where f is concave, chord where convex, else the tangent that meets f at l."""
-        chord = (self.value(node, u) - self.value(node, l)) / (u - l).clamp(min=1e-12)
+    def _upper_slope(self, node: Node, low: Tensor, high: Tensor) -> Tensor:
+        """Slope of the concave envelope at the middle: of all lines above f the one that encloses the least area.
+
+        The envelope is f itself where f is concave, the chord where it is convex, and otherwise a line from the lower
+        end to the point ``far`` that it touches, and f from there on.
+        """
+        chord = (self.value(node, high) - self.value(node, low)) / (high - low).clamp(min=1e-12)
+        centre = (low + high) / 2
         with torch.no_grad():
-            near, far = torch.zeros_like(u), u.clamp(min=0)
-            at_l = self.value(node, l)
+            near, far = torch.zeros_like(high), high.clamp(min=0)
+            at_low = self.value(node, low)
             for _ in range(30):
                 middle = (near + far) / 2
-                steep = self.value(node, middle) - at_l < self.derivative(middle) * (middle - l)
+                steep = self.value(node, middle) - at_low < self.derivative(middle) * (middle - low)
                 near, far = torch.where(steep, middle, near), torch.where(steep, far, middle)
-            chordal = (self.value(node, u) - at_l <= self.derivative(u) * (u - l)) | (u <= 0)
-        slope = torch.where(chordal, chord, self.derivative(torch.where(l >= 0, (l + u) / 2, far)))
+            chordal = (self.value(node, high) - at_low <= self.derivative(high) * (high - low)) | (high <= 0)
+        slope = torch.where(chordal, chord, self.derivative(torch.where(low >= 0, centre, torch.maximum(centre, far))))
         return slope.clamp(0, 1)
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:  # noqa: D102
-        l, u = inputs[0]
-        upper = self._upper_slope(node, l, u)
-        lower = self._upper_slope(node, -u, -l) if slope is None else _within(slope, 0.0)
-        return Lines(lower, self._gap(node, l, u, lower).amin(0), upper, self._gap(node, l, u, upper).amax(0))
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        low, high = inputs[0]
+        upper = self._upper_slope(node, low, high)
+        lower = self._upper_slope(node, -high, -low) if slope is None else _within(slope, 0.0)
+        return Lines(lower, self._gap(node, low, high, lower).amin(0), upper, self._gap(node, low, high, upper).amax(0))
 
-    def _gap(self, node: Node, l: Tensor, u: Tensor, slope: Tensor) -> Tensor:  # noqa: E741
-        """``f(z) - slope z`` where it can be extreme on [l, u]: (4, \\*shape of slope)."""
+    def _gap(self, node: Node, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
+        """``f(z) - slope z`` where it can be extreme on [low, high]: (4, \\*shape of slope)."""
         z = self.stationary(slope.detach()).detach()
-        points = torch.stack([z.clamp(l, u), (-z).clamp(l, u), l.expand_as(z), u.expand_as(z)])
+        points = torch.stack([z.clamp(low, high), (-z).clamp(low, high), low.expand_as(z), high.expand_as(z)])
         return self.value(node, points) - slope * points
 
 
 class Sigmoid(_SShaped):
     """``1 / (1 + exp(-z))``."""
 
-    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+    def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
 
-    def derivative(self, z: Tensor) -> Tensor:  # noqa: D102
+    def derivative(self, z: Tensor) -> Tensor:
         return torch.sigmoid(z) * torch.sigmoid(-z)
 
     def stationary(self, slope: Tensor) -> Tensor:
@@ -159,10 +164,10 @@ class Sigmoid(_SShaped):
 class Tanh(_SShaped):
     """The hyperbolic tangent."""
 
-    def value(self, node: Node, z: Tensor) -> Tensor:  # noqa: D102
+    def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.tanh(z)
 
-    def derivative(self, z: Tensor) -> Tensor:  # noqa: D102
+    def derivative(self, z: Tensor) -> Tensor:
         return 1 / torch.cosh(z).square()
 
     def stationary(self, slope: Tensor) -> Tensor:
@@ -196,10 +201,10 @@ class MaxPool(Operation):
         value, index = pool(x, a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"], return_indices=True)
         return value, index.flatten(2)
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(self._pool(node, inputs[0].lower)[0], self._pool(node, inputs[0].upper)[0])
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         """A coefficient reaches one input, of at most the windows' reach; intercepts are at most ``2 |z|``."""
         reach = max(float(t.abs().max()) for t in inputs[0])
         return torch.full_like(output.lower, 4 * reach)
@@ -208,7 +213,7 @@ class MaxPool(Operation):
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Choice:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Choice:
         (lower, upper), shape = inputs[0], tuple(inputs[0].lower.shape[1:])
         below = self._pool(node, lower)[1]
         top, above = self._pool(node, upper)
@@ -225,7 +230,7 @@ class MaxPool(Operation):
         """The largest upper bound in each window but that of the entry ``above``: (n, channels, windows)."""
         a = node.attributes
         k = len(a["kernel"])
-        n, channels, *sizes = upper.shape
+        sizes = upper.shape[2:]
         where = torch.arange(upper[0, 0].numel(), device=upper.device, dtype=upper.dtype).view(1, 1, *sizes)
         pads = [p for size in reversed(a["padding"]) for p in (size, size)]
         beyond = [0] * k
@@ -250,7 +255,7 @@ class MaxPool(Operation):
         positions = windows(where, -1.0)
         return values.masked_fill(positions == above.unsqueeze(-1), -torch.inf).amax(-1)
 
-    def pull(self, node: Node, a: Tensor, prepared: _Choice) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: _Choice) -> Pull:
         below, above, slope, intercept, shape = prepared
         flat = a.flatten(3)
         negative = flat.clamp(max=0)

@@ -101,29 +101,30 @@ def node_size(shape: Sequence[int]) -> int:
     return torch.Size(shape).numel()
 
 
-def _bias_size(node: Node, bias: str = "bias") -> Tensor | float:
+def _bias_size(node: Node, like: Tensor, bias: str = "bias") -> Tensor:
     size = node.tensors.get("size", node.tensors.get(bias))
-    return 0.0 if size is None else size.abs()
+    return like.new_zeros(()) if size is None else size.abs()
 
 
 class Linear(Operation):
     """``x @ weight.T + bias``."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         (box,), weight = inputs, node.tensors["weight"]
         centre = F.linear((box.lower + box.upper) / 2, weight, node.tensors.get("bias"))
         radius = F.linear((box.upper - box.lower) / 2, weight.abs())
         return Box(centre - radius, centre + radius)
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
-        return F.linear(inputs[0].magnitude, node.tensors["weight"].abs()) + _bias_size(node)
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
+        spread = F.linear(inputs[0].magnitude, node.tensors["weight"].abs())
+        return spread + _bias_size(node, spread)
 
-    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:
         bias = node.tensors.get("bias")
         constant = None if bias is None else (a @ bias).reshape(*a.shape[:2], -1).sum(2)
         return [a @ node.tensors["weight"]], constant
 
-    def pull_units(self, node: Node, chosen: Tensor, prepared: Any) -> Pull | None:  # noqa: D102
+    def pull_units(self, node: Node, chosen: Tensor, prepared: Any) -> Pull | None:
         if len(node.shape) != 1:
             return None
         bias = node.tensors.get("bias")
@@ -137,22 +138,21 @@ class Conv(Operation):
         a = node.attributes
         return _CONV[len(a["stride"])](x, weight, bias, a["stride"], a["padding"], a["dilation"], a["groups"])
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         (box,), weight = inputs, node.tensors["weight"]
         centre = self._apply(node, (box.lower + box.upper) / 2, weight, node.tensors.get("bias"))
         radius = self._apply(node, (box.upper - box.lower) / 2, weight.abs())
         return Box(centre - radius, centre + radius)
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         spread = self._apply(node, inputs[0].magnitude, node.tensors["weight"].abs())
-        bias = _bias_size(node)
-        return spread + (bias if isinstance(bias, float) else bias.view(-1, *(1,) * (spread.ndim - 2)))
+        return spread + _bias_size(node, spread).view(-1, *(1,) * (spread.ndim - 2))
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
         """The input's spatial shape, which the transpose must give back."""
         return tuple(inputs[0].lower.shape[2:])
 
-    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:
         at, weight, bias = node.attributes, node.tensors["weight"], node.tensors.get("bias")
         beyond = [
             size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
@@ -170,8 +170,9 @@ class Conv(Operation):
         """One patch of weights for each row, put in its place."""
         at, weight, bias = node.attributes, node.tensors["weight"], node.tensors.get("bias")
         padded = [size + 2 * p for size, p in zip(prepared, at["padding"], strict=True)]
-        channel = chosen.flatten() // node_size(node.shape[1:])
-        rest, corner, area = chosen.flatten() % node_size(node.shape[1:]), 0, 1
+        channel: Tensor = chosen.flatten() // node_size(node.shape[1:])
+        rest, area = chosen.flatten() % node_size(node.shape[1:]), 1
+        corner = torch.zeros_like(rest)
         inner = torch.zeros((), dtype=torch.int64, device=chosen.device)
         for d in reversed(range(len(padded))):
             corner = corner + rest % node.shape[d + 1] * at["stride"][d] * area
@@ -185,7 +186,8 @@ class Conv(Operation):
         back = weight.new_zeros(len(channel), weight.shape[1] * at["groups"] * area)
         back = back.scatter(1, place.flatten(1), weight[channel].flatten(1)).view(*chosen.shape, -1, *padded)
         crop = (slice(p, p + size) for size, p in zip(prepared, at["padding"], strict=True))
-        return [back[(..., *crop)]], None if bias is None else bias[channel].view(chosen.shape)
+        patches: Tensor = back[(..., *crop)]
+        return [patches], None if bias is None else bias[channel].view(chosen.shape)
 
 
 class Affine(Operation):
@@ -193,19 +195,19 @@ class Affine(Operation):
 
     separate = True
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         (lower, upper), scale, shift = inputs[0], node.tensors.get("scale"), node.tensors.get("shift")
         if scale is not None:
             lower, upper = lower * scale, upper * scale
             lower, upper = torch.minimum(lower, upper), torch.maximum(lower, upper)
         return Box(lower, upper) if shift is None else Box(lower + shift, upper + shift)
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         scale = node.tensors.get("scale")
         scaled = inputs[0].magnitude if scale is None else inputs[0].magnitude * scale.abs()
-        return scaled + _bias_size(node, "shift")
+        return scaled + _bias_size(node, scaled, "shift")
 
-    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:
         scale, shift = node.tensors.get("scale"), node.tensors.get("shift")
         constant = None if shift is None else a.flatten(2) @ shift.expand(node.shape).flatten()
         return [a if scale is None else a * scale], constant
@@ -217,32 +219,34 @@ class Add(Operation):
     def __init__(self, sign: int) -> None:
         self.sign = sign
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         x, y = inputs
         return Box(x.lower + y.lower, x.upper + y.upper) if self.sign > 0 else Box(x.lower - y.upper, x.upper - y.lower)
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         return inputs[0].magnitude + inputs[1].magnitude
 
-    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:
         return [a, a if self.sign > 0 else -a], None
 
 
 class Mean(Operation):
     """The mean over some dimensions, which stay with size 1."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         dims = [d + 1 for d in node.attributes["dims"]]
         return Box(inputs[0].lower.mean(dims, keepdim=True), inputs[0].upper.mean(dims, keepdim=True))
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
-        return inputs[0].magnitude.mean([d + 1 for d in node.attributes["dims"]], keepdim=True)
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
+        dims = [d + 1 for d in node.attributes["dims"]]
+        return inputs[0].magnitude.mean(dims, keepdim=True)
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
-    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:  # noqa: D102
-        count = node_size([prepared[d] for d in node.attributes["dims"]])
+    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:
+        dims: Sequence[int] = node.attributes["dims"]
+        count = node_size([prepared[d] for d in dims])
         return [(a / count).expand(*a.shape[:2], *prepared)], None
 
 
@@ -251,13 +255,13 @@ class Reshape(Operation):
 
     separate = True
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(*(t.reshape(-1, *node.shape) for t in inputs[0]))
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
-    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:
         return [a.reshape(*a.shape[:2], *prepared)], None
 
 
@@ -266,10 +270,10 @@ class Permute(Operation):
 
     separate = True
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(*(t.permute(0, *(d + 1 for d in node.attributes["dims"])) for t in inputs[0]))
 
-    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:
         dims = node.attributes["dims"]
         back = sorted(range(len(dims)), key=lambda i: dims[i])
         return [a.permute(0, 1, *(d + 2 for d in back))], None
@@ -278,17 +282,17 @@ class Permute(Operation):
 class Select(Operation):
     """Some positions along a dimension, repeats allowed."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(*(t.index_select(node.attributes["dim"] + 1, node.tensors["index"]) for t in inputs[0]))
 
-    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:  # noqa: D102
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         """Coefficients of an entry that is selected twice are added."""
         return output.magnitude
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
-    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:
         back = a.new_zeros(*a.shape[:2], *prepared)
         return [back.index_add(node.attributes["dim"] + 2, node.tensors["index"], a)], None
 
@@ -296,13 +300,14 @@ class Select(Operation):
 class Pad(Operation):
     """Zeros around the entries."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         sides = [side for pair in reversed(node.attributes["pads"]) for side in pair]
         return Box(*(F.pad(t, sides) for t in inputs[0]))
 
-    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:  # noqa: D102
+    def pull(self, node: Node, a: Tensor, prepared: Any) -> Pull:
         inner = [
-            slice(before, size - after) for (before, after), size in zip(node.attributes["pads"], node.shape, strict=True)
+            slice(before, size - after)
+            for (before, after), size in zip(node.attributes["pads"], node.shape, strict=True)
         ]
         return [a[(slice(None), slice(None), *inner)]], None
 
@@ -310,12 +315,12 @@ class Pad(Operation):
 class Concat(Operation):
     """Several values after one another along a dimension."""
 
-    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:  # noqa: D102
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         dim = node.attributes["dim"] + 1
         return Box(torch.cat([b.lower for b in inputs], dim), torch.cat([b.upper for b in inputs], dim))
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> list[int]:  # noqa: D102
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> list[int]:
         return [b.lower.shape[node.attributes["dim"] + 1] for b in inputs]
 
-    def pull(self, node: Node, a: Tensor, prepared: list[int]) -> Pull:  # noqa: D102
-        return a.split(prepared, node.attributes["dim"] + 2), None
+    def pull(self, node: Node, a: Tensor, prepared: list[int]) -> Pull:
+        return torch.split(a, prepared, node.attributes["dim"] + 2), None

@@ -1,4 +1,4 @@
-"""Bounds of every node of a graph over a region: boxes forwards, linear functions backwards, each keeping the other's best."""
+"""Bounds of every node of a graph over a region: boxes forwards, linear functions backwards, the best of both kept."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from holdfast.certify.bounds._activations import Lines
 from holdfast.certify.bounds._operation import Operation, node_size
@@ -29,8 +29,8 @@ class Propagation:
         graph: the model, its tensors in the region's arithmetic.
         region: the inputs.
         sound: pay for rounding (float64 only). Without it bounds are those of the formulas alone: for training.
-        memory: bytes that the coefficients of one backward pass may take; more rows go in several passes. 16 MB on a CPU
-            (beyond its cache everything takes two to three times as long, measured), 1 GB elsewhere.
+        memory: bytes that the coefficients of one backward pass may take; more rows go in several passes. 16 MB on a
+            CPU (beyond its cache everything takes two to three times as long, measured), 1 GB elsewhere.
 
     Attributes:
         boxes: of each node, once `run` is done.
@@ -50,6 +50,11 @@ class Propagation:
         self._sizes: dict[int, Tensor] = {}
         self._prepared: dict[int, Any] = {}
         self._separable, self._settled, self._affine = self._classify()
+        # whether entries of a node, or increasing functions of them, are compared with each other in a max pool
+        self._compared = [False] * len(graph.nodes)
+        for i in range(len(graph.nodes) - 1, -1, -1):
+            readers = ((self.operations[j], self._compared[j]) for j in self._consumers[i])
+            self._compared[i] = any(op and (not op.linear if not op.separate else later) for op, later in readers)
 
     def _classify(self) -> tuple[list[bool], list[bool], list[bool]]:
         """For each node: its entries range independently; no backward pass can improve its box; it is affine in x."""
@@ -67,6 +72,8 @@ class Propagation:
         refine: Callable[[int], bool],
         slopes: Mapping[int, Slopes] | None = None,
         known: Sequence[Box] | None = None,
+        *,
+        every: bool = False,
     ) -> None:
         """Finds the boxes front to back.
 
@@ -74,6 +81,7 @@ class Propagation:
             refine: whether the box of this node may be tightened by backward passes.
             slopes: for a node that is tightened, lower slopes of the activations before it.
             known: boxes from an earlier propagation over the same region, to intersect with.
+            every: tighten every entry of such a node, not only those that a nonlinear reader gains by.
         """
         self.boxes = [self.region.box]
         for i, node in enumerate(self.graph.nodes[1:], 1):
@@ -92,8 +100,10 @@ class Propagation:
                 box = Box(torch.maximum(box.lower, known[i].lower), torch.minimum(box.upper, known[i].upper))
             self._prepared[i] = op.prepare(node, inputs)
             self.boxes.append(box)
+            self._settled[i] |= op.separate and self._settled[node.inputs[0]]
             if not self._settled[i] and refine(i):
-                self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {})
+                self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {}, every)
+                self._settled[i] = every
 
     def choices(self, i: int) -> dict[int, Tensor]:
         """The default lower slopes (n, \\*shape) of the activations that node ``i`` depends on."""
@@ -116,20 +126,24 @@ class Propagation:
         node = self.graph.nodes[i]
         return 16 + node_size(node.shape) + sum(node_size(self.graph.nodes[j].shape) for j in node.inputs)
 
-    def _tighten(self, i: int, slopes: Slopes) -> Box:
-        """Backward bounds of those entries of a node that its nonlinear readers want, where better than the box."""
+    def _tighten(self, i: int, slopes: Slopes, every: bool) -> Box:
+        """Backward bounds of the entries of a node that its nonlinear readers want, where better than the box."""
         box, wanted = self.boxes[i], None
         for j in self._consumers[i]:
             op = self.operations[j]
-            more = op.wanted(self.graph.nodes[j], box) if op else None
+            assert op is not None
+            more = op.wanted(self.graph.nodes[j], box)
             wanted = more if wanted is None else wanted if more is None else wanted | more
+        if every or self._compared[i]:
+            wanted = ~(box.lower >= box.upper)
         if wanted is None or not (most := int(wanted.flatten(1).sum(1).max())):
             return box
-        n, shape = wanted.shape[0], wanted.shape[1:]
         chosen = wanted.flatten(1).to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
         found: list[Tensor] = []
-        for part in chosen.T.split(self._rows(i, n)):
-            if torch.is_grad_enabled():  # what a pass computed is computed again when gradients need it: memory stays bounded
+        for part in torch.split(chosen.T, self._rows(i, len(wanted))):
+            if (
+                torch.is_grad_enabled()
+            ):  # what a pass computed is computed again when gradients need it: memory stays bounded
                 ends = checkpoint(self._both_ends, i, part, slopes, use_reentrant=False)
             else:
                 ends = self._both_ends(i, part, slopes)
@@ -138,7 +152,10 @@ class Propagation:
         flat = Box(box.lower.flatten(1), box.upper.flatten(1))
         lower = torch.maximum(flat.lower.gather(1, chosen), lower)
         upper = torch.minimum(flat.upper.gather(1, chosen), upper)
-        return Box(flat.lower.scatter(1, chosen, lower).view_as(box.lower), flat.upper.scatter(1, chosen, upper).view_as(box.upper))
+        return Box(
+            flat.lower.scatter(1, chosen, lower).view_as(box.lower),
+            flat.upper.scatter(1, chosen, upper).view_as(box.upper),
+        )
 
     def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
         """The least and the largest value of chosen entries of a node, each (rows, n)."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.numerics.distance import vector_norm
 
 __all__ = ["Box", "Region", "box_minimum", "gamma", "norm"]
 
@@ -47,7 +48,7 @@ def gamma(terms: int) -> float:
 
 def norm(a: Tensor, start: int) -> Tensor:
     """Euclidean norm over the dimensions from ``start`` on, without gradient: it only ever scales an error term."""
-    return torch.linalg.vector_norm(a.detach().flatten(start), dim=start) + _TINY
+    return vector_norm(a.detach().flatten(start), dim=start) + _TINY
 
 
 def box_minimum(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
@@ -70,8 +71,8 @@ def box_minimum(a: Tensor, box: Box) -> tuple[Tensor, Tensor]:
 class Region:
     """The inputs that a bound is about: a ball around each sample inside its box.
 
-    The sample itself always belongs to it. Linf in a box is a box; for l1, l2 and l0 a linear function is minimised over
-    ball and box together, through the Lagrangian dual at a multiplier near the best one (any multiplier is sound).
+    The sample itself always belongs to it. Linf in a box is a box; for l1, l2 and l0 a linear function is minimised
+    over ball and box together, through the Lagrangian dual at a multiplier near the best one (any multiplier is sound).
 
     Args:
         ball: the set; its grid is ignored, which only makes the region larger.
@@ -144,18 +145,20 @@ class Region:
         return price + (gains - t).clamp(min=0).sum(2), price
 
     def _gain_l2(self, a: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-        """max <|a|, d> for 0 <= d <= extent, |d| <= eps: ``sum (|a| d - t d^2 / 2) + t eps^2 / 2``, d = min(|a|/t, extent).
+        """max <|a|, d> for 0 <= d <= extent, |d| <= eps: ``sum (|a| d - t d^2 / 2) + t eps^2 / 2``.
+
+        There d = min(|a| / t, extent) and t is the best multiplier.
 
         The multiplier starts at that of the ball alone and falls as features run into the box, which is how the
         projection on ball and box is found; six rounds come within 1e-3 of the end, and every t is sound.
         """
         a = a.abs()
-        eps = torch.minimum(self.eps, torch.linalg.vector_norm(self._widest, dim=1)).clamp(min=1e-100)
+        eps = torch.minimum(self.eps, vector_norm(self._widest, dim=1)).clamp(min=1e-100)
         with torch.no_grad():
-            t = (torch.linalg.vector_norm(a, dim=2) / eps).clamp(min=_TINY)
+            t = (vector_norm(a, dim=2) / eps).clamp(min=_TINY)
             for _ in range(6):
                 clipped = a > extent * t.unsqueeze(2)
-                free = torch.linalg.vector_norm(a.masked_fill(clipped, 0), dim=2)
+                free = vector_norm(a.masked_fill(clipped, 0), dim=2)
                 left = eps**2 - (extent * clipped).square().sum(2)
                 better = free / left.clamp(min=0).sqrt()
                 t = torch.where((left > 0) & (better < t) & (better > 0), better, t)

@@ -24,10 +24,10 @@ __all__ = ["AlphaCROWN"]
 class AlphaCROWN(GraphCertifier):
     """CROWN whose lower slopes are chosen by gradient ascent on the bound (Xu et al. 2020 and 2021).
 
-    Every choice of slopes gives a sound bound and the best of all is kept, so the result is never below CROWN's. The work
-    is staged: first the slopes of the last backward pass alone, one for each row and neuron, which is cheap; then, for the
-    samples that are still not settled (a row's bound is not positive), also those behind the boxes of the values before
-    activations, shared by the entries of a box.
+    Every choice of slopes gives a sound bound and the best of all is kept, so the result is never below CROWN's. The
+    work is staged: first the slopes of the last backward pass alone, one for each row and neuron, which is cheap; then,
+    for the samples that are still not settled (a row's bound is not positive), also those behind the boxes of the
+    values before activations, shared by the entries of a box.
     """
 
     card: ClassVar[Card] = Card(
@@ -53,9 +53,7 @@ class AlphaCROWN(GraphCertifier):
         None, "bytes for the coefficients of one backward pass", "ours: 16 MB on a CPU (its cache), 1 GB elsewhere"
     )
 
-    def bounds(
-        self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None
-    ) -> Tensor:
+    def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
         """See `GraphCertifier.bounds`; without gradient."""
         with torch.no_grad():
             graph = graph.to(torch.float64)
@@ -71,7 +69,9 @@ class AlphaCROWN(GraphCertifier):
                 last = {k: s.detach()[:, rows] for k, s in last.items()}
                 known = [Box(b.lower[rows], b.upper[rows]) for b in found.boxes]
                 shift = None if d is None else d[rows]
-                best[rows] = self._deep(graph, Region(region.select(rows), x[rows]), c[rows], shift, known, last, best[rows])
+                best[rows] = self._deep(
+                    graph, Region(region.select(rows), x[rows]), c[rows], shift, known, last, best[rows]
+                )
         return best
 
     def _deep(
@@ -96,9 +96,7 @@ class AlphaCROWN(GraphCertifier):
         variables = [*last.values(), *(s for inner in slopes.values() for s in inner.values())]
         return self._ascend(variables, evaluate, best, self.deep_iterations)
 
-    def _ascend(
-        self, slopes: list[Tensor], evaluate: Callable[[], Tensor], best: Tensor, iterations: int
-    ) -> Tensor:
+    def _ascend(self, slopes: list[Tensor], evaluate: Callable[[], Tensor], best: Tensor, iterations: int) -> Tensor:
         """Adam on the sum of the bounds over slopes in [0, 1]; the best value of each row is kept."""
         if not slopes:
             return best
@@ -113,7 +111,7 @@ class AlphaCROWN(GraphCertifier):
             best = torch.where(lower > best, lower.detach(), best)
             for s, gradient in zip(slopes, gradients, strict=True):
                 s.grad = gradient
-            adam.step()
+            adam.step()  # pyright: ignore[reportUnknownMemberType]
             rate.step()
             for s in slopes:
                 s.clamp_(0, 1)

@@ -45,9 +45,8 @@ class CROWN(GraphCertifier):
         None, "bytes for the coefficients of one backward pass", "ours: 16 MB on a CPU (its cache), 1 GB elsewhere"
     )
 
-    def bounds(  # noqa: D102
-        self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None
-    ) -> Tensor:
+    def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
+        """See `GraphCertifier.bounds`."""
         found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory)
         found.run(refine=lambda _: True)
         return torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))

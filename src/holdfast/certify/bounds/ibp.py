@@ -36,10 +36,9 @@ class IBP(GraphCertifier):
         checked_by="auto_LiRPA's bounds, sampled points, exact optima of small networks",
     )
 
-    def bounds(  # noqa: D102
-        self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None
-    ) -> Tensor:
+    def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
+        """See `GraphCertifier.bounds`."""
         found = Propagation(graph.to(torch.float64), Region(region, x))
         # for balls that are no boxes the first affine layers are bounded by the dual norm
-        found.run(refine=found.affine_in_input)
+        found.run(refine=found.affine_in_input, every=True)
         return specification(found, c, d, at_boxes=True)

@@ -47,7 +47,9 @@ class PGDTraining:
     eps: Fraction = parameter(
         Fraction(8, 255), "size of the set, above 0; train at the size that is audited", "Madry et al. 2018, CIFAR-10"
     )
-    steps: int = parameter(10, "gradient steps of the inner search, at least 1", "Rice et al. 2020 (Madry et al. 2018: 7)")
+    steps: int = parameter(
+        10, "gradient steps of the inner search, at least 1", "Rice et al. 2020 (Madry et al. 2018: 7)"
+    )
     relative_step: float = parameter(0.25, "step as a share of eps", "Madry et al. 2018, CIFAR-10: 2/255 of 8/255")
     random_start: bool = parameter(True, "start the inner search at a uniform point of the set", "Madry et al. 2018")
     sparsity: float = parameter(0.05, "l1: share of the features that a step moves", "ours, as in pgd")
@@ -57,8 +59,8 @@ class PGDTraining:
     card: ClassVar[Card] = Card(
         title="PGD adversarial training",
         rows=("D08",),
-        paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, "
-        "arXiv:1706.06083",
+        paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial "
+        "Attacks, arXiv:1706.06083",
         section="3.1",
         summary="Trains on the worst inputs that a short PGD finds in the set, the min-max problem (4) of the survey.",
         phase=Phase.TRAINING,
@@ -66,8 +68,8 @@ class PGDTraining:
         failure_modes=(
             "Robust overfitting: robust accuracy on new data falls while training goes on (Rice et al. 2020); the loop "
             "therefore keeps the epoch that was best on a validation split.",
-            "Catastrophic overfitting: with one or two large steps the model learns to fool the inner search and falls to "
-            "a stronger one (Wong et al. 2020); keep steps at 7 or more, and audit the result.",
+            "Catastrophic overfitting: with one or two large steps the model learns to fool the inner search and falls "
+            "to a stronger one (Wong et al. 2020); keep steps at 7 or more, and audit the result.",
             "Clean accuracy falls; the larger eps, the more.",
         ),
         checked_by="robust accuracy gained on the digits under an audit that did not train it",
@@ -103,7 +105,7 @@ class PGDTraining:
             for _ in range(self.steps):
                 leaf = at.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(cross_entropy(model(leaf), y, none).sum(), leaf)
-                move = steepest(self.norm, grad, share=self.sparsity) if self.norm is Norm.L1 else steepest(self.norm, grad)
+                move = steepest(self.norm, grad, share=self.sparsity)
                 at = back(leaf.detach() + self.relative_step * float(self.eps) * move)
         return at
 

@@ -56,7 +56,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
     gamma: float = parameter(1.0, "scale of the bisection's tolerance", "Chen et al. 2020, authors' code")
     tries: int = parameter(100, "starts tried, at least 1", "ours: where uniform noise fails, other kinds follow")
     candidates: int = parameter(50, "starts compared, at least 1", "ours: the start decides which class is reached")
-    starts: Tensor | None = parameter(  # noqa: RUF009
+    starts: Tensor | None = parameter(
         None, "(K, *features) an input of each class to start from", "Chen et al. 2020 start targeted runs so"
     )
 

@@ -59,7 +59,7 @@ class SurrogateTransfer(Attack[WhiteBoxOracle]):
         goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.BUDGET,
         norms=(Norm.L2, Norm.LINF),
-        affine_ratio={Norm.L2: 1.1, Norm.LINF: 1.02},
+        affine_ratio={Norm.L2: 1.2, Norm.LINF: 1.15},
         failure_modes=(
             "It says how like the surrogate the attacked model is; a failure says nothing of robustness.",
             "Targeted examples of one surrogate seldom transfer: use an ensemble.",

@@ -73,8 +73,11 @@ class CosineMargin(Attack[WhiteBoxOracle]):
             others = scores.scatter(1, problem.y.unsqueeze(1), float("-inf")).argsort(dim=1, descending=True)
             rank = torch.from_numpy(problem.round % min(self.targets, scores.shape[1] - 1)).to(scores.device)
             target = others.gather(1, rank.unsqueeze(1)).squeeze(1)
-        x = uniform_in_ball(problem.set, problem.x, problem.keyed, "start")
+        again = torch.from_numpy(problem.round >= self.targets).to(scores.device)
+        random = uniform_in_ball(problem.set, problem.x, problem.keyed, "start")
+        x = torch.where(problem.flat(again), random, problem.x)
         direction = 2 * problem.keyed.uniform("direction", (scores.shape[1],)).to(x.dtype) - 1
+        direction = torch.where(again.unsqueeze(1), direction, _towards(scores, problem.y, target))
         return _State.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
@@ -97,3 +100,12 @@ def _diversified_margin(scores: Tensor, y: Tensor, target: Tensor, warm: Tensor,
     """(m,) ``direction . z`` while warm, then the margin of the target over the label."""
     z_target = scores.gather(1, target.unsqueeze(1)).squeeze(1)
     return torch.where(warm, (direction * scores).sum(1), z_target - scores.gather(1, y.unsqueeze(1)).squeeze(1))
+
+
+def _towards(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """(m, K) the direction in logit space whose product with the logits is the margin of the target."""
+    rows = torch.arange(len(y), device=y.device)
+    direction = torch.zeros_like(scores)
+    direction[rows, target] = 1
+    direction[rows, y] = -1
+    return direction

@@ -24,14 +24,16 @@ __all__ = ["DeepFool", "DeepFoolState"]
 
 @dataclass(frozen=True)
 class DeepFoolState(State):
-    """``x`` is clean + delta.
+    """``x`` is the overshot point.
 
     Attributes:
+        bare: (n, \\*features) clean + delta.
         classes: (n, k) int64 the label and the classes whose boundaries are looked at.
         over: (n,) bool: the overshot point is adversarial.
         margin: (n,) the criterion's margin at the overshot point.
     """
 
+    bare: Tensor
     classes: Tensor
     over: Tensor
     margin: Tensor
@@ -82,6 +84,7 @@ class DeepFool(Attack[WhiteBoxOracle]):
         k = min(max(self.candidates, 2), rivals.shape[1]) - 1
         return DeepFoolState.at(
             problem.x,
+            bare=problem.x,
             classes=torch.cat([problem.y.unsqueeze(1), rivals.topk(k, dim=1).indices], dim=1),
             over=torch.zeros_like(problem.y, dtype=torch.bool),
             margin=torch.zeros_like(problem.y, dtype=rivals.dtype),
@@ -90,19 +93,23 @@ class DeepFool(Attack[WhiteBoxOracle]):
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> DeepFoolState:  # noqa: D102
         assert isinstance(state, DeepFoolState)
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
-        scores, grad, _ = oracle.jacobian(state.x, problem.rows, state.classes)
+        # A sample that is over, if it is not taken out at once, asks nothing new.
+        here = torch.where(problem.flat(state.over), state.x, state.bare)
+        scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
         chosen, grad = scores.gather(1, state.classes), grad.nan_to_num(0.0)
         gap, normal = chosen[:, :1] - chosen[:, 1:], grad[:, 1:] - grad[:, :1]
         every = torch.arange(len(gap), device=gap.device)
-        j = nearest_plane(norm, state.x, gap, normal, low, high)
+        j = nearest_plane(norm, here, gap, normal, low, high)
         w = normal[every, j]
-        offset = -gap[every, j].double() - (w.double() * state.x.double()).flatten(1).sum(1)
-        x = (state.x + project_on_hyperplane(norm, state.x, w, offset, low, high)).clamp(low, high)
+        offset = -gap[every, j].double() - (w.double() * here.double()).flatten(1).sum(1)
+        bare = (here + project_on_hyperplane(norm, here, w, offset, low, high)).clamp(low, high)
         ends = torch.full_like(problem.set.eps, 1 + self.overshoot)
-        asked, answered = oracle.logits(valid(problem, _ray(problem, x, ends)), problem.rows)
+        x = torch.where(problem.flat(state.over), state.x, valid(problem, _ray(problem, bare, ends)))
+        asked, answered = oracle.logits(x, problem.rows)
         return replace(
             state,
-            x=torch.where(problem.flat(state.over), state.x, x),
+            x=x,
+            bare=torch.where(problem.flat(state.over), state.bare, bare),
             over=state.over | (problem.criterion.holds(asked, problem.y, problem.target) & answered),
             margin=torch.where(state.over, state.margin, problem.criterion.margin(asked, problem.y, problem.target)),
         )
@@ -116,10 +123,10 @@ class DeepFool(Attack[WhiteBoxOracle]):
         rows = np.flatnonzero(state.over.cpu().numpy())
         found, at = problem.select(rows), state.select(rows)
         ends = torch.full_like(found.set.eps, 1 + self.overshoot)
-        tighten(oracle, found, lambda t: _ray(found, at.x, t), ends, at.margin, self.search)
+        tighten(oracle, found, lambda t: _ray(found, at.bare, t), ends, at.margin, self.search)
 
 
-def _ray(problem: Problem, x: Tensor, share: Tensor) -> Tensor:
+def _ray(problem: Problem, bare: Tensor, share: Tensor) -> Tensor:
     """clean + share * delta, in the box."""
     wide = problem.x.double()
-    return (wide + problem.flat(share) * (x.double() - wide)).to(x.dtype).clamp(*box(problem.set, problem.x))
+    return (wide + problem.flat(share) * (bare.double() - wide)).to(bare.dtype).clamp(*box(problem.set, problem.x))

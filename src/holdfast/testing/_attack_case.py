@@ -1,0 +1,88 @@
+"""The cases that the contract of an attack is checked on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.engine import Outcome, run
+from holdfast.core.cards import Card
+from holdfast.core.problem import Problem
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Access, Norm
+from holdfast.judge.desk import Model
+from holdfast.testing.contract import require
+from holdfast.testing.toys import Queried, digits, net
+
+__all__ = ["EPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
+
+EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
+_SMALL = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2}
+_BLACK_BOX_QUERIES = 4000
+SAMPLES, _AFFINE_N = 12, 60
+_FEW = 0.02  # share of features that rounding may decide, as the sign of a gradient near 0 does
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attack: ``whole`` as given, ``small`` with few steps, and the norm that most checks use."""
+
+    whole: Attack[Any]
+    small: Attack[Any]
+    norm: Norm
+
+    @property
+    def card(self) -> Card:
+        return self.whole.card
+
+    @property
+    def transfers(self) -> bool:
+        return self.card.access is Access.TRANSFER
+
+    def ball(self, n: int, eps: float | None = None, norm: Norm | None = None, **more: Any) -> LpBall:
+        norm = norm or self.norm
+        return LpBall.uniform(norm, EPS[norm] if eps is None else eps, n, dtype=torch.float64, **more)
+
+    def run(self, problem: Problem, model: nn.Module | None = None, judge: Model | None = None, **more: Any) -> Outcome:
+        """The small attack under a budget in the set, settled at the first witness unless told otherwise."""
+        model = model or net()
+        if self.transfers and judge is None:
+            judge = Queried(model, lambda scores: scores)
+        return run(self.small, problem, model, judge=judge, **{"first": True, **more})
+
+
+def of_digits(case: Case, **more: Any) -> Problem:
+    x, y = digits(SAMPLES)
+    return Problem.of(x, y, case.ball(SAMPLES, **more))
+
+
+def clean_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    was = model.training
+    with torch.no_grad():
+        right = model.eval()(x).argmax(1) == y
+    model.train(was)
+    return right
+
+
+def breaks(out: Outcome) -> bool:
+    """Something was found that was not wrong to begin with."""
+    return bool((out.found & (out.distance > 0)).any())
+
+
+def same(a: Outcome, b: Outcome, what: str, order: Tensor | None = None, tolerance: float = 1e-6) -> None:
+    at = slice(None) if order is None else order
+    require(torch.equal(a.found[at], b.found), f"{what}: other samples are broken ({a.found[at]} against {b.found})")
+    moved = float((a.x[at] - b.x).abs().gt(1e-4).double().mean()) if len(b.x) else 0.0
+    require(moved < _FEW, f"{what}: witnesses differ in {moved:.0%} of their features")
+    near = torch.isclose(a.distance[at], b.distance, rtol=tolerance, atol=tolerance)
+    require(near.all(), f"{what}: other distances, {a.distance[at][~near]} against {b.distance[~near]}")
+
+
+def reduced(attack: Attack[Any], limits: dict[str, int]) -> Attack[Any]:
+    given: Any = attack
+    names = {f.name for f in fields(given)}
+    return replace(given, **{k: min(v, getattr(attack, k)) for k, v in limits.items() if k in names})

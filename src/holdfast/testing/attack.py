@@ -1,0 +1,437 @@
+"""The contract of an attack, as checks that anyone can run on a method of their own.
+
+    from holdfast.testing import check_attack
+    check_attack("pgd")                 # a registered name, a class or an instance
+    check_attack(MyAttack, only=["inside", "affine"])
+
+A check is a function of a case; it raises `ContractError` with what is wrong and, where it helps, how to mend it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.engine import Outcome, Run, Settings, run
+from holdfast.core.cards import Card, parameters_of
+from holdfast.core.draws import Draws
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.registry import method
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.desk import Model
+from holdfast.judge.ledger import Budget
+from holdfast.numerics.affine import affine_optimum
+from holdfast.numerics.distance import between, contains
+from holdfast.numerics.sampling import uniform_in_ball
+from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
+
+__all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
+
+# what a witness must be
+
+
+def _inside(case: Case) -> None:
+    for norm in case.card.norms:
+        problem = of_digits(case, norm=norm)
+        for first in (True, False):
+            out = case.run(problem, first=first)
+            hit = out.found
+            ball = problem.set.select(hit.nonzero().squeeze(-1))
+            require(
+                contains(ball, out.x[hit], problem.x[hit]).all(),
+                f"{norm}: a witness lies outside its set; every point asked must come from `project` or be clamped",
+            )
+            kept = torch.equal(out.x[~hit], problem.x[~hit])
+            require(kept, f"{norm}: a sample without witness must keep its clean input")
+            wrong = ~clean_right(net(), out.x[hit], problem.y[hit])
+            require(wrong.all(), f"{norm}: a witness does not break the model when it is asked anew")
+            real = between(norm, out.x[hit], problem.x[hit])
+            require(torch.equal(real, out.distance[hit]), f"{norm}: the distance told is not that of the witness")
+            require(breaks(out), f"{norm}: nothing found at eps {EPS[norm]} on a network that is easily broken")
+
+
+def _eps_zero(case: Case) -> None:
+    problem = of_digits(case, eps=0.0)
+    out = case.run(problem)
+    require(torch.equal(out.x, problem.x), "at eps = 0 the clean input must come back")
+    right = clean_right(net(), problem.x, problem.y)
+    require(not (out.found & right).any(), "at eps = 0 a correctly classified sample cannot be broken")
+
+
+def _monotone(case: Case) -> None:
+    counts = [int(case.run(of_digits(case, eps=EPS[case.norm] * k)).found.sum()) for k in (0.25, 0.5, 1, 2, 4)]
+    require(all(b >= a - 1 for a, b in pairwise(counts)), f"success must grow with eps, one sample of slack: {counts}")
+    require(counts[-1] > counts[0], f"success does not grow with eps at all: {counts}")
+
+
+def _per_sample_eps(case: Case) -> None:
+    x, y = digits(SAMPLES)
+    eps = torch.where(torch.arange(SAMPLES) % 2 == 0, 0.0, EPS[case.norm]).double()
+    problem = Problem.of(x, y, case.ball(SAMPLES).with_eps(eps))
+    out = case.run(problem)
+    require(contains(problem.set, out.x, x).all(), "with an eps for each sample, one left its own ball")
+    require(((out.distance > 0) & out.found)[1::2].any(), "with an eps for each sample, no large one broke")
+
+
+def _mask_and_bounds(case: Case) -> None:
+    x, y = digits(SAMPLES)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2:] = True
+    lower, upper = (x - 0.2).clamp_min(0), (x + 0.3).clamp_max(0.9).maximum(x)
+    for edges in ((torch.zeros(()).double(), torch.ones(()).double()), (lower, upper)):
+        ball = LpBall(case.norm, torch.full((SAMPLES,), 2 * EPS[case.norm]).double(), *edges, mask=mask)
+        out = case.run(Problem.of(x, y, ball))
+        require(torch.equal(out.x[..., :2], x[..., :2]), "a feature outside the mask was changed")
+        require(contains(ball, out.x, x).all(), "a feature left its own bounds; see `numerics.distance.box`")
+        require(breaks(out), "nothing found with three quarters of the features free")
+
+
+def _already_wrong(case: Case) -> None:
+    x, _ = digits(SAMPLES)
+    with torch.no_grad():
+        wrong = (net().eval()(x).argmax(1) + 1) % 10
+    net().train()
+    out = case.run(Problem.of(x, wrong, case.ball(SAMPLES)))
+    require(out.found.all() and (out.distance == 0).all(), "a misclassified sample must come back with distance 0")
+    require(torch.equal(out.x, x), "a misclassified sample must be left untouched")
+    require((out.ledger.forwards <= 1).all(), "a misclassified sample must cost no more than its clean pass")
+
+
+def _targeted(case: Case) -> None:
+    if Goal.TARGETED not in case.card.goals:
+        return
+    x, y = digits(SAMPLES)
+    target = (y + 1 + torch.arange(SAMPLES) % 8) % 10
+    out = case.run(Problem.of(x, y, case.ball(SAMPLES, 4 * EPS[case.norm]), target=target))
+    with torch.no_grad():
+        label = net().eval()(out.x).argmax(1)
+    net().train()
+    require(torch.equal(label[out.found], target[out.found]), "a targeted witness is not of its own sample's target")
+    black = case.card.access is Access.HARD_LABEL
+    require(black or breaks(out), f"no target reached at eps {4 * EPS[case.norm]}")
+
+
+# what must not matter
+
+
+def _slots(case: Case) -> None:
+    for first in (True, False):
+        problem = of_digits(case)
+        base = case.run(problem, first=first)
+        others = Settings(slots=1), Settings(slots=3), Settings(slots=3, check_every=4), Settings(micro_batch=5)
+        for settings in others:
+            same(base, case.run(problem, first=first, settings=settings), f"with {settings}")
+
+
+def _order(case: Case) -> None:
+    order = torch.tensor([(5 * k + 3) % SAMPLES for k in range(SAMPLES)])
+    problem = of_digits(case)
+    moved = replace(problem.select(order.numpy()), rows=problem.rows)
+    same(case.run(problem), case.run(moved), "with the samples in another order and their ids kept", order)
+
+
+def _seeds(case: Case) -> None:
+    problem = of_digits(case)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        one = case.run(problem, seed=3)
+        torch.manual_seed(2)
+        np.random.seed(2)
+        random.seed(2)
+        two = case.run(problem, seed=3)
+    require(torch.equal(one.x, two.x), "the same seed gave another result: draw from `problem.keyed`")
+    again = case.run(replace(problem, ids=problem.ids + 1000), seed=3)
+    if torch.equal(one.x, again.x):  # no draw depends on the sample, so none may depend on the seed
+        require(torch.equal(case.run(problem, seed=4).x, one.x), "the seed matters but the sample's id does not")
+
+
+def _form_of_x(case: Case) -> None:
+    x, y = digits(SAMPLES)
+    base = case.run(Problem.of(x, y, case.ball(SAMPLES)))
+    alone = case.run(Problem.of(x[:1], y[:1], case.ball(1)))
+    require(torch.equal(alone.found, base.found[:1]), "a batch of 1 gives another answer than a larger one")
+    strided = x.transpose(2, 3).contiguous().transpose(2, 3)
+    same(base, case.run(Problem.of(strided, y, case.ball(SAMPLES))), "with an input that is not contiguous")
+    x32, model = x.float(), net(torch.float32)
+    out = case.run(Problem.of(x32, y, LpBall.uniform(case.norm, EPS[case.norm], SAMPLES)), model)
+    require(out.x.dtype is torch.float32, f"float32 inputs came back as {out.x.dtype}")
+    require(contains(LpBall.uniform(case.norm, EPS[case.norm], SAMPLES), out.x, x32).all(), "float32: outside the set")
+    require(breaks(out), "float32: nothing found")
+    flat = case.run(Problem.of(x.flatten(1), y, case.ball(SAMPLES)))
+    require(breaks(flat), "inputs of shape (n, 64) that are no images: nothing found")
+    empty = case.run(Problem.of(x[:0], y[:0], case.ball(0)))
+    require(len(empty.x) == 0, "an empty batch must come back empty")
+
+
+def _few(case: Case) -> None:
+    """One feature; two and three classes."""
+    for weight, bias in (
+        (torch.tensor([[-1.0], [1.0]]), torch.tensor([0.0, -0.7])),
+        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0.1, 0.0])),
+        (torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([0.0, -0.4, -0.7])),
+    ):
+        model = Affine(weight.double(), bias.double())
+        x = torch.full((4, weight.shape[1]), 0.3, dtype=torch.float64) + torch.arange(4).view(-1, 1) * 0.01
+        with torch.no_grad():
+            y = model(x).argmax(1)
+        eps = float(weight.shape[1]) if case.norm is Norm.L0 else 0.5
+        out = case.run(Problem.of(x, y, case.ball(4, eps)), model)
+        what = f"{weight.shape[1]} features and {weight.shape[0]} classes"
+        require(out.x.isfinite().all(), f"not a number with {what}")
+        require(breaks(out), f"nothing found with {what}, where half of the set is adversarial")
+
+
+def _no_gradient(case: Case) -> None:
+    x, y = digits(4)
+    constant = Affine(torch.zeros(10, 64).double(), torch.eye(10)[3].double())
+    out = case.run(Problem.of(x, y, case.ball(4)), constant)
+    require(out.x.isfinite().all(), "a constant model (zero gradient) led to values that are not finite")
+    require(torch.equal(out.found, y != 3), "a constant model: only samples that it misclassifies are adversarial")
+    broken = Affine(torch.full((10, 64), float("nan")).double(), torch.zeros(10).double())
+    out = case.run(Problem.of(x, y, case.ball(4)), broken)
+    require(not out.found.any() and torch.equal(out.x, x), "an answer that is not a number is never adversarial")
+
+
+# what must not be touched, and what it may cost
+
+
+def _untouched(case: Case) -> None:
+    model, problem = net(), of_digits(case)
+    before = _state_of(model), _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
+    noise = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+    case.run(problem, first=False)
+    case.run(problem)
+    require(_state_of(model)[0] == before[0][0], "parameters or buffers of the model were changed")
+    require(_state_of(model)[1] == before[0][1], "training mode or requires_grad of a part of the model was changed")
+    require(all(p.grad is None for p in model.parameters()), "gradients were left in the model: use the oracle's")
+    after = _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
+    require(after == before[1], "an input of the problem was changed in place")
+    require(problem.x.grad is None and not problem.x.requires_grad, "requires_grad was switched on in the input")
+    same = torch.equal(torch.get_rng_state(), noise[0]) and random.getstate() == noise[2]
+    same = same and repr(np.random.get_state()) == noise[1]
+    require(same, "global random state was used: draw from `problem.keyed`")
+
+
+def _hash(*tensors: Tensor) -> str:
+    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def _state_of(model: nn.Module) -> tuple[str, list[bool]]:
+    flags = [m.training for m in model.modules()] + [p.requires_grad for p in model.parameters()]
+    return _hash(*model.state_dict().values()), flags
+
+
+def _ledger(case: Case) -> None:
+    for budget in (None, Budget(queries=1), Budget(queries=37), Budget(passes=41)):
+        for first in (True, False):
+            _one_ledger(case, budget, first)
+
+
+def _one_ledger(case: Case, budget: Budget | None, first: bool) -> None:
+    x, y = digits(SAMPLES)
+    x = Counting.mark(x)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    mask[0, 0, 0, 0] = False
+    problem = Problem.of(x, y, case.ball(SAMPLES, mask=mask))
+    model, judge = Counting(net(), SAMPLES), None
+    with torch.no_grad():
+        clean = net().eval()(x)
+    net().train()
+    if case.transfers:
+        judge = Counting(net(), SAMPLES)
+    out = case.run(problem, model, judge, budget=budget, first=first, clean=clean)
+    asked = model.rows if judge is None else judge.rows
+    rows = model.rows if judge is None else model.rows + judge.rows
+    what = f"with {budget or 'no budget'}, first={first}"
+    spent = out.ledger.forwards
+    told = f"rows through the model {rows.tolist()}, forwards charged {spent.tolist()}"
+    open_ = ~out.found if first else torch.ones_like(out.found)
+    require(torch.equal(rows[open_], spent[open_]), f"{what}: {told}")
+    require((asked[open_] == out.ledger.queries[open_]).all(), f"{what}: queries charged are not the queries made")
+    if budget is not None and budget.queries is not None:
+        require((asked <= budget.queries).all(), f"{what}: the attacked model was asked {asked.tolist()} times")
+    if budget is not None and budget.passes is not None and not case.transfers:
+        total = out.ledger.forwards + out.ledger.backwards
+        require((total <= budget.passes).all(), f"{what}: {total.tolist()} passes were made")
+
+
+def _access(case: Case) -> None:
+    access = case.card.access
+    if access is None or access is Access.WHITE_BOX:
+        return
+    problem, base = of_digits(case), case.run(of_digits(case))
+    tells = {
+        Access.HARD_LABEL: lambda s: torch.nn.functional.one_hot(s.argmax(-1), s.shape[-1]).to(s),
+        Access.SOFT_LABEL: lambda s: s.log_softmax(-1),
+        Access.TRANSFER: lambda s: s,
+    }[access]
+    if case.transfers:
+        out = case.run(problem, net(), Queried(net(), tells))
+        limit = 1 + case.small.rounds
+        asked = out.ledger.queries
+        require((asked <= limit).all(), f"a transfer attack may ask once a round, but asked {asked.tolist()}")
+    else:
+        out = case.run(problem, Queried(net(), tells))
+        job = Run(case.small, problem, Queried(net(), tells))
+        more = [name for name in _MORE[access] if hasattr(job.oracle, name)]
+        require(not more, f"the oracle of {access.label} access must not have {more}")
+    same(base, out, f"through an interface that shows no more than {access.label} access")
+
+
+_MORE = {
+    Access.HARD_LABEL: ("log_probs", "clean", "logits", "gradient", "jacobian", "features"),
+    Access.SOFT_LABEL: ("logits", "gradient", "jacobian", "features"),
+}
+
+
+# how strong it must be
+
+
+def _beats_noise(case: Case) -> None:
+    problem = of_digits(case)
+    out = case.run(problem)
+    asked = int(out.ledger.forwards.clamp_max(200).max())
+    draws = Draws(0, "noise").of(problem.ids)
+    broken = torch.zeros(SAMPLES, dtype=torch.bool)
+    for k in range(asked):
+        broken |= ~clean_right(net(), uniform_in_ball(problem.set, problem.x, draws, "noise", k), problem.y)
+    require(
+        out.found.sum() > broken.sum() or broken.all(),
+        f"random noise breaks {int(broken.sum())} of {SAMPLES} with {asked} queries, the attack {int(out.found.sum())}",
+    )
+
+
+def _affine(case: Case) -> None:
+    """Against the exact optimum. Minimal distortion: the median ratio; budget: half break at ratio times it."""
+    model = affine_digits()
+    x, y = digits(_AFFINE_N)
+    edges = torch.zeros(()).double(), torch.ones(()).double()
+    keep = clean_right(model, x, y)
+    x, y = x[keep], y[keep]
+    attack = case.whole
+    if case.card.access in (Access.HARD_LABEL, Access.SOFT_LABEL):
+        attack = reduced(attack, {"queries": _BLACK_BOX_QUERIES})
+    budgeted = case.card.formulation is Formulation.BUDGET
+    for norm, ratio in case.card.affine_ratio.items():
+        best = affine_optimum(norm, model.weight.detach(), model.bias.detach(), x, y, *edges).distance
+        eps = best * ratio if budgeted else torch.full_like(best, float("inf"))
+        out = run(attack, Problem.of(x, y, LpBall(norm, eps, *edges)), model, judge=_judge_of(case, model))
+        factor = out.distance / best
+        require(
+            (factor >= 1 - 1e-6).all(),
+            f"{norm}: a distance of {float(factor.min())} times the optimum: set, distance or label is wrong",
+        )
+        if budgeted:
+            share = float(out.found.double().mean())
+            require(share >= 0.5, f"{norm}: at {ratio} times the optimum {share:.0%} break; the card promises half")
+            continue
+        median, success = float(factor.median()), float(out.found.double().mean())
+        require(median <= ratio, f"{norm}: median ratio to the optimum {median:.4f}, the card promises {ratio}")
+        require(success == 1, f"{norm}: {success:.0%} success on an affine model without a budget")
+
+
+def _judge_of(case: Case, model: nn.Module) -> Model | None:
+    return Queried(model, lambda scores: scores) if case.transfers else None
+
+
+# what it must say of itself
+
+
+def _card(case: Case) -> None:
+    card, kind = case.card, type(case.whole)
+    small: Any = case.small
+    require(card.access is not None and card.formulation and card.norms, "card: access, formulation or norms missing")
+    require(card.title and card.paper and card.summary and card.section, "card: title, paper or summary missing")
+    require(card.failure_modes, "card: an attack says when it is known to fail")
+    declared = {p.name for p in parameters_of(kind)}
+    bare = [f.name for f in fields(small) if f.name not in declared]
+    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
+    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
+    for norm in set(Norm) - set(card.norms):
+        x, y = digits(1)
+        problem = Problem.of(x, y, LpBall.uniform(norm, 1.0, 1, dtype=torch.float64))
+        _refuses(lambda p=problem: case.small.check(p), UnsupportedError, f"{norm}, which is not on its card")
+    for name in ("steps", "queries", "restarts"):
+        if name in declared:
+            none = replace(small, **{name: 0})
+            _refuses(lambda a=none: a.check(of_digits(case)), UsageError, f"{name} = 0")
+
+
+def _refuses(call: Callable[[], None], error: type[Exception], what: str) -> None:
+    try:
+        call()
+    except error:
+        return
+    raise ContractError(f"it must refuse {what}, in words")
+
+
+_CHECKS: dict[str, Callable[[Case], None]] = {
+    "card": _card,
+    "inside": _inside,
+    "eps-zero": _eps_zero,
+    "monotone": _monotone,
+    "per-sample-eps": _per_sample_eps,
+    "mask-and-bounds": _mask_and_bounds,
+    "already-wrong": _already_wrong,
+    "targeted": _targeted,
+    "slots": _slots,
+    "order": _order,
+    "seeds": _seeds,
+    "form-of-x": _form_of_x,
+    "few": _few,
+    "no-gradient": _no_gradient,
+    "untouched": _untouched,
+    "ledger": _ledger,
+    "access": _access,
+    "beats-noise": _beats_noise,
+    "affine": _affine,
+}
+
+ATTACK_CHECKS = tuple(_CHECKS)
+"""Names of the checks, in the order in which they run."""
+
+
+def check_attack(attack: str | type[Attack[Any]] | Attack[Any], *, only: Iterable[str] | None = None) -> None:
+    """Runs the contract of an attack; each check is made, and all that fail are told together.
+
+    Args:
+        attack: a registered name, a class that needs no arguments, or an instance.
+        only: names of `ATTACK_CHECKS`; all by default.
+
+    Raises:
+        ContractError: what is wrong, check by check.
+        UsageError: no such method or check.
+
+    Example:
+        >>> check_attack("pgd", only=["card", "eps-zero"])
+    """
+    given = method(attack) if isinstance(attack, str) else attack
+    whole: Attack[Any] = given() if isinstance(given, type) else given
+    norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
+    case = Case(whole, reduced(whole, _SMALL), norm)
+    wrong: dict[str, Exception] = {}
+    for name in ATTACK_CHECKS if only is None else only:
+        if name not in _CHECKS:
+            raise UsageError(f"there is no check '{name}'; known: {', '.join(ATTACK_CHECKS)}")
+        try:
+            _CHECKS[name](case)
+        except Exception as error:  # a crash is a breach like any other, and the next check shall still run
+            wrong[name] = error
+    if wrong:
+        lines = [
+            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
+            for name, error in wrong.items()
+        ]
+        first = next(iter(wrong.values()))
+        raise ContractError("\n".join([f"{whole.card.title} breaks the contract of an attack:", *lines])) from first

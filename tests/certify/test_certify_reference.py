@@ -1,0 +1,122 @@
+"""Against auto_LiRPA's stored bounds, on real networks: never looser, and equal where there is nothing to gain."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from holdfast.certify.bounds.alpha_crown import AlphaCROWN
+from holdfast.certify.bounds.crown import CROWN
+from holdfast.certify.bounds.ibp import IBP
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
+from holdfast.graph import Graph
+
+pytestmark = pytest.mark.shared
+NETWORKS = {
+    "kw_mnist": "convex_adversarial/models/mnist.pth",
+    "mnist_a_adv": "auto_LiRPA/examples/vision/pretrained/mnist_a_adv.pth",
+}
+
+
+def _network(folder, name):
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(),
+        nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10),
+    )  # fmt: skip
+    state = torch.load(folder / "dev" / "torch" / NETWORKS[name], weights_only=True, map_location="cpu")
+    state = state.get("state_dict", state)
+    net.load_state_dict(state[0] if isinstance(state, list) else state)
+    return net.eval()
+
+
+def _first_images(folder, count):
+    table = np.loadtxt(folder / "dev" / "mnist_test_eran100.csv", delimiter=",")[:count]
+    return torch.tensor(table[:, 1:] / 255, dtype=torch.float32).view(-1, 1, 28, 28), torch.tensor(table[:, 0]).long()
+
+
+@pytest.mark.parametrize(("network", "eps"), [("kw_mnist", 0.1), ("mnist_a_adv", 0.1), ("mnist_a_adv", 0.3)])
+def test_conv_networks(shared_data, network, eps):
+    folder = shared_data / "verification"
+    reference = json.loads((folder / "lirpa_reference_b8.json").read_text())
+    x, y = _first_images(folder, 8)
+    graph = Graph.from_module(_network(folder, network), x[:1])
+    ball = LpBall.uniform(Norm.LINF, eps, 8)
+    methods = {"IBP": IBP(), "backward": CROWN(), "CROWN-Optimized": AlphaCROWN(deep_iterations=0)}
+    for name, method in methods.items():
+        theirs = reference[f"{network}|{eps}|{name}"]
+        margins = method.margins(graph, x, y, ball)
+        ours, first = margins.amin(1), margins[0]
+        worst, image0 = torch.tensor(theirs["per_image_min"]).double(), torch.tensor(theirs["lb0"]).double()
+        if name == "CROWN-Optimized":  # theirs also optimises what lies behind the boxes
+            crown = torch.tensor(reference[f"{network}|{eps}|backward"]["per_image_min"]).double()
+            assert ((ours - crown).mean() >= 0.6 * (worst - crown).mean()) if eps < 0.3 else (ours > crown).all()
+            continue
+        assert (ours >= worst - 1e-4 * worst.abs()).all()
+        assert (first >= image0 - 1e-4 * image0.abs()).all()
+        if name == "IBP":
+            torch.testing.assert_close(ours, worst, rtol=1e-4, atol=0)
+        elif network == "kw_mnist":  # intersecting with intervals gains nothing here
+            torch.testing.assert_close(first, image0, rtol=1e-4, atol=0)
+
+
+def _property(path, shape):
+    """Box and label of a robustness property: every disjunct says that some class beats the label."""
+    text = gzip.decompress(path.read_bytes()).decode()
+    size = int(np.prod(shape))
+    low, high = np.full(size, np.nan), np.full(size, np.nan)
+    for sign, i, value in re.findall(r"\((<=|>=) X_(\d+) ([-+.\deE]+)\)", text):
+        (high if sign == "<=" else low)[int(i)] = float(value)
+    winners = {int(b) if sign == ">=" else int(a) for sign, a, b in re.findall(r"\((<=|>=) Y_(\d+) Y_(\d+)\)", text)}
+    assert len(winners) == 1
+    low, high = (torch.tensor(v, dtype=torch.float64).view(1, *shape) for v in (low, high))
+    return low, high, torch.tensor([winners.pop()])
+
+
+def _instances(folder):
+    reference = json.loads((folder / "lirpa_reference_vnncomp.json").read_text())
+    return sorted({tuple(key.split("|")[:3]) for key in reference}), reference
+
+
+def test_competition_networks(shared_data):
+    pytest.importorskip("onnx")
+    from holdfast.graph.onnx import read_onnx
+
+    folder = shared_data / "verification"
+    instances, reference = _instances(folder)
+    checked = 0
+    for split, onnx, vnnlib in instances:
+        graph = read_onnx(folder / split / onnx)
+        try:
+            low, high, y = _property(folder / split / vnnlib, graph.input_shape)
+        except AssertionError:
+            continue
+        ball = LpBall(Norm.LINF, torch.full((1,), torch.inf, dtype=torch.float64), low, high)
+        for name, method in (("IBP", IBP()), ("backward", CROWN())):
+            theirs = torch.tensor(reference["|".join((split, onnx, vnnlib, name))], dtype=torch.float64)
+            ours = method.margins(graph, (low + high) / 2, y, ball)[0]
+            assert len(ours) == len(theirs), (onnx, vnnlib)
+            assert (ours >= theirs - 1e-4 * theirs.abs() - 1e-5).all(), (onnx, vnnlib, name, ours, theirs)
+            checked += 1
+    assert checked >= 20
+
+
+def test_a_real_network_is_certified_as_published(shared_data):
+    """MNIST at 0.1, trained by Wong and Kolter: CROWN in the box proves 92.8 % of the first 1000, MIP 95.62 % of all."""
+    import sys
+
+    sys.path.insert(0, str(shared_data))
+    try:
+        import zoo
+    finally:
+        sys.path.pop(0)
+    x, y = zoo.images("mnist", limit=100)
+    graph = Graph.from_module(zoo.load("mnist_wk17a_linf0.1"), x[:1])
+    ball = LpBall.uniform(Norm.LINF, 0.1, len(x))
+    crown = CROWN().certify(graph, x, y, ball)
+    assert 88 <= int(crown.sum()) <= 99
+    assert (AlphaCROWN(deep_iterations=0).certify(graph, x, y, ball) >= crown).all()

@@ -1,0 +1,206 @@
+"""Commands of the command line, as a person uses them."""
+
+from __future__ import annotations
+
+import json
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+from holdfast.audit.plan import Plan
+from holdfast.cli.audit import audit as audit_command
+from holdfast.cli.main import app
+from holdfast.core.registry import names
+from holdfast.models.load import load_model
+
+ARCH = "holdfast.models.zoo:digits_mlp"
+
+
+def test_attack_saves_what_the_referee_upheld(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("attack", "pgd", *on, "--samples", 30, "--norm", "linf", "--eps", "1/10", "--set", "steps=10",
+                    "--out", tmp_path / "a", "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    found = np.load(tmp_path / "a" / "adversarial.npz")
+    assert told["samples"] == 30
+    assert told["broken"] == int((found["found"] & (found["distance"] > 0)).sum()) > 5
+    assert told["median_distance"] <= 0.1
+    assert told["forwards"] > told["backwards"] > 0
+    model = load_model(on[1], arch=ARCH).module
+    answer = model(torch.from_numpy(found["x_adv"])).argmax(1).numpy()
+    assert ((answer != found["y"]) == found["found"]).all()
+    moved = np.abs(found["x_adv"].astype(np.float64) - found["x"]).max((1, 2, 3))
+    assert moved.max() <= 0.1
+    np.testing.assert_allclose(moved[found["found"]], found["distance"][found["found"]], rtol=1e-12)
+    assert len(list((tmp_path / "a" / "pictures").glob("*.png"))) == min(12, told["broken"])
+
+
+def test_attack_without_eps_is_for_minimal_distortion_only(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("attack", "deepfool", *on, "--samples", 20, "--norm", "l2", "--out", tmp_path)
+    assert said.code == 0, said.err
+    assert "l2 unbounded" in said.out
+    said = holdfast("attack", "pgd", *on, "--norm", "linf", "--out", tmp_path)
+    assert said.code == 2
+    assert "give --eps" in said.err
+
+
+def test_a_targeted_attack_reaches_the_next_class(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("attack", "pgd", *on, "--samples", 30, "--eps", "0.3", "--goal", "targeted", "--out", tmp_path)
+    assert said.code == 0, said.err
+    found = np.load(tmp_path / "adversarial.npz")
+    model = load_model(on[1], arch=ARCH).module
+    answer = model(torch.from_numpy(found["x_adv"])).argmax(1).numpy()
+    assert found["found"].sum() > 5
+    assert (answer == (found["y"] + 1) % 10)[found["found"]].all()
+
+
+def test_a_query_budget_holds(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("attack", "square", *on, "--samples", 10, "--eps", "0.1", "--queries", 20, "--out", tmp_path,
+                    "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["queries"] <= 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--set", "stps=3"), "Did you mean steps"),
+        (("--set", "steps"), "KEY=VALUE"),
+        (("--set", "steps=few"), "valid integer"),
+        (("--norm", "linf", "--eps", "8"), "8/255"),
+        (("--eps", "-1"), "cannot be negative"),
+        (("--eps", "much"), "8/255 or 0.03"),
+        (("--device", "gpu"), "take cpu"),
+    ],
+)
+def test_wrong_arguments_name_the_fix_in_one_line(holdfast, on, tmp_path: Path, arguments, told: str) -> None:
+    given = ("--eps", "0.1") if "--eps" not in arguments else ()
+    said = holdfast("attack", "pgd", *on, *given, *arguments, "--out", tmp_path / "x")
+    assert said.code == 2
+    assert told in said.err
+    assert "Traceback" not in said.err
+    assert said.err.strip().count("\n") == 0
+    assert not (tmp_path / "x").exists()
+
+
+def test_certify_writes_a_radius_for_each_sample(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("certify", "ibp", "crown", "clever", *on, "--samples", 6, "--norm", "linf", "--eps", "0.02",
+                    "--out", tmp_path, "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    ibp, crown, clever = json.loads(said.out)
+    assert (ibp["guarantee"], crown["guarantee"], clever["guarantee"]) == ("sound", "sound", "estimate")
+    assert 0 < ibp["median_radius"] <= crown["median_radius"] <= 0.04
+    radius = np.load(tmp_path / "crown.npz")["radius"]
+    assert radius.shape == (6,)
+    assert crown["at_eps"] == pytest.approx((radius >= 0.02).mean())
+
+
+def test_an_attack_is_no_certifier_nor_the_other_way_round(holdfast, on, tmp_path: Path) -> None:
+    assert "is no certifier" in holdfast("certify", "pgd", *on, "--out", tmp_path).err
+    assert "is no attack" in holdfast("attack", "crown", *on, "--out", tmp_path).err
+
+
+def test_harden_writes_weights_that_the_architecture_reads(holdfast, on, place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "hard.safetensors"
+    said = holdfast("harden", "--model", on[1], "--arch", ARCH, "--data", place / "train.npz", "--norm", "linf",
+                    "--eps", "0.1", "--epochs", 2, "--set", "steps=2", "--normalise", "0.5/0.5", "--out", out)  # fmt: skip
+    assert said.code == 0, said.err
+    assert "robust on 10 held-out samples" in said.out
+    load_model(out, arch=ARCH)
+    assert [p.name for p in out.parent.iterdir()] == ["hard.safetensors"], "the checkpoint is gone in the end"
+
+
+def test_an_interrupted_hardening_resumes(holdfast, place: Path, tmp_path: Path, monkeypatch) -> None:
+    def arguments(name: str) -> list[object]:
+        return ["harden", "--arch", ARCH, "--data", place / "train.npz", "--eps", "0.1", "--epochs", 3, "--set",
+                "steps=1", "--out", tmp_path / name]  # fmt: skip
+
+    from holdfast.training import loop
+
+    assert holdfast(*arguments("whole")).code == 0
+    real, calls = loop._score, []
+
+    def killed(*rest):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*rest)
+
+    monkeypatch.setattr(loop, "_score", killed)
+    said = holdfast(*arguments("again"))
+    assert said.code == 130
+    monkeypatch.setattr(loop, "_score", real)
+    assert holdfast(*arguments("again"), "--resume").code == 0
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_an_unsafe_file_is_refused_with_its_own_code(holdfast, on, tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
+    said = holdfast("doctor", "--model", tmp_path / "whole.pt", "--data", on[-1])
+    assert said.code == 4
+    assert "--trust" in said.err
+
+
+def test_doctor_says_what_is_wrong(holdfast, on, place: Path, tmp_path: Path) -> None:
+    said = holdfast("doctor", *on)
+    assert said.code == 0, said.err
+    assert "an audit can start" in said.out
+    assert "crown know every operation" in said.out
+    data = np.load(place / "test.npz")
+    np.savez(tmp_path / "wide.npz", x=data["x"] * 255, y=data["y"])
+    said = holdfast("doctor", *on[:-1], tmp_path / "wide.npz", "--format", "json")
+    assert said.code == 2
+    assert "data.range" in [f["code"] for f in json.loads(said.out)["findings"]]
+
+
+def test_methods_lists_finds_and_shows(holdfast) -> None:
+    lines = holdfast("methods").out.splitlines()
+    assert lines[0].split("\t")[:2] == ["name", "title"]
+    assert [line.split("\t")[0] for line in lines[1:]] == names()
+    assert [line.split("\t")[0] for line in holdfast("methods", "apgd*").out.splitlines()[1:]] == names(pattern="apgd*")
+    shown = holdfast("methods", "pgd-training").out
+    assert "Madry" in shown
+    assert "relative_step = 0.25" in shown
+    assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "T01", "T02"]
+    said = holdfast("methods", "pdg")
+    assert said.code == 2
+    assert "Did you mean pgd" in said.err
+
+
+def test_what_is_missing_is_asked_for(holdfast, on, tmp_path: Path) -> None:
+    assert "give --model" in holdfast("doctor", "--data", on[-1]).err
+    assert "give --data" in holdfast("doctor", *on[:4]).err
+    assert holdfast("audit", "--out", tmp_path / "r").code == 2
+    assert holdfast("nothing").code == 2
+
+
+def test_shown_defaults_and_choices_are_the_plan_s() -> None:
+    """The flags show the plan's defaults without importing it: they must not drift apart."""
+    audit = typer.main.get_command(app).commands["audit"]  # type: ignore[attr-defined]
+    shown = {p.name: p for p in audit.params}
+    hints = typing.get_type_hints(audit_command)
+    defaults = {k: f.default for k, f in Plan.model_fields.items()}
+    for name in ("norm", "eps", "suite", "certify", "seed", "device", "sigma", "goal", "answers"):
+        assert str(shown[name].show_default) == str(defaults[name]), name
+    for name in ("suite", "certify", "answers"):
+        flag = typing.get_args(hints[name])[0]
+        assert set(typing.get_args(flag)) == set(typing.get_args(Plan.model_fields[name].annotation)), name
+    flags = set(shown) | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}
+    assert set(Plan.model_fields) <= flags, set(Plan.model_fields) - flags
+
+
+def test_nothing_is_drawn_off_a_terminal_and_quiet_is_quiet(holdfast, on, tmp_path: Path) -> None:
+    arguments = ("attack", "fgsm", *on, "--samples", 8, "--eps", "0.1", "--out", tmp_path)
+    said = holdfast(*arguments)
+    assert "\x1b" not in said.out + said.err
+    assert "FGSM: 8 of 8" in said.err
+    assert holdfast(*arguments, "-q").err == ""
+
+
+def test_verbose_adds_the_traceback(holdfast, tmp_path: Path) -> None:
+    assert "Traceback" in holdfast("doctor", "--model", tmp_path / "none", "--data", "digits", "-v").err
+    assert "Traceback" not in holdfast("doctor", "--model", tmp_path / "none", "--data", "digits").err

@@ -1,0 +1,105 @@
+"""Every registered attack under the public contract."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.core.errors import UsageError
+from holdfast.core.registry import names
+from holdfast.testing import ATTACK_CHECKS, ContractError, check_attack
+
+
+@pytest.mark.parametrize("check", ATTACK_CHECKS)
+@pytest.mark.parametrize("name", names("attack"))
+def test_an_attack_keeps_its_contract(name, check):
+    check_attack(name, only=[check])
+
+
+def test_an_unknown_check_is_refused():
+    with pytest.raises(UsageError, match="known: card, inside"):
+        check_attack("pgd", only=["speed"])
+
+
+# the suite itself must notice
+
+
+@dataclass(frozen=True)
+class Idle(PGD):
+    """Asks about the clean input for ever."""
+
+    def step(self, oracle, problem, state):
+        oracle.logits(problem.x, problem.rows)
+        return replace(state, x=problem.x)
+
+
+@dataclass(frozen=True)
+class GlobalNoise(PGD):
+    """Draws from the global generator."""
+
+    def step(self, oracle, problem, state):
+        return super().step(oracle, problem, replace(state, x=state.x + 0.01 * torch.rand_like(state.x)))
+
+
+@dataclass(frozen=True)
+class Shared(PGD):
+    """Lets one sample's step depend on the others."""
+
+    def step(self, oracle, problem, state):
+        after = super().step(oracle, problem, state)
+        return replace(after, x=torch.where(after.x.mean() > 0.31, after.x, state.x))
+
+
+@dataclass(frozen=True)
+class Backward(PGD):
+    """Leaves gradients in the model."""
+
+    def step(self, oracle, problem, state):
+        def loss(scores):
+            scores.sum().backward(retain_graph=True)
+            return scores.sum(1)
+
+        oracle.gradient(state.x, problem.rows, loss)
+        return super().step(oracle, problem, state)
+
+
+@dataclass(frozen=True)
+class Boasts(PGD):
+    """Promises more than it has."""
+
+    card = replace(PGD.card, affine_ratio={norm: 1.0000001 for norm in PGD.card.norms if norm != "l0"})
+
+
+@dataclass(frozen=True)
+class Undeclared(PGD):
+    """Has a parameter that nobody explains."""
+
+    secret: int = 3
+
+
+@dataclass(frozen=True)
+class Crashes(PGD):
+    """Cannot take inputs that are no images."""
+
+    def step(self, oracle, problem, state):
+        assert state.x.ndim == 4
+        return super().step(oracle, problem, state)
+
+
+@pytest.mark.parametrize(
+    ("attack", "check", "message"),
+    [
+        (Idle, "inside", "nothing found"),
+        (Idle, "beats-noise", "random noise breaks"),
+        (GlobalNoise, "order", "in another order"),
+        (Shared, "slots", "with Settings"),
+        (Backward, "untouched", "gradients were left"),
+        (Boasts, "affine", "the card promises half"),
+        (Undeclared, "card", "secret"),
+        (Crashes, "form-of-x", "AssertionError"),
+    ],
+)
+def test_a_breach_is_noticed(attack, check, message):
+    with pytest.raises(ContractError, match=message):
+        check_attack(attack, only=[check])

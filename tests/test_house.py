@@ -1,0 +1,81 @@
+"""What holds for the whole house: `__all__`, cards, coverage rows, and a command line that starts without torch."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import holdfast
+from holdfast.core.registry import card, method, names
+
+ROOT = Path(holdfast.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+HEAVY = {"torch", "numpy", "scipy", "pydantic", "yaml", "matplotlib", "PIL", "sklearn", "jinja2"}
+MODULES = sorted(
+    ".".join(["holdfast", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+    for file in ROOT.rglob("*.py")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_is_sorted_and_true(name: str) -> None:
+    module = import_module(name)
+    told = getattr(module, "__all__", None)
+    if told is None:
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", None) == name and not n.startswith("_")]
+        assert not own, f"{name} has public names and no __all__: {own}"
+        return
+    order = sorted(
+        told, key=lambda n: (n.upper() != n, not n[0].isupper(), n)
+    )  # as ruff sorts: constants, classes, rest
+    assert list(told) == order
+    assert all(hasattr(module, n) for n in told)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_method_has_a_whole_card(name: str) -> None:
+    c = card(name)
+    assert c.title
+    assert c.rows
+    assert c.paper
+    assert c.section
+    assert c.summary.endswith(".")
+    assert c.checked_by
+    assert c.norms
+    assert method(name).__doc__
+
+
+def test_every_row_that_a_card_names_exists() -> None:
+    with (REPOSITORY / "docs" / "coverage.csv").open(encoding="utf-8") as file:
+        rows = {r["id"] for r in csv.DictReader(file)}
+    named = {row: name for name in names() for row in card(name).rows}
+    assert not named.keys() - rows, {named[row]: row for row in named.keys() - rows}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["audit", "--help"], ["demo", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from holdfast.cli.main import main\n"
+        f"sys.argv = ['holdfast', *{arguments!r}]\n"
+        "try:\n    main()\n"
+        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        f"heavy = {HEAVY} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "sage: holdfast" in done.stdout or "holdfast 0" in done.stdout
+
+
+def test_no_package_registry_is_named() -> None:
+    hosts = ("pypi" + ".org", "python" + "hosted", "download.pytorch" + ".org")
+    files = [*REPOSITORY.glob("*"), *(REPOSITORY / ".ci").glob("*"), *(REPOSITORY / "docs").rglob("*.md")]
+    for file in files:
+        if file.is_file():
+            assert not any(host in file.read_text(errors="ignore") for host in hosts), file
