@@ -34,7 +34,9 @@ def main() -> None:
 
     reference = json.loads((SHARED / "evasion" / "autoattack_reference.json").read_text())
     torch.set_num_threads(1)
-    print(f"{'model':34} {'seed':>4} {'robust':>7} {'AA':>4} {'f':>9} {'AA f/f':>7} {'b':>8} {'AA b/b':>7} {'s':>7}  not found")
+    print(
+        f"{'model':34} {'seed':>4} {'robust':>7} {'AA':>4} {'f':>9} {'AA f/f':>7} {'b':>8} {'AA b/b':>7} {'s':>7}  not found"
+    )
     for name in arguments.models or reference:
         r = reference[name]
         x, y = images(r["dataset"], "test", arguments.samples)
@@ -42,7 +44,9 @@ def main() -> None:
             data = Path(folder) / "data.npz"
             np.savez(data, x=x.numpy(), y=y.numpy())
             for seed in arguments.seeds:
-                plan = Plan.of(data=str(data), norm="linf", eps=str(r["eps"]), suite=arguments.suite, certify="none", seed=seed)
+                plan = Plan.of(
+                    data=str(data), norm="linf", eps=str(r["eps"]), suite=arguments.suite, certify="none", seed=seed
+                )
                 start = time.process_time()
                 d = audit(plan, Path(folder) / f"run{seed}", model=load(name))
                 seconds = time.process_time() - start

@@ -34,7 +34,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def affine(classes: int, d: int = 40, n: int = 24, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
+def affine(classes: int, d: int = 40, n: int = 16, seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
     """A float64 linear classifier, points well inside and on the edges of the box, and its own labels."""
     g = torch.Generator().manual_seed(seed)
     model = nn.Linear(d, classes).double().requires_grad_(False)
@@ -71,15 +71,19 @@ def test_checkpoints_rise_and_stay_below_the_steps(steps: int) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("attack", [APGDCE(), APGDDLR(), APGDT(targets=5)], ids=lambda a: a.card.title)
-def test_reaches_the_least_distance_of_an_affine_model_and_never_beats_it(attack: AutoPGD, norm: Norm) -> None:
-    model, x, y = affine(classes=6)
+@pytest.mark.parametrize(
+    ("attack", "classes"),
+    [(APGDCE(), 2), (APGDDLR(), 2), (APGDT(targets=5), 6)],
+    ids=["APGD-CE", "APGD-DLR", "APGD-T"],
+)
+def test_reaches_the_least_distance_of_an_affine_model_and_never_beats_it(
+    attack: AutoPGD, classes: int, norm: Norm
+) -> None:
+    # Untargeted losses are held to two classes: with more, the class that they head for need not be the nearest.
+    model, x, y = affine(classes)
     least = affine_optimum(norm, model.weight, model.bias, x, y, torch.tensor(0.0), torch.tensor(1.0)).distance
-    ratio = attack.card.affine_ratio[norm]
-    above = run(attack, Problem.of(x, y, ball_of(norm, least * ratio)), model)
-    assert above.found.double().mean() > 0.5  # the median is within the card's ratio
-    far = run(attack, Problem.of(x, y, ball_of(norm, least * 1.1)), model)
-    assert bool(far.found.all())
+    near = run(attack, Problem.of(x, y, ball_of(norm, least * (1.02 if norm is Norm.L1 else 1.001))), model)
+    assert near.found.double().mean() >= (0.9 if norm is Norm.L1 else 1)
     below = run(attack, Problem.of(x, y, ball_of(norm, least * (1 - 1e-6))), model)
     assert not bool(below.found.any())
 
@@ -189,10 +193,10 @@ def test_apgd_t_refuses_a_targeted_problem_by_name() -> None:
 @pytest.mark.parametrize("make", [APGDCE, APGDT], ids=["ce", "t"])
 def test_same_result_whatever_the_slots(make: Callable[..., AutoPGD], norm: Norm) -> None:
     model = network()
-    x, y = points(model, 14)
+    x, y = points(model, 7)
     eps = {Norm.L1: 0.8, Norm.L2: 0.3, Norm.LINF: 0.1}[norm]
     problem = Problem.of(x, y, LpBall.uniform(norm, eps, len(x), dtype=torch.float64))
-    runs = [run(make(steps=15), problem, model, settings=Settings(slots=k)) for k in (1, 3, 256)]
+    runs = [run(make(steps=10), problem, model, settings=Settings(slots=k)) for k in (1, 3, 256)]
     for other in runs[1:]:
         assert torch.equal(runs[0].found, other.found)
         assert torch.equal(runs[0].ledger.forwards, other.ledger.forwards)

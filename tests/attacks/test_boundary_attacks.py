@@ -130,9 +130,7 @@ def test_a_random_start_needs_no_finite_box():
 @pytest.mark.parametrize("kind", [DeepFool, FAB, FABT])
 def test_a_criterion_without_class_boundaries_is_refused(kind):
     x = torch.zeros(2, 3)
-    problem = Problem.of(
-        x, torch.zeros(2), LpBall.uniform(Norm.L2, 1.0, 2), criterion=RegressionMargin(0.1)
-    )
+    problem = Problem.of(x, torch.zeros(2), LpBall.uniform(Norm.L2, 1.0, 2), criterion=RegressionMargin(0.1))
     with pytest.raises(UnsupportedError, match="RegressionMargin"):
         kind().check(problem)
 

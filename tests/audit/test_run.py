@@ -212,7 +212,9 @@ def test_a_folder_that_is_no_run_is_left_alone(plan, tmp_path):
 def test_preflight_stops_a_wrong_pair(plan, trained, tmp_path):
     import numpy as np
 
-    np.savez(tmp_path / "bad.npz", x=np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype("float32"), y=np.arange(8))
+    np.savez(
+        tmp_path / "bad.npz", x=np.random.default_rng(0).normal(size=(8, 1, 8, 8)).astype("float32"), y=np.arange(8)
+    )
     with pytest.raises(DataError, match="pre-flight"):
         audit(Plan.of(**plan.model_dump() | {"data": str(tmp_path / "bad.npz")}), tmp_path / "run")
 

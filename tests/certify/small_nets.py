@@ -61,21 +61,34 @@ def _nets() -> dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]]:
         ),
         "max_pool": lambda: (
             nn.Sequential(
-                nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.Conv2d(3, 3, 2), nn.MaxPool2d(2, ceil_mode=True),
-                nn.Flatten(), nn.Linear(3, 3),
+                nn.Conv2d(1, 3, 3),
+                nn.ReLU(),
+                nn.MaxPool2d(3, 2, 1),
+                nn.Conv2d(3, 3, 2),
+                nn.MaxPool2d(2, ceil_mode=True),
+                nn.Flatten(),
+                nn.Linear(3, 3),
             ),
             (1, 7, 7),
         ),
         "average_pool": lambda: (
             nn.Sequential(
-                nn.Conv2d(1, 3, 3), nn.Tanh(), nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AvgPool2d(2, 1, 1),
-                nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 3),
+                nn.Conv2d(1, 3, 3),
+                nn.Tanh(),
+                nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+                nn.AvgPool2d(2, 1, 1),
+                nn.AdaptiveAvgPool2d(2),
+                nn.Flatten(),
+                nn.Linear(12, 3),
             ),
             (1, 7, 7),
         ),
         "residual": lambda: (Residual(), (1, 6, 6)),
         "branches": lambda: (Branches(), (6,)),
-        "conv1d": lambda: (nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 3)), (2, 6)),
+        "conv1d": lambda: (
+            nn.Sequential(nn.Conv1d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(9, 3)),
+            (2, 6),
+        ),
     }
 
 

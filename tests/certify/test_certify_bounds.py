@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import LinearConstraint, milp
+from scipy.optimize import Bounds, LinearConstraint, milp
+from small_nets import NETS, inside, make
 from torch import nn
 
-from small_nets import NETS, inside, make
 from holdfast.certify.bounds._activations import LeakyRelu, Sigmoid, Tanh
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Box, Region
@@ -32,7 +32,7 @@ def _case(name, seed, norm, n=3):
 @pytest.mark.parametrize("norm", list(Norm))
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_every_method_contains_every_sampled_point(name, norm):
-    for seed in range(4):
+    for seed in range(3):
         net, graph, x, ball = _case(name, seed, norm)
         points = inside(ball, x, 400, seed)
         with torch.no_grad():
@@ -53,21 +53,23 @@ def test_every_method_contains_every_sampled_point(name, norm):
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_every_box_contains_every_sampled_value(name):
     """Not only the output: a wrong intermediate box can hide behind a loose end."""
-    net, graph, x, ball = _case(name, 11, Norm.LINF)
+    _, graph, x, ball = _case(name, 11, Norm.LINF)
     graph = graph.to(torch.float64)
     found = Propagation(graph, Region(ball, x))
     with torch.no_grad():
         found.run(refine=lambda _: True)
         points = inside(ball, x, 300, 0).flatten(0, 1)
         for i in range(len(graph.nodes)):
-            value = Graph(graph.nodes[: i + 1], torch.float64).as_module()(points).view(300, len(x), *graph.nodes[i].shape)
+            value = (
+                Graph(graph.nodes[: i + 1], torch.float64).as_module()(points).view(300, len(x), *graph.nodes[i].shape)
+            )
             assert (value >= found.boxes[i].lower - 1e-12).all()
             assert (value <= found.boxes[i].upper + 1e-12).all()
 
 
 @pytest.mark.parametrize("name", sorted(NETS))
 def test_a_point_is_bounded_by_its_value(name):
-    net, graph, x, ball = _case(name, 5, Norm.LINF)
+    net, graph, x, _ = _case(name, 5, Norm.LINF)
     value = net.double()(x.double()).detach()
     for norm in Norm:
         for method in METHODS:
@@ -117,27 +119,33 @@ def test_linear_models_are_bounded_exactly(norm):
 
 def _milp_minimum(net, low, high, c):
     """The exact least of ``c . net(x)`` over a box, for a network with one hidden layer: big-M with HiGHS."""
-    (w1, b1), (w2, b2) = ((m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in (net[0], net[2]))
+    (w1, b1), (w2, b2) = (
+        (m.weight.detach().double().numpy(), m.bias.detach().double().numpy()) for m in (net[0], net[2])
+    )
     h, n = w1.shape
     centre, radius = (low + high) / 2, (high - low) / 2
-    l, u = w1 @ centre + b1 - np.abs(w1) @ radius, w1 @ centre + b1 + np.abs(w1) @ radius
+    least_z, most_z = w1 @ centre + b1 - np.abs(w1) @ radius, w1 @ centre + b1 + np.abs(w1) @ radius
     # variables: x (n), a = relu(z) (h), on (h)
     rows, least, most = [], [], []
     for i in range(h):
         row = np.zeros(n + 2 * h)
         row[:n], row[n + i] = -w1[i], 1
         rows.append(row.copy()), least.append(b1[i]), most.append(np.inf)  # a >= z
-        row[n + h + i] = -min(l[i], 0)
-        rows.append(row.copy()), least.append(-np.inf), most.append(b1[i] - min(l[i], 0))  # a <= z - l (1 - on)
+        row[n + h + i] = -min(least_z[i], 0)
+        (
+            rows.append(row.copy()),
+            least.append(-np.inf),
+            most.append(b1[i] - min(least_z[i], 0)),
+        )  # a <= z - least_z (1 - on)
         row = np.zeros(n + 2 * h)
-        row[n + i], row[n + h + i] = 1, -max(u[i], 0)
-        rows.append(row), least.append(-np.inf), most.append(0)  # a <= u on
+        row[n + i], row[n + h + i] = 1, -max(most_z[i], 0)
+        rows.append(row), least.append(-np.inf), most.append(0)  # a <= most_z on
     cost = np.concatenate([np.zeros(n), c @ w2, np.zeros(h)])
-    bounds = (np.concatenate([low, np.zeros(2 * h)]), np.concatenate([high, np.maximum(u, 0), np.ones(h)]))
-    from scipy.optimize import Bounds
-
+    bounds = (np.concatenate([low, np.zeros(2 * h)]), np.concatenate([high, np.maximum(most_z, 0), np.ones(h)]))
     answer = milp(
-        cost, constraints=LinearConstraint(np.array(rows), least, most), bounds=Bounds(*bounds),
+        cost,
+        constraints=LinearConstraint(np.array(rows), least, most),
+        bounds=Bounds(*bounds),
         integrality=np.concatenate([np.zeros(n + h), np.ones(h)]),
     )
     assert answer.success
@@ -195,7 +203,11 @@ def test_no_descent_breaks_what_is_certified(norm):
 @pytest.mark.parametrize(("operation", "f"), [(Sigmoid(), torch.sigmoid), (Tanh(), torch.tanh), (LeakyRelu(), None)])
 def test_lines_enclose_activations_whatever_the_slope(operation, f):
     generator = torch.Generator().manual_seed(0)
-    ends = (torch.randn(2, 1, 4000, generator=generator, dtype=torch.float64) * 10 ** (4 * torch.rand(4000) - 2)).sort(0).values
+    ends = (
+        (torch.randn(2, 1, 4000, generator=generator, dtype=torch.float64) * 10 ** (4 * torch.rand(4000) - 2))
+        .sort(0)
+        .values
+    )
     ends[:, :, :50] = ends[:1, :, :50]  # points
     box = Box(ends[0], ends[1])
     node = Node("leaky_relu" if f is None else "", (0,), (4000,), attributes={"slope": 0.1} if f is None else {})
@@ -214,7 +226,7 @@ def test_lines_enclose_activations_whatever_the_slope(operation, f):
 
 
 def test_tighter_than_either_alone_with_a_mask_and_a_box():
-    net, graph, x, ball = _case("dense", 1, Norm.L2)
+    _, graph, x, ball = _case("dense", 1, Norm.L2)
     masked = LpBall(ball.norm, ball.eps, ball.lower, ball.upper, mask=torch.tensor([[True, True, False, False, False]]))
     c = torch.eye(3)
     free, held = (CROWN().bounds(graph, b, x, c).detach() for b in (ball, masked))
@@ -243,7 +255,7 @@ def test_gradients_reach_the_models_parameters():
 
 
 def test_rounding_is_paid_for_and_is_cheap():
-    """The float64 value of a linear model may lie above its true value; the bound never does, and by next to nothing."""
+    """The float64 value of a linear model may lie above its true value; the bound never does, by next to nothing."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Linear(300, 50)
     x = torch.rand(20, 300, generator=generator)
@@ -270,7 +282,9 @@ def test_what_is_not_a_number_certifies_nothing():
         net[0].weight[0, 0] = float("nan")
     for method in METHODS:
         assert not method.certify(graph, x, y, ball.with_eps(0.0)).any()
-    unbounded = LpBall(Norm.LINF, torch.full((3,), torch.inf, dtype=torch.float64), torch.tensor(-torch.inf), torch.tensor(torch.inf))
+    unbounded = LpBall(
+        Norm.LINF, torch.full((3,), torch.inf, dtype=torch.float64), torch.tensor(-torch.inf), torch.tensor(torch.inf)
+    )
     assert not CROWN().certify(_case("dense", 0, Norm.LINF)[1], x, y, unbounded).any()
 
 

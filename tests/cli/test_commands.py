@@ -107,7 +107,8 @@ def test_an_attack_is_no_certifier_nor_the_other_way_round(holdfast, on, tmp_pat
 def test_harden_writes_weights_that_the_architecture_reads(holdfast, on, place: Path, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "hard.safetensors"
     said = holdfast("harden", "--model", on[1], "--arch", ARCH, "--data", place / "train.npz", "--norm", "linf",
-                    "--eps", "0.1", "--epochs", 2, "--set", "steps=2", "--normalise", "0.5/0.5", "--out", out)  # fmt: skip
+                    "--eps", "0.1", "--epochs", 2, "--set", "steps=2", "--normalise", "0.5/0.5",
+                    "--out", out)  # fmt: skip
     assert said.code == 0, said.err
     assert "robust on 10 held-out samples" in said.out
     load_model(out, arch=ARCH)
@@ -133,6 +134,7 @@ def test_an_interrupted_hardening_resumes(holdfast, place: Path, tmp_path: Path,
     monkeypatch.setattr(loop, "_score", killed)
     said = holdfast(*arguments("again"))
     assert said.code == 130
+    assert "--resume goes on" in said.err
     monkeypatch.setattr(loop, "_score", real)
     assert holdfast(*arguments("again"), "--resume").code == 0
     assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()

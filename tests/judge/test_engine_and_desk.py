@@ -146,7 +146,9 @@ def test_desk_keeps_the_nearest_feasible_row_and_ignores_the_others(model, probl
     scores = model(rows)
     holds = scores.argmax(1) != problem.y[index]
     for i in (0, 1):
-        best = min(((rows[k] - problem.x[i]).abs().max().item() for k in range(4) if index[k] == i and holds[k]), default=None)
+        best = min(
+            ((rows[k] - problem.x[i]).abs().max().item() for k in range(4) if index[k] == i and holds[k]), default=None
+        )
         assert (best is None) == (not bool(unbounded.found[i]))
         if best is not None:
             assert float(unbounded.distance[i]) == pytest.approx(best, abs=1e-12)

@@ -45,9 +45,7 @@ class State:
 
     def join(self, other: Self) -> Self:
         """The samples of both, these first."""
-        return replace(
-            self, **{f.name: _join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)}
-        )
+        return replace(self, **{f.name: _join(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 def _pick(value: Any, rows: np.ndarray) -> Any:

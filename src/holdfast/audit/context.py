@@ -121,7 +121,9 @@ class Context:
         """The attacker's own model."""
         plan = self.plan
         if plan.surrogate is None:
-            raise UsageError("a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION")
+            raise UsageError(
+                "a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION"
+            )
         return load_model(plan.surrogate, arch=plan.surrogate_arch, trust=plan.trust, device=plan.device).module
 
     @cached_property

@@ -246,7 +246,9 @@ def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     access = {r.stage: method(r.method).card.access for r in rungs(context.plan)}  # type: ignore[attr-defined]
     white = [stage for stage, a in access.items() if a is Access.WHITE_BOX]
     found: list[Finding] = []
-    by_queries = sum(1 for s in parts for c in s.broken.values() if access.get(c.stage) in (Access.SOFT_LABEL, Access.HARD_LABEL))
+    by_queries = sum(
+        1 for s in parts for c in s.broken.values() if access.get(c.stage) in (Access.SOFT_LABEL, Access.HARD_LABEL)
+    )
     if white and by_queries / n > 0.002:
         found.append(
             Finding(

@@ -34,7 +34,15 @@ def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
     """Random points, then one steepest step, on the samples that are still open."""
     standing = standing_of(context, ids, units)
     chosen = ids[standing.open]
-    payload: Payload = {"ids": [], "witnesses": {}, "marginal": {}, "rejected": [], "referee": 0, "noise": 0, "one_step": 0}
+    payload: Payload = {
+        "ids": [],
+        "witnesses": {},
+        "marginal": {},
+        "rejected": [],
+        "referee": 0,
+        "noise": 0,
+        "one_step": 0,
+    }
     if not len(chosen) or context.plan.remote:
         return payload
     problem = context.problem(chosen, classes=standing.scores.shape[1])
@@ -48,8 +56,14 @@ def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
         if context.plan.access is Access.WHITE_BOX:
             desk.logits(_one_step(desk, problem), problem.rows)
     ledger = desk.ledger
-    outcome = Outcome(desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, ledger, context.plan.slots)
-    return payload | judged(context, problem, outcome, "probe") | {"noise": noise, "one_step": int(desk.found.sum()) - noise}
+    outcome = Outcome(
+        desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, ledger, context.plan.slots
+    )
+    return (
+        payload
+        | judged(context, problem, outcome, "probe")
+        | {"noise": noise, "one_step": int(desk.found.sum()) - noise}
+    )
 
 
 def _random_point(problem: Problem, k: int) -> Tensor:

@@ -118,7 +118,9 @@ def _witnesses(context: Context, claims: dict[int, Claim], eps: float, classes: 
         if float(ruling.margin[k]) <= claim.rounding or (moved and float(ruling.rounding[k]) >= -claim.witness.margin):
             result.marginal.append(i)
         else:
-            result.problems.append(f"sample {i}: its witness does not break the model any more (margin {ruling.margin[k]:.3g})")
+            result.problems.append(
+                f"sample {i}: its witness does not break the model any more (margin {ruling.margin[k]:.3g})"
+            )
 
 
 def _certificates(context: Context, claims: Iterable[tuple[int, object]], result: Recheck) -> None:

@@ -285,7 +285,10 @@ def _query_curves(context: Context, units: Units, parts: Sequence[Standing]) -> 
         at = sorted(q for u in mine for i, q in zip(u["ids"], u["found_at"], strict=True) if str(i) in u["witnesses"])
         start = (right - before) / max(1, n)
         curves.append(
-            {"attack": rung.name, "points": [(0.0, start)] + [(float(q), start - (k + 1) / n) for k, q in enumerate(at)]}
+            {
+                "attack": rung.name,
+                "points": [(0.0, start)] + [(float(q), start - (k + 1) / n) for k, q in enumerate(at)],
+            }
         )
     return [c for c in curves if len(c["points"]) > 1]
 
@@ -385,5 +388,7 @@ def _stages(context: Context, units: Units, seconds: Mapping[str, float]) -> lis
         status = "done" if len(done) == wanted else "partial" if done else "skipped"
         if any("fault" in u for u in done):
             status = "failed"
-        rows.append({"name": stage.name, "status": status, "chunks": len(done), "seconds": seconds.get(stage.name, 0.0)})
+        rows.append(
+            {"name": stage.name, "status": status, "chunks": len(done), "seconds": seconds.get(stage.name, 0.0)}
+        )
     return rows

@@ -69,7 +69,9 @@ def audit(
     with folder.locked():
         context = Context.open(plan, folder, model)
         if workers > 1 and model is not None:
-            raise UsageError("several workers need a model that they can load; name a file in the plan, or use workers=1")
+            raise UsageError(
+                "several workers need a model that they can load; name a file in the plan, or use workers=1"
+            )
         journal = Journal(folder.journal_file, context.identity)
         units = journal.units()
         threads = torch.get_num_threads()

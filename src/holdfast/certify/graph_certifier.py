@@ -92,6 +92,8 @@ class GraphCertifier(ABC):
         graph = graph.logits()
         if tuple(x.shape[1:]) != graph.input_shape:
             raise UsageError(f"samples of shape {tuple(x.shape[1:])} for a model of {graph.input_shape}")
+        if not len(x) == len(y) == len(region.eps):
+            raise UsageError(f"{len(x)} samples, {len(y)} labels and a set for {len(region.eps)} samples")
         if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
             raise UsageError(f"a classifier has a vector of at least 2 scores, this model {graph.output_shape}")
         rows = margin_rows(y, graph.output_shape[0])

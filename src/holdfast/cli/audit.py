@@ -102,7 +102,7 @@ def audit(
     )  # fmt: skip
     if plan.model is None:
         raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
-    with progress() as tell:
+    with progress(f"continue with: holdfast resume {out}") as tell:
         document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
     finish(out, document, share, fail_on, format_)
 
@@ -120,7 +120,7 @@ def resume(
     share = _share(fail_under)
     from holdfast.audit.run import resume as again
 
-    with progress() as tell:
+    with progress(f"continue with: holdfast resume {run}") as tell:
         document = again(run, workers=workers, progress=tell)
     finish(run, document, share, fail_on, format_)
 

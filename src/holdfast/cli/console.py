@@ -85,16 +85,25 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Stages]:
-    """Reports of progress for the time being: ``with progress() as tell: tell("attack", 3, 10)``."""
+def progress(interrupted: str = "") -> Iterator[Stages]:
+    """Reports of progress for the time being: ``with progress() as tell: tell("attack", 3, 10)``.
+
+    Args:
+        interrupted: what to say when a person stops the work: how to go on.
+    """
     console = _err()
-    if voice.quiet:
-        yield lambda stage, done, total: None
-    elif console.is_terminal:
-        with _bars(console) as tell:
-            yield tell
-    else:
-        yield _lines(console)
+    try:
+        if voice.quiet:
+            yield lambda stage, done, total: None
+        elif console.is_terminal:
+            with _bars(console) as tell:
+                yield tell
+        else:
+            yield _lines(console)
+    except KeyboardInterrupt:
+        if interrupted:
+            console.print(f"interrupted; {interrupted}", markup=False)
+        raise
 
 
 @contextmanager

@@ -104,7 +104,7 @@ def train(
     checkpoint = out.with_name(f"{out.name}.checkpoint")
     if checkpoint.exists() and not resume:
         note(f"starting anew; --resume would have continued from {checkpoint}")
-    with progress() as tell:
+    with progress("the same command with --resume goes on") as tell:
         done = fit(
             module, data, loss, score=score, settings=settings, checkpoint=checkpoint, resume=resume, device=device,
             progress=lambda batches, total: tell(title, batches, total),

@@ -1,14 +1,14 @@
 """The error tree: every error that Holdfast raises on purpose, each with the exit code of the command line.
 
-    HoldfastError                  2
-    ├── UsageError                 2   a wrong argument, plan or combination; the message names the fix
-    │   └── UnsupportedError       2   asked of a method or operation that cannot have it, refused by name
-    ├── DataError                  2   data that cannot be used as declared
-    ├── ModelError                 2   a model that cannot be read or run
-    │   └── UnsafeFileError        4   opening the file could run code; `--trust` opens it
-    ├── BudgetError                2   a declared budget or consent is missing
-    ├── JournalError               3   a run folder that does not belong to this plan, or was altered
-    └── ContradictionError         3   a witness inside a sound certificate's radius
+HoldfastError                  2
+├── UsageError                 2   a wrong argument, plan or combination; the message names the fix
+│   └── UnsupportedError       2   asked of a method or operation that cannot have it, refused by name
+├── DataError                  2   data that cannot be used as declared
+├── ModelError                 2   a model that cannot be read or run
+│   └── UnsafeFileError        4   opening the file could run code; `--trust` opens it
+├── BudgetError                2   a declared budget or consent is missing
+├── JournalError               3   a run folder that does not belong to this plan, or was altered
+└── ContradictionError         3   a witness inside a sound certificate's radius
 """
 
 from __future__ import annotations

@@ -64,7 +64,9 @@ class Problem:
         if n and (not x.is_floating_point() or not bool(x.isfinite().all())):
             raise DataError("inputs must be finite floating-point numbers; convert and clean x first")
         if y.shape != (n,) or (y.is_floating_point() and not hasattr(criterion, "tolerance")):
-            raise DataError(f"labels must be {n} integers, got {y.dtype} of shape {tuple(y.shape)}; one-hot? use argmax(1)")
+            raise DataError(
+                f"labels must be {n} integers, got {y.dtype} of shape {tuple(y.shape)}; one-hot? use argmax(1)"
+            )
         if len(set.eps) != n:
             raise UsageError(f"the set has {len(set.eps)} radii for {n} samples")
         given = target is not None

@@ -53,7 +53,9 @@ class LpBall(PerturbationSet):
 
     def __post_init__(self) -> None:
         if self.eps.ndim != 1 or self.eps.dtype != torch.float64:
-            raise UsageError(f"eps must be a float64 tensor of shape (n,), got {self.eps.dtype} {tuple(self.eps.shape)}")
+            raise UsageError(
+                f"eps must be a float64 tensor of shape (n,), got {self.eps.dtype} {tuple(self.eps.shape)}"
+            )
         if self.mask is not None and self.mask.dtype != torch.bool:
             raise UsageError(f"a mask must be boolean (True: the feature may change), got {self.mask.dtype}")
         for name in ("lower", "upper", "mask"):
@@ -104,6 +106,7 @@ class LpBall(PerturbationSet):
 
     def join(self, other: LpBall) -> LpBall:
         """The sets of both batches, these first; both come from one batch."""
+
         def both(a: Tensor, b: Tensor) -> Tensor:
             return torch.cat([a, b]) if a.ndim else a
 

@@ -28,11 +28,13 @@ class Builder:
     Args:
         shape: shape of one input sample.
         dtype: the type in which the model runs.
+        device: where the constants shall lie.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.nodes: list[Node] = [Node("input", (), tuple(shape))]
         self.dtype = dtype
+        self.device = device
 
     def finish(self, output: Value) -> Graph:
         """The simplified graph that ends in ``output``.
@@ -62,7 +64,8 @@ class Builder:
             k: t.to("meta", torch.float32 if t.is_floating_point() else None) for k, t in tensors.items() if k != "size"
         }
         shape = tuple(compute(op, blanks, constants, attributes).shape[1:])
-        self.nodes.append(Node(op, tuple(inputs), shape, dict(tensors), dict(attributes)))
+        held = {k: t.to(self.device) for k, t in tensors.items()}
+        self.nodes.append(Node(op, tuple(inputs), shape, held, dict(attributes)))
         return len(self.nodes) - 1
 
     def feature_constant(self, constant: Tensor, rank: int) -> Tensor:

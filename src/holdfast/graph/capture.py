@@ -53,7 +53,7 @@ def _read(program: ExportedProgram, example: Tensor) -> Graph:
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     targets |= signature.inputs_to_lifted_tensor_constants
     held = {**program.constants, **program.state_dict}
-    reader = _Reader(Builder(example.shape[1:], example.dtype))
+    reader = _Reader(Builder(example.shape[1:], example.dtype, example.device))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             reader.values[node] = held[targets[node.name]] if node.name in targets else 0

@@ -111,7 +111,8 @@ class _Reader:
 
         feeds = {name: v.numpy() for name, v in zip(node.input, inputs, strict=True) if isinstance(v, Tensor)}
         try:
-            return torch.as_tensor(ReferenceEvaluator(node, opsets={"": self.opset}).run(None, feeds)[0])
+            outputs: Any = ReferenceEvaluator(node, opsets={"": self.opset}).run(None, feeds)
+            return torch.as_tensor(outputs[0])
         except Exception as error:  # whatever numpy raised inside
             raise UnsupportedError(f"'{node.op_type}' of constants cannot be computed: {error}") from error
 

@@ -89,7 +89,9 @@ class Desk:
         if access in kinds:
             return kinds[access](self)
         if not getattr(self.model, "differentiable", True):
-            raise UnsupportedError("this model answers queries only; choose a soft-label, hard-label or transfer attack")
+            raise UnsupportedError(
+                "this model answers queries only; choose a soft-label, hard-label or transfer attack"
+            )
         return WhiteBoxOracle(self)
 
     @property

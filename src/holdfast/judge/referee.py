@@ -162,4 +162,3 @@ def _in_double(model: Model) -> Callable[[Tensor], Tensor] | None:
     except (RuntimeError, TypeError, ValueError):
         return None
     return double
-

@@ -18,12 +18,11 @@ from holdfast.judge.desk import Model
 from holdfast.testing.contract import require
 from holdfast.testing.toys import Queried, digits, net
 
-__all__ = ["EPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
+__all__ = ["EPS", "FEW_STEPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
 
 EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
-_SMALL = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2}
-_BLACK_BOX_QUERIES = 4000
-SAMPLES, _AFFINE_N = 12, 60
+FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2}
+SAMPLES = 12
 _FEW = 0.02  # share of features that rounding may decide, as the sign of a gradient near 0 does
 
 
@@ -37,13 +36,16 @@ class Case:
 
     @property
     def card(self) -> Card:
+        """The attack's card."""
         return self.whole.card
 
     @property
     def transfers(self) -> bool:
+        """It searches on a surrogate."""
         return self.card.access is Access.TRANSFER
 
     def ball(self, n: int, eps: float | None = None, norm: Norm | None = None, **more: Any) -> LpBall:
+        """The same ball around each of n samples; by default one in which most attacks break most digits."""
         norm = norm or self.norm
         return LpBall.uniform(norm, EPS[norm] if eps is None else eps, n, dtype=torch.float64, **more)
 
@@ -56,11 +58,13 @@ class Case:
 
 
 def of_digits(case: Case, **more: Any) -> Problem:
+    """The first digits in such balls."""
     x, y = digits(SAMPLES)
     return Problem.of(x, y, case.ball(SAMPLES, **more))
 
 
 def clean_right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """(n,) bool: classified as y in evaluation mode."""
     was = model.training
     with torch.no_grad():
         right = model.eval()(x).argmax(1) == y
@@ -74,6 +78,7 @@ def breaks(out: Outcome) -> bool:
 
 
 def same(a: Outcome, b: Outcome, what: str, order: Tensor | None = None, tolerance: float = 1e-6) -> None:
+    """Requires the same outcome, up to rounding."""
     at = slice(None) if order is None else order
     require(torch.equal(a.found[at], b.found), f"{what}: other samples are broken ({a.found[at]} against {b.found})")
     moved = float((a.x[at] - b.x).abs().gt(1e-4).double().mean()) if len(b.x) else 0.0
@@ -83,6 +88,7 @@ def same(a: Outcome, b: Outcome, what: str, order: Tensor | None = None, toleran
 
 
 def reduced(attack: Attack[Any], limits: dict[str, int]) -> Attack[Any]:
+    """The attack with parameters of these names at most so large."""
     given: Any = attack
     names = {f.name for f in fields(given)}
     return replace(given, **{k: min(v, getattr(attack, k)) for k, v in limits.items() if k in names})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.engine import Outcome, Run, Settings, run
-from holdfast.core.cards import Card, parameters_of
+from holdfast.attacks.engine import Run, Settings, run
+from holdfast.core.cards import parameters_of
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -34,9 +34,25 @@ from holdfast.judge.ledger import Budget
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import between, contains
 from holdfast.numerics.sampling import uniform_in_ball
+from holdfast.testing._attack_case import (
+    EPS,
+    FEW_STEPS,
+    SAMPLES,
+    Case,
+    breaks,
+    clean_right,
+    of_digits,
+    reduced,
+    same,
+)  # fmt: skip
+from holdfast.testing.contract import ContractError, require
 from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
 
 __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
+
+_BLACK_BOX_QUERIES = 4000
+_AFFINE_N = 60
+
 
 # what a witness must be
 
@@ -419,7 +435,7 @@ def check_attack(attack: str | type[Attack[Any]] | Attack[Any], *, only: Iterabl
     given = method(attack) if isinstance(attack, str) else attack
     whole: Attack[Any] = given() if isinstance(given, type) else given
     norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
-    case = Case(whole, reduced(whole, _SMALL), norm)
+    case = Case(whole, reduced(whole, FEW_STEPS), norm)
     wrong: dict[str, Exception] = {}
     for name in ATTACK_CHECKS if only is None else only:
         if name not in _CHECKS:

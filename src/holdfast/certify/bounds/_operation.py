@@ -161,10 +161,10 @@ class Conv(Operation):
             )
         ]
         constant = None if bias is None else a.flatten(3).sum(3) @ bias
-        transposed = _CONV_TRANSPOSE[len(beyond)](
+        transposed: Tensor = _CONV_TRANSPOSE[len(beyond)](
             a.flatten(0, 1), weight, None, at["stride"], at["padding"], beyond, at["groups"], at["dilation"]
         )
-        return [transposed.unflatten(0, a.shape[:2])], constant
+        return [transposed.view(*a.shape[:2], *transposed.shape[1:])], constant
 
     def pull_units(self, node: Node, chosen: Tensor, prepared: tuple[int, ...]) -> Pull:
         """One patch of weights for each row, put in its place."""

@@ -13,7 +13,7 @@ from holdfast.certify.bounds._activations import Lines
 from holdfast.certify.bounds._operation import Operation, node_size
 from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
 from holdfast.certify.bounds._table import operation
-from holdfast.core.errors import UnsupportedError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph
 
@@ -37,9 +37,12 @@ class Propagation:
 
     Raises:
         UnsupportedError: an operation without an entry in the table.
+        UsageError: sound bounds were asked of an arithmetic other than float64.
     """
 
     def __init__(self, graph: Graph, region: Region, *, sound: bool = True, memory: int | None = None) -> None:
+        if sound and {region.x.dtype, graph.dtype} != {torch.float64}:
+            raise UsageError("rounding is accounted for in float64 only")
         self.graph = graph
         self.region = region
         self.sound = sound

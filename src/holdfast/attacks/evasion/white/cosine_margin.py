@@ -40,7 +40,9 @@ class CosineMargin(Attack[WhiteBoxOracle]):
     targets: int = parameter(3, "nearest classes that are tried, at least 1", "Gao et al. 2022 use 3")
     restarts: int = parameter(1, "starts of each target, at least 1", "ours: targets pay more than restarts")
     diversify: int = parameter(2, "steps of the output-diversified start", "Tashiro et al. 2020 use 2 for a white box")
-    momentum: float = parameter(0.75, "share of the last move that is kept, in [0, 1)", "Croce & Hein 2020 (APGD) use 0.75")
+    momentum: float = parameter(
+        0.75, "share of the last move that is kept, in [0, 1)", "Croce & Hein 2020 (APGD) use 0.75"
+    )
 
     card: ClassVar[Card] = Card(
         title="Cosine margin attack",

@@ -32,7 +32,9 @@ class PGD(Attack[WhiteBoxOracle]):
     )
     loss: str = parameter("ce", "ce, margin or dlr", "Madry et al. 2018 use cross-entropy")
     random_start: bool = parameter(True, "start at a uniform point of the set", "Madry et al. 2018")
-    sparsity: float = parameter(0.05, "l1: share of the features that a step moves", "ours, after SLIDE (Tramer & Boneh 2019)")
+    sparsity: float = parameter(
+        0.05, "l1: share of the features that a step moves", "ours, after SLIDE (Tramer & Boneh 2019)"
+    )
 
     card: ClassVar[Card] = Card(
         title="PGD",

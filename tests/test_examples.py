@@ -1,0 +1,27 @@
+"""The examples run as they stand."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from holdfast.audit.plan import Plan
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_the_plan_is_read() -> None:
+    assert Plan.read(EXAMPLES / "plan.yaml").eps_grid == ("2/255", "4/255")
+
+
+@pytest.mark.slow
+def test_own_model_is_audited_and_rechecked(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "own_model.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("certified ")
+    assert done.stdout.endswith("recheck: True\n")
