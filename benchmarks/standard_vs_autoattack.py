@@ -76,9 +76,8 @@ def main() -> None:
         x, y = (t[: given.samples] for t in images(theirs["dataset"], "test"))
         robust = {i for i in theirs["robust_ids"] if i < given.samples}
         cost = f"f {theirs['forwards']:,d}  b {theirs['backwards']:,d}  cpu {theirs['cpu_s']:.1f} s"
-        print(
-            f"{name}  eps {theirs['eps']:g}\n  AutoAttack: robust {len(robust)} of {len(x)};  on {theirs['n']} samples {cost}"
-        )
+        print(f"{name}  eps {theirs['eps']:g}")
+        print(f"  AutoAttack: robust {len(robust)} of {len(x)};  on {theirs['n']} samples {cost}")
         for seed in given.seeds:
             left = standard(
                 load(name).eval(), x, y, theirs["eps"], seed, attacks(given.stages, given.queries), given.slots

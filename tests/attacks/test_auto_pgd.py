@@ -5,26 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import State
+from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.auto_pgd import AutoPGD, AutoPGDState, checkpoints
 from holdfast.attacks.engine import Settings, run
 from holdfast.attacks.evasion.white.apgd_ce import APGDCE
 from holdfast.attacks.evasion.white.apgd_dlr import APGDDLR
 from holdfast.attacks.evasion.white.apgd_t import APGDT
 from holdfast.attacks.evasion.white.fgsm import FGSM
+from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.desk import Desk
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.affine import affine_optimum
-from holdfast.numerics.distance import contains
+from holdfast.numerics.distance import between, contains
 
 NORMS = [Norm.L1, Norm.L2, Norm.LINF]
 
@@ -82,8 +85,10 @@ def test_reaches_the_least_distance_of_an_affine_model_and_never_beats_it(
     # Untargeted losses are held to two classes: with more, the class that they head for need not be the nearest.
     model, x, y = affine(classes)
     least = affine_optimum(norm, model.weight, model.bias, x, y, torch.tensor(0.0), torch.tensor(1.0)).distance
-    near = run(attack, Problem.of(x, y, ball_of(norm, least * (1.02 if norm is Norm.L1 else 1.001))), model)
-    assert near.found.double().mean() >= (0.9 if norm is Norm.L1 else 1)
+    # l1 is held to its card, the median: steps of whole features leave a tail. l2 and linf are held to every sample.
+    slack = attack.card.affine_ratio[norm] if norm is Norm.L1 else 1.001
+    near = run(attack, Problem.of(x, y, ball_of(norm, least * slack)), model)
+    assert near.found.double().mean() > 0.5 if norm is Norm.L1 else bool(near.found.all())
     below = run(attack, Problem.of(x, y, ball_of(norm, least * (1 - 1e-6))), model)
     assert not bool(below.found.any())
 
@@ -126,7 +131,7 @@ def test_best_loss_never_falls_and_steps_halve_only_at_checkpoints(norm: Norm) -
     states = watch.states
     assert len(states) == 100
     assert bool((states[0].size == 2).all())
-    for k, (before, after) in enumerate(zip(states, states[1:], strict=False), start=1):
+    for k, (before, after) in enumerate(pairwise(states), start=1):
         assert bool((after.best_loss >= before.best_loss).all())
         fell = after.size != before.size
         assert bool((after.size[fell] == before.size[fell] / 2).all())
@@ -204,15 +209,31 @@ def test_same_result_whatever_the_slots(make: Callable[..., AutoPGD], norm: Norm
     assert 0 < int(runs[0].found.sum()) < len(x)
 
 
-def test_witnesses_lie_on_the_grid() -> None:
-    model, x, y = affine(classes=4)
+@pytest.mark.parametrize("attack", [APGDCE(steps=20), FGSM(), FGSM(steps=40)], ids=["apgd", "fgsm", "iterated"])
+def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[WhiteBoxOracle]) -> None:
+    # Driven by hand: what the engine passes on of a grid is the engine's own affair.
+    model, x, _ = affine(classes=4)
     model, x = model.float(), (x * 255).round().float() / 255
-    y = model(x).argmax(1)
     ball = LpBall.uniform(Norm.LINF, Fraction(20, 255), len(x), grid=Fraction(1, 255))
-    for attack in (APGDCE(steps=20), FGSM(), FGSM(steps=40)):
-        found = run(attack, Problem.of(x, y, ball), model)
-        assert int(found.found.sum()) > 5
-        assert bool(contains(ball, found.x, x)[found.found].all())
+    asked: list[Tensor] = []
+
+    def noting(batch: Tensor) -> Tensor:
+        asked.append(batch.detach().clone())
+        return model(batch)
+
+    problem = Problem.of(x, model(x).argmax(1), ball)
+    problem = replace(problem, draws=Draws(0, "test").of(problem.ids))
+    desk = Desk(noting, problem, clean=model(x))
+    oracle = WhiteBoxOracle(desk)
+    state = attack.start(oracle, problem)
+    for k in range(attack.iterations):
+        state = replace(attack.step(oracle, problem, state), step=np.full(len(x), k + 1))
+    attack.conclude(oracle, problem, state)
+    assert len(asked) == attack.iterations + 1
+    assert all(bool(contains(ball, batch, x).all()) for batch in asked)
+    # FGSM in 40 steps of half a grid step gets as far as in one.
+    assert bool((between(Norm.LINF, asked[-1], x) > 19 / 255).all())
+    assert int(desk.found.sum()) > 3
 
 
 @pytest.mark.parametrize("steps", [1, 7])

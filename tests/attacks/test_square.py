@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -114,7 +116,7 @@ def test_asks_only_points_of_the_set(norm: Norm, shape: tuple[int, ...]) -> None
 def test_same_result_whatever_the_slots(norm: Norm) -> None:
     model = model_of((3, 8, 8))
     x, y = points(model, (3, 8, 8), 7)
-    problem = Problem.of(x, y, ball(norm, 7))
+    problem = Problem.of(x, y, ball(norm, 7, 3.0))
     runs = [run(Square(queries=40), problem, model, settings=Settings(slots=k)) for k in (1, 3, 256)]
     for other in runs[1:]:
         assert torch.equal(runs[0].found, other.found)
@@ -145,7 +147,7 @@ def test_incumbent_only_improves_whatever_the_answer_shows(norm: Norm, top_k: in
     run(attack, problem, model, top_k=top_k)
     values = [v for v in attack.values if len(v) == len(attack.values[0])]
     assert all(bool(v.isfinite().all()) for v in values)
-    assert all(bool((b >= a).all()) for a, b in zip(values, values[1:], strict=False))
+    assert all(bool((b >= a).all()) for a, b in pairwise(values))
     assert bool((values[-1] > values[0]).any())
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Goal, Norm
+from holdfast.core.threat import Formulation, Goal, Norm
 from holdfast.judge.ledger import Budget
 from holdfast.judge.oracles import HardLabelOracle
 
@@ -50,7 +51,7 @@ class State:
 
 def _pick(value: Any, rows: np.ndarray) -> Any:
     if isinstance(value, Tensor):
-        return value[torch.from_numpy(rows).to(value.device, non_blocking=True)]
+        return value[on_device(rows, value.device)]
     return value.select(rows) if isinstance(value, State) else value[rows]
 
 
@@ -92,7 +93,7 @@ class Attack(ABC, Generic[O_contra]):
     def step(self, oracle: O_contra, problem: Problem, state: State) -> State:
         """One iteration for the samples in the slots; ``problem`` and ``state`` are aligned row by row."""
 
-    def conclude(self, oracle: O_contra, problem: Problem, state: State) -> None:  # noqa: B027
+    def conclude(self, oracle: O_contra, problem: Problem, state: State) -> None:
         """Asks what is left to ask when a round is up, as a rule the last iterate; nothing by default."""
 
     def finished(self, state: State) -> Tensor | None:
@@ -108,6 +109,8 @@ class Attack(ABC, Generic[O_contra]):
         card = self.card
         if problem.set.norm not in card.norms:
             raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
+        if card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):
+            raise UnsupportedError(f"{card.title} searches inside a budget; give a finite eps")
         if problem.goal not in card.goals:
             raise UnsupportedError(f"{card.title} has no {problem.goal} form; use one of {', '.join(card.goals)}")
         for f in fields(self):  # type: ignore[arg-type]

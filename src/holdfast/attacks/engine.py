@@ -92,7 +92,8 @@ class Run:
         attack.check(problem)
         self.attack, self.settings, self.progress = attack, settings or Settings(), progress
         draws = Draws(seed, type(attack).__module__.rsplit(".", 1)[-1], problem.x.device)
-        self.problem = replace(problem, draws=draws.of(problem.ids, problem.round))
+        free = replace(problem.set, grid=None)  # steps smaller than the grid would stall; the grid is judged in the end
+        self.problem = replace(problem, set=free, draws=draws.of(problem.ids, problem.round))
         self._draws = draws
         self.first = attack.card.formulation is Formulation.BUDGET if first is None else first
         self.transfer = judge is not None and judge is not model
@@ -104,7 +105,10 @@ class Run:
         )  # fmt: skip
         self.desk = self.judge
         if self.transfer:
-            self.desk = Desk(model, self.problem, first=False, judges=False, micro_batch=self.settings.micro_batch)
+            self.desk = Desk(
+                model, self.problem, budget=Budget(passes=limit.passes), first=False, judges=False,
+                micro_batch=self.settings.micro_batch,
+            )  # fmt: skip
         access = attack.card.access or Access.WHITE_BOX
         self.oracle = self.desk.oracle(Access.WHITE_BOX if access is Access.TRANSFER else access)
         self._every = self.settings.check_every or (1 if problem.x.device.type == "cpu" else 8)
@@ -139,8 +143,7 @@ class Run:
 
     def _open(self) -> None:
         self.judge.settle_clean()
-        open_rows = (~self._settled()).nonzero().squeeze(-1).tolist()
-        self._queue.extend((row, 0) for row in open_rows)
+        self._queue.extend((row, 0) for row in _numbers((~self._settled()).nonzero()))
         self._opened = True
         self._report()
 
@@ -209,8 +212,13 @@ class Run:
 
     def _report(self) -> None:
         if self.progress is not None:
-            waiting = {row for row, _ in self._queue} | set(() if self._view is None else self._view.rows.tolist())
+            held = [] if self._view is None else _numbers(self._view.rows)
+            waiting = {row for row, _ in self._queue} | set(held)
             self.progress(len(self.problem) - len(waiting), len(self.problem))
+
+
+def _numbers(values: Tensor) -> list[int]:
+    return [int(v) for v in values.flatten().cpu().numpy()]
 
 
 def _join_problems(a: Problem, b: Problem) -> Problem:

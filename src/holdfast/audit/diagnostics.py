@@ -1,6 +1,7 @@
-"""Is the upper bound to be believed? The checklists of Athalye et al. 2018, Carlini et al. 2019, Croce et al. 2022 and the
-indicators of Pintor et al. 2022 as findings, each with its remedy. A finding ``masking.*`` of severity WARNING makes the headline say
-``upper bound weak``.
+"""Is the upper bound to be believed?
+
+The checklists of Athalye et al. 2018 and Carlini et al. 2019 and the indicators of Pintor et al. 2022 as findings, each with
+its remedy. A finding ``masking.*`` of severity WARNING makes the headline say ``upper bound weak``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,11 +16,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from holdfast.core.errors import DataError
+from holdfast.core.files import write_whole
 from holdfast.core.findings import Severity
 from holdfast.core.threat import Goal, Guarantee, Norm
 from holdfast.core.verdict import Status
 
-__all__ = ["SCHEMA_ID", "SCHEMA_VERSION", "Document", "schema", "write_whole"]
+__all__ = ["SCHEMA_ID", "SCHEMA_VERSION", "Document", "schema"]
 
 SCHEMA_VERSION = "1"
 SCHEMA_ID = "urn:holdfast:report:1"
@@ -405,19 +405,6 @@ class Document(_Part):
     def save(self, path: Path) -> None:
         """Writes ``report.json``, whole or not at all."""
         write_whole(path, self.text())
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file whole or not at all: a temporary file beside it, synced to disk, then renamed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with draft.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def schema() -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +14,9 @@ from torch import Tensor
 
 from holdfast.audit.plan import Plan
 from holdfast.core.errors import JournalError, UsageError
+from holdfast.core.files import write_whole
 
-__all__ = ["RunFolder", "write_atomic"]
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there whole or not at all, whenever the process dies."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+__all__ = ["RunFolder"]
 
 
 class RunFolder:
@@ -52,7 +42,7 @@ class RunFolder:
             raise UsageError(f"{self.path} is not empty and no run; choose another --out")
         try:
             self.witnesses.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.plan_file, plan.to_yaml().encode())
+            write_whole(self.plan_file, plan.to_yaml().encode())
         except OSError as error:
             raise UsageError(f"cannot write to {self.path}: {error.strerror}; choose another --out") from None
 
@@ -82,7 +72,7 @@ class RunFolder:
         name = hashlib.sha256(content).hexdigest()
         target = self.witnesses / f"{name}.safetensors"
         if not target.exists():
-            write_atomic(target, content)
+            write_whole(target, content)
         return name
 
     def witness(self, sha256: str) -> Tensor:

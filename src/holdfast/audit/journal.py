@@ -1,6 +1,6 @@
 """The journal of a run: one SQLite row for each finished unit of work (a stage of a chunk), with its hash.
 
-A unit is pure: the same plan, stage, chunk and earlier units give the same payload. So a run that was killed is resumed by
+A unit is pure: the same plan, stage, chunk and earlier units give the same payload. A run that was killed is resumed by
 doing the units that have no row; at most one chunk of work is lost.
 """
 

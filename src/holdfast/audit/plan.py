@@ -183,7 +183,7 @@ class Plan(BaseModel):
     def read(cls, path: Path) -> Plan:
         """A plan from a YAML file; tags, duplicate and unknown keys are refused."""
         try:
-            values = yaml.load(path.read_text(), Loader=_StrictLoader)  # noqa: S506  a SafeLoader that refuses duplicates
+            values = yaml.load(path.read_text(), Loader=_StrictLoader)
         except yaml.YAMLError as error:
             raise UsageError(f"{path}: {error}") from None
         if not isinstance(values, dict):

@@ -79,7 +79,7 @@ def recheck(out: Path | str, *, model: nn.Module | None = None) -> Recheck:
     _compare(context, report, units, journal, result)
     parts = standings(context, units)
     for standing in parts:
-        claims = {**standing.nearest, **{i: c for i, c in standing.broken.items()}}
+        claims = {**standing.nearest, **standing.broken}
         _witnesses(context, claims, float("inf"), standing.scores.shape[1], result)
         _witnesses(context, standing.broken, float(plan.exact_eps), standing.scores.shape[1], result)
         _certificates(context, standing.certificates.items(), result)

@@ -171,7 +171,7 @@ def _work(
         for k in todo:
             yield (k, *_unit(context, stage, chunks[k], before(k)))
         return
-    left = {k: _TRIES for k in todo}
+    left = dict.fromkeys(todo, _TRIES)
     while left:
         try:
             with ProcessPoolExecutor(

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import on_device
+
 __all__ = ["Draws", "SampleDraws"]
 
 _BLOCK_STEPS = 64
@@ -33,7 +35,7 @@ class _Stream:
     """The current block of each sample of one stream, stacked so that a batch is one gather."""
 
     block: np.ndarray = field(default_factory=lambda: np.full(0, -1, dtype=np.int64))
-    slot: dict[tuple[int, int], int] = field(default_factory=dict)
+    slot: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     values: Tensor | None = None
 
 
@@ -66,8 +68,9 @@ class Draws:
         """A fresh generator for draws that are not per sample, keyed by the given parts."""
         return torch.Generator(self.device).manual_seed(_key(self.seed, self.method, *parts))
 
-    def _read(self, kind: str, name: str, shape: tuple[int, ...], ids: np.ndarray, rounds: np.ndarray,
-              step: np.ndarray, fill: _Fill) -> Tensor:  # fmt: skip
+    def read(self, kind: str, name: str, shape: tuple[int, ...], ids: np.ndarray, rounds: np.ndarray,
+             step: np.ndarray, fill: _Fill) -> Tensor:  # fmt: skip
+        """Numbers of one kind of draw for a batch of samples; `SampleDraws` names the kinds."""
         length = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // max(1, prod(shape))))
         stream = self._streams.setdefault((kind, name, shape), _Stream())
         slots = self._slots(stream, ids, rounds)
@@ -86,7 +89,7 @@ class Draws:
             stream.block[s] = block[k]
         if stream.values is None:  # an empty batch
             return fill((0, *shape), self._generator)
-        at = torch.from_numpy(np.stack([slots, within])).to(self.device, non_blocking=True)
+        at = on_device(np.stack([slots, within]), self.device)
         return stream.values[at[0], at[1]]
 
     def _slots(self, stream: _Stream, ids: np.ndarray, rounds: np.ndarray) -> np.ndarray:
@@ -115,7 +118,7 @@ class SampleDraws:
 
     def _read(self, kind: str, name: str, shape: tuple[int, ...], step: object, fill: _Fill) -> Tensor:
         steps = np.broadcast_to(np.asarray(step, dtype=np.int64), self.ids.shape)
-        return self.draws._read(kind, name, tuple(shape), self.ids, self.rounds, steps, fill)
+        return self.draws.read(kind, name, tuple(shape), self.ids, self.rounds, steps, fill)
 
     def uniform(self, name: str, shape: tuple[int, ...], step: object = 0) -> Tensor:
         """(n, \\*shape) float32, uniform in [0, 1)."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import on_device
 from holdfast.core.criterion import Criterion, Misclassified, Targeted
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import DataError, UsageError
@@ -96,7 +97,7 @@ class Problem:
 
     def select(self, rows: np.ndarray) -> Problem:
         """The sub-problem of the samples at ``rows`` (host integers)."""
-        at = torch.from_numpy(np.ascontiguousarray(rows)).to(self.x.device, non_blocking=True)
+        at = on_device(rows, self.x.device)
         return replace(
             self, x=self.x[at], y=self.y[at], target=self.target[at], set=self.set.select(at), ids=self.ids[rows],
             rows=self.rows[at], round=self.round[rows], draws=None if self.draws is None else self.draws.select(rows),

@@ -28,7 +28,7 @@ class PerturbationSet:
 
 @dataclass(frozen=True)
 class LpBall(PerturbationSet):
-    """``{x' : ||x' - x||_p <= eps, lower <= x' <= upper, x' = x where mask is 0}``, intersected with a grid if there is one.
+    """``{x' : ||x' - x||_p <= eps, lower <= x' <= upper, x' = x where mask is 0}``, on a grid if there is one.
 
     Attributes:
         norm: p.
@@ -131,7 +131,7 @@ class LpBall(PerturbationSet):
         return {
             "set": "lp-ball",
             "norm": str(self.norm),
-            "eps": sorted({float(e) for e in self.eps.tolist()}),
+            "eps": sorted({float(e) for e in self.eps.cpu().numpy()}),
             "lower": [float(self.lower.min()), float(self.lower.max())],
             "upper": [float(self.upper.min()), float(self.upper.max())],
             "masked": self.mask is not None,

@@ -196,7 +196,11 @@ class Desk:
         if layer not in names:
             raise UsageError(f"the model has no layer '{layer}'; it has {', '.join(list(names)[1:12])} ...")
         kept: list[Tensor] = []
-        hook = names[layer].register_forward_hook(lambda _m, _i, out: kept.append(out))
+
+        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            kept.append(output)
+
+        hook = names[layer].register_forward_hook(keep)
         try:
             answered = self._charge(index, backwards=0)
             scores = self._forward(x)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from holdfast.audit.document import write_whole
 from holdfast.core.errors import UsageError
+from holdfast.core.files import write_whole
 from holdfast.report.curves import Labelled, overlay, tradeoff
 from holdfast.report.diff import diff
 from holdfast.report.page import fill

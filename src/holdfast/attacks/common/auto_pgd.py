@@ -17,6 +17,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
@@ -178,8 +179,8 @@ class AutoPGD(Attack[WhiteBoxOracle]):
         here = (marks[which] == state.step) & (which > 0)
         if not here.any():
             return state, grad
-        due = _ship(here, grad)
-        window = _ship(marks[which] - marks[np.maximum(which - 1, 0)], grad)
+        due = on_device(here, grad.device)
+        window = on_device(marks[which] - marks[np.maximum(which - 1, 0)], grad.device)
         rare = state.rises < self.rho * window
         stuck = ~state.halved & (state.mark >= state.best_loss)
         halve = due & (rare | stuck)
@@ -201,7 +202,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
 
     def _radius(self, ball: LpBall, step: np.ndarray) -> LpBall:
         """The ball of the stage: the l1 form starts with larger ones."""
-        factor = _ship(np.array(_L1_RADII)[self._stage(step)[0]], ball.eps)
+        factor = on_device(np.array(_L1_RADII)[self._stage(step)[0]], ball.eps.device)
         return ball.with_eps(ball.eps * factor)
 
     def _enter(self, problem: Problem, ball: LpBall, state: AutoPGDState) -> AutoPGDState:
@@ -210,7 +211,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
         first = (made == 0) & (stage > 0)
         if not first.any():
             return state
-        enters = _ship(first, state.x)
+        enters = on_device(first, state.x.device)
         x = torch.where(problem.flat(enters), project(ball, state.best_x, problem.x), state.x)
         support = torch.where(enters, between(Norm.L0, x, problem.x), state.support)
         return replace(
@@ -233,7 +234,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
         here = (made > 0) & (made % window == 0)
         if not here.any():
             return state, grad
-        due = _ship(here, grad)
+        due = on_device(here, grad.device)
         support = between(Norm.L0, state.best_x, problem.x)
         shrinks = due & (support < _L1_SETTLED * state.support)
         smaller = (state.size / _L1_SHRINK).clamp_min(_L1_LEAST_SIZE)
@@ -255,7 +256,7 @@ def _dense_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tenso
 
     reach = problem.flat(state.size * ball.eps).to(grad.dtype)
     z = onto(state.x + reach * steepest(ball.norm, grad))
-    pull = problem.flat(_ship(np.where(state.step > 0, _MOMENTUM, 1.0), grad)).to(grad.dtype)
+    pull = problem.flat(on_device(np.where(state.step > 0, _MOMENTUM, 1.0), grad.device)).to(grad.dtype)
     x = onto(state.x + pull * (z - state.x) + (1 - pull) * (state.x - state.previous))
     return replace(state, x=x, previous=state.x)
 
@@ -280,8 +281,3 @@ def _share(support: Tensor, x: Tensor) -> Tensor:
     it would stay at two features for ever.
     """
     return ((support / _L1_SHRINK).floor() - 0.5).clamp_min(0) / max(x[:1].numel(), 1)
-
-
-def _ship(values: np.ndarray, like: Tensor) -> Tensor:
-    """Host values on the device of ``like``."""
-    return torch.as_tensor(values, device=like.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import leave_a_class, tighten
 from holdfast.attacks.common.grid import valid
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.judge.oracles import WhiteBoxOracle
@@ -78,7 +79,7 @@ class FastBoundary(Attack[WhiteBoxOracle]):
         x = problem.x
         again = np.flatnonzero(self.restart(problem) > 0)
         if len(again):
-            x = x.index_copy(0, torch.from_numpy(again).to(x.device), _random_start(oracle, problem.select(again)))
+            x = x.index_copy(0, on_device(again, x.device), _random_start(oracle, problem.select(again)))
         nothing = torch.zeros_like(problem.set.eps)
         return FastBoundaryState.at(
             x, best=problem.x, reach=nothing + float("inf"), margin=nothing, over=torch.zeros_like(problem.y).bool()

@@ -1,1 +1,1 @@
-
+"""Attacks that ask labels."""

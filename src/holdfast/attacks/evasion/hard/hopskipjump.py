@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -92,7 +93,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
         x, found = self._begin(oracle, problem)
         rows = _where(found)
         if len(rows):
-            part, at = problem.select(rows), torch.from_numpy(rows).to(x.device)
+            part, at = problem.select(rows), on_device(rows, x.device)
             x = x.index_copy(0, at, self._to_boundary(oracle, part, x[at], self._halvings(part)))
         return HopSkipJumpState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
 
@@ -100,7 +101,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
         assert isinstance(state, HopSkipJumpState)
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         reach = between(norm, state.x, problem.x)
-        made = torch.from_numpy(state.step).to(state.x.device)
+        made = on_device(state.step, state.x.device)
         root = (made + 1).double().sqrt()
         back = self._halvings(problem)
         count = (root * self.first_directions).long().clamp_max(self.most_directions)
@@ -117,7 +118,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
         x = state.x.clone()
         rows = _where((moved != state.x).flatten(1).any(1))
         if len(rows):
-            at = torch.from_numpy(rows).to(x.device)
+            at = on_device(rows, x.device)
             x[at] = self._to_boundary(oracle, problem.select(rows), moved[at], back)
         return replace(state, x=x, over=over, blocks=blocks)
 
@@ -135,7 +136,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
             rows = np.flatnonzero(compared < self.candidates)
             if not len(rows):
                 break
-            part, at = problem.select(rows), torch.from_numpy(rows).to(x.device)
+            part, at = problem.select(rows), on_device(rows, x.device)
             path, far = _ray(part, self._try(part, k))
             reach = between(norm, path(far), part.x)
             limit = torch.where(nearest[at] < reach, far * nearest[at] / reach, far)
@@ -185,9 +186,9 @@ class HopSkipJump(Attack[HardLabelOracle]):
         moments, seen = x.new_zeros((2, *x.shape), dtype=torch.float64), x.new_zeros((2, len(x)), dtype=torch.float64)
         for j in range(-(-int(count.max(initial=0)) // length)):
             rows = np.flatnonzero(count > j * length)
-            part, at = problem.select(rows), torch.from_numpy(rows).to(x.device)
+            part, at = problem.select(rows), on_device(rows, x.device)
             u, z = self._directions(part, x[at], radius[at], length, state.blocks[rows] + j)
-            keep = torch.from_numpy(np.arange(length) < (count[rows] - j * length)[:, None]).to(x.device)
+            keep = on_device(np.arange(length) < (count[rows] - j * length)[:, None], x.device)
             sample, which = keep.nonzero().unbind(1)
             labels, answered = oracle.labels(z[sample, which], part.rows[sample])
             yes = problem.criterion.holds_label(labels, part.y[sample], part.target[sample])
@@ -232,7 +233,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
             rows = _where(waiting)
             if not len(rows):
                 break
-            at = torch.from_numpy(rows).to(x.device)
+            at = on_device(rows, x.device)
             part = problem.select(rows)
             z = x[at] + part.flat(size[at] / 2**k).to(x.dtype) * normal[at]
             z = torch.minimum(torch.maximum(z, low[at]), high[at])

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -130,7 +131,7 @@ class Square(Attack[SoftLabelOracle]):
         """The linf move: one random window to its largest or least values, channel by channel."""
         c, h, w = _canvas(problem)
         sizes, level = self._window(problem, state.step)
-        a, b = torch.as_tensor(np.array(sizes)[level].T, device=state.x.device)
+        a, b = on_device(np.array(sizes)[level].T, state.x.device)
         u = problem.keyed.uniform("move", (2 + c,), state.step)
         inside = _inside(_place(u[:, 0], h, a), a, h, _place(u[:, 1], w, b), b, w)
         up = u[:, 2:].view(-1, c, 1, 1) < 0.5
@@ -143,13 +144,13 @@ class Square(Attack[SoftLabelOracle]):
         x0, ball = problem.x, gridless(problem)
         c, h, w = _canvas(problem)
         sizes, level = self._window(problem, state.step)
-        a, b = torch.as_tensor(np.array(sizes)[level].T, device=x0.device)
+        a, b = on_device(np.array(sizes)[level].T, x0.device)
         u = problem.keyed.uniform("move", (5 + c,), state.step).to(x0.dtype)
         top, left = _place(u[:, 0], h, a), _place(u[:, 1], w, b)
         here = _inside(top, a, h, left, b, w)
         there = _inside(_place(u[:, 2], h, a), a, h, _place(u[:, 3], w, b), b, w)
         patterns = _patterns(sizes, ball.norm, x0.dtype, x0.device)
-        which = 2 * torch.as_tensor(level, device=x0.device) + (u[:, 4] < 0.5)
+        which = 2 * on_device(level, x0.device) + (u[:, 4] < 0.5)
         i = (torch.arange(h, device=x0.device) - top.view(-1, 1)).clamp(0, patterns.shape[1] - 1)
         j = (torch.arange(w, device=x0.device) - left.view(-1, 1)).clamp(0, patterns.shape[2] - 1)
         pattern = patterns[which.view(-1, 1, 1), i.unsqueeze(2), j.unsqueeze(1)].unsqueeze(1)

@@ -1,1 +1,1 @@
-
+"""Attacks that search on a model of their own."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from holdfast.attacks.common.auto_pgd import AutoPGD
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -59,5 +59,5 @@ class APGDT(AutoPGD):
         scores = oracle.clean(problem.rows)
         nearest = scores.scatter(1, problem.y.unsqueeze(1), -inf).argsort(dim=1, descending=True, stable=True)
         which = problem.round % min(self.targets, oracle.classes - 1)
-        at = torch.as_tensor(which, device=nearest.device)
+        at = on_device(which, nearest.device)
         return nearest.gather(1, at.unsqueeze(1)).squeeze(1)

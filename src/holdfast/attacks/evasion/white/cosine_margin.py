@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import steepest
+from holdfast.numerics.steps import pinned_by_box, steepest
 
 __all__ = ["CosineMargin"]
 
@@ -34,7 +35,11 @@ class _State(State):
 
 @dataclass(frozen=True)
 class CosineMargin(Attack[WhiteBoxOracle]):
-    """Ascends ``z_t - z_y`` with the step ``eps (1 + cos(pi k / steps))``; round r takes the r-th nearest class as t."""
+    """Ascends ``z_t - z_y`` with steps ``eps (1 + cos(pi k / n)) / 2``; round r takes the r-th nearest class as t.
+
+    The first start of each target is the clean input, where certified networks and those trained on attacks still have
+    gradients; further ones are random and go along a random direction of the logits at first.
+    """
 
     steps: int = parameter(20, "gradient steps of a target, at least 1", "Gao et al. 2022 use 20")
     targets: int = parameter(3, "nearest classes that are tried, at least 1", "Gao et al. 2022 use 3")
@@ -43,6 +48,9 @@ class CosineMargin(Attack[WhiteBoxOracle]):
     momentum: float = parameter(
         0.75, "share of the last move that is kept, in [0, 1)", "Croce & Hein 2020 (APGD) use 0.75"
     )
+    sparsity: float = parameter(
+        0.02, "l1: share of the features that a step moves, in (0, 1]", "ours; SLIDE (Tramer & Boneh 2019) moves 1 %"
+    )
 
     card: ClassVar[Card] = Card(
         title="Cosine margin attack",
@@ -50,7 +58,7 @@ class CosineMargin(Attack[WhiteBoxOracle]):
         paper="after Tashiro, Song, Ermon 2020, arXiv:2003.06878; Gao et al. 2022 (MM), ICML; Liu et al. 2022 (A3), CVPR, "
         "arXiv:2203.05154",
         section="2.2",
-        summary="Margin ascent towards the nearest classes with cosine steps from a diversified start; first rung of `fast`.",
+        summary="Margin ascent towards the nearest classes with cosine steps; restarts are output-diversified.",
         access=Access.WHITE_BOX,
         goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.BUDGET,
@@ -73,9 +81,9 @@ class CosineMargin(Attack[WhiteBoxOracle]):
         target = problem.target
         if problem.goal is Goal.UNTARGETED:
             others = scores.scatter(1, problem.y.unsqueeze(1), float("-inf")).argsort(dim=1, descending=True)
-            rank = torch.from_numpy(problem.round % min(self.targets, scores.shape[1] - 1)).to(scores.device)
+            rank = on_device(problem.round % min(self.targets, scores.shape[1] - 1), scores.device)
             target = others.gather(1, rank.unsqueeze(1)).squeeze(1)
-        again = torch.from_numpy(problem.round >= self.targets).to(scores.device)
+        again = on_device(problem.round >= self.targets, scores.device)
         random = uniform_in_ball(problem.set, problem.x, problem.keyed, "start")
         x = torch.where(problem.flat(again), random, problem.x)
         direction = 2 * problem.keyed.uniform("direction", (scores.shape[1],)).to(x.dtype) - 1
@@ -83,16 +91,25 @@ class CosineMargin(Attack[WhiteBoxOracle]):
         return _State.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
-        assert isinstance(state, _State)  # noqa: S101
-        warm = torch.from_numpy(state.step < self.diversify).to(problem.x.device)
+        assert isinstance(state, _State)
+        warm = on_device(state.step < self.diversify, problem.x.device)
         g = oracle.gradient(state.x, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
         progress = np.clip((state.step - self.diversify) / self.steps, 0, 1)
-        share = torch.from_numpy(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))))
+        share = on_device(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))), "cpu")
         size = problem.flat(share.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
-        moved = project(problem.set, state.x + size * steepest(problem.set.norm, g.grad), problem.x)
-        x = project(problem.set, moved + self.momentum * state.velocity, problem.x)
+        move = size * self._direction(problem, state.x, g.grad)
+        moved = project(problem.set, state.x + move, problem.x)
+        # l1 has no momentum: it would spread the budget over features that are no longer the steepest
+        momentum = 0.0 if problem.set.norm is Norm.L1 else self.momentum
+        x = project(problem.set, moved + momentum * state.velocity, problem.x)
         velocity = torch.where(problem.flat(warm), torch.zeros_like(x), x - state.x)
         return replace(state, x=x, velocity=velocity)
+
+    def _direction(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+        norm = problem.set.norm
+        if norm is not Norm.L1:
+            return steepest(norm, grad)
+        return steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
         oracle.logits(state.x, problem.rows)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from holdfast.attacks.common.fast_boundary import FastBoundary, FastBoundaryState, Plane
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Norm
@@ -52,12 +52,12 @@ class FABT(FastBoundary):
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:  # noqa: D102
         state = super().start(oracle, problem)
         over = problem.round % self.targets >= oracle.classes - 1  # a model with fewer classes has fewer targets
-        return replace(state, over=torch.from_numpy(over).to(problem.x.device))
+        return replace(state, over=on_device(over, problem.x.device))
 
     def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
         rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))
         order = rivals.argsort(dim=1, descending=True, stable=True)
-        which = torch.from_numpy(problem.round % self.targets).to(x.device).clamp_max(order.shape[1] - 1)
+        which = on_device(problem.round % self.targets, x.device).clamp_max(order.shape[1] - 1)
         aim = order.gather(1, which.unsqueeze(1)).squeeze(1)
         _, value, normal, _ = oracle.gradient(x, problem.rows, _difference, problem.y, aim)
         return Plane(value, normal)

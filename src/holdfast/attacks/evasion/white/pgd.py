@@ -16,7 +16,7 @@ from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.losses import pick_loss
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import steepest
+from holdfast.numerics.steps import pinned_by_box, steepest
 
 __all__ = ["PGD"]
 
@@ -33,14 +33,15 @@ class PGD(Attack[WhiteBoxOracle]):
     loss: str = parameter("ce", "ce, margin or dlr", "Madry et al. 2018 use cross-entropy")
     random_start: bool = parameter(True, "start at a uniform point of the set", "Madry et al. 2018")
     sparsity: float = parameter(
-        0.05, "l1: share of the features that a step moves", "ours, after SLIDE (Tramer & Boneh 2019)"
+        0.02, "l1: share of the features that a step moves, in (0, 1]", "ours; SLIDE (Tramer & Boneh 2019) moves 1 %"
+    )"
     )
 
     card: ClassVar[Card] = Card(
         title="PGD",
         rows=("E03", "T01", "T02"),
-        paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, "
-        "arXiv:1706.06083",
+        paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial "
+        "Attacks, arXiv:1706.06083",
         section="2.2",
         summary="Projected gradient ascent on a loss inside the set, from random starts.",
         access=Access.WHITE_BOX,
@@ -71,12 +72,12 @@ class PGD(Attack[WhiteBoxOracle]):
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         g = oracle.gradient(state.x, problem.rows, loss, problem.y, problem.target)
-        return replace(state, x=project(problem.set, state.x + self._move(problem, g.grad), problem.x))
+        return replace(state, x=project(problem.set, state.x + self._move(problem, state.x, g.grad), problem.x))
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
         oracle.logits(state.x, problem.rows)
 
-    def _move(self, problem: Problem, grad: Tensor) -> Tensor:
+    def _move(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
         norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
         if norm is Norm.L0:
             # No step is steepest for l0: the gradient, scaled so that its largest entry crosses the box within a few
@@ -84,4 +85,10 @@ class PGD(Attack[WhiteBoxOracle]):
             largest = problem.flat(grad.flatten(1).abs().amax(1)).clamp_min(torch.finfo(grad.dtype).tiny)
             return 4 * share * (problem.set.upper - problem.set.lower) * grad / largest
         eps = problem.flat(problem.set.eps).to(grad.dtype)
-        return share * eps * (steepest(norm, grad, share=self.sparsity) if norm is Norm.L1 else steepest(norm, grad))
+        if norm is not Norm.L1:
+            return share * eps * steepest(norm, grad)
+        return (
+            share
+            * eps
+            * steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
+        )
