@@ -34,7 +34,6 @@ class PGD(Attack[WhiteBoxOracle]):
     random_start: bool = parameter(True, "start at a uniform point of the set", "Madry et al. 2018")
     sparsity: float = parameter(
         0.02, "l1: share of the features that a step moves, in (0, 1]", "ours; SLIDE (Tramer & Boneh 2019) moves 1 %"
-    )"
     )
 
     card: ClassVar[Card] = Card(
