@@ -92,8 +92,7 @@ class Run:
         attack.check(problem)
         self.attack, self.settings, self.progress = attack, settings or Settings(), progress
         draws = Draws(seed, type(attack).__module__.rsplit(".", 1)[-1], problem.x.device)
-        free = replace(problem.set, grid=None)  # steps smaller than the grid would stall; the grid is judged in the end
-        self.problem = replace(problem, set=free, draws=draws.of(problem.ids, problem.round))
+        self.problem = replace(problem, draws=draws.of(problem.ids, problem.round))
         self._draws = draws
         self.first = attack.card.formulation is Formulation.BUDGET if first is None else first
         self.transfer = judge is not None and judge is not model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -66,7 +67,7 @@ def _smoothing(context: Context, ids: np.ndarray) -> Payload:
     if not isinstance(context.base, nn.Module):
         raise UsageError("smoothing needs the model itself")
     plan, problem = context.plan, context.problem(ids)
-    ask = ModuleAsk(context.base)
+    ask = ModuleAsk(copy.deepcopy(context.base).eval())
     found = Cohen(sigma=plan.sigma, n=plan.smoothing_samples).certify(
         ask, problem.x, problem.y, ids.tolist(), plan.seed, norm=plan.norm, radius_max=float(plan.largest_radius)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from holdfast.attacks.engine import Settings
 from holdfast.audit.folder import RunFolder
 from holdfast.audit.plan import Plan
+from holdfast.audit.substitute import trained_surrogate
 from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
 from holdfast.core.errors import UsageError
@@ -116,10 +118,11 @@ class Context:
         exact = self.differentiable and self.plan.certify != "smoothing"
         return Referee(self.model, draws=_RANDOMISED_DRAWS if self.randomised else 0, exact=exact)
 
-    @cached_property
-    def surrogate(self) -> nn.Module:
-        """The attacker's own model."""
+    def surrogate(self, classes: int) -> nn.Module:
+        """The attacker's own model: the one of the plan, or one trained on the training data that the attacker knows."""
         plan = self.plan
+        if plan.train_data is not None and plan.surrogate is None:
+            return trained_surrogate(plan, self.folder, classes)
         if plan.surrogate is None:
             raise UsageError(
                 "a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION"
@@ -167,7 +170,7 @@ class SmoothedPredictor:
 
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         """Wraps f."""
-        self._ask = ModuleAsk(module)
+        self._ask = ModuleAsk(copy.deepcopy(module).eval())
         self._g = Smoothed(self._ask, plan.sigma, plan.seed)
 
     def __call__(self, x: Tensor) -> Tensor:

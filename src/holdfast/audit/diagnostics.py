@@ -21,9 +21,9 @@ from holdfast.core.draws import Draws
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
-from holdfast.core.threat import Access, Norm
+from holdfast.core.threat import Access, Goal, Norm
 from holdfast.judge.desk import Desk, evaluating
-from holdfast.numerics.losses import cross_entropy, margin
+from holdfast.numerics.losses import Loss, cross_entropy, margin, margin_targeted
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
 from holdfast.numerics.steps import steepest
@@ -59,7 +59,8 @@ def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
         with evaluating(context.search):
             found += [*_gradients(desk, problem), *_stability(desk, problem)]
             broken = {i for s in parts for i in s.broken}
-            found += _optimisation(desk, problem, broken)
+            # g is judged by its own predictor: what a walk on its stand-in reaches is no witness that a suite missed
+            found += _optimisation(desk, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
             found += _unconstrained(context, problem)
         spent = {
             "forwards": desk.ledger.forwards.tolist(), "backwards": desk.ledger.backwards.tolist(),
@@ -74,7 +75,7 @@ def _walk(desk: Desk, problem: Problem) -> _Walk:
     eps = problem.flat(problem.set.eps).to(x.dtype)
     zeros, holds, values = [], [], []
     for _ in range(_STEPS):
-        g = desk.gradient(x, problem.rows, margin(), problem.y, problem.target)
+        g = desk.gradient(x, problem.rows, _margin(problem), problem.y, problem.target)
         zeros.append(_is_zero(g.grad))
         holds.append(problem.criterion.holds(g.scores, problem.y, problem.target))
         values.append(g.value)
@@ -86,6 +87,10 @@ def _walk(desk: Desk, problem: Problem) -> _Walk:
     return _Walk(torch.stack(zeros).double().mean(0), torch.stack(holds).any(0), holds[-1], moving)
 
 
+def _margin(problem: Problem) -> Loss:
+    return margin() if problem.goal is Goal.UNTARGETED else margin_targeted()
+
+
 def _is_zero(grad: Tensor) -> Tensor:
     flat = grad.flatten(1)
     return ~flat.isfinite().all(1) | (flat.abs().amax(1) == 0)
@@ -94,7 +99,7 @@ def _is_zero(grad: Tensor) -> Tensor:
 def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
     """Zero and saturated gradients; gradients that disagree with finite differences."""
     found: list[Finding] = []
-    plain = desk.gradient(problem.x, problem.rows, margin(), problem.y, problem.target)
+    plain = desk.gradient(problem.x, problem.rows, _margin(problem), problem.y, problem.target)
     ce = desk.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
     zero, saturated = _is_zero(plain.grad), _is_zero(ce.grad) & ~_is_zero(plain.grad)
     if float(zero.double().mean()) > _FEW:
@@ -132,7 +137,7 @@ def _finite_difference_agreement(desk: Desk, problem: Problem, grad: Tensor) -> 
     """Share of samples whose derivative along their own gradient is within half of the central difference."""
     h = 1e-3 * float((problem.set.upper - problem.set.lower).max())
     direction = steepest(Norm.LINF, grad)
-    loss = margin()
+    loss = _margin(problem)
     up, _ = desk.logits(problem.x + h * direction, problem.rows)
     down, _ = desk.logits(problem.x - h * direction, problem.rows)
     change = (loss(up, problem.y, problem.target) - loss(down, problem.y, problem.target)) / (2 * h)
@@ -143,7 +148,7 @@ def _finite_difference_agreement(desk: Desk, problem: Problem, grad: Tensor) -> 
 def _stability(desk: Desk, problem: Problem) -> list[Finding]:
     """How much the loss jumps among random points at half the budget (IoAF: unstable predictions)."""
     half = problem.set.with_eps(problem.set.eps / 2)
-    loss = margin()
+    loss = _margin(problem)
     values = []
     for k in range(10):
         scores, _ = desk.logits(uniform_in_ball(half, problem.x, problem.keyed, "half", k), problem.rows)
@@ -208,12 +213,9 @@ def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Findin
 
 def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
     """With the whole box allowed, every sample must fall (Athalye et al. 2018)."""
-    if problem.set.norm is Norm.L0:
-        return []
     width = float((problem.set.upper - problem.set.lower).max())
-    d = problem.x[0].numel()
-    whole = {Norm.LINF: width, Norm.L2: width * d**0.5, Norm.L1: width * d}[problem.set.norm]
-    open_problem = replace(problem, set=problem.set.with_eps(whole))
+    whole = replace(problem.set.with_eps(width), norm=Norm.LINF)  # the box is the same set for every norm
+    open_problem = replace(problem, set=whole)
     walk = _walk(Desk(context.search, open_problem, first=False), open_problem)
     share = float(walk.ever.double().mean())
     if share >= 0.95:

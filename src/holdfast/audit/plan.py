@@ -114,6 +114,10 @@ class Plan(BaseModel):
             raise UsageError("a prediction API does not say how many classes it has; give --classes")
         if self.answers == "labels" and self.top_k is not None:
             raise UsageError("labels alone have no top-k; leave out --top-k or answer with scores")
+        if self.suite == "standard" and (self.norm is Norm.L0 or self.goal is Goal.TARGETED):
+            raise UsageError("AutoAttack's composition is untargeted, in l1, l2 and linf; use --suite fast")
+        if self.suite == "black-box" and self.norm is Norm.L0:
+            raise UsageError("no black-box attack serves l0 yet; use --suite fast --norm l0, or another norm")
         if self.grid is not None and parse_eps(self.grid) == 0:
             raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
 
@@ -176,6 +180,8 @@ class Plan(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            if not first["loc"]:  # a combination that was refused in words
+                raise UsageError(first["msg"].removeprefix("Value error, ")) from None
             where = ".".join(map(str, first["loc"]))
             raise UsageError(f"plan: {where}: {first['msg']} (got {first['input']!r})") from None
 

@@ -51,7 +51,8 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
             t = torch.ones(len(rows), dtype=torch.float64, device=witness.device)
             _ = holds(t)
             bisect(holds, torch.zeros_like(t), t, _HALVINGS)
-    if context.plan.access < Access.WHITE_BOX or problem.set.norm not in FABT.card.norms or not context.differentiable:
+    serves = FABT.supports(FABT.card, problem.set.norm, problem.goal) and context.differentiable
+    if context.plan.access < Access.WHITE_BOX or not serves:
         return Outcome(
             desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, desk.ledger, context.plan.slots
         )

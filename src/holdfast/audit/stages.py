@@ -110,8 +110,9 @@ def attack(
     scores = torch.from_numpy(standing.scores[rows]).to(context.device, problem.x.dtype)
     method = rung.attack()
     judge = context.model if transfers(rung) else None
+    search = context.surrogate(standing.scores.shape[1]) if transfers(rung) else context.search
     outcome = run(
-        method, problem, context.surrogate if transfers(rung) else context.search, judge=judge, seed=plan.seed,
+        method, problem, search, judge=judge, seed=plan.seed,
         budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings,
     )  # fmt: skip
     return judged(context, problem, outcome, rung.name)
@@ -162,10 +163,11 @@ def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
 def _attacking(rung: Rung) -> Unit:
     def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
         standing = standing_of(context, ids, units)
-        wanted = standing.open & rung.wants(standing)
-        if rung.spares:
-            spared = np.isin(ids, list(standing.proved)) & (_keyed(ids, context.plan.seed) % SPARED_SHARE != 0)
-            wanted &= ~spared
+        wanted = rung.wants(standing)
+        if rung.spares:  # proved samples are spared, but for a keyed share that sees the whole ladder
+            proved = np.isin(ids, list(standing.proved))
+            wanted = np.where(proved, _keyed(ids, context.plan.seed) % SPARED_SHARE == 0, wanted)
+        wanted &= standing.open
         return attack(context, rung, ids[wanted], standing)
 
     return unit

@@ -15,8 +15,9 @@ import numpy as np
 from holdfast.attacks.attack import Attack
 from holdfast.audit.plan import Plan
 from holdfast.audit.standing import Standing
+from holdfast.core.cards import Card
 from holdfast.core.registry import method
-from holdfast.core.threat import Access
+from holdfast.core.threat import Access, Norm
 
 __all__ = ["SPARED_SHARE", "Rung", "rungs", "stamp"]
 
@@ -81,17 +82,28 @@ _FAST = (
 )
 
 
+_FAST_L0 = (Rung("pgd", "pgd", {"steps": 100, "restarts": 5, "loss": "margin"}),)
+
+
 def rungs(plan: Plan) -> tuple[Rung, ...]:
-    """The attacks of a plan's suite, in order."""
+    """The attacks of a plan's suite that serve its norm and goal, in order."""
     if plan.suite == "standard":
-        return _STANDARD
-    if plan.suite == "fast":
-        return _FAST
-    queries = plan.queries or 5000
-    ladder = [Rung("square", "square", {"queries": queries}), Rung("hopskipjump", "hopskipjump", {"queries": queries})]
-    if plan.surrogate is not None:
+        ladder = _STANDARD
+    elif plan.suite == "fast":
+        ladder = _FAST_L0 if plan.norm is Norm.L0 else _FAST
+    else:
+        ladder = _black_box(plan)
+    return tuple(r for r in ladder if Attack.supports(_card(r), plan.norm, plan.goal))
+
+
+def _black_box(plan: Plan) -> tuple[Rung, ...]:
+    queries = {"queries": plan.queries or 5000}
+    ladder = [Rung("hopskipjump", "hopskipjump", queries)]
+    if plan.answers == "scores":
+        ladder.insert(0, Rung("square", "square", queries))
+    if plan.surrogate is not None or plan.train_data is not None:
         ladder.insert(0, Rung("surrogate_transfer", "surrogate_transfer"))
-    return tuple(r for r in ladder if plan.norm in method(r.method).card.norms)  # type: ignore[attr-defined]
+    return tuple(ladder)
 
 
 def stamp(plan: Plan) -> str:
@@ -105,4 +117,8 @@ def stamp(plan: Plan) -> str:
 
 def transfers(rung: Rung) -> bool:
     """Whether the rung searches on the attacker's own model."""
-    return method(rung.method).card.access is Access.TRANSFER  # type: ignore[attr-defined]
+    return _card(rung).access is Access.TRANSFER
+
+
+def _card(rung: Rung) -> Card:
+    return method(rung.method).card  # type: ignore[attr-defined]

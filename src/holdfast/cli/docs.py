@@ -93,14 +93,27 @@ def _coverage(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
         _NOTICE, "# Coverage of the survey\n",
         f"{len(rows)} rows: {count['works']} work, {count['part']} in part, {count['open']} open. "
         "A row works only when each method that it names does.\n",
-        "| row | method | state | served by |", "|---|---|---|---|",
+        "| row | method | state | served by | shown by |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for r in rows:
         by = ", ".join(f"[`{name}`](methods/{name}.md)" for name in serving[r["id"]])
         remark = told.get(r["id"], {}).get("note", "")
         server = "; ".join(filter(None, (by, _cell(remark))))
-        out.append(f"| {r['id']} | {_cell(r['method'])} | {_SIGNS[states[r['id']]]} | {server} |")
+        shown = told.get(r["id"], {}).get("command") or _command(serving[r["id"]], cards)
+        shown = f"`{_cell(shown)}`" if shown else ""
+        out.append(f"| {r['id']} | {_cell(r['method'])} | {_SIGNS[states[r['id']]]} | {server} | {shown} |")
     return "\n".join(out) + "\n"
+
+
+def _command(serving: list[str], cards: dict[str, dict[str, Any]]) -> str:
+    """The command that shows the first method of a row at work."""
+    if not serving:
+        return ""
+    name = serving[0]
+    given = f"--data digits:test --norm {cards[name]['norms'][0]} --eps 0.1" if cards[name]["norms"] else ""
+    model = "--model runs/demo/before.safetensors --arch holdfast.models.zoo:digits_cnn"
+    verb = {"attack": f"attack {name}", "certifier": f"certify {name}", "defence": "harden"}[cards[name]["kind"]]
+    return f"holdfast {verb} {model} {given} --out /tmp/{name}"
 
 
 def _cell(text: object) -> str:

@@ -5,9 +5,11 @@ None has batch norm or dropout, so that bounds through them are quick and the tw
 
 from __future__ import annotations
 
+from math import prod
+
 from torch import nn
 
-__all__ = ["digits_cnn", "digits_mlp", "mnist_cnn"]
+__all__ = ["digits_cnn", "digits_mlp", "mnist_cnn", "substitute"]
 
 
 def digits_cnn() -> nn.Sequential:
@@ -42,4 +44,32 @@ def mnist_cnn() -> nn.Sequential:
         nn.Linear(1568, 100),
         nn.ReLU(),
         nn.Linear(100, 10),
+    )
+
+
+def substitute(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+    """A plain network for inputs of any shape: what an attacker who knows the data but not the architecture might train.
+
+    Args:
+        shape: of one input; (C, H, W) with H and W of at least 4 gives a convolutional network, others an MLP.
+        classes: K.
+
+    Example:
+        >>> import torch
+        >>> substitute((3, 16, 16), 5)(torch.zeros(2, 3, 16, 16)).shape
+        torch.Size([2, 5])
+    """
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        features = prod(shape)
+        return nn.Sequential(nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(512, 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -84,7 +85,7 @@ class CosineMargin(Attack[WhiteBoxOracle]):
             rank = on_device(problem.round % min(self.targets, scores.shape[1] - 1), scores.device)
             target = others.gather(1, rank.unsqueeze(1)).squeeze(1)
         again = on_device(problem.round >= self.targets, scores.device)
-        random = uniform_in_ball(problem.set, problem.x, problem.keyed, "start")
+        random = uniform_in_ball(gridless(problem), problem.x, problem.keyed, "start")
         x = torch.where(problem.flat(again), random, problem.x)
         direction = 2 * problem.keyed.uniform("direction", (scores.shape[1],)).to(x.dtype) - 1
         direction = torch.where(again.unsqueeze(1), direction, _towards(scores, problem.y, target))
@@ -93,15 +94,17 @@ class CosineMargin(Attack[WhiteBoxOracle]):
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
         assert isinstance(state, _State)
         warm = on_device(state.step < self.diversify, problem.x.device)
-        g = oracle.gradient(state.x, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
+        asked = valid(problem, state.x)
+        g = oracle.gradient(asked, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
         progress = np.clip((state.step - self.diversify) / self.steps, 0, 1)
         share = on_device(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))), "cpu")
         size = problem.flat(share.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
+        ball = gridless(problem)
         move = size * self._direction(problem, state.x, g.grad)
-        moved = project(problem.set, state.x + move, problem.x)
+        moved = project(ball, state.x + move, problem.x)
         # l1 has no momentum: it would spread the budget over features that are no longer the steepest
         momentum = 0.0 if problem.set.norm is Norm.L1 else self.momentum
-        x = project(problem.set, moved + momentum * state.velocity, problem.x)
+        x = project(ball, moved + momentum * state.velocity, problem.x)
         velocity = torch.where(problem.flat(warm), torch.zeros_like(x), x - state.x)
         return replace(state, x=x, velocity=velocity)
 
@@ -112,7 +115,7 @@ class CosineMargin(Attack[WhiteBoxOracle]):
         return steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
-        oracle.logits(state.x, problem.rows)
+        oracle.logits(valid(problem, state.x), problem.rows)
 
 
 def _diversified_margin(scores: Tensor, y: Tensor, target: Tensor, warm: Tensor, direction: Tensor) -> Tensor:

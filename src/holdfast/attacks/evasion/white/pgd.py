@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -66,15 +67,15 @@ class PGD(Attack[WhiteBoxOracle]):
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:  # noqa: D102
         if not self.random_start:
             return State.at(problem.x)
-        return State.at(uniform_in_ball(problem.set, problem.x, problem.keyed, "start"))
+        return State.at(uniform_in_ball(gridless(problem), problem.x, problem.keyed, "start"))
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        g = oracle.gradient(state.x, problem.rows, loss, problem.y, problem.target)
-        return replace(state, x=project(problem.set, state.x + self._move(problem, state.x, g.grad), problem.x))
+        g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
+        return replace(state, x=project(gridless(problem), state.x + self._move(problem, state.x, g.grad), problem.x))
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
-        oracle.logits(state.x, problem.rows)
+        oracle.logits(valid(problem, state.x), problem.rows)
 
     def _move(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
         norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
@@ -86,8 +87,5 @@ class PGD(Attack[WhiteBoxOracle]):
         eps = problem.flat(problem.set.eps).to(grad.dtype)
         if norm is not Norm.L1:
             return share * eps * steepest(norm, grad)
-        return (
-            share
-            * eps
-            * steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
-        )
+        pinned = pinned_by_box(problem.set, x, problem.x, grad)
+        return share * eps * steepest(norm, grad, share=self.sparsity, pinned=pinned)
