@@ -25,7 +25,7 @@ from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.data.load import load_data
 from holdfast.graph.model import Graph
-from holdfast.judge.desk import Model
+from holdfast.judge.desk import Model, evaluating
 from holdfast.judge.referee import Referee
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.http import HttpModel
@@ -118,11 +118,20 @@ class Context:
         exact = self.differentiable and self.plan.certify != "smoothing"
         return Referee(self.model, draws=_RANDOMISED_DRAWS if self.randomised else 0, exact=exact)
 
-    def surrogate(self, classes: int) -> nn.Module:
+    @cached_property
+    def classes(self) -> int:
+        """K; a prediction API is not asked, the plan says it."""
+        if self.plan.classes is not None:
+            return self.plan.classes
+        with torch.no_grad(), evaluating(self.search):
+            return int(self.search(self.inputs(np.arange(1))).shape[-1])
+
+    @cached_property
+    def surrogate(self) -> nn.Module:
         """The attacker's own model: the one of the plan, or one trained on the training data that the attacker knows."""
         plan = self.plan
         if plan.train_data is not None and plan.surrogate is None:
-            return trained_surrogate(plan, self.folder, classes)
+            return trained_surrogate(plan, self.folder, self.classes)
         if plan.surrogate is None:
             raise UsageError(
                 "a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION"
@@ -147,7 +156,7 @@ class Context:
         """(n,) labels on the device."""
         return self.data.y[torch.from_numpy(ids)].to(self.device)
 
-    def problem(self, ids: np.ndarray, eps: float | Tensor | None = None, classes: int | None = None) -> Problem:
+    def problem(self, ids: np.ndarray, eps: float | Tensor | None = None) -> Problem:
         """The problem of some samples: at the plan's eps, at another one, or at one for each sample."""
         x, y = self.inputs(ids), self.labels(ids)
         plan = self.plan
@@ -156,9 +165,7 @@ class Context:
         )  # fmt: skip
         target = None
         if plan.goal is Goal.TARGETED:
-            if classes is None:
-                raise UsageError("a targeted problem needs the number of classes")
-            target = (y + 1) % classes
+            target = (y + 1) % self.classes
         return Problem.of(x, y, ball if eps is None else ball.with_eps(eps), target=target, ids=ids)
 
 

@@ -52,8 +52,7 @@ def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
     ids = np.concatenate([s.ids[s.correct] for s in parts]) if parts else np.zeros(0, dtype=np.int64)
     if len(ids) and context.plan.access is Access.WHITE_BOX and context.differentiable:
         chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
-        classes = parts[0].scores.shape[1]
-        problem = context.problem(chosen, classes=classes)
+        problem = context.problem(chosen)
         problem = replace(problem, draws=Draws(context.plan.seed, "diagnostics", context.device).of(chosen))
         desk = Desk(context.search, problem, first=False, micro_batch=context.plan.slots)
         with evaluating(context.search):

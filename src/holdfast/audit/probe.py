@@ -45,7 +45,7 @@ def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
     }
     if not len(chosen) or context.plan.remote:
         return payload
-    problem = context.problem(chosen, classes=standing.scores.shape[1])
+    problem = context.problem(chosen)
     problem = replace(problem, draws=Draws(context.plan.seed, "probe", context.device).of(chosen))
     scores = torch.from_numpy(standing.scores[standing.open]).to(context.device, problem.x.dtype)
     desk = Desk(context.search, problem, clean=scores, micro_batch=context.plan.slots)

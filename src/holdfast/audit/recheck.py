@@ -79,9 +79,8 @@ def recheck(out: Path | str, *, model: nn.Module | None = None) -> Recheck:
     _compare(context, report, units, journal, result)
     parts = standings(context, units)
     for standing in parts:
-        claims = {**standing.nearest, **standing.broken}
-        _witnesses(context, claims, float("inf"), standing.scores.shape[1], result)
-        _witnesses(context, standing.broken, float(plan.exact_eps), standing.scores.shape[1], result)
+        _witnesses(context, standing.nearest, float("inf"), result)
+        _witnesses(context, standing.broken, float(plan.exact_eps), result)
         _certificates(context, standing.certificates.items(), result)
     return result
 
@@ -97,7 +96,7 @@ def _compare(context: Context, report: Document, units: object, journal: Journal
             result.problems.append(f"report.json says something else than the journal about '{name}'")
 
 
-def _witnesses(context: Context, claims: dict[int, Claim], eps: float, classes: int, result: Recheck) -> None:
+def _witnesses(context: Context, claims: dict[int, Claim], eps: float, result: Recheck) -> None:
     kept, tensors = [], []
     for i, claim in sorted(claims.items()):
         try:
@@ -107,7 +106,7 @@ def _witnesses(context: Context, claims: dict[int, Claim], eps: float, classes: 
             result.problems.append(f"sample {i}: {error}")
     if not kept:
         return
-    problem = context.problem(np.array(kept), eps, classes=classes)
+    problem = context.problem(np.array(kept), eps)
     ruling = context.referee().judge(problem, torch.stack(tensors))
     result.witnesses += len(kept)
     for k, i in enumerate(kept):

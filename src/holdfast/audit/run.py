@@ -74,17 +74,18 @@ def audit(
             )
         journal = Journal(folder.journal_file, context.identity)
         units = journal.units()
-        threads = torch.get_num_threads()
+        threads, crew = torch.get_num_threads(), _Crew(workers)
         try:
             torch.set_num_threads(max(1, threads // workers))
             context = _preflight(context, journal, units)
             for stage in stages(plan):
-                _run_stage(context, stage, journal, units, workers, progress)
+                _run_stage(context, stage, journal, units, crew, progress)
             if (_DIAGNOSTICS, _WHOLE) not in units:
                 start = time.monotonic()
                 payload = diagnose(context, standings(context, units))
                 _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, time.monotonic() - start)
         finally:
+            crew.dismiss()
             torch.set_num_threads(threads)
             seconds = journal.seconds()
             sha256 = journal.close()
@@ -145,7 +146,7 @@ def _run_stage(
     stage: Stage,
     journal: Journal,
     units: dict[tuple[str, int], Payload],
-    workers: int,
+    crew: _Crew,
     progress: Progress | None,
 ) -> None:
     chunks = context.chunks()
@@ -153,7 +154,7 @@ def _run_stage(
     done = len(chunks) - len(todo)
     if progress is not None:
         progress(stage.title, done, len(chunks))
-    for k, payload, seconds in _work(context, stage, chunks, todo, units, workers):
+    for k, payload, seconds in _work(context, stage, chunks, todo, units, crew):
         _enter(journal, units, stage.name, k, payload, seconds)
         done += 1
         if progress is not None:
@@ -162,35 +163,52 @@ def _run_stage(
 
 def _work(
     context: Context, stage: Stage, chunks: list[np.ndarray], todo: list[int],
-    units: Mapping[tuple[str, int], Payload], workers: int,
+    units: Mapping[tuple[str, int], Payload], crew: _Crew,
 ) -> Iterator[tuple[int, Payload, float]]:  # fmt: skip
     def before(k: int) -> dict[str, Payload]:
         return {s.name: units[s.name, k] for s in stages(context.plan) if (s.name, k) in units}
 
-    if workers == 1 or len(todo) < 2:
+    if crew.workers == 1 or len(todo) < 2:
         for k in todo:
             yield (k, *_unit(context, stage, chunks[k], before(k)))
         return
-    left = dict.fromkeys(todo, _TRIES)
-    while left:
+    tries = dict.fromkeys(todo, _TRIES)
+    while tries:
         try:
-            with ProcessPoolExecutor(
-                workers, get_context("spawn"), _open_worker,
-                (context.plan, context.folder.path, context.randomised, torch.get_num_threads()),
-            ) as pool:  # fmt: skip
-                jobs: dict[Future[tuple[Payload, float]], int] = {
-                    pool.submit(_in_worker, stage.name, k, before(k)): k for k in left
-                }
-                for job in as_completed(jobs):
-                    result = job.result()
-                    del left[jobs[job]]
-                    yield (jobs[job], *result)
+            pool = crew.pool(context)
+            jobs: dict[Future[tuple[Payload, float]], int] = {
+                pool.submit(_in_worker, stage.name, k, before(k)): k for k in tries
+            }
+            for job in as_completed(jobs):
+                result = job.result()
+                del tries[jobs[job]]
+                yield (jobs[job], *result)
         except BrokenProcessPool:
-            for k in list(left):
-                left[k] -= 1
-                if left[k] == 0:
-                    del left[k]
+            crew.dismiss()
+            for k in list(tries):
+                tries[k] -= 1
+                if tries[k] == 0:
+                    del tries[k]
                     yield k, _fault(chunks[k], stage, RuntimeError("a worker process died on it twice")), 0.0
+
+
+class _Crew:
+    """The worker processes of a run; made when they are first needed, and anew after one has died."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def pool(self, context: Context) -> ProcessPoolExecutor:
+        if self._pool is None:
+            given = (context.plan, context.folder.path, context.randomised, torch.get_num_threads())
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _open_worker, given)
+        return self._pool
+
+    def dismiss(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
 
 
 _worker: Context | None = None

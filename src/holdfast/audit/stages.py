@@ -106,11 +106,11 @@ def attack(
         return _spent(ids, None)
     plan = context.plan
     rows = np.searchsorted(standing.ids, ids)
-    problem = context.problem(ids, eps, classes=standing.scores.shape[1])
+    problem = context.problem(ids, eps)
     scores = torch.from_numpy(standing.scores[rows]).to(context.device, problem.x.dtype)
     method = rung.attack()
     judge = context.model if transfers(rung) else None
-    search = context.surrogate(standing.scores.shape[1]) if transfers(rung) else context.search
+    search = context.surrogate if transfers(rung) else context.search
     outcome = run(
         method, problem, search, judge=judge, seed=plan.seed,
         budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings,
@@ -199,7 +199,7 @@ def shrinking(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -
     if not len(chosen):
         return _spent(chosen, None)
     known = {i: c.witness for i, c in standing.nearest.items()}
-    problem = context.problem(chosen, float("inf"), classes=standing.scores.shape[1])
+    problem = context.problem(chosen, float("inf"))
     witness = problem.x.clone()
     for k, i in enumerate(chosen.tolist()):
         if i in known:
@@ -224,7 +224,7 @@ def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> 
     payload: Payload = {"ids": chosen.tolist(), "broken_on_grid": [], "saved": 0, "still_breaking": 0, "referee": 0}
     if not len(chosen):
         return payload
-    problem = context.problem(chosen, classes=standing.scores.shape[1])
+    problem = context.problem(chosen)
     problem = replace(problem, set=replace(problem.set, grid=context.plan.threat.grid))
     first = [standing.broken[i].witness.sha256 for i in chosen.tolist()]
     x = torch.stack([context.folder.witness(sha).to(context.device) for sha in first])

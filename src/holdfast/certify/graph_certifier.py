@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.cards import Card, parameter
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
@@ -87,8 +87,11 @@ class GraphCertifier(ABC):
 
         Raises:
             UsageError: shapes that do not fit the graph.
-            UnsupportedError: an operation without a bound.
+            UnsupportedError: an operation without a bound, or a norm that the card lacks.
         """
+        if region.norm not in self.card.norms:
+            serves = ", ".join(self.card.norms)
+            raise UnsupportedError(f"{self.card.title} does not serve {region.norm}; it serves {serves}")
         graph = graph.logits()
         if tuple(x.shape[1:]) != graph.input_shape:
             raise UsageError(f"samples of shape {tuple(x.shape[1:])} for a model of {graph.input_shape}")
@@ -97,11 +100,13 @@ class GraphCertifier(ABC):
         if len(graph.output_shape) != 1 or graph.output_shape[0] < 2:
             raise UsageError(f"a classifier has a vector of at least 2 scores, this model {graph.output_shape}")
         rows = margin_rows(y, graph.output_shape[0])
+        if not len(x):
+            return x.new_zeros(0, graph.output_shape[0] - 1, dtype=torch.float64)
         parts: list[Tensor] = []
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN may convolve by FFT: no a-priori bound
             for i in torch.split(torch.arange(len(x), device=x.device), self.batch):
                 parts.append(self.bounds(graph, region.select(i), x[i], rows[i]))
-        return torch.cat(parts) if parts else x.new_zeros(0, graph.output_shape[0] - 1, dtype=torch.float64)
+        return torch.cat(parts)
 
     def certify(self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall) -> Tensor:
         """Whether every input of the set is proved to have class y: (n,) bool."""

@@ -60,7 +60,7 @@ def attack(
     from holdfast.attacks.attack import Attack
     from holdfast.attacks.engine import run
     from holdfast.core.registry import method
-    from holdfast.core.threat import Access, Formulation, Goal
+    from holdfast.core.threat import Access, Formulation
     from holdfast.judge.ledger import Budget
     from holdfast.judge.referee import Ruling
 
@@ -76,11 +76,7 @@ def attack(
         answers=answers, classes=classes, max_queries=max_queries, seed=seed, device=device,
     )  # fmt: skip
     plan, ids = context.plan, np.arange(len(context.data))
-    known = None
-    if plan.goal is Goal.TARGETED:
-        with torch.no_grad():
-            known = int(context.model(context.inputs(ids[:1])).shape[-1])
-    problem = context.problem(ids, None if eps is not None else float("inf"), known)
+    problem = context.problem(ids, None if eps is not None else float("inf"))
     transfer = tool.card.access is Access.TRANSFER
     start = perf_counter()
     with progress() as tell:

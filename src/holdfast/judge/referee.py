@@ -122,12 +122,14 @@ class Referee:
         return stacked.amax(0), stacked.amax(0) - stacked.amin(0)
 
     def _ask(self, model: Model, x: Tensor, batch: int) -> Tensor:
+        if not len(x):
+            return model(x)
         self.forwards += len(x)
-        parts = []
+        parts: list[Tensor] = []
         for part in x.split(batch):
             filled = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
             parts.append(model(filled)[: len(part)])
-        return torch.cat(parts) if parts else model(x)
+        return torch.cat(parts)
 
     def _vote(self, problem: Problem, x: Tensor, before: int) -> Judgement:
         """Randomised models: the majority of fresh draws, with its interval."""

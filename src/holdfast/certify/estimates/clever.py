@@ -135,9 +135,9 @@ class Clever(OracleCertifier):
         self, ask: Ask, x: Tensor, y: int, margins: Array, stream: torch.Generator, norm: Norm, radius: float
     ) -> Estimate | None:
         margins[y] = inf
-        rivals = np.argsort(margins, kind="stable")[: min(self.rivals or len(margins), len(margins) - 1)]
-        if not (margins[rivals] > 0).all():
+        if not (margins > 0).all():  # before sorting, which puts a NaN behind all others
             return None
+        rivals = np.argsort(margins, kind="stable")[: min(self.rivals or len(margins), len(margins) - 1)]
         maxima = self._maxima(ask, x, y, rivals.tolist(), stream, norm, radius)
         if not np.isfinite(maxima).all():
             return None

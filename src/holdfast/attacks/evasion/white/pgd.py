@@ -15,11 +15,24 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.losses import pick_loss
-from holdfast.numerics.project import project
+from holdfast.numerics.project import linf_bounds, project
 from holdfast.numerics.sampling import uniform_in_ball
 from holdfast.numerics.steps import pinned_by_box, steepest
 
 __all__ = ["PGD"]
+
+
+@dataclass(frozen=True)
+class PGDState(State):
+    """The iterate, and for linf the set.
+
+    Attributes:
+        low: (n, \\*features) least values of the linf set; (n, 0) for the other norms.
+        high: largest values, likewise.
+    """
+
+    low: Tensor
+    high: Tensor
 
 
 @dataclass(frozen=True)
@@ -65,14 +78,21 @@ class PGD(Attack[WhiteBoxOracle]):
         return self.steps
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:  # noqa: D102
-        if not self.random_start:
-            return State.at(problem.x)
-        return State.at(uniform_in_ball(gridless(problem), problem.x, problem.keyed, "start"))
+        ball, x = gridless(problem), problem.x
+        low = high = x.new_empty(len(x), 0)
+        if ball.norm is Norm.LINF:
+            low, high = linf_bounds(ball, x)
+        start = uniform_in_ball(ball, x, problem.keyed, "start") if self.random_start else x
+        return PGDState.at(start, low=low, high=high)
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
-        return replace(state, x=project(gridless(problem), state.x + self._move(problem, state.x, g.grad), problem.x))
+        x = state.x + self._move(problem, state.x, g.grad)
+        if problem.set.norm is Norm.LINF:
+            assert isinstance(state, PGDState)
+            return replace(state, x=x.clamp_(state.low, state.high))  # the projection, its bounds computed once
+        return replace(state, x=project(gridless(problem), x, problem.x))
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
         oracle.logits(valid(problem, state.x), problem.rows)
