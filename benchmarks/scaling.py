@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 import torch
-from _common import parse, parser, report, table, trained
 from torch import nn
 
+from _common import parse, parser, report, table, trained
 from holdfast.audit.plan import Plan
 from holdfast.audit.run import audit
 

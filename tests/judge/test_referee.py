@@ -196,12 +196,20 @@ def test_the_batch_is_always_full():
     assert referee.forwards == 44
 
 
+@pytest.mark.filterwarnings("ignore:std")
 def test_no_claims_at_all():
     problem = _problem(2).select(np.zeros(0, dtype=np.int64))
     for draws in (0, 3):
         out = Referee(Threshold(), draws=draws).judge(problem, problem.x)
         assert out.ruling == ()
         assert out.forwards == 0
+
+
+def test_a_single_draw_has_no_spread():
+    problem = _problem()
+    out = Referee(Threshold(), draws=1).judge(problem, _at(problem, 0.55))
+    assert out.ruling == (Ruling.HOLDS,)
+    assert out.rounding.tolist() == [0]
 
 
 def test_not_a_number_is_no_witness():

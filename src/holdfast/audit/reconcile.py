@@ -116,7 +116,7 @@ def compose(
     by_stage = _by_stage(units, seconds)
     top = [by_stage[name] for name in ["clean", *attack_names] if name in by_stage]
     complete = complete and count[Status.ERROR] <= _MOST_ERRORS * n
-    empirical, proved = 1 - (wrong + broken) / n, certified / n
+    empirical, proved = (n - wrong - broken) / n, certified / n  # 1 - share would round: equal counts, equal figures
     clean = sum(v.prediction == v.label and v.status is not Status.ERROR for v in found) / n
     return Document.model_validate(
         {
@@ -299,9 +299,10 @@ def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str,
         return None
     wrong = sum(v.status is Status.MISCLASSIFIED for v in found)
     lost = sum(len(u["broken_on_grid"]) for u in mine)
+    n = max(1, len(found))
     return {
         "grid": context.plan.grid,
-        "empirical_robust_accuracy": 1 - (wrong + lost) / max(1, len(found)),
+        "empirical_robust_accuracy": (n - wrong - lost) / n,
         "pictures_saved": sum(u["saved"] for u in mine),
         "pictures_still_breaking": sum(u["still_breaking"] for u in mine),
     }

@@ -20,7 +20,7 @@ from holdfast.core.arrays import on_device
 __all__ = ["Draws", "SampleDraws"]
 
 _BLOCK_STEPS = 64
-_BLOCK_NUMBERS = 1 << 15  # a block of big draws holds fewer steps, so that its memory stays bounded
+_BLOCK_NUMBERS = 1 << 12  # a block of big draws holds fewer steps, so that its memory stays bounded
 _Fill = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
@@ -37,6 +37,8 @@ class _Stream:
     block: np.ndarray = field(default_factory=lambda: np.full(0, -1, dtype=np.int64))
     slot: dict[tuple[int, int], int] = field(default_factory=dict[tuple[int, int], int])
     values: Tensor | None = None
+    batch: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    """The last batch's ids, rounds and slots: as a rule the next step asks for the same one."""
 
 
 class Draws:
@@ -89,10 +91,12 @@ class Draws:
             stream.block[s] = block[k]
         if stream.values is None:  # an empty batch
             return fill((0, *shape), self._generator)
-        at = on_device(np.stack([slots, within]), self.device)
-        return stream.values[at[0], at[1]]
+        at = on_device(slots * length + within, self.device)
+        return stream.values.flatten(0, 1).index_select(0, at)
 
     def _slots(self, stream: _Stream, ids: np.ndarray, rounds: np.ndarray) -> np.ndarray:
+        if stream.batch is not None and stream.batch[0] is ids and stream.batch[1] is rounds:
+            return stream.batch[2]
         table = stream.slot
         slots = np.fromiter(
             (table.setdefault(key, len(table)) for key in zip(ids.tolist(), rounds.tolist(), strict=True)),
@@ -101,6 +105,7 @@ class Draws:
         )
         if len(table) > len(stream.block):
             stream.block = np.concatenate([stream.block, np.full(2 * len(table) - len(stream.block), -1)])
+        stream.batch = ids, rounds, slots
         return slots
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -14,16 +15,16 @@ from holdfast.core.threat import Norm
 __all__ = ["LpBall", "PerturbationSet"]
 
 
-class PerturbationSet:
+class PerturbationSet(ABC):
     """A set of inputs around each sample of a batch; the first dimension of all its tensors is the sample."""
 
+    @abstractmethod
     def select(self, rows: Tensor) -> PerturbationSet:
         """The sets of the samples at ``rows`` (int64, any order, repeats allowed)."""
-        raise NotImplementedError(type(self).__name__)
 
+    @abstractmethod
     def describe(self) -> dict[str, object]:
         """The exact set in plain values, for hashes and reports."""
-        raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,8 @@ class Desk:
     @property
     def spent(self) -> Tensor:
         """(n,) bool: nothing more may be asked."""
+        if self.budget.unlimited:
+            return torch.zeros_like(self.found_at, dtype=torch.bool)
         return self.ledger.left(self.budget) == 0
 
     @property
@@ -247,14 +249,14 @@ class Desk:
 
     def _charge(self, index: Tensor, backwards: int) -> Tensor:
         """Charges each row that the budget allows, in the order asked; returns which those are."""
-        ones = torch.ones_like(index)
         if self.budget.unlimited:
-            answered = ones.bool()
+            answered = torch.ones_like(index, dtype=torch.bool)
+            charge = (self.found_at[index] < 0).long() if self.first else torch.ones_like(index)
         else:
             answered = _rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
             if self.first:  # a settled sample is charged no more, so it must not be sent either
                 answered &= ~self.found[index]
-        charge = (answered & ~self.found[index]).long() if self.first else answered.long()
+            charge = answered.long()
         self.ledger.forwards.index_add_(0, index, charge)
         if backwards:
             self.ledger.backwards.index_add_(0, index, charge * backwards)
@@ -271,12 +273,14 @@ class Desk:
         p = self.problem
         with torch.no_grad():
             y, target = p.y[index], p.target[index]
-            margin = p.criterion.margin(scores, y, target).double().masked_fill(~answered, float("inf"))
+            margin = p.criterion.margin(scores, y, target).double()
+            holds = p.criterion.holds(scores, y, target)
+            if not self.budget.unlimited:
+                margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
             self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
-            holds = p.criterion.holds(scores, y, target) & answered
             if x.device.type == "cpu" and not holds.any():
                 return
-            holds &= contains(p.set.select(index), x, p.x[index])
+            holds = holds & contains(p.set.select(index), x, p.x[index])
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))

@@ -150,8 +150,8 @@ class Referee:
         )
         stacked = torch.stack(margins)
         return Judgement(
-            ruling, x, stacked.mean(0), stacked.std(0), between(problem.set.norm, x, problem.x), share, interval,
-            self.forwards - before,
+            ruling, x, stacked.mean(0), stacked.std(0, correction=min(1, self.draws - 1)),
+            between(problem.set.norm, x, problem.x), share, interval, self.forwards - before,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from holdfast.graph.model import Graph, Node
 from holdfast.numerics.project import project
 
 __all__ = [
-    "FEW", "NETS", "RADII", "Case", "Chain", "Residual", "ask", "balls", "captured", "chain", "descend", "half_plane",
+    "FEW", "NETS", "RADII", "Case", "Chain", "Residual", "balls", "captured", "chain", "descend", "half_plane",
     "least_margins", "points",
 ]  # fmt: skip
 
@@ -91,12 +91,14 @@ def captured(name: str) -> tuple[nn.Module, Graph, Tensor, Tensor]:
     """A small random net in float64, its graph, six samples and the labels that it gives them."""
     make, shape = _MAKERS[name]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        net = make().double().eval()
+        torch.manual_seed(2)
+        net: Any = make().double().eval()
         x = torch.rand(6, *shape, dtype=torch.float64)
     with torch.no_grad():
         for p in net.parameters():
             p.mul_(1.5)
+        head = net.head if isinstance(net, Residual) else net[-1]
+        head.bias -= net(x).median(0).values  # so that every class is near for some sample
         y = net(x).argmax(1)
     return net, Graph.from_module(net, x[:1]), x, y
 
@@ -210,8 +212,3 @@ def half_plane(n: int = 8, d: int = 6) -> tuple[nn.Module, Tensor, Tensor, Tenso
         model.bias.zero_()
     margins = (x.double() @ direction.double()).abs()
     return model.requires_grad_(False), x, (x @ direction < 0).long(), margins, direction.double()
-
-
-def ask(module: nn.Module) -> ModuleAsk:
-    """A module as certifiers see it."""
-    return ModuleAsk(module.eval())
