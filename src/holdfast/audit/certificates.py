@@ -25,9 +25,9 @@ __all__ = ["certificates", "prove", "triage"]
 
 
 def triage(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
-    """Which samples the plan's bounds prove at eps; `fast` may spare them its dear rungs."""
+    """Which open samples the plan's bounds prove at eps; `fast` may spare them its dear rungs."""
     standing = _standing(context, ids, units)
-    chosen = ids[standing.correct]
+    chosen = ids[standing.open]
     if not len(chosen):
         return {"ids": [], "proved": []}
     problem = context.problem(chosen)

@@ -55,9 +55,11 @@ def stages(plan: Plan) -> list[Stage]:
     from holdfast.audit.probe import probe
 
     todo = [Stage("clean", clean, "clean predictions")]
+    attacks = [Stage(r.stage, _attacking(r), f"attack {r.name}") for r in rungs(plan)]
     if plan.suite == "fast" and plan.certify in ("crown", "ibp", "alpha-crown"):
-        todo.append(Stage("triage", triage, "cheap certificates"))
-    todo += [Stage(r.stage, _attacking(r), f"attack {r.name}") for r in rungs(plan)]
+        # what the first rung breaks needs no proof, what is proved may be spared the dear rungs
+        attacks.insert(1, Stage("triage", triage, "certificates at eps"))
+    todo += attacks
     todo.append(Stage("probe", probe, "random points and single steps"))
     todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {e}") for e in plan.eps_grid]
     todo.append(Stage("shrink", shrinking, "nearest witnesses"))
