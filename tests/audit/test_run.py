@@ -11,13 +11,16 @@ import pytest
 import torch
 
 import holdfast.audit.run as driver
+from holdfast.audit.context import Context
 from holdfast.audit.document import Document
 from holdfast.audit.folder import RunFolder
 from holdfast.audit.plan import Plan
-from holdfast.audit.recheck import recheck
+from holdfast.audit.recheck import Recheck, _witnesses, recheck
 from holdfast.audit.run import audit, resume
+from holdfast.audit.standing import Claim
+from holdfast.audit.suites import stamp
 from holdfast.core.errors import DataError, JournalError, UsageError
-from holdfast.core.verdict import Status
+from holdfast.core.verdict import Status, Witness
 
 
 def but_for_times(document: Document) -> dict:
@@ -183,6 +186,24 @@ def test_a_report_that_says_something_else_is_found(finished, tmp_path):
     broken = next(s for s in finished[1].samples if s.status is Status.BROKEN)
     (out / "report.json").write_text(text.replace(f'"distance": {broken.witness.distance!r}', '"distance": 0.001', 1))
     assert any("samples" in p for p in recheck(out).problems)
+
+
+@pytest.mark.parametrize(("margin", "rounding"), [(-1e-3, 0.0), (-1e-3, 1e-4)])
+def test_a_witness_that_left_its_set_is_no_rounding(finished, margin, rounding):
+    out, document = finished
+    context = Context.open(RunFolder(out).plan(), RunFolder(out))
+    broken = max((s for s in document.samples if s.status is Status.BROKEN), key=lambda s: s.witness.distance)
+    found = broken.witness
+    claim = Claim(Witness(found.distance, found.attack, found.sha256, margin), rounding, "attack:x")
+    result = Recheck()
+    _witnesses(context, {broken.id: claim}, found.distance / 2, result)  # a set that it does not lie in
+    assert result.problems
+    assert not result.marginal
+
+
+def test_standard_is_only_standard_whole():
+    assert stamp(Plan.of(suite="standard")).startswith("standard")
+    assert stamp(Plan.of(suite="standard", queries=100)).startswith("not standard")
 
 
 def test_a_journal_of_another_model_is_refused(finished, plan, trained, tmp_path):

@@ -114,7 +114,12 @@ def _witnesses(context: Context, claims: dict[int, Claim], eps: float, result: R
         moved = abs(float(ruling.distance[k]) - claim.witness.distance) > 1e-9 * max(1.0, claim.witness.distance)
         if ruling.ruling[k] is Ruling.HOLDS and not moved:
             continue
-        if float(ruling.margin[k]) <= claim.rounding or (moved and float(ruling.rounding[k]) >= -claim.witness.margin):
+        if ruling.ruling[k] is Ruling.REJECTED:
+            result.problems.append(f"sample {i}: its witness does not lie in the set")
+            continue
+        # where the referee had to move it, it did not hold where it was stored: the margin there was at least 0
+        flip = max(float(ruling.margin[k]), 0.0) - claim.witness.margin
+        if flip <= claim.rounding:
             result.marginal.append(i)
         else:
             result.problems.append(

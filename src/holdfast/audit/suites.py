@@ -108,6 +108,8 @@ def _black_box(plan: Plan) -> tuple[Rung, ...]:
 
 def stamp(plan: Plan) -> str:
     """What the suite may be called."""
+    if plan.suite == "standard" and plan.queries is not None:
+        return f"not standard: the AutoAttack composition, cut at {plan.queries} queries a sample and attack"
     if plan.suite == "standard":
         return "standard: the AutoAttack composition (APGD-CE, APGD-T, FAB-T, Square 5000), untuned"
     if plan.suite == "fast":
