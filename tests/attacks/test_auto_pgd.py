@@ -210,7 +210,7 @@ def test_same_result_whatever_the_slots(make: Callable[..., AutoPGD], norm: Norm
 
 
 @pytest.mark.parametrize("attack", [APGDCE(steps=20), FGSM(), FGSM(steps=40)], ids=["apgd", "fgsm", "iterated"])
-def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[WhiteBoxOracle]) -> None:
+def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[WhiteBoxOracle, Any]) -> None:
     # Driven by hand: what the engine passes on of a grid is the engine's own affair.
     model, x, _ = affine(classes=4)
     model, x = model.float(), (x * 255).round().float() / 255

@@ -222,7 +222,7 @@ def test_precision_is_confirmed(model, problem):
 
 
 @dataclass(frozen=True)
-class _Peeks(Attack[HardLabelOracle]):
+class _Peeks(Attack[HardLabelOracle, State]):
     card: ClassVar[Card] = Card(
         "Peeks", (), "", "", "", access=Access.HARD_LABEL, formulation=Formulation.BUDGET, norms=(Norm.LINF,)
     )

@@ -61,7 +61,10 @@ def _join(a: Any, b: Any) -> Any:
     return a.join(b) if isinstance(a, State) else np.concatenate([a, b])
 
 
-class Attack(ABC, Generic[O_contra]):
+S = TypeVar("S", bound=State)
+
+
+class Attack(ABC, Generic[O_contra, S]):
     """An attack is a frozen dataclass of its parameters with the paper's loop in `start` and `step`; the engine owns
     everything else: who is in the batch, what is settled, budgets, restarts, witnesses.
 
@@ -85,18 +88,48 @@ class Attack(ABC, Generic[O_contra]):
         """The attack's own limits for a sample over all rounds."""
         return Budget()
 
+    @property
+    def passes(self) -> int:
+        """Forwards and backwards that a sample costs at most over all rounds, nearly; the desk counts exactly.
+
+        Attacks whose step asks more than one gradient override it.
+        """
+        limit = self.budget.queries
+        return limit if limit is not None else self.rounds * (2 * self.iterations + 1) + 1
+
+    def within(self, passes: int) -> Self:
+        """The same attack with its ``steps`` (or ``queries``) set so that a sample costs about so many passes.
+
+        Raises:
+            UnsupportedError: the attack has neither.
+
+        Example:
+            >>> from holdfast.core.registry import method
+            >>> method("pgd")().within(202).steps
+            99
+        """
+        names = {f.name for f in fields(self)}  # type: ignore[arg-type]
+        changed: Any = self
+        if "queries" in names:
+            return replace(changed, queries=max(1, passes))
+        if "steps" not in names:
+            raise UnsupportedError(f"{self.card.title} has no steps to spread {passes} passes over")
+        for _ in range(3):  # what a step costs is only nearly proportional
+            changed = replace(changed, steps=max(1, changed.steps * passes // max(1, changed.passes)))
+        return changed
+
     @abstractmethod
-    def start(self, oracle: O_contra, problem: Problem) -> State:
+    def start(self, oracle: O_contra, problem: Problem) -> S:
         """The state of new samples, with ``step`` 0."""
 
     @abstractmethod
-    def step(self, oracle: O_contra, problem: Problem, state: State) -> State:
+    def step(self, oracle: O_contra, problem: Problem, state: S) -> S:
         """One iteration for the samples in the slots; ``problem`` and ``state`` are aligned row by row."""
 
-    def conclude(self, oracle: O_contra, problem: Problem, state: State) -> None:
+    def conclude(self, oracle: O_contra, problem: Problem, state: S) -> None:
         """Asks what is left to ask when a round is up, as a rule the last iterate; nothing by default."""
 
-    def finished(self, state: State) -> Tensor | None:
+    def finished(self, state: S) -> Tensor | None:
         """(n,) bool: samples whose round has converged before its steps are up; None if the attack cannot tell."""
         return None
 

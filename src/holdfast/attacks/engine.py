@@ -75,7 +75,7 @@ class Run:
 
     def __init__(
         self,
-        attack: Attack[Any],
+        attack: Attack[Any, Any],
         problem: Problem,
         model: Model,
         *,
@@ -234,7 +234,7 @@ def _join_problems(a: Problem, b: Problem) -> Problem:
 
 
 def run(
-    attack: Attack[Any],
+    attack: Attack[Any, Any],
     problem: Problem,
     model: Model,
     *,

@@ -43,7 +43,7 @@ class Rung:
     wants: Callable[[Standing], np.ndarray] = lambda standing: np.ones(len(standing.ids), dtype=bool)
     spares: bool = False
 
-    def attack(self) -> Attack[Any]:
+    def attack(self) -> Attack[Any, Any]:
         """The attack with its parameters."""
         return method(self.method)(**self.parameters)
 

@@ -21,7 +21,7 @@ from holdfast.testing.toys import Queried, digits, net
 __all__ = ["EPS", "FEW_STEPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
 
 EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
-FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2}
+FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2, "searches": 3}
 SAMPLES = 12
 _FEW = 0.02  # share of features that rounding may decide, as the sign of a gradient near 0 does
 
@@ -30,8 +30,8 @@ _FEW = 0.02  # share of features that rounding may decide, as the sign of a grad
 class Case:
     """One attack: ``whole`` as given, ``small`` with few steps, and the norm that most checks use."""
 
-    whole: Attack[Any]
-    small: Attack[Any]
+    whole: Attack[Any, Any]
+    small: Attack[Any, Any]
     norm: Norm
 
     @property
@@ -87,7 +87,7 @@ def same(a: Outcome, b: Outcome, what: str, order: Tensor | None = None, toleran
     require(near.all(), f"{what}: other distances, {a.distance[at][~near]} against {b.distance[~near]}")
 
 
-def reduced(attack: Attack[Any], limits: dict[str, int]) -> Attack[Any]:
+def reduced(attack: Attack[Any, Any], limits: dict[str, int]) -> Attack[Any, Any]:
     """The attack with parameters of these names at most so large."""
     given: Any = attack
     names = {f.name for f in fields(given)}

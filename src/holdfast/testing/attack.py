@@ -421,7 +421,7 @@ ATTACK_CHECKS = tuple(_CHECKS)
 """Names of the checks, in the order in which they run."""
 
 
-def check_attack(attack: str | type[Attack[Any]] | Attack[Any], *, only: Iterable[str] | None = None) -> None:
+def check_attack(attack: str | type[Attack[Any, Any]] | Attack[Any, Any], *, only: Iterable[str] | None = None) -> None:
     """Runs the contract of an attack; each check is made, and all that fail are told together.
 
     Args:
@@ -436,7 +436,7 @@ def check_attack(attack: str | type[Attack[Any]] | Attack[Any], *, only: Iterabl
         >>> check_attack("pgd", only=["card", "eps-zero"])
     """
     given = method(attack) if isinstance(attack, str) else attack
-    whole: Attack[Any] = given() if isinstance(given, type) else given
+    whole: Attack[Any, Any] = given() if isinstance(given, type) else given
     norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
     case = Case(whole, reduced(whole, FEW_STEPS), norm)
     wrong: dict[str, Exception] = {}

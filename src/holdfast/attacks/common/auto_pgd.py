@@ -97,7 +97,7 @@ class AutoPGDState(State):
 
 
 @dataclass(frozen=True)
-class AutoPGD(Attack[WhiteBoxOracle]):
+class AutoPGD(Attack[WhiteBoxOracle, AutoPGDState]):
     """``z = project(x + size * steepest(grad))``, ``x <- project(x + 0.75 (z - x) + 0.25 (x - previous))``; at
     checkpoints a sample whose loss rises too rarely goes back to its best iterate with half the step.
     """
@@ -124,7 +124,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
     def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
         """(n,) int64 the class that each sample heads for in its round; -1 for none."""
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:  # noqa: D102
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> AutoPGDState:  # noqa: D102
         x0, ball = problem.x, gridless(problem)
         sparse, boxed = ball.norm is Norm.L1, ball.norm is Norm.LINF
         step = np.zeros(len(x0), dtype=np.int64)
@@ -143,8 +143,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
             share=_share(support, x0), support=support, low=low, high=high,
         )  # fmt: skip
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
-        assert isinstance(state, AutoPGDState)
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: AutoPGDState) -> AutoPGDState:  # noqa: D102
         ball = gridless(problem)
         sparse = ball.norm is Norm.L1
         if sparse:
@@ -167,7 +166,7 @@ class AutoPGD(Attack[WhiteBoxOracle]):
             return _sparse_move(problem, ball, *self._sparsify(problem, state, g.grad))
         return _dense_move(problem, ball, *self._halve(problem, state, g.grad))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: AutoPGDState) -> None:  # noqa: D102
         oracle.logits(valid(problem, state.x), problem.rows)
 
     def _halve(self, problem: Problem, state: AutoPGDState, grad: Tensor) -> tuple[AutoPGDState, Tensor]:

@@ -47,7 +47,7 @@ class FastBoundaryState(State):
 
 
 @dataclass(frozen=True)
-class FastBoundary(Attack[WhiteBoxOracle]):
+class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
     """Projects the iterate and the clean input on the nearest linearised boundary in the box, mixes the two with a bias
     toward the clean input, and steps back toward it whenever the boundary was crossed.
     """
@@ -85,8 +85,7 @@ class FastBoundary(Attack[WhiteBoxOracle]):
             x, best=problem.x, reach=nothing + float("inf"), margin=nothing, over=torch.zeros_like(problem.y).bool()
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> FastBoundaryState:  # noqa: D102
-        assert isinstance(state, FastBoundaryState)
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState) -> FastBoundaryState:  # noqa: D102
         low, high = (edge.expand_as(state.x) for edge in box(problem.set, problem.x))
         x = self._mix(oracle, problem, state.x, low, high).clamp(low, high)
         scores, answered = oracle.logits(valid(problem, x), problem.rows)
@@ -103,12 +102,10 @@ class FastBoundary(Attack[WhiteBoxOracle]):
             margin=torch.where(better, margin, state.margin),
         )
 
-    def finished(self, state: State) -> Tensor:  # noqa: D102
-        assert isinstance(state, FastBoundaryState)
+    def finished(self, state: FastBoundaryState) -> Tensor:  # noqa: D102
         return state.over
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
-        assert isinstance(state, FastBoundaryState)
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState) -> None:  # noqa: D102
         rows = np.flatnonzero(state.reach.isfinite().cpu().numpy())
         found, at = problem.select(rows), state.select(rows)
         low, high = box(found.set, found.x)

@@ -45,7 +45,7 @@ class HopSkipJumpState(State):
 
 
 @dataclass(frozen=True)
-class HopSkipJump(Attack[HardLabelOracle]):
+class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
     """Each step: the boundary's normal from the labels around x, a move along it, a bisection back to the boundary."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours; the paper reports up to 25 000")
@@ -97,8 +97,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
             x = x.index_copy(0, at, self._to_boundary(oracle, part, x[at], self._halvings(part)))
         return HopSkipJumpState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: State) -> HopSkipJumpState:  # noqa: D102
-        assert isinstance(state, HopSkipJumpState)
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: HopSkipJumpState) -> HopSkipJumpState:  # noqa: D102
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         reach = between(norm, state.x, problem.x)
         made = on_device(state.step, state.x.device)
@@ -122,8 +121,7 @@ class HopSkipJump(Attack[HardLabelOracle]):
             x[at] = self._to_boundary(oracle, problem.select(rows), moved[at], back)
         return replace(state, x=x, over=over, blocks=blocks)
 
-    def finished(self, state: State) -> Tensor:  # noqa: D102
-        assert isinstance(state, HopSkipJumpState)
+    def finished(self, state: HopSkipJumpState) -> Tensor:  # noqa: D102
         return state.over
 
     def _begin(self, oracle: HardLabelOracle, problem: Problem) -> tuple[Tensor, Tensor]:

@@ -49,7 +49,7 @@ class SquareState(State):
 
 
 @dataclass(frozen=True)
-class Square(Attack[SoftLabelOracle]):
+class Square(Attack[SoftLabelOracle, SquareState]):
     """Random search: linf windows take one of the two extreme values in each channel; l1 and l2 windows gather the
     perturbation of another window, on a pattern of two opposite pyramids.
     """
@@ -90,7 +90,7 @@ class Square(Attack[SoftLabelOracle]):
     def budget(self) -> Budget:  # noqa: D102
         return Budget(queries=self.queries)
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> State:  # noqa: D102
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SquareState:  # noqa: D102
         x0, ball = problem.x, gridless(problem)
         if ball.norm is Norm.LINF:
             low, high = linf_bounds(ball, x0)
@@ -101,8 +101,7 @@ class Square(Attack[SoftLabelOracle]):
         value, _ = self._ask(oracle, problem, x)
         return SquareState(x, np.zeros(len(x0), dtype=np.int64), value=value, low=low, high=high)
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: State) -> State:  # noqa: D102
-        assert isinstance(state, SquareState)
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SquareState) -> SquareState:  # noqa: D102
         x = self._flip(problem, state) if problem.set.norm is Norm.LINF else self._gather(problem, state)
         value, answered = self._ask(oracle, problem, x)
         better = answered & (value > state.value)

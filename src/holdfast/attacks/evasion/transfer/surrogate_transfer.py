@@ -36,7 +36,7 @@ class MomentumState(State):
 
 
 @dataclass(frozen=True)
-class SurrogateTransfer(Attack[WhiteBoxOracle]):
+class SurrogateTransfer(Attack[WhiteBoxOracle, MomentumState]):
     """``v <- mu v + grad / ||grad||_1``; ``x <- project(x + step * steepest(v))`` on the surrogate.
 
     `run(attack, problem, model=surrogate, judge=attacked)`: the attacked model is asked once, about the last iterate.
@@ -74,8 +74,7 @@ class SurrogateTransfer(Attack[WhiteBoxOracle]):
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MomentumState:  # noqa: D102
         return MomentumState.at(problem.x, point=problem.x, velocity=torch.zeros_like(problem.x))
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> MomentumState:  # noqa: D102
-        assert isinstance(state, MomentumState)
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> MomentumState:  # noqa: D102
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         grad = oracle.gradient(state.point, problem.rows, loss, problem.y, problem.target).grad.nan_to_num(0.0)
         size = distance(Norm.L1, grad).clamp_min(torch.finfo(torch.float64).tiny)
@@ -85,5 +84,5 @@ class SurrogateTransfer(Attack[WhiteBoxOracle]):
         point = project(gridless(problem), state.point + move, problem.x)
         return replace(state, x=valid(problem, point), point=point, velocity=velocity)
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> None:  # noqa: D102
         oracle.logits(state.x, problem.rows)

@@ -35,7 +35,7 @@ class _State(State):
 
 
 @dataclass(frozen=True)
-class CosineMargin(Attack[WhiteBoxOracle]):
+class CosineMargin(Attack[WhiteBoxOracle, _State]):
     """Ascends ``z_t - z_y`` with steps ``eps (1 + cos(pi k / n)) / 2``; round r takes the r-th nearest class as t.
 
     The first start of each target is the clean input, where certified networks and those trained on attacks still have
@@ -91,8 +91,7 @@ class CosineMargin(Attack[WhiteBoxOracle]):
         direction = torch.where(again.unsqueeze(1), direction, _towards(scores, problem.y, target))
         return _State.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
-        assert isinstance(state, _State)
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> _State:  # noqa: D102
         warm = on_device(state.step < self.diversify, problem.x.device)
         asked = valid(problem, state.x)
         g = oracle.gradient(asked, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
@@ -114,7 +113,7 @@ class CosineMargin(Attack[WhiteBoxOracle]):
             return steepest(norm, grad)
         return steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> None:  # noqa: D102
         oracle.logits(valid(problem, state.x), problem.rows)
 
 

@@ -40,7 +40,7 @@ class DeepFoolState(State):
 
 
 @dataclass(frozen=True)
-class DeepFool(Attack[WhiteBoxOracle]):
+class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
     """``delta <- delta + project(x + delta, nearest boundary in the box)`` until ``x + 1.02 delta`` crosses."""
 
     steps: int = parameter(50, "most steps, at least 1", "Moosavi-Dezfooli et al. 2016, authors' code")
@@ -90,8 +90,7 @@ class DeepFool(Attack[WhiteBoxOracle]):
             margin=torch.zeros_like(problem.y, dtype=rivals.dtype),
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> DeepFoolState:  # noqa: D102
-        assert isinstance(state, DeepFoolState)
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> DeepFoolState:  # noqa: D102
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         # A sample that is over, if it is not taken out at once, asks nothing new.
         here = torch.where(problem.flat(state.over), state.x, state.bare)
@@ -114,12 +113,10 @@ class DeepFool(Attack[WhiteBoxOracle]):
             margin=torch.where(state.over, state.margin, problem.criterion.margin(asked, problem.y, problem.target)),
         )
 
-    def finished(self, state: State) -> Tensor:  # noqa: D102
-        assert isinstance(state, DeepFoolState)
+    def finished(self, state: DeepFoolState) -> Tensor:  # noqa: D102
         return state.over
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
-        assert isinstance(state, DeepFoolState)
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> None:  # noqa: D102
         rows = np.flatnonzero(state.over.cpu().numpy())
         found, at = problem.select(rows), state.select(rows)
         ends = torch.full_like(found.set.eps, 1 + self.overshoot)

@@ -19,7 +19,7 @@ __all__ = ["FGSM"]
 
 
 @dataclass(frozen=True)
-class FGSM(Attack[WhiteBoxOracle]):
+class FGSM(Attack[WhiteBoxOracle, State]):
     """``x <- project(x + eps / steps * steepest(grad loss))`` from the clean input; features at the edge of the box
     that the gradient pushes outward stay where they are.
     """

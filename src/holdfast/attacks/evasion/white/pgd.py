@@ -36,7 +36,7 @@ class PGDState(State):
 
 
 @dataclass(frozen=True)
-class PGD(Attack[WhiteBoxOracle]):
+class PGD(Attack[WhiteBoxOracle, PGDState]):
     """``x <- project(x + step * steepest(grad loss))``, from a random point of the set, ``restarts`` times."""
 
     steps: int = parameter(40, "gradient steps of a restart, at least 1", "Madry et al. 2018, MNIST")
@@ -77,7 +77,7 @@ class PGD(Attack[WhiteBoxOracle]):
     def iterations(self) -> int:  # noqa: D102
         return self.steps
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:  # noqa: D102
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> PGDState:  # noqa: D102
         ball, x = gridless(problem), problem.x
         low = high = x.new_empty(len(x), 0)
         if ball.norm is Norm.LINF:
@@ -85,16 +85,15 @@ class PGD(Attack[WhiteBoxOracle]):
         start = uniform_in_ball(ball, x, problem.keyed, "start") if self.random_start else x
         return PGDState.at(start, low=low, high=high)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: PGDState) -> PGDState:  # noqa: D102
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
         x = state.x + self._move(problem, state.x, g.grad)
         if problem.set.norm is Norm.LINF:
-            assert isinstance(state, PGDState)
             return replace(state, x=x.clamp_(state.low, state.high))  # the projection, its bounds computed once
         return replace(state, x=project(gridless(problem), x, problem.x))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: PGDState) -> None:  # noqa: D102
         oracle.logits(valid(problem, state.x), problem.rows)
 
     def _move(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
