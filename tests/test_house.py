@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import holdfast
-from holdfast.core.registry import card, method, names
+from holdfast.core.registry import card, kind, method, names
 
 ROOT = Path(holdfast.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
@@ -46,7 +46,7 @@ def test_a_method_has_a_whole_card(name: str) -> None:
     assert c.section
     assert c.summary.endswith(".")
     assert c.checked_by
-    assert c.norms
+    assert c.norms or kind(name) in ("shared attack", "semantic attack")  # a patch or a rotation has none
     assert method(name).__doc__
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from holdfast.cli.methods import card_as_dict, kind
+from holdfast.cli.methods import card_as_dict
 from holdfast.core.files import write_whole
-from holdfast.core.registry import card, method, names
+from holdfast.core.registry import card, kind, method, names
 
 __all__ = ["build", "pages"]
 
@@ -46,7 +46,7 @@ def _method(name: str, c: dict[str, Any]) -> str:
     facts = [
         ("Name", f"`{name}`"), ("Kind", c["kind"]), ("Paper", c["paper"]), ("Survey", f"section {c['section']}"),
         ("Coverage rows", ", ".join(c["rows"])), ("Phase", c["phase"]), ("Access", c["access"]),
-        ("Formulation", c["formulation"]), ("Goals", ", ".join(c["goals"]) if c["kind"] == "attack" else ""),
+        ("Formulation", c["formulation"]), ("Goals", ", ".join(c["goals"]) if c["kind"].endswith("attack") else ""),
         ("Norms", ", ".join(c["norms"])), ("Guarantee", c["guarantee"]),
     ]  # fmt: skip
     out = [_NOTICE, f"# {c['title']}\n", f"{c['summary']}\n", "| | |", "|---|---|"]
@@ -112,7 +112,12 @@ def _command(serving: list[str], cards: dict[str, dict[str, Any]]) -> str:
     name = serving[0]
     given = f"--data digits:test --norm {cards[name]['norms'][0]} --eps 0.1" if cards[name]["norms"] else ""
     model = "--model runs/demo/before.safetensors --arch holdfast.models.zoo:digits_cnn"
-    verb = {"attack": f"attack {name}", "certifier": f"certify {name}", "defence": "harden"}[cards[name]["kind"]]
+    of = cards[name]["kind"]
+    if of == "shared attack":
+        given = f"--train-data digits:train {given or '--data digits:test'}"
+    elif of == "semantic attack":
+        given = "--data digits:test"
+    verb = f"attack {name}" if of.endswith("attack") else {"certifier": f"certify {name}", "defence": "harden"}[of]
     return f"holdfast {verb} {model} {given} --out /tmp/{name}"
 
 

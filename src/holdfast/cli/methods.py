@@ -12,7 +12,7 @@ from holdfast.cli.console import say, say_json, table
 if TYPE_CHECKING:
     from holdfast.core.cards import Card
 
-__all__ = ["card_as_dict", "kind", "methods"]
+__all__ = ["card_as_dict", "methods"]
 
 
 def methods(
@@ -25,7 +25,7 @@ def methods(
 ) -> None:
     """List methods, or show the card of one."""
     from holdfast.core.errors import UsageError, did_you_mean
-    from holdfast.core.registry import card, method, names
+    from holdfast.core.registry import card, kind, method, names
 
     key = pattern.replace("-", "_").lower()
     found = names(pattern=key)
@@ -50,13 +50,6 @@ def methods(
             for name, c in cards.items()
         ],
     )  # fmt: skip
-
-
-def kind(name: str) -> str:
-    """What a method is: an attack, a certifier, a defence or a plug-in."""
-    from holdfast.core.registry import names
-
-    return next(k for k in ("attack", "certifier", "defence", "plug-in") if name in names(k))
 
 
 def card_as_dict(card: Card, method: type) -> dict[str, Any]:

@@ -16,13 +16,18 @@ from pathlib import Path
 from holdfast.core.cards import Card
 from holdfast.core.errors import UsageError, did_you_mean
 
-__all__ = ["card", "cards", "method", "names"]
+__all__ = ["card", "cards", "kind", "method", "names"]
 
-_HOUSES = {
-    "attack": "attacks/evasion",
-    "certifier": "certify",
-    "defence": "defences",
-}
+# Kind and home, the particular before the general.
+_HOUSES = (
+    ("shared attack", "attacks/evasion/universal"),
+    ("shared attack", "attacks/evasion/physical"),
+    ("shared attack", "attacks/evasion/transfer/substitute.py"),
+    ("semantic attack", "attacks/evasion/semantic"),
+    ("attack", "attacks/evasion"),
+    ("certifier", "certify"),
+    ("defence", "defences"),
+)
 
 
 @cache
@@ -30,19 +35,25 @@ def _places() -> dict[str, tuple[str, str | EntryPoint]]:
     """Name -> (kind, module or entry point)."""
     root = Path(__file__).parent.parent
     found: dict[str, tuple[str, str | EntryPoint]] = {}
-    for kind, house in _HOUSES.items():
-        for file in sorted((root / house).rglob("*.py")):
-            if not file.stem.startswith("_") and file.parent != root / house:
+    for kind, house in _HOUSES:
+        home = root / house
+        for file in [home] if home.suffix else sorted(home.rglob("*.py")):
+            if not file.stem.startswith("_") and len(file.relative_to(root).parts) > 2 and file.exists():
                 module = ".".join(["holdfast", *file.relative_to(root).with_suffix("").parts])
-                found[file.stem] = (kind, module)
+                found.setdefault(file.stem, (kind, module))
     for point in entry_points(group="holdfast.methods"):
         found.setdefault(point.name, ("plug-in", point))
     return found
 
 
 def names(kind: str | None = None, pattern: str = "*") -> list[str]:
-    """Names of the methods of a kind (``attack``, ``certifier``, ``defence``) that match a glob pattern."""
+    """Names of the methods of a kind (``attack``, ``shared attack``, ``certifier``, ...) that match a glob pattern."""
     return sorted(n for n, (k, _) in _places().items() if kind in (None, k) and fnmatch(n, pattern))
+
+
+def kind(name: str) -> str:
+    """What a method is: ``attack``, ``shared attack``, ``semantic attack``, ``certifier``, ``defence`` or ``plug-in``."""
+    return _places()[name][0]
 
 
 def method(name: str) -> type:

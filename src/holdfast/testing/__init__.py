@@ -2,5 +2,14 @@
 
 from holdfast.testing.attack import ATTACK_CHECKS, ContractError, check_attack
 from holdfast.testing.certifier import CERTIFIER_CHECKS, check_certifier
+from holdfast.testing.shared_attack import SHARED_ATTACK_CHECKS, check_shared_attack
 
-__all__ = ["ATTACK_CHECKS", "CERTIFIER_CHECKS", "ContractError", "check_attack", "check_certifier"]
+__all__ = [
+    "ATTACK_CHECKS",
+    "CERTIFIER_CHECKS",
+    "SHARED_ATTACK_CHECKS",
+    "ContractError",
+    "check_attack",
+    "check_certifier",
+    "check_shared_attack",
+]

@@ -1,0 +1,96 @@
+"""A universal perturbation by mini-batch gradient ascent (Shafahi et al. 2020; the batched form of UAP)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.common.universal import on_samples, project_shared
+from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
+from holdfast.core.cards import Card, parameter
+from holdfast.core.draws import SampleDraws
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.losses import Loss, margin, margin_targeted, pick_loss
+from holdfast.numerics.steps import steepest
+
+__all__ = ["SgdUap"]
+
+
+@dataclass(frozen=True)
+class SgdUap(SharedAttack):
+    """``v <- project(v + step * steepest(mean gradient of the loss at x + v))`` on one batch after the other.
+
+    With several models the gradients of all are summed: the perturbation fools the ensemble (Tramer et al. 2018). The
+    loss of a sample stops at kappa, so that samples that are fooled already leave the direction to the others.
+    """
+
+    steps: int = parameter(400, "mini-batch steps, at least 1", "ours; Shafahi et al. 2020 make 10 passes of ImageNet")
+    batch: int = parameter(128, "samples of a step, at least 1", "Shafahi et al. 2020, section 4")
+    relative_step: float = parameter(0.1, "first step as a share of eps, above 0", "ours; it falls to 0 as a cosine")
+    loss: str = parameter("margin", "ce or margin", "ours; Shafahi et al. 2020 clip the cross-entropy")
+    kappa: float = parameter(
+        5.0, "margin at which a sample counts as fooled, 0 or more", "ours; Shafahi et al. 2020 clip the loss at 9"
+    )
+
+    card: ClassVar[Card] = Card(
+        title="SGD-UAP",
+        rows=("E15", "E16", "T03"),
+        paper="Shafahi, Najibi, Xu, Dickerson, Davis, Goldstein 2020, Universal Adversarial Training, arXiv:1811.11304; "
+        "Tramer et al. 2018, Ensemble Adversarial Training, arXiv:1705.07204",
+        section="2.2",
+        summary="One perturbation for all inputs, by mini-batch ascent on one model or on several at once.",
+        access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
+        formulation=Formulation.BUDGET,
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        shared=True,
+        failure_modes=(
+            "A perturbation fitted on few samples fits those: judge it on others, as `evaluate` does.",
+            "Small eps: what fools each sample apart need not have a common direction.",
+        ),
+        checked_by="held-out fooling rate against random signs and against UAP; one model and one sample give PGD's loss",
+    )
+
+    @property
+    def iterations(self) -> int:  # noqa: D102
+        return self.steps
+
+    @property
+    def samples_a_step(self) -> int:  # noqa: D102
+        return self.batch
+
+    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:  # noqa: D102
+        return {"v": torch.zeros_like(problem.x[0])}
+
+    def step(  # noqa: D102
+        self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
+    ) -> SharedState:
+        x = on_samples(problem, state["v"])
+        total = torch.zeros_like(state["v"])
+        for oracle in oracles:
+            loss = self._loss(problem, oracle.classes)
+            total += oracle.gradient(x, problem.rows, loss, problem.y, problem.target).grad.nan_to_num(0.0).mean(0)
+        share = self.relative_step * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps)))
+        eps = problem.set.eps.amax().to(total.dtype)
+        move = share.to(total.dtype) * eps * steepest(problem.set.norm, total.unsqueeze(0), share=0.02)[0]
+        return {"v": project_shared(problem.set, state["v"] + move)}
+
+    def _loss(self, problem: Problem, classes: int) -> Loss:
+        if self.loss == "margin":
+            return margin_targeted(self.kappa) if problem.goal is Goal.TARGETED else margin(self.kappa)
+        return pick_loss(self.loss, problem.goal, classes)[0]
+
+    def artefact(self, state: SharedState) -> Artefact:  # noqa: D102
+        return Artefact("sgd_uap", {"v": state["v"]})
+
+    def apply(  # noqa: D102
+        self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None
+    ) -> Applied:
+        v = artefact.tensors["v"].to(x)
+        return Applied(x + v if problem is None else on_samples(problem, v))
