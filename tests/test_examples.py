@@ -18,6 +18,15 @@ def test_the_plan_is_read() -> None:
 
 
 @pytest.mark.slow
+def test_a_prediction_api_is_attacked_and_the_books_agree(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "prediction_api.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()[:3]] == ["Square", "HopSkipJump", "Substitute"]
+
+
+@pytest.mark.slow
 def test_own_model_is_audited_and_rechecked(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, EXAMPLES / "own_model.py"], cwd=tmp_path, capture_output=True, text=True, check=False

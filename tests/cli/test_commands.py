@@ -167,7 +167,7 @@ def test_methods_lists_finds_and_shows(holdfast) -> None:
     shown = holdfast("methods", "pgd-training").out
     assert "Madry" in shown
     assert "relative_step = 0.25" in shown
-    assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "T01", "T02"]
+    assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "E10", "T01", "T02"]
     said = holdfast("methods", "pdg")
     assert said.code == 2
     assert "Did you mean pgd" in said.err
@@ -206,3 +206,22 @@ def test_nothing_is_drawn_off_a_terminal_and_quiet_is_quiet(holdfast, on, tmp_pa
 def test_verbose_adds_the_traceback(holdfast, tmp_path: Path) -> None:
     assert "Traceback" in holdfast("doctor", "--model", tmp_path / "none", "--data", "digits", "-v").err
     assert "Traceback" not in holdfast("doctor", "--model", tmp_path / "none", "--data", "digits").err
+
+
+def test_bench_attacks_prints_a_table_and_writes_a_page(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast(
+        "bench", "attacks", "deepfool", "fab", *on, "--samples", 8, "--norm", "l2", "--passes", 60,
+        "--out", tmp_path / "b", "--format", "json",
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    told = json.loads(said.out)
+    assert {e["name"] for e in told["entries"]} == {"deepfool", "fab"}
+    assert all(e["forwards"] + e["backwards"] <= 60 for e in told["entries"])
+    assert "DeepFool" in (tmp_path / "b" / "comparison.html").read_text()
+    assert json.loads((tmp_path / "b" / "comparison.json").read_text()) == told
+
+
+def test_bench_attacks_refuses_names_that_serve_nothing(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("bench", "attacks", "deepfool", *on, "--norm", "l0", "--out", tmp_path)
+    assert said.code == 2
+    assert "no attack of that name serves l0" in said.err

@@ -36,12 +36,14 @@ class Settings:
             on a CPU, 8 elsewhere.
         precision: autocast dtype for the search, confirmed in full precision; None is full precision.
         micro_batch: rows sent through the model at once, for calls that ask many rows a sample.
+        trace: keep the distance of each sample's witness against what it had cost, for anytime curves.
     """
 
     slots: int = 256
     check_every: int | None = None
     precision: torch.dtype | None = None
     micro_batch: int = 1024
+    trace: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Outcome:
         low_margin: (n,) float64 the least margin of any row that was asked, inside the set or not; inf if none was.
         ledger: what each sample cost.
         slots: slots in the end; fewer than asked for if memory ran out.
+        trace: (calls, n) passes so far and (calls, n) distances after each call, if `Settings.trace`.
     """
 
     x: Tensor
@@ -65,6 +68,7 @@ class Outcome:
     low_margin: Tensor
     ledger: Ledger
     slots: int
+    trace: tuple[Tensor, Tensor] | None = None
 
 
 Progress = Callable[[int, int], None]
@@ -100,7 +104,7 @@ class Run:
         self.models = (model,) if judge is None else (model, judge)
         self.judge = Desk(
             judge or model, self.problem, budget=limit, first=self.first, top_k=top_k, clean=clean,
-            micro_batch=self.settings.micro_batch, precision=self.settings.precision,
+            micro_batch=self.settings.micro_batch, precision=self.settings.precision, trace=self.settings.trace,
         )  # fmt: skip
         self.desk = self.judge
         if self.transfer:
@@ -138,7 +142,10 @@ class Run:
             for name in ("forwards", "backwards", "queries"):
                 setattr(ledger, name, getattr(self.judge.ledger, name) + getattr(self.desk.ledger, name))
         found = desk.found
-        return Outcome(desk.witness, found, desk.distance, desk.found_at, desk.low_margin, ledger, self.settings.slots)
+        kept = desk.trace or None
+        trace = None if kept is None else (torch.stack([c for c, _ in kept]), torch.stack([d for _, d in kept]))
+        slots = self.settings.slots
+        return Outcome(desk.witness, found, desk.distance, desk.found_at, desk.low_margin, ledger, slots, trace)
 
     def _open(self) -> None:
         self.judge.settle_clean()

@@ -121,6 +121,11 @@ class SharedAttack(ABC):
         """Samples of a step; None for all of them."""
         return None
 
+    @property
+    def draws(self) -> int:
+        """Fresh draws of a held-out sample that an evaluation needs; 1 where `apply` leaves nothing to chance."""
+        return 1
+
     @abstractmethod
     def start(self, oracles: Sequence[Any], problem: Problem) -> SharedState:
         """The state before the first step; ``problem`` has all samples."""
@@ -293,7 +298,7 @@ class Evaluation:
 
 
 def evaluate(
-    attack: SharedAttack, artefact: Artefact, problem: Problem, model: Model, *, draws: int = 1, seed: int = 0
+    attack: SharedAttack, artefact: Artefact, problem: Problem, model: Model, *, draws: int | None = None, seed: int = 0
 ) -> Evaluation:
     """Judges an artefact on held-out samples with fresh draws.
 
@@ -302,12 +307,13 @@ def evaluate(
         artefact: what `fit` gave.
         problem: held-out samples; x' must lie in their set where the method has a norm, in the box otherwise.
         model: the attacked model.
-        draws: fresh draws of each sample, at least 1.
+        draws: fresh draws of each sample, at least 1; the attack's own number by default.
         seed: keys them.
 
     Returns:
         Success, sample by sample and draw by draw.
     """
+    draws = attack.draws if draws is None else draws
     if draws < 1:
         raise UsageError(f"an evaluation needs at least 1 draw, got {draws}")
     keyed = Draws(seed, method_name(attack) + ".judge", problem.x.device)

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from holdfast.attacks.common.ensemble import Ensemble
 from holdfast.attacks.engine import Settings
 from holdfast.audit.folder import RunFolder
-from holdfast.audit.plan import Plan
+from holdfast.audit.plan import Plan, names_of
 from holdfast.audit.substitute import trained_surrogate
 from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
@@ -128,7 +129,7 @@ class Context:
 
     @cached_property
     def surrogate(self) -> nn.Module:
-        """The attacker's own model: the one of the plan, or one trained on the training data that the attacker knows."""
+        """The attacker's own model: that of the plan, an ensemble of several, or one trained on the data the attacker knows."""
         plan = self.plan
         if plan.train_data is not None and plan.surrogate is None:
             return trained_surrogate(plan, self.folder, self.classes)
@@ -136,7 +137,10 @@ class Context:
             raise UsageError(
                 "a transfer attack needs a surrogate; give --surrogate FILE --surrogate-arch MODULE:FUNCTION"
             )
-        return load_model(plan.surrogate, arch=plan.surrogate_arch, trust=plan.trust, device=plan.device).module
+        files, archs = names_of(plan.surrogate), names_of(plan.surrogate_arch) or (None,)
+        pairs = zip(files, archs * len(files) if len(archs) == 1 else archs, strict=True)
+        members = [load_model(f, arch=a, trust=plan.trust, device=plan.device).module for f, a in pairs]
+        return members[0] if len(members) == 1 else Ensemble(members)
 
     @cached_property
     def graph(self) -> Graph:
@@ -158,7 +162,21 @@ class Context:
 
     def problem(self, ids: np.ndarray, eps: float | Tensor | None = None) -> Problem:
         """The problem of some samples: at the plan's eps, at another one, or at one for each sample."""
-        x, y = self.inputs(ids), self.labels(ids)
+        return self._problem(self.inputs(ids), self.labels(ids), ids, eps)
+
+    def problem_of(self, name: str) -> Problem:
+        """The problem of other data, under the same threat; what an artefact is fitted on.
+
+        Raises:
+            UsageError: their inputs have another shape.
+        """
+        data = load_data(name)
+        if data.x.shape[1:] != self.data.x.shape[1:]:
+            shapes = [tuple(d.x.shape[1:]) for d in (data, self.data)]
+            raise UsageError(f"{name} has inputs of shape {shapes[0]}, the attacked data of shape {shapes[1]}")
+        return self._problem(data.x.to(self.device), data.y.to(self.device), np.arange(len(data)), None)
+
+    def _problem(self, x: Tensor, y: Tensor, ids: np.ndarray, eps: float | Tensor | None) -> Problem:
         plan = self.plan
         ball = LpBall.uniform(
             plan.norm, plan.exact_eps, len(ids), plan.low, plan.high, device=self.device, dtype=x.dtype

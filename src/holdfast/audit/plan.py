@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 
-__all__ = ["CERTIFIERS", "SUITES", "Plan"]
+__all__ = ["CERTIFIERS", "SUITES", "Plan", "names_of"]
 
-SUITES = ("fast", "standard", "black-box")
+SUITES = ("fast", "standard", "minimal", "black-box")
 CERTIFIERS = ("crown", "ibp", "alpha-crown", "smoothing", "none")
 
 
@@ -30,7 +30,8 @@ class Plan(BaseModel):
         normalise: mean and standard deviation per channel that the deployment applies before the model.
         data: what to audit on: a file, a folder or ``digits:test``.
         train_data: the training set, where the attacker knows it (survey row T06).
-        surrogate: file of a model that the attacker owns, for transfer; ``surrogate_arch`` builds it.
+        surrogate: file of a model that the attacker owns, for transfer, or several for an ensemble.
+        surrogate_arch: builds its architecture; one for all, or one for each.
         samples: the first so many rows; None is all.
         norm: the distortion that is bounded.
         eps: its bound.
@@ -64,15 +65,15 @@ class Plan(BaseModel):
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     data: str = "digits:test"
     train_data: str | None = None
-    surrogate: str | None = None
-    surrogate_arch: str | None = None
+    surrogate: str | tuple[str, ...] | None = None
+    surrogate_arch: str | tuple[str, ...] | None = None
     samples: int | None = Field(default=None, ge=1)
     norm: Norm = Norm.LINF
     eps: str = "0.1"
     low: float = 0.0
     high: float = 1.0
     goal: Goal = Goal.UNTARGETED
-    suite: Literal["fast", "standard", "black-box"] = "fast"
+    suite: Literal["fast", "standard", "minimal", "black-box"] = "fast"
     certify: Literal["crown", "ibp", "alpha-crown", "smoothing", "none"] = "crown"
     radius_max: str | None = None
     sigma: float = Field(default=0.25, gt=0)
@@ -99,6 +100,14 @@ class Plan(BaseModel):
     def _exact_grid(cls, value: Any) -> Any:
         return tuple(str(e) for e in sorted({parse_eps(v) for v in value or ()}))
 
+    @field_validator("surrogate", "surrogate_arch", mode="after")
+    @classmethod
+    def _one_is_one(cls, value: Any) -> Any:
+        """One name is written as a name, so that a plan keeps the hash it had before there were several."""
+        if isinstance(value, tuple):
+            return (value[0] if len(value) == 1 else value) if value else None
+        return value
+
     def model_post_init(self, context: Any) -> None:
         """Refuses combinations that cannot be had."""
         _ = self.threat
@@ -118,6 +127,9 @@ class Plan(BaseModel):
             raise UsageError("AutoAttack's composition is untargeted, in l1, l2 and linf; use --suite fast")
         if self.suite == "black-box" and self.norm is Norm.L0:
             raise UsageError("no black-box attack serves l0 yet; use --suite fast --norm l0, or another norm")
+        owned, built = len(names_of(self.surrogate)), len(names_of(self.surrogate_arch))
+        if built not in (0, 1, owned):
+            raise UsageError(f"{owned} surrogates with {built} architectures; give one for all, or one for each")
         if self.grid is not None and parse_eps(self.grid) == 0:
             raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
 
@@ -195,6 +207,16 @@ class Plan(BaseModel):
         if not isinstance(values, dict):
             raise UsageError(f"{path}: a plan is a mapping of names to values")
         return cls.of(**values)
+
+
+def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names in a field that holds none, one or several.
+
+    Example:
+        >>> names_of(None), names_of("a.pt"), names_of(("a.pt", "b.pt"))
+        ((), ('a.pt',), ('a.pt', 'b.pt'))
+    """
+    return () if value is None else (value,) if isinstance(value, str) else value
 
 
 class _StrictLoader(yaml.SafeLoader):

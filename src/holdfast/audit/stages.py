@@ -101,9 +101,9 @@ def attack(
     ids: np.ndarray,
     standing: Standing,
     *,
-    eps: float | None = None,
+    eps: float | Tensor | None = None,
 ) -> Payload:
-    """One attack on some samples of the chunk, its witnesses judged."""
+    """One attack on some samples of the chunk, its witnesses judged; at the plan's eps unless another is given."""
     if not len(ids):
         return _spent(ids, None)
     plan = context.plan
@@ -169,10 +169,22 @@ def _attacking(rung: Rung) -> Unit:
         if rung.spares:  # proved samples are spared, but for a keyed share that sees the whole ladder
             proved = np.isin(ids, list(standing.proved))
             wanted = np.where(proved, _keyed(ids, context.plan.seed) % SPARED_SHARE == 0, wanted)
-        wanted &= standing.open
-        return attack(context, rung, ids[wanted], standing)
+        wanted &= standing.correct if rung.nearest else standing.open
+        eps = _reach(context, rung, ids[wanted], standing) if rung.nearest else None
+        return attack(context, rung, ids[wanted], standing, eps=eps)
 
     return unit
+
+
+def _reach(context: Context, rung: Rung, ids: np.ndarray, standing: Standing) -> Tensor | float:
+    """Where a rung looks that is after the nearest witness: anywhere, or just inside what is known."""
+    if rung.under is None:
+        return float("inf")
+    known = [standing.nearest[i].witness.distance if i in standing.nearest else None for i in ids.tolist()]
+    eps = float(context.plan.exact_eps)
+    return torch.tensor(
+        [eps if d is None else rung.under * d for d in known], dtype=torch.float64, device=context.device
+    )
 
 
 def _keyed(ids: np.ndarray, seed: int) -> np.ndarray:

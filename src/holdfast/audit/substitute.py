@@ -1,11 +1,11 @@
 """The attacker who knows the training data but may only query the model: surrogates trained on the same data.
 
+One who has to ask for the labels trains a substitute: `holdfast.attacks.evasion.transfer.substitute`.
 Survey, section 1 (known training data) and Liu et al. 2017 (an ensemble transfers better than one network).
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,9 +27,7 @@ def trained_surrogate(plan: Plan, folder: RunFolder, classes: int) -> nn.Module:
     members: list[nn.Module] = []
     for k in range(_MEMBERS):
         seed = plan.seed + k
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            member = substitute(tuple(data.x.shape[1:]), classes)
+        member = substitute(tuple(data.x.shape[1:]), classes, seed)
         fit(
             member, data, _cross_entropy, settings=Settings(epochs=_EPOCHS, seed=seed),
             checkpoint=folder.path / f"surrogate{k}.safetensors", resume=True, device=plan.device,

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli.attack_shared import SharedRun, run_shared
 from holdfast.cli.console import note, progress, say, say_json
-from holdfast.cli.opening import opened
+from holdfast.cli.opening import opened, opened_models
+from holdfast.cli.pictures import save_strips
 from holdfast.core.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 __all__ = ["attack"]
 
 _PICTURES = 12
+_SHARED = "Attacks with one artefact for many samples"
 
 
 def attack(
@@ -47,35 +46,72 @@ def attack(
     answers: o.Answers = None,
     classes: o.Classes = None,
     max_queries: o.MaxQueries = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(help="Samples that a shared artefact is fitted on.", metavar="FILE", rich_help_panel=_SHARED),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(help="More models that a shared artefact must fool.", metavar="FILE,...", rich_help_panel=_SHARED),
+    ] = None,
+    also_arch: Annotated[
+        list[str] | None,
+        typer.Option(help="Builds their architectures.", metavar="MODULE:FUNCTION,...", rich_help_panel=_SHARED),
+    ] = None,
+    artefact: Annotated[
+        Path | None,
+        typer.Option(help="Judge this artefact; fit none.", metavar="FILE", rich_help_panel=_SHARED),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            help="Fresh draws of each held-out sample.",
+            metavar="N",
+            min=1,
+            show_default="the method's own",
+            rich_help_panel=_SHARED,
+        ),
+    ] = None,
     seed: o.Seed = None,
     device: o.Device = None,
     format_: o.Format = o.FormatName.TEXT,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Run one attack; the referee judges what it found."""
+    """Run one attack; the referee judges what it found.
+
+    Attacks with one artefact for many samples (universal perturbations, patches, substitutes) are fitted on --train-data,
+    or on the first half of the data, and judged on the rest.
+    """
     import numpy as np
     import torch
 
     from holdfast.attacks.attack import Attack
     from holdfast.attacks.engine import run
+    from holdfast.attacks.shared import SharedAttack, method_name
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
     from holdfast.judge.ledger import Budget
     from holdfast.judge.referee import Ruling
 
     kind = method(name)
-    if not issubclass(kind, Attack):
+    if not issubclass(kind, Attack | SharedAttack):
         raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
     tool = kind(**o.assignments(set_, kind))
-    if eps is None and tool.card.formulation is Formulation.BUDGET:
+    if eps is None and tool.card.norms and tool.card.formulation is Formulation.BUDGET:
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
     context = opened(
         out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
-        norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=surrogate, surrogate_arch=surrogate_arch,
-        answers=answers, classes=classes, max_queries=max_queries, seed=seed, device=device,
+        norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=o.several(surrogate),
+        surrogate_arch=o.several(surrogate_arch), answers=answers, classes=classes, max_queries=max_queries, seed=seed,
+        device=device,
     )  # fmt: skip
     plan, ids = context.plan, np.arange(len(context.data))
+    if isinstance(tool, SharedAttack):
+        more = opened_models(also, also_arch, plan)
+        how = SharedRun(train_data, more, artefact, draws or tool.draws)
+        run_shared(method_name(tool), tool, context, out, how, as_json=format_ is o.FormatName.JSON)
+        return
     problem = context.problem(ids, None if eps is not None else float("inf"))
     transfer = tool.card.access is Access.TRANSFER
     start = perf_counter()
@@ -107,7 +143,8 @@ def attack(
         out / "adversarial.npz", x_adv=x_adv.cpu().numpy(), x=context.data.x.numpy(), y=context.data.y.numpy(),
         found=broken | wrong, distance=distance,
     )  # fmt: skip
-    drawn = _pictures(out / "pictures", context.data.x, x_adv.cpu(), np.flatnonzero(broken)[:_PICTURES])
+    shown = np.flatnonzero(broken)[:_PICTURES]
+    drawn = save_strips(out / "pictures", context.data.x[shown], x_adv[shown].cpu(), shown.tolist())
     if format_ is o.FormatName.JSON:
         say_json(answer)
     else:
@@ -132,19 +169,3 @@ def _told(title: str, a: dict[str, Any]) -> list[str]:
         f"seconds            {a['seconds']}",
         *([f"not upheld by the referee: {a['not_upheld']}"] if a["not_upheld"] else []),
     ]
-
-
-def _pictures(folder: Path, x: Tensor, x_adv: Tensor, rows: np.ndarray) -> int:
-    """Clean, adversarial and difference (around grey) side by side as PNG; none where the data are no images."""
-    import numpy as np
-    from PIL import Image
-
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(rows):
-        return 0
-    folder.mkdir(exist_ok=True)
-    for row in rows.tolist():
-        clean, adversarial = x[row].numpy(), x_adv[row].numpy()
-        strip = np.concatenate([clean, adversarial, (adversarial - clean) / 2 + 0.5], axis=2)
-        pixels = np.rint(np.clip(strip, 0, 1) * 255).astype(np.uint8)
-        Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(folder / f"{row:06d}.png")
-    return len(rows)

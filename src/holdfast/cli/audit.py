@@ -96,8 +96,8 @@ def audit(
             model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, train_data=train_data,
             samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
             grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
-            top_k=top_k, surrogate=surrogate, surrogate_arch=surrogate_arch, answers=answers, classes=classes,
-            max_queries=max_queries, seed=seed, device=device_named(device),
+            top_k=top_k, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), answers=answers,
+            classes=classes, max_queries=max_queries, seed=seed, device=device_named(device),
         )
     )  # fmt: skip
     if plan.model is None:

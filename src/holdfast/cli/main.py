@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from holdfast.cli import attack, audit, certify, demo, doctor, harden, methods, report
+from holdfast.cli import attack, audit, bench, bench_attacks, certify, demo, doctor, harden, methods, report
 from holdfast.cli.console import fault, voice
 from holdfast.core.errors import HoldfastError
 
@@ -33,6 +33,9 @@ for _function, _panel in (
     (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (demo.demo, "Help"),
 ):  # fmt: skip
     app.command(rich_help_panel=_panel)(_function)
+
+bench.bench.command()(bench_attacks.attacks)
+app.add_typer(bench.bench, name="bench", rich_help_panel="Audit")
 
 
 def _version(asked: bool) -> None:

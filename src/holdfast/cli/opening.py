@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.console import note
+from holdfast.cli.options import several
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.context import Context
+    from torch import nn
 
-__all__ = ["device_named", "given", "opened"]
+    from holdfast.audit.context import Context
+    from holdfast.audit.plan import Plan
+
+__all__ = ["device_named", "given", "opened", "opened_models"]
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -51,3 +55,24 @@ def opened(out: Path, **values: Any) -> Context:
     for line in context.notes:
         note(f"note: {line}")
     return context
+
+
+def opened_models(models: list[str] | None, archs: list[str] | None, plan: Plan) -> dict[str, nn.Module]:
+    """Several models by name: what was written before ``=``, else the file's own.
+
+    Raises:
+        UsageError: the numbers of models and architectures do not fit, or two models have one name.
+    """
+    from holdfast.models.load import load_model
+
+    files, built = several(models) or (), several(archs) or (None,)
+    if len(built) not in (1, len(files)):
+        raise UsageError(f"{len(files)} models with {len(built)} architectures; give one for all, or one for each")
+    found: dict[str, nn.Module] = {}
+    for file, arch in zip(files, built * len(files) if len(built) == 1 else built, strict=True):
+        name, equals, path = file.partition("=")
+        name, path = (name, path) if equals else (Path(file).stem, file)
+        if name in found:
+            raise UsageError(f"two models are called {name}; write NAME=FILE")
+        found[name] = load_model(path, arch=arch, trust=plan.trust, device=plan.device).module
+    return found

@@ -44,6 +44,7 @@ __all__ = [
     "Verbose",
     "assignments",
     "normalisation",
+    "several",
 ]
 
 _MODEL, _THREAT, _RUN = "Model and data", "Threat", "Run"
@@ -92,13 +93,19 @@ Samples = Annotated[
     int | None, typer.Option(help="Take the first N rows.", metavar="N", show_default="all", rich_help_panel=_MODEL)
 ]
 Surrogate = Annotated[
-    str | None,
-    typer.Option(help="A model of the attacker's own, for transfer.", metavar="FILE", rich_help_panel=_THREAT),
-]
+    list[str] | None,
+    typer.Option(
+        help="A model of the attacker's own, for transfer; several, with commas or repeated, make an ensemble.",
+        metavar="FILE,...", rich_help_panel=_THREAT,
+    ),
+]  # fmt: skip
 SurrogateArch = Annotated[
-    str | None,
-    typer.Option(help="Builds the surrogate's architecture.", metavar="MODULE:FUNCTION", rich_help_panel=_THREAT),
-]
+    list[str] | None,
+    typer.Option(
+        help="Builds the surrogate's architecture: one for all, or one for each.",
+        metavar="MODULE:FUNCTION,...", rich_help_panel=_THREAT,
+    ),
+]  # fmt: skip
 NormName = Annotated[
     Norm | None, typer.Option(help="Distortion that is bounded.", show_default="linf", rich_help_panel=_THREAT)
 ]
@@ -138,7 +145,7 @@ MaxQueries = Annotated[
     ),
 ]
 Suite = Annotated[
-    Literal["fast", "standard", "black-box"] | None,
+    Literal["fast", "standard", "minimal", "black-box"] | None,
     typer.Option(help="Which attacks.", show_default="fast", rich_help_panel=_RUN),
 ]
 Certify = Annotated[
@@ -205,6 +212,16 @@ def normalisation(text: str | None) -> tuple[tuple[float, ...], tuple[float, ...
 
     declared = Normalisation.parse(text)
     return declared.mean, declared.std
+
+
+def several(values: list[str] | None) -> tuple[str, ...] | None:
+    """The names of a flag that may be repeated and may hold several with commas.
+
+    Example:
+        >>> several(["a.pt,b.pt", "c.pt"]), several(None)
+        (('a.pt', 'b.pt', 'c.pt'), None)
+    """
+    return tuple(name.strip() for text in values for name in text.split(",") if name.strip()) if values else None
 
 
 def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:

@@ -55,6 +55,7 @@ class Desk:
         clean: Tensor | None = None,
         micro_batch: int | None = None,
         precision: torch.dtype | None = None,
+        trace: bool = False,
     ) -> None:
         """Opens a desk.
 
@@ -68,6 +69,7 @@ class Desk:
             clean: (n, K) scores of the clean inputs, if they are known already.
             micro_batch: rows sent through the model at once.
             precision: autocast dtype for the search; a success is then confirmed in full precision.
+            trace: keep what each sample had cost, and how near its witness was, after every call.
         """
         self.model, self.problem, self.budget = model, problem, budget or Budget()
         self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
@@ -78,6 +80,7 @@ class Desk:
         self.distance = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.low_margin = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.witness = problem.x.clone()
+        self.trace: list[tuple[Tensor, Tensor]] | None = [] if trace else None
         self._clean = clean
         self._parameters: Mapping[str, Tensor] | None = None
 
@@ -270,6 +273,11 @@ class Desk:
     def _judge(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor) -> None:
         if not self.judges:
             return
+        self._weigh(x, index, scores, answered)
+        if self.trace is not None:
+            self.trace.append((self.ledger.forwards + self.ledger.backwards, self.distance.clone()))
+
+    def _weigh(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor) -> None:
         p = self.problem
         with torch.no_grad():
             y, target = p.y[index], p.target[index]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from math import prod
 
+import torch
 from torch import nn
 
 __all__ = ["digits_cnn", "digits_mlp", "mnist_cnn", "substitute"]
@@ -47,18 +48,22 @@ def mnist_cnn() -> nn.Sequential:
     )
 
 
-def substitute(shape: tuple[int, ...], classes: int) -> nn.Sequential:
+def substitute(shape: tuple[int, ...], classes: int, seed: int | None = None) -> nn.Sequential:
     """A plain network for inputs of any shape: what an attacker who knows the data but not the architecture might train.
 
     Args:
         shape: of one input; (C, H, W) with H and W of at least 4 gives a convolutional network, others an MLP.
         classes: K.
+        seed: of the weights, the global generator then stays as it is; None draws from that.
 
     Example:
-        >>> import torch
         >>> substitute((3, 16, 16), 5)(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 5])
     """
+    if seed is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return substitute(shape, classes)
     if len(shape) != 3 or min(shape[1:]) < 4:
         features = prod(shape)
         return nn.Sequential(nn.Flatten(), nn.Linear(features, 128), nn.ReLU(), nn.Linear(128, classes))

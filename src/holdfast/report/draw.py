@@ -93,13 +93,19 @@ class Plot:
         top, _, bottom, _ = self.margin
         return top + (high - value) / (high - low or 1.0) * (self.height - top - bottom)
 
-    def axes(self, x_ticks: Sequence[tuple[float, str]], x_label: str, y_label: str) -> None:
+    def axes(
+        self,
+        x_ticks: Sequence[tuple[float, str]],
+        x_label: str,
+        y_label: str,
+        y_text: Callable[[float], str] = lambda share: f"{100 * share:.0f} %",
+    ) -> None:
         """The frame: pale lines across at each ordinate tick, labels below and at the left."""
         top, right, bottom, left = self.margin
         base, end = self.height - bottom, self.width - right
         for value in nice(*self.y_range):
             self.parts.append(tag("path", d=f"M{left:g} {self.y(value):.1f}H{end:g}", class_="grid"))
-            self.label(left - 8, self.y(value) + 4, f"{100 * value:.0f} %", "tick end")
+            self.label(left - 8, self.y(value) + 4, y_text(value), "tick end")
         for value, text in x_ticks:
             self.parts.append(tag("path", d=f"M{self.x(value):.1f} {base:g}v5", class_="axis"))
             self.label(self.x(value), base + 19, text, "tick mid")

@@ -21,7 +21,7 @@ from holdfast.testing.toys import Queried, digits, net
 __all__ = ["EPS", "FEW_STEPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
 
 EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
-FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2, "searches": 3}
+FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2, "searches": 3, "neighbours": 3}
 SAMPLES = 12
 _FEW = 0.02  # share of features that rounding may decide, as the sign of a gradient near 0 does
 

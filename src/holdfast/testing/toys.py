@@ -77,11 +77,12 @@ class Counting(nn.Module):
 
     Attributes:
         rows: (n,) int64.
+        total: rows of all, those with no sample's mark included.
     """
 
     def __init__(self, model: nn.Module, n: int) -> None:
         super().__init__()
-        self.model, self.rows = model, torch.zeros(n, dtype=torch.int64)
+        self.model, self.rows, self.total = model, torch.zeros(n, dtype=torch.int64), 0
 
     @staticmethod
     def mark(x: Tensor) -> Tensor:
@@ -93,7 +94,8 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The model's scores."""
         with torch.no_grad():
-            whose = (x.flatten(1)[:, 0] * 64).round().long()
+            self.total += len(x)
+            whose = (x.flatten(1)[:, 0] * 64).round().long().clamp(0, len(self.rows) - 1)
             self.rows.index_add_(0, whose, torch.ones_like(whose))
         return self.model(x)
 

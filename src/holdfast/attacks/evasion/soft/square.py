@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import prod, sqrt
+from math import sqrt
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.canvas import canvas
 from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
@@ -121,14 +122,14 @@ class Square(Attack[SoftLabelOracle, SquareState]):
 
     def _window(self, problem: Problem, step: np.ndarray) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
         """The window sizes of the whole search, and which of them each sample is at."""
-        _, h, w = _canvas(problem)
+        _, h, w = canvas(problem)
         euclidean = problem.set.norm is not Norm.LINF
         sizes = tuple(_extent(self.p / 2**k, h, w, odd=euclidean) for k in range(len(_HALVINGS) + 1))
         return sizes, np.searchsorted(_HALVINGS, (step + 1) * 10_000 // self.queries)
 
     def _flip(self, problem: Problem, state: SquareState) -> Tensor:
         """The linf move: one random window to its largest or least values, channel by channel."""
-        c, h, w = _canvas(problem)
+        c, h, w = canvas(problem)
         sizes, level = self._window(problem, state.step)
         a, b = on_device(np.array(sizes)[level].T, state.x.device)
         u = problem.keyed.uniform("move", (2 + c,), state.step)
@@ -141,7 +142,7 @@ class Square(Attack[SoftLabelOracle, SquareState]):
     def _gather(self, problem: Problem, state: SquareState) -> Tensor:
         """The l1 and l2 move: window 1 takes what window 2 holds and what eps leaves, and adds a signed pattern."""
         x0, ball = problem.x, gridless(problem)
-        c, h, w = _canvas(problem)
+        c, h, w = canvas(problem)
         sizes, level = self._window(problem, state.step)
         a, b = on_device(np.array(sizes)[level].T, x0.device)
         u = problem.keyed.uniform("move", (5 + c,), state.step).to(x0.dtype)
@@ -172,14 +173,6 @@ class Square(Attack[SoftLabelOracle, SquareState]):
         delta = torch.where(here, new, delta.masked_fill(there, 0.0))
         delta = delta * (eps / _lp(ball.norm, delta).clamp_min(tiny))
         return project(ball, x0 + delta.view_as(x0), x0)
-
-
-def _canvas(problem: Problem) -> tuple[int, int, int]:
-    """Channels, height and width: images as they are, a matrix as one channel, all else as one strip."""
-    features = tuple(problem.x.shape[1:])
-    if len(features) == 3:
-        return features
-    return (1, *features) if len(features) == 2 else (1, 1, prod(features))
 
 
 def _extent(share: float, h: int, w: int, *, odd: bool) -> tuple[int, int]:
@@ -217,7 +210,7 @@ def _lp(norm: Norm, delta: Tensor) -> Tensor:
 
 def _stripes(problem: Problem, low: Tensor, high: Tensor) -> Tensor:
     """The linf start: each column of each channel at its largest or least values."""
-    c, h, w = _canvas(problem)
+    c, h, w = canvas(problem)
     up = problem.keyed.uniform("start", (c, w)).view(-1, c, 1, w) < 0.5
     shape = (-1, c, h, w)
     return torch.where(up, high.view(shape), low.view(shape)).view_as(problem.x)
@@ -226,7 +219,7 @@ def _stripes(problem: Problem, low: Tensor, high: Tensor) -> Tensor:
 def _tiles(problem: Problem) -> Tensor:
     """The l1 and l2 start: a perturbation of size eps of tiles with a pattern each, of random sign and direction."""
     x0, norm = problem.x, problem.set.norm
-    c, h, w = _canvas(problem)
+    c, h, w = canvas(problem)
     a, b = max(h // _TILES, 1), max(w // _TILES, 1)
     down, across = h // a, w // b
     u = problem.keyed.uniform("start", (1 + c, down, across)).to(x0.dtype)

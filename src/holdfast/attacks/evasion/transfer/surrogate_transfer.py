@@ -1,56 +1,41 @@
-"""Transfer from a surrogate: momentum iterative steps on a model of one's own, judged on the attacked one."""
+"""Transfer from a surrogate: steps on a model of one's own, judged on the attacked one; every piece of the family a switch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
+from holdfast.attacks.common.gradient_transform import GradientTransform
+from holdfast.attacks.common.momentum import MomentumSteps
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
-from holdfast.numerics.distance import distance
-from holdfast.numerics.losses import pick_loss
-from holdfast.numerics.project import project
-from holdfast.numerics.steps import steepest
 
-__all__ = ["MomentumState", "SurrogateTransfer"]
+__all__ = ["SurrogateTransfer"]
 
 
 @dataclass(frozen=True)
-class MomentumState(State):
-    """``x`` is what is judged: ``point`` on the grid, if there is one.
+class SurrogateTransfer(MomentumSteps):
+    """The whole family as one composition; by default MI-FGSM, the plain momentum of Dong et al. 2018."""
 
-    Attributes:
-        point: (n, \\*features) the iterate.
-        velocity: (n, \\*features) decayed sum of the normalised gradients.
-    """
-
-    point: Tensor
-    velocity: Tensor
-
-
-@dataclass(frozen=True)
-class SurrogateTransfer(Attack[WhiteBoxOracle, MomentumState]):
-    """``v <- mu v + grad / ||grad||_1``; ``x <- project(x + step * steepest(v))`` on the surrogate.
-
-    `run(attack, problem, model=surrogate, judge=attacked)`: the attacked model is asked once, about the last iterate.
-    An `Ensemble` of surrogates is a model like any other.
-    """
-
-    steps: int = parameter(10, "gradient steps on the surrogate, at least 1", "Dong et al. 2018, section 4.1")
-    momentum: float = parameter(1.0, "decay mu of the velocity, 0 to 1", "Dong et al. 2018, section 4.2")
-    relative_step: float | None = parameter(None, "step as a share of eps; None: 1 / steps", "Dong et al. 2018")
-    loss: str = parameter("ce", "ce, margin or dlr", "Dong et al. 2018; Liu et al. 2017")
+    look_ahead: bool = parameter(False, "NI: ask the gradient where the momentum leads", "off; Lin et al. 2020: on")
+    diversity: float = parameter(
+        0.0, "DI: chance that an input is resized and padded, 0 to 1", "off; Xie et al. 2019: 0.5"
+    )
+    least_size: float = parameter(
+        0.9, "DI: least side of a resized input, in (0, 1]", "Xie et al. 2019: 299 of 330 pixels"
+    )
+    kernel: int | None = parameter(
+        1,
+        "TI: side of the smoothing kernel, odd; None: a twentieth of the image's side",
+        "off; Dong et al. 2019: 15 of 299",
+    )
+    scales: int = parameter(1, "SI: copies, divided by 1, 2, 4, ..., at least 1", "off; Lin et al. 2020: 5")
+    neighbours: int = parameter(0, "VMI: neighbours that even out the gradient, at least 0", "off; Wang & He 2021: 20")
+    reach: float = parameter(1.5, "VMI: their reach as a share of eps, at least 0", "Wang & He 2021, section 4.4")
 
     card: ClassVar[Card] = Card(
-        title="Surrogate transfer (MI-FGSM)",
-        rows=("E35", "T06"),
+        title="Surrogate transfer",
+        rows=("E35", "T03", "T05", "T06"),
         paper="Liu, Chen, Liu, Song 2017, Delving into Transferable Adversarial Examples and Black-box Attacks, "
         "arXiv:1611.02770; Dong et al. 2018, Boosting Adversarial Attacks with Momentum, arXiv:1710.06081",
         section="2.2",
@@ -68,21 +53,7 @@ class SurrogateTransfer(Attack[WhiteBoxOracle, MomentumState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
-        return self.steps
-
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MomentumState:  # noqa: D102
-        return MomentumState.at(problem.x, point=problem.x, velocity=torch.zeros_like(problem.x))
-
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> MomentumState:  # noqa: D102
-        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        grad = oracle.gradient(state.point, problem.rows, loss, problem.y, problem.target).grad.nan_to_num(0.0)
-        size = distance(Norm.L1, grad).clamp_min(torch.finfo(torch.float64).tiny)
-        velocity = self.momentum * state.velocity + (grad.double() / problem.flat(size)).to(grad.dtype)
-        share = self.relative_step or 1 / self.steps
-        move = share * problem.flat(problem.set.eps).to(grad.dtype) * steepest(problem.set.norm, velocity)
-        point = project(gridless(problem), state.point + move, problem.x)
-        return replace(state, x=valid(problem, point), point=point, velocity=velocity)
-
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> None:  # noqa: D102
-        oracle.logits(state.x, problem.rows)
+    def transform(self) -> GradientTransform:  # noqa: D102
+        return GradientTransform(
+            self.look_ahead, self.diversity, self.least_size, self.kernel, self.scales, self.neighbours, self.reach
+        )

@@ -52,7 +52,7 @@ class PGD(Attack[WhiteBoxOracle, PGDState]):
 
     card: ClassVar[Card] = Card(
         title="PGD",
-        rows=("E03", "T01", "T02"),
+        rows=("E03", "E10", "T01", "T02"),
         paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial "
         "Attacks, arXiv:1706.06083",
         section="2.2",
@@ -99,10 +99,10 @@ class PGD(Attack[WhiteBoxOracle, PGDState]):
     def _move(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
         norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
         if norm is Norm.L0:
-            # No step is steepest for l0: the gradient, scaled so that its largest entry crosses the box within a few
-            # steps; the projection keeps the features that gain most (PGD-l0, Croce & Hein 2019).
+            # No step is steepest for l0: the gradient, scaled so that its largest entry crosses the box; shorter steps
+            # never displace a feature that is in. The projection keeps those that gain most (Croce & Hein 2019).
             largest = problem.flat(grad.flatten(1).abs().amax(1)).clamp_min(torch.finfo(grad.dtype).tiny)
-            return 4 * share * (problem.set.upper - problem.set.lower) * grad / largest
+            return (self.relative_step or 1.0) * (problem.set.upper - problem.set.lower) * grad / largest
         eps = problem.flat(problem.set.eps).to(grad.dtype)
         if norm is not Norm.L1:
             return share * eps * steepest(norm, grad)

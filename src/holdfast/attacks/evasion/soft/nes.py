@@ -1,0 +1,117 @@
+"""NES: ascent on antithetic Gaussian estimates, with the partial-information mode (Ilyas et al. 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.common.approach import FIRST_SHRINK, approach
+from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, Probe, coarse, soft_loss
+from holdfast.core.cards import Card, parameter
+from holdfast.core.errors import UnsupportedError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.numerics.distance import between, box
+from holdfast.numerics.zeroth import Antithetic, Estimator
+
+__all__ = ["NES"]
+
+
+@dataclass(frozen=True)
+class NESState(AscentState):
+    """Attributes:
+    reach: (n,) float64 radius of the ball that the iterate is kept in; eps but in the partial-information mode.
+    shrink: (n,) float64 by how much the next step tries to make it less.
+    """
+
+    reach: Tensor
+    shrink: Tensor
+
+
+@dataclass(frozen=True)
+class NES(Ascent):
+    """``x <- project(x + rate * eps * steepest(m))``, m the mean of antithetic estimates.
+
+    With ``starts`` it is the partial-information mode: it begins at an input of the target's class and shrinks the ball
+    around the clean input to eps, step by step, such that the target stays among the classes that the answer shows.
+    """
+
+    queries: int = parameter(10_000, "most queries of a sample, at least 1", "Ilyas et al. 2018 allow up to a million")
+    q: int = parameter(25, "pairs of an estimate, at least 1", "Ilyas et al. 2018: 50 values")
+    sigma: float = parameter(0.001, "standard deviation of the search, above 0", "Ilyas et al. 2018")
+    relative_step: float = parameter(0.2, "first step as a share of eps, in (0, 1]", "Ilyas et al. 2018: .01 of .05")
+    momentum: float = parameter(0.9, "what the mean of the estimates keeps, in [0, 1)", "Ilyas et al. 2018, code")
+    patience: int = parameter(
+        5, "steps in which the loss must grow, else the step halves; 0: it never does", "Ilyas et al. 2018, code"
+    )
+    starts: Tensor | None = parameter(
+        None, "(K, *features) an input of each class: the partial-information mode, for targets; None: start at x",
+        "Ilyas et al. 2018, algorithm 2",
+    )  # fmt: skip
+    loss: str = parameter("log-margin", "log-margin or ce", "ours: ce, the paper's, is flat where the model is sure")
+
+    card: ClassVar[Card] = Card(
+        title="NES",
+        rows=("E22", "T03"),
+        paper="Ilyas, Engstrom, Athalye, Lin 2018, Black-box Adversarial Attacks with Limited Queries and Information, "
+        "ICML, arXiv:1804.08598",
+        section="2.2",
+        summary="Ascent on gradients estimated by natural evolution strategies.",
+        access=Access.SOFT_LABEL,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
+        formulation=Formulation.BUDGET,
+        norms=(Norm.L2, Norm.LINF),
+        affine_ratio={Norm.LINF: 1.25, Norm.L2: 1.25},
+        failure_modes=(
+            "In d features q pairs leave a cosine of about sqrt(q / (q + d)) to the gradient.",
+            "sigma must reach where the model's answers differ: a quantised score has no slope at a thousandth.",
+            "Answers of the top class alone, untargeted, change only with that class's own score.",
+        ),
+        checked_by="the cosine to the gradient that theory gives; exact query counts",
+    )
+
+    @property
+    def plan(self) -> Plan:  # noqa: D102
+        return Plan(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
+
+    def estimator(self, problem: Problem) -> Estimator:  # noqa: D102
+        return Antithetic(self.q, coarse(problem, self.sigma))
+
+    def check(self, problem: Problem) -> None:  # noqa: D102
+        super().check(problem)
+        if self.starts is not None and problem.goal is not Goal.TARGETED:
+            raise UnsupportedError("starts are inputs of the targets' classes; give NES targets, or no starts")
+
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> NESState:  # noqa: D102
+        state, eps = super().start(oracle, problem), problem.set.eps
+        if self.starts is None:
+            return NESState(**vars(state), reach=eps, shrink=torch.zeros_like(eps))
+        low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
+        x = torch.minimum(torch.maximum(self.starts.to(problem.x)[problem.target], low), high)
+        Probe(oracle, problem, soft_loss(problem.goal, self.loss)).at(x)
+        reach = torch.maximum(between(problem.set.norm, x, problem.x), eps)
+        wide = replace(state, x=x, low=low, high=high)
+        return NESState(**vars(wide), reach=reach, shrink=FIRST_SHRINK * reach)
+
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> AscentState:  # noqa: D102
+        if self.starts is None or not isinstance(state, NESState):
+            return super().step(oracle, problem, state)
+        return self._approach(oracle, problem, state)
+
+    def _approach(self, oracle: SoftLabelOracle, problem: Problem, state: NESState) -> NESState:
+        """A step of the partial-information mode: the largest move tried, into the smallest ball, that keeps the
+        target in the answer.
+        """
+        probe, estimate = self.estimate(oracle, problem, state)
+        move, momentum = self.direction(problem, state, estimate)
+
+        def told(z: Tensor, waiting: Tensor) -> Tensor:
+            scores = probe.scores(z.unsqueeze(1), waiting.unsqueeze(1))[:, 0]
+            return scores.gather(1, problem.target.unsqueeze(1)).squeeze(1).isfinite()
+
+        x, reach, shrink = approach(problem, state.x, move, state.rate, state.reach, state.shrink, told)
+        return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)

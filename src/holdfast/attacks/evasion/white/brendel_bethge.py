@@ -1,0 +1,137 @@
+"""Brendel & Bethge: a walk along the boundary, each step the nearest point to x in a trust region (2019, equation 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.grid import valid
+from holdfast.attacks.common.minimum_norm import adversarial_start, finish, geometric, walk_back
+from holdfast.core.cards import Card, parameter
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.distance import between, box, distance
+from holdfast.numerics.losses import pick_loss
+from holdfast.numerics.search import bisect
+from holdfast.numerics.trust_region import nearest_in_trust_region
+
+__all__ = ["BrendelBethge", "BrendelBethgeState"]
+
+_HALVINGS = 10  # of the way from x to the adversarial start
+_BISECTIONS = 8  # of the trade-off in a step; the next step mends what they leave
+
+
+@dataclass(frozen=True)
+class BrendelBethgeState(State):
+    """``x`` is near the boundary.
+
+    Attributes:
+        normal: (n, \\*features) the gradient of the margin, smoothed over the steps.
+        first: (n,) float64 l2 distance of the start: the unit of the trust region.
+        best: (n, \\*features) the nearest adversarial iterate, inside the ball or not.
+        reach: (n,) float64 its distance; infinite if there is none.
+    """
+
+    normal: Tensor
+    first: Tensor
+    best: Tensor
+    reach: Tensor
+
+
+@dataclass(frozen=True)
+class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
+    """``x <- argmin ||z - clean||_p`` over z in the box, on the linearised boundary, within a radius of x that shrinks."""
+
+    steps: int = parameter(
+        200, "steps, at least 1", "ours: the paper takes up to 1000; the radius falls over as many as there are"
+    )
+    first_radius: float = parameter(
+        0.3,
+        "first radius of the trust region, over the l2 distance of the start",
+        "ours: Foolbox scales by the features",
+    )
+    last_radius: float = parameter(3e-4, "last radius, likewise; it falls by the same factor each step", "ours")
+    momentum: float = parameter(
+        0.8, "share of the smoothed normal that a step keeps, 0 to below 1", "Foolbox's port by the authors"
+    )
+    overshoot: float = parameter(0.02, "how far past the boundary to head, in radii", "ours")
+    search: int = parameter(10, "forwards of the final walk back toward x", "ours: takes out the overshoot")
+
+    card: ClassVar[Card] = Card(
+        title="Brendel & Bethge",
+        rows=("E11", "T03"),
+        paper="Brendel, Rauber, Kummerer, Ustyuzhaninov, Bethge 2019, Accurate, reliable and fast robustness evaluation, "
+        "arXiv:1907.01003",
+        section="2.2",
+        summary="Follows the decision boundary from an adversarial start, each step exact in a trust region.",
+        access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
+        formulation=Formulation.MINIMAL_DISTORTION,
+        norms=(Norm.L0, Norm.L1, Norm.L2, Norm.LINF),
+        affine_ratio={Norm.L0: 1.01, Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
+        failure_modes=(
+            "It stays on the piece of the boundary where it starts; starts from other classes may end nearer.",
+            "In l0 the step is not convex; sigma-zero needs fewer features.",
+        ),
+        checked_by="the step against SciPy's solver; the exact affine oracle; order among attacks on real networks",
+    )
+
+    @property
+    def iterations(self) -> int:  # noqa: D102
+        return self.steps
+
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> BrendelBethgeState:  # noqa: D102
+        far, found = adversarial_start(oracle, problem)
+        wide, edges = problem.x.double(), box(problem.set, problem.x)
+
+        def path(share: Tensor) -> Tensor:
+            return (wide + problem.flat(share) * (far.double() - wide)).to(far.dtype).clamp(*edges)
+
+        def holds(share: Tensor) -> Tensor:
+            scores, answered = oracle.logits(valid(problem, path(share)), problem.rows)
+            return problem.criterion.holds(scores, problem.y, problem.target) & answered
+
+        none = torch.zeros_like(problem.set.eps)
+        _, share = bisect(holds, none, none + 1, _HALVINGS)
+        x = torch.where(problem.flat(found), path(share), problem.x)
+        return BrendelBethgeState.at(
+            x,
+            normal=torch.zeros_like(x),
+            first=distance(Norm.L2, x.double() - wide),
+            best=problem.x,
+            reach=none + float("inf"),
+        )
+
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> BrendelBethgeState:  # noqa: D102
+        norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
+        loss, _ = pick_loss("margin", problem.goal, oracle.classes)
+        asked = valid(problem, state.x)
+        scores, value, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
+        over = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        size = between(norm, asked, problem.x)
+        better = over & (size < state.reach)
+
+        normal = self.momentum * state.normal + (1 - self.momentum) * grad.nan_to_num(0.0)
+        radius = state.first * geometric(problem, state.step, self.steps, self.first_radius, self.last_radius)
+        inner = (normal.double() * asked.double()).flatten(1).sum(1)
+        level = inner - value.nan_to_num(0.0).double() + self.overshoot * radius * distance(Norm.L2, normal)
+        x = nearest_in_trust_region(norm, problem.x, asked, normal, level, radius, low, high, _BISECTIONS)
+        x = x.to(asked.dtype)
+        flat = (normal == 0).flatten(1).all(1)
+        return replace(
+            state,
+            x=torch.where(problem.flat(flat), asked, x.clamp(low, high)),
+            normal=normal,
+            best=torch.where(problem.flat(better), asked, state.best),
+            reach=torch.where(better, size, state.reach),
+        )
+
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> None:  # noqa: D102
+        oracle.logits(valid(problem, state.x), problem.rows)
+        walk_back(oracle, problem, state.best, state.reach.isfinite(), self.search)
+        finish(oracle, problem, self.search)

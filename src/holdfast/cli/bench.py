@@ -1,0 +1,117 @@
+"""``holdfast bench``: one question asked of many models or methods."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, progress, say_json, table
+from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["bench", "transfer"]
+
+bench = typer.Typer(help="Compare models or methods on one question.", no_args_is_help=True)
+
+
+@bench.command()
+def transfer(
+    models: Annotated[
+        list[str], typer.Option(help="The models, with commas or repeated; NAME=FILE names one.", metavar="FILE,...")
+    ],
+    out: o.Out,
+    archs: Annotated[
+        list[str] | None,
+        typer.Option(help="Builds their architectures: one for all, or one for each.", metavar="MODULE:FUNCTION,..."),
+    ] = None,
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(help="Transfer attacks, with commas or repeated.", metavar="NAME,...", show_default="all"),
+    ] = None,
+    ensembles: Annotated[
+        bool, typer.Option("--ensembles", help="For each model also attack the ensemble of all the others.")
+    ] = False,
+    set_: o.Set = None,
+    data: o.Data = None,
+    samples: o.Samples = None,
+    norm: o.NormName = None,
+    eps: o.Eps = None,
+    goal: o.GoalName = None,
+    trust: o.Trust = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Attack every model and judge the examples on every other: a matrix of source and target.
+
+    Example: holdfast bench transfer --models a.safetensors,b.safetensors --archs net.py:small,net.py:large
+    --data test.npz --eps 8/255 --methods surrogate_transfer,di_fgsm --out runs/transfer
+    """
+    import json
+
+    import numpy as np
+
+    from holdfast.attacks.attack import Attack
+    from holdfast.audit.context import Context
+    from holdfast.audit.folder import RunFolder
+    from holdfast.audit.plan import Plan
+    from holdfast.audit.transfer import transfer_matrix
+    from holdfast.cli.opening import device_named, given, opened_models
+    from holdfast.core.files import write_whole
+    from holdfast.core.registry import cards, method
+    from holdfast.core.threat import Access
+    from holdfast.report.matrix import render
+
+    if data is None:
+        raise UsageError("what data? give --data")
+    named = given(data=data, samples=samples, norm=norm, eps=eps, goal=goal, seed=seed, device=device_named(device))
+    plan = Plan.of(certify="none", trust=bool(trust), **named)
+    opened = opened_models(models, archs, plan)
+    wanted = o.several(methods) or tuple(n for n, c in cards("attack") if c.access is Access.TRANSFER)
+    if set_ and len(wanted) > 1:
+        raise UsageError("--set needs one method; name it with --methods")
+    tools = []
+    for name in wanted:
+        kind = method(name)
+        if not issubclass(kind, Attack):
+            raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
+        tools.append(kind(**o.assignments(set_, kind)))
+    context = Context.open(plan, RunFolder(out), next(iter(opened.values())))
+    problem = context.problem(np.arange(len(context.data)))
+    matrices = []
+    with progress() as tell:
+        for tool in tools:
+            matrices.append(
+                transfer_matrix(
+                    opened, problem, tool, eps=plan.eps, ensembles=ensembles, seed=plan.seed,
+                    settings=context.settings, progress=lambda done, total, title=tool.card.title: tell(title, done, total),
+                )
+            )  # fmt: skip
+    answer = [m.as_dict() for m in matrices]
+    command = shlex.join(["holdfast", *sys.argv[1:]])
+    write_whole(out / "transfer.json", json.dumps(answer, indent=1))
+    write_whole(out / "transfer.html", render(matrices, context.data.name, command))
+    if format_ is o.FormatName.JSON:
+        say_json(answer)
+    else:
+        table(
+            ("method", "source", *matrices[0].targets),
+            [
+                (m.attack, source, *(_figure(m.cell(source, target).share) for target in m.targets))
+                for m in matrices
+                for source in m.sources
+            ],
+        )
+    note(f"saved {out / 'transfer.json'} and {out / 'transfer.html'}")
+
+
+def _figure(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1%}"
