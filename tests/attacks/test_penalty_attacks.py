@@ -9,7 +9,8 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from holdfast.attacks.common.penalty import Boxed, adam, hinge, next_weight
+from holdfast.attacks.common.adam import adam
+from holdfast.attacks.common.penalty import Boxed, hinge, next_weight
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.white.carlini_wagner import CarliniWagner
 from holdfast.attacks.evasion.white.deepfool import DeepFool

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.attack import Attack
 from holdfast.attacks.common.space import Bilinear, Decoder, Tiles, pick_space
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.soft.autozoom import AutoZOOM
@@ -39,7 +39,7 @@ def problem_of(norm: Norm, eps: float, n: int = 8) -> Problem:
 
 @pytest.mark.parametrize("attack", EVERY, ids=lambda a: type(a).__name__)
 @pytest.mark.parametrize("queries", [1, 30, 150])
-def test_queries_are_counted_exactly(attack: Attack, queries: int) -> None:
+def test_queries_are_counted_exactly(attack: Any, queries: int) -> None:
     rows = 0
     model = affine_digits()
 
@@ -64,11 +64,11 @@ def test_signsgd_with_many_directions_takes_the_steps_of_iterated_fgsm() -> None
     zeroth, white = [], []
     for attack, seen in ((many, zeroth), (exact, white)):
         run(attack, problem, _Watched(model, seen), seed=0, clean=model(problem.x).detach())
-    # The last rows that each asked are its iterate. Where the gradient is 0, or leads out of the box, the estimate's sign
-    # is of no account; few of the other features have a gradient that 6000 directions cannot sign.
+    # The last rows that each asked are its iterate. Signs differ only where the gradient is nearly 0.
+    way = torch.stack([model.weight.detach()[k] for k in problem.y]).view_as(problem.x)
     ours, theirs = zeroth[-1][-3:] - problem.x, white[-1][-3:] - problem.x
-    moved = theirs != 0
-    assert float((ours.sign() == theirs.sign())[moved].double().mean()) > 0.9
+    strong = way.abs() > 0.3 * way.abs().amax((1, 2, 3), keepdim=True)
+    assert float((ours.sign() == theirs.sign())[strong & (theirs != 0)].double().mean()) > 0.95
 
 
 class _Watched(nn.Module):
@@ -140,7 +140,7 @@ def test_admm_with_exact_gradients_reaches_the_optimum_of_an_affine_model() -> N
 
 
 @pytest.mark.parametrize("attack", [ZOADMM(), ZOSVRG(), AutoZOOM()], ids=lambda a: type(a).__name__)
-def test_more_queries_come_nearer(attack: Attack) -> None:
+def test_more_queries_come_nearer(attack: Any) -> None:
     model, problem = affine_digits(), problem_of(Norm.L2, float("inf"))
     few, many = (run(replace(attack, queries=q), problem, model, seed=0) for q in (300, 3000))
     assert bool(many.found.all())

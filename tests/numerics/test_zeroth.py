@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.core.draws import Draws
+from holdfast.core.draws import Draws, SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.numerics.zeroth import (
     Antithetic,
@@ -45,7 +45,7 @@ def smooth(z: Tensor) -> Tensor:
     return (z * GRADIENT).sin().sum(-1) + 0.5 * z[..., 0] * z[..., 1]
 
 
-def draws(n: int) -> object:
+def draws(n: int) -> SampleDraws:
     return Draws(0, "test").of(np.arange(n))
 
 

@@ -72,6 +72,14 @@ class Attack(ABC, Generic[O_contra, S]):
     """
 
     card: ClassVar[Card]
+    serves_domains: ClassVar[bool] = False
+
+    @property
+    def votes(self) -> int:
+        """How often in a row the attack asks each point, for models that answer at random: most answers must be
+        adversarial. The clean inputs are asked as often.
+        """
+        return 1
 
     @property
     def rounds(self) -> int:
@@ -142,6 +150,8 @@ class Attack(ABC, Generic[O_contra, S]):
         card = self.card
         if problem.set.norm not in card.norms:
             raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
+        if problem.criterion.domains and not self.serves_domains:
+            raise UnsupportedError(f"{card.title} attacks one model; to break several with one input use min_max")
         if card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):
             raise UnsupportedError(f"{card.title} searches inside a budget; give a finite eps")
         if problem.goal not in card.goals:

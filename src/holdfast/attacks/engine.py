@@ -105,6 +105,7 @@ class Run:
         self.judge = Desk(
             judge or model, self.problem, budget=limit, first=self.first, top_k=top_k, clean=clean,
             micro_batch=self.settings.micro_batch, precision=self.settings.precision, trace=self.settings.trace,
+            votes=attack.votes,
         )  # fmt: skip
         self.desk = self.judge
         if self.transfer:

@@ -138,6 +138,10 @@ class SharedAttack(ABC):
     def artefact(self, state: SharedState) -> Artefact:
         """What was learned so far."""
 
+    def finished(self, state: SharedState) -> bool:
+        """The artefact is as good as was asked for, before the steps are up; False if the attack does not look."""
+        return False
+
     @abstractmethod
     def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
         """x (n, \\*features) with the artefact on it; ``draws`` decides what chance decides.
@@ -229,14 +233,16 @@ def fit(
         if state is None:
             state = attack.start(oracles, whole)
         for step in range(done, attack.iterations):
-            state = attack.step(oracles, _batch(attack, whole, draws, step), state, step)
+            if attack.finished(state):
+                break
+            state, done = attack.step(oracles, _batch(attack, whole, draws, step), state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
                 _keep(checkpoint, of, step + 1, state, _total(desks, spent))
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return Fit(attack.artefact(state), _total(desks, spent), attack.iterations)
+    return Fit(attack.artefact(state), _total(desks, spent), done)
 
 
 @dataclass(frozen=True)

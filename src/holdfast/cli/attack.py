@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli.attack_semantic import run_and_save
 from holdfast.cli.attack_shared import SharedRun, run_shared
 from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.opening import opened, opened_models
 from holdfast.cli.pictures import save_strips
 from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.core.problem import Problem
 
 __all__ = ["attack"]
 
@@ -39,6 +43,15 @@ def attack(
     ] = None,
     goal: o.GoalName = None,
     set_: o.Set = None,
+    detector: Annotated[
+        bool,
+        typer.Option(
+            "--detector",
+            help="The model's last column is a detector's score, flagged above 0: break the model unflagged; PGD and its "
+            "kin with --set loss=joint.",
+            rich_help_panel="Threat",
+        ),
+    ] = False,
     queries: o.Queries = None,
     top_k: o.TopK = None,
     surrogate: o.Surrogate = None,
@@ -48,7 +61,9 @@ def attack(
     max_queries: o.MaxQueries = None,
     train_data: Annotated[
         str | None,
-        typer.Option(help="Samples that a shared artefact is fitted on.", metavar="FILE", rich_help_panel=_SHARED),
+        typer.Option(
+            help="Samples that a shared artefact, or a decoder, is fitted on.", metavar="FILE", rich_help_panel=_SHARED
+        ),
     ] = None,
     also: Annotated[
         list[str] | None,
@@ -81,13 +96,15 @@ def attack(
     """Run one attack; the referee judges what it found.
 
     Attacks with one artefact for many samples (universal perturbations, patches, substitutes) are fitted on --train-data,
-    or on the first half of the data, and judged on the rest.
+    or on the first half of the data, and judged on the rest. Semantic attacks search the parameters of a change of the
+    image; their ranges are parameters of the method: --set rotation=15.
     """
     import numpy as np
     import torch
 
     from holdfast.attacks.attack import Attack
     from holdfast.attacks.engine import run
+    from holdfast.attacks.semantic import SemanticAttack
     from holdfast.attacks.shared import SharedAttack, method_name
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
@@ -95,9 +112,11 @@ def attack(
     from holdfast.judge.referee import Ruling
 
     kind = method(name)
-    if not issubclass(kind, Attack | SharedAttack):
+    if not issubclass(kind, Attack | SharedAttack | SemanticAttack):
         raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
     tool = kind(**o.assignments(set_, kind))
+    if isinstance(tool, SemanticAttack) and (eps is not None or norm is not None):
+        raise UsageError(f"{tool.card.title} has ranges, no --norm and --eps; see: holdfast methods {name}")
     if eps is None and tool.card.norms and tool.card.formulation is Formulation.BUDGET:
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
     context = opened(
@@ -112,7 +131,12 @@ def attack(
         how = SharedRun(train_data, more, artefact, draws or tool.draws)
         run_shared(method_name(tool), tool, context, out, how, as_json=format_ is o.FormatName.JSON)
         return
+    if isinstance(tool, SemanticAttack):
+        run_and_save(method_name(tool), tool, context, out, train_data, as_json=format_ is o.FormatName.JSON)
+        return
     problem = context.problem(ids, None if eps is not None else float("inf"))
+    if detector:
+        problem = _under_detector(problem, context.classes)
     transfer = tool.card.access is Access.TRANSFER
     start = perf_counter()
     with progress() as tell:
@@ -153,6 +177,23 @@ def attack(
     note(f"saved {out / 'adversarial.npz'}")
     if drawn:
         note(f"saved {drawn} pictures (clean, adversarial, difference) in {out / 'pictures'}")
+
+
+def _under_detector(problem: Problem, columns: int) -> Problem:
+    """The problem with the detector in the loop; targets are classes, never the detector's column."""
+    from dataclasses import replace
+
+    from holdfast.core.criterion import WithDetector
+    from holdfast.core.threat import Goal
+
+    if columns < 3:
+        raise UsageError(
+            "--detector takes a model with two classes or more and the detector's score as its last column"
+        )
+    target = problem.target
+    if problem.goal is Goal.TARGETED:
+        target = (problem.y + 1) % (columns - 1)
+    return replace(problem, criterion=WithDetector(problem.criterion), target=target)
 
 
 def _told(title: str, a: dict[str, Any]) -> list[str]:

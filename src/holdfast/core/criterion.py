@@ -7,7 +7,9 @@ label y and the target t of each row. `margin` is negative exactly where `holds`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from torch import Tensor
 from holdfast.core.errors import UnsupportedError
 
 __all__ = ["AllOf", "AnyOf", "Criterion", "Misclassified", "RegressionMargin", "Targeted", "WithDetector", "best_other"]
+
+_Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def best_other(scores: Tensor, label: Tensor) -> Tensor:
@@ -28,7 +32,19 @@ def best_other(scores: Tensor, label: Tensor) -> Tensor:
 
 
 class Criterion(ABC):
-    """Judges answers, row by row."""
+    """Judges answers, row by row.
+
+    Attributes:
+        domains: it reads answers (m, domains, K), one row of scores for each domain (see `Domains`).
+    """
+
+    domains: ClassVar[bool] = False
+
+    @property
+    def targeted(self) -> bool:
+        """It asks for the target."""
+        inner = getattr(self, "inner", None)
+        return isinstance(inner, Criterion) and inner.targeted
 
     @abstractmethod
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -66,6 +82,10 @@ class Misclassified(Criterion):
 class Targeted(Criterion):
     """Targeted: the best class is t."""
 
+    @property
+    def targeted(self) -> bool:  # noqa: D102
+        return True
+
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return best_other(scores, target) - scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
 
@@ -88,12 +108,23 @@ class WithDetector(Criterion):
 
 @dataclass(frozen=True)
 class AllOf(Criterion):
-    """Adversarial in every domain: answers are (m, domains, K)."""
+    """Adversarial in every domain: answers are (m, domains, K).
+
+    Example:
+        >>> both = torch.tensor([[[1.0, 2.0], [3.0, 0.0]]])  # one sample, two models: only the first is fooled
+        >>> y, none = torch.tensor([0]), torch.tensor([-1])
+        >>> AllOf(Misclassified()).holds(both, y, none).item(), AnyOf(Misclassified()).holds(both, y, none).item()
+        (False, True)
+    """
 
     inner: Criterion
+    domains: ClassVar[bool] = True
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return _by_domain(self.inner, scores, y, target).amax(-1)
+        return _by_domain(self.inner.margin, scores, y, target).amax(-1)
+
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return _by_domain(self.inner.holds, scores, y, target).all(-1)
 
 
 @dataclass(frozen=True)
@@ -101,13 +132,17 @@ class AnyOf(Criterion):
     """Adversarial in some domain: answers are (m, domains, K)."""
 
     inner: Criterion
+    domains: ClassVar[bool] = True
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return _by_domain(self.inner, scores, y, target).amin(-1)
+        return _by_domain(self.inner.margin, scores, y, target).amin(-1)
+
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return _by_domain(self.inner.holds, scores, y, target).any(-1)
 
 
-def _by_domain(inner: Criterion, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    return torch.stack([inner.margin(s, y, target) for s in scores.unbind(-2)], dim=-1)
+def _by_domain(judge: _Judge, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return torch.stack([judge(s, y, target) for s in scores.unbind(-2)], dim=-1)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class Problem:
     @property
     def goal(self) -> Goal:
         """Targeted if the criterion asks for a target."""
-        return Goal.TARGETED if isinstance(self.criterion, Targeted) else Goal.UNTARGETED
+        return Goal.TARGETED if self.criterion.targeted else Goal.UNTARGETED
 
     @property
     def keyed(self) -> SampleDraws:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -56,11 +57,12 @@ class Desk:
         micro_batch: int | None = None,
         precision: torch.dtype | None = None,
         trace: bool = False,
+        votes: int = 1,
     ) -> None:
         """Opens a desk.
 
         Args:
-            model: x (m, \\*features) -> scores (m, K).
+            model: x (m, \\*features) -> scores (m, K), or (m, domains, K) where the criterion is about domains.
             problem: the whole chunk; ``index`` in calls points into it.
             budget: the most that may be asked for one sample.
             first: a sample is settled by its first witness (budget formulation); otherwise the nearest one is kept.
@@ -70,9 +72,12 @@ class Desk:
             micro_batch: rows sent through the model at once.
             precision: autocast dtype for the search; a success is then confirmed in full precision.
             trace: keep what each sample had cost, and how near its witness was, after every call.
+            votes: each point is asked so many times in a row, for randomised models; it is adversarial if most of its
+                answers are.
         """
         self.model, self.problem, self.budget = model, problem, budget or Budget()
         self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
+        self.votes = votes
         self.micro_batch = micro_batch or max(1, len(problem))
         n, device = len(problem), problem.x.device
         self.ledger = Ledger(n, device)
@@ -119,7 +124,10 @@ class Desk:
         if not self.judges:
             return
         p = self.problem
-        holds = p.criterion.holds(self.clean(p.rows), p.y, p.target)
+        if self._clean is None:
+            self.clean(p.rows)  # asking also judges
+            return
+        holds = p.criterion.holds(self._clean, p.y, p.target)
         self._record(p.x, p.rows, holds & contains(p.set, p.x, p.x))
 
     # what the oracles answer
@@ -133,9 +141,11 @@ class Desk:
         return self.ledger.left(self.budget)[index]
 
     def clean(self, index: Tensor) -> Tensor:
-        """(m, K) scores of the clean inputs, asked once for the whole chunk and charged once."""
+        """(m, K) scores of the clean inputs, asked once for the whole chunk and charged once; the mean of several votes."""
         if self._clean is None:
-            self._clean, _ = self.logits(self.problem.x, self.problem.rows)
+            p, k = self.problem, self.votes
+            scores, _ = self.logits(p.x.repeat_interleave(k, 0), p.rows.repeat_interleave(k))
+            self._clean = scores if k == 1 else scores.unflatten(0, (len(p), k)).mean(1)
         return self._clean[index]
 
     def labels(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,13 +171,17 @@ class Desk:
         return scores, answered
 
     def gradient(self, x: Tensor, index: Tensor, loss: Callable[..., Tensor], *rows: Tensor) -> Gradient:
-        """Gradient of ``loss(scores, *rows)`` with respect to the input, one forward and one backward a row."""
+        """Gradient of ``loss(scores, *rows)`` with respect to the input, one forward and one backward a row.
+
+        A loss with ``layers`` (see `holdfast.numerics.losses.OnFeatures`) is called ``loss(scores, features, *rows)``.
+        """
+        layers: tuple[str, ...] = getattr(loss, "layers", ())
 
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
-            with torch.enable_grad():
+            with torch.enable_grad(), self._watched(layers) as features:
                 xi = x[at].detach().requires_grad_()
                 scores = self._forward(xi)
-                value = loss(scores, *(r[at] for r in rows))
+                value = loss(scores, *([features] if layers else []), *(r[at] for r in rows))
                 grad = _input_gradient(value, xi)
             return scores.detach(), value.detach(), grad
 
@@ -195,24 +209,11 @@ class Desk:
 
     def features(self, x: Tensor, index: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Output of the module named ``layer``, (m, ...); differentiable in x if gradients are on."""
-        if not isinstance(self.model, nn.Module):
-            raise UnsupportedError("features need a PyTorch module")
-        names = dict(self.model.named_modules())
-        if layer not in names:
-            raise UsageError(f"the model has no layer '{layer}'; it has {', '.join(list(names)[1:12])} ...")
-        kept: list[Tensor] = []
-
-        def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            kept.append(output)
-
-        hook = names[layer].register_forward_hook(keep)
-        try:
+        with self._watched((layer,)) as features:
             answered = self._charge(index, backwards=0)
             scores = self._forward(x)
-        finally:
-            hook.remove()
         self._judge(x, index, scores.detach(), answered)
-        return kept[-1], answered
+        return features[layer], answered
 
     def at(self, weights: Mapping[str, Tensor]) -> Desk:
         """The desk of the same model with some parameters replaced; ledger and witnesses are shared."""
@@ -221,6 +222,31 @@ class Desk:
         return other
 
     # how
+
+    @contextmanager
+    def _watched(self, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+        """What the named modules last gave, for the time being."""
+        features: dict[str, Tensor] = {}
+        if not layers:
+            yield features
+            return
+        if not isinstance(self.model, nn.Module):
+            raise UnsupportedError("features need a PyTorch module")
+        names = dict(self.model.named_modules())
+        hooks: list[RemovableHandle] = []
+        try:
+            for layer in layers:
+                if layer not in names:
+                    raise UsageError(f"the model has no layer '{layer}'; it has {', '.join(list(names)[1:12])} ...")
+
+                def keep(_module: nn.Module, _inputs: object, output: Tensor, layer: str = layer) -> None:
+                    features[layer] = output
+
+                hooks.append(names[layer].register_forward_hook(keep))
+            yield features
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _forward(self, x: Tensor) -> Tensor:
         if self._parameters is not None:
@@ -232,8 +258,10 @@ class Desk:
         else:
             with torch.autocast(x.device.type, dtype=self.precision):
                 scores = self.model(x).to(x.dtype)
-        if scores.ndim != 2:
-            raise ModelError(f"the model must answer (n, classes), got {tuple(scores.shape)}; see holdfast doctor")
+        domains = self.problem.criterion.domains
+        if scores.ndim != (3 if domains else 2):
+            form = "(n, domains, classes)" if domains else "(n, classes)"
+            raise ModelError(f"the model must answer {form}, got {tuple(scores.shape)}; see holdfast doctor")
         return scores
 
     def _answer(
@@ -285,6 +313,11 @@ class Desk:
             holds = p.criterion.holds(scores, y, target)
             if not self.budget.unlimited:
                 margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
+            if self.votes > 1:
+                x, index = x[:: self.votes], index[:: self.votes]
+                y, target = y[:: self.votes], target[:: self.votes]
+                margin = margin.unflatten(0, (-1, self.votes)).mean(1)
+                holds = 2 * holds.unflatten(0, (-1, self.votes)).sum(1) > self.votes
             self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
             if x.device.type == "cpu" and not holds.any():
                 return

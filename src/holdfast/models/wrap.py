@@ -12,7 +12,17 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import ModelError, UsageError
 
-__all__ = ["Bpda", "Eot", "FixedMode", "FromHF", "InputTransform", "Normalisation", "Normalised", "OneLogit"]
+__all__ = [
+    "Bpda",
+    "Eot",
+    "FixedMode",
+    "FixedRandomness",
+    "FromHF",
+    "InputTransform",
+    "Normalisation",
+    "Normalised",
+    "OneLogit",
+]
 
 
 @dataclass(frozen=True)
@@ -200,28 +210,85 @@ class _Route(torch.autograd.Function):
         return None, grads[0]
 
 
+class FixedRandomness(nn.Module):
+    """A randomised module made deterministic: every forward draws the same numbers.
+
+    An attack on it searches a fixed function. If that succeeds where an attack on the module itself fails, the module
+    withstood by its randomness alone (Carlini et al. 2019, section 4.2): go on with `Eot`.
+
+    Example:
+        >>> noisy = FixedRandomness(nn.Dropout(0.5), seed=0).train()
+        >>> x = torch.ones(3, 8)
+        >>> torch.equal(noisy(x), noisy(x)), torch.equal(noisy(x)[:1], noisy(x[2:]))
+        (True, True)
+    """
+
+    def __init__(self, module: nn.Module, seed: int = 0, *, together: bool = False) -> None:
+        """Args:
+        module: draws from PyTorch's global generator, whose state is put back after each forward.
+        seed: of the draws.
+        together: one forward for the whole batch, which is quicker; a row's draws then depend on its place in the batch.
+            Otherwise each row goes by itself and always has the same draws.
+        """
+        super().__init__()
+        self.module = module
+        self.seed = seed
+        self.together = together
+
+    def extra_repr(self) -> str:
+        """For the fingerprint."""
+        return f"seed={self.seed}, together={self.together}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, \\*) -> the module's output."""
+        if self.together or len(x) < 2:
+            return self._seeded(x)
+        return torch.cat([self._seeded(row) for row in x.split(1)])
+
+    def _seeded(self, x: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(self.seed)
+            return self.module(x)
+
+
 class Eot(nn.Module):
     """Expectation over a model's own randomness (Athalye et al. 2018): the log of its mean softmax over k forwards.
 
-    The draws are the module's own (PyTorch's global generator), so two calls differ as two calls of the module do.
+    The draws are fresh ones of PyTorch's global generator, so that two calls differ as two calls of the module do, or
+    with a seed the same k in every call, which makes the expectation a fixed function.
+
+    Example:
+        >>> x = torch.ones(2, 8)
+        >>> fresh, fixed = Eot(nn.Dropout(0.5), 4).train(), Eot(nn.Dropout(0.5), 4, seed=0).train()
+        >>> torch.equal(fresh(x), fresh(x)), torch.equal(fixed(x), fixed(x))
+        (False, True)
     """
 
-    def __init__(self, module: nn.Module, draws: int) -> None:
+    def __init__(self, module: nn.Module, draws: int, *, seed: int | None = None, together: bool = False) -> None:
         """Args:
         module: a randomised model with logits.
         draws: k, at least 1; each forward of this module costs k of the inner one.
+        seed: of fixed draws; fresh ones if None.
+        together: see `FixedRandomness`; of no effect on fresh draws.
         """
         super().__init__()
         if draws < 1:
             raise UsageError(f"EOT needs at least 1 draw, got {draws}")
         self.module = module
         self.draws = draws
+        self.seed = seed
+        self.together = together
 
     def extra_repr(self) -> str:
         """For the fingerprint."""
-        return f"draws={self.draws}"
+        return f"draws={self.draws}" + ("" if self.seed is None else f", seed={self.seed}, together={self.together}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> (n, K) log-probabilities."""
-        each = torch.stack([self.module(x).log_softmax(1) for _ in range(self.draws)])
+        each = torch.stack([draw(x).log_softmax(1) for draw in self._draws()])
         return each.logsumexp(0) - log(self.draws)
+
+    def _draws(self) -> list[Callable[[Tensor], Tensor]]:
+        if self.seed is None:
+            return [self.module] * self.draws
+        return [FixedRandomness(self.module, self.seed + k, together=self.together) for k in range(self.draws)]

@@ -7,8 +7,10 @@ class (a soft-label oracle that tells the top k only) has the score -inf.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +23,15 @@ from holdfast.core.threat import Goal
 __all__ = [
     "LOSSES",
     "Loss",
+    "OnFeatures",
+    "clipped",
     "complete",
     "cross_entropy",
     "cross_entropy_targeted",
     "dlr",
     "dlr_targeted",
+    "joint",
+    "joint_targeted",
     "log_margin",
     "log_margin_targeted",
     "margin",
@@ -94,6 +100,17 @@ def margin_targeted(kappa: float = inf) -> Loss:
     return loss
 
 
+def clipped(loss: Loss, kappa: float) -> Loss:
+    """``min(loss, kappa)``: the loss, and its gradient, stop at kappa.
+
+    Example:
+        >>> told = torch.tensor([[1.0, 3.0], [2.0, 1.0]])
+        >>> clipped(margin(), 0.5)(told, torch.tensor([0, 0]), torch.tensor([-1, -1])).tolist()
+        [0.5, -1.0]
+    """
+    return loss if kappa == inf else lambda scores, y, target: loss(scores, y, target).clamp_max(kappa)
+
+
 def _ratio(value: Tensor, scale: Tensor) -> Tensor:
     # Absent classes make the scale infinite: the plain margin then keeps the sign and the order.
     return value / torch.where(scale.isfinite(), scale + _SMALL, 1.0)
@@ -154,20 +171,67 @@ def log_margin_targeted(kappa: float = inf) -> Loss:
     return lambda scores, y, target: inner(complete(scores), y, target)
 
 
+def joint(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The worse of two margins: being misclassified, and staying under a detector whose score is the last column.
+
+    It is the margin of `holdfast.core.criterion.WithDetector` with its sign turned: above 0 exactly where an input is
+    misclassified and not flagged. Its gradient goes to whichever of the two is furthest from done (selective gradients,
+    Bryniarski et al. 2021, section 4.1), so no weight between the two has to be chosen.
+
+    Example:
+        >>> both = torch.tensor([[1.0, 3.0, 0.5], [1.0, 3.0, -0.5]])  # misclassified; flagged, then not
+        >>> joint(both, torch.tensor([0, 0]), torch.tensor([-1, -1])).tolist()
+        [-0.5, 0.5]
+    """
+    value = best_other(scores[:, :-1], y) - _at(scores, y)
+    return torch.minimum(value, -scores[:, -1])
+
+
+def joint_targeted(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """`joint` with the margin of the target."""
+    value = _at(scores, target) - best_other(scores[:, :-1], target)
+    return torch.minimum(value, -scores[:, -1])
+
+
+@dataclass(frozen=True)
+class OnFeatures:
+    """A loss of an adaptive attack that reads the outputs of inner layers too; goes wherever a gradient attack takes a loss.
+
+    Attributes:
+        function: ``function(scores, features, y, target)`` -> (m,), which the attack maximises; ``features`` has the
+            output (m, ...) of each layer by name. Each row's value must depend on that row alone.
+        layers: names of the model's modules, as ``model.named_modules()`` has them.
+
+    Example:
+        >>> from holdfast.core.registry import method
+        >>> calm = OnFeatures(lambda scores, features, y, target: -features["0"].flatten(1).norm(dim=1), ("0",))
+        >>> method("pgd")(loss=calm).loss.layers
+        ('0',)
+    """
+
+    function: Callable[[Tensor, Mapping[str, Tensor], Tensor, Tensor], Tensor]
+    layers: tuple[str, ...]
+
+    def __call__(self, *args: Any) -> Tensor:
+        """The value (m,) of scores, features, labels and targets; the oracle adds the features."""
+        return self.function(*args)
+
+
 # Name -> (untargeted, targeted, least classes untargeted, least classes targeted).
 LOSSES: dict[str, tuple[Loss, Loss, int, int]] = {
     "ce": (cross_entropy, cross_entropy_targeted, 2, 2),
     "margin": (margin(), margin_targeted(), 2, 2),
     "dlr": (dlr, dlr_targeted, 3, 4),
     "log-margin": (log_margin(), log_margin_targeted(), 2, 2),
+    "joint": (joint, joint_targeted, 3, 3),
 }
 
 
-def pick_loss(name: str, goal: Goal, classes: int) -> tuple[Loss, str | None]:
+def pick_loss(name: str | Loss, goal: Goal, classes: int) -> tuple[Loss, str | None]:
     """The loss of a name for a goal, and a note where another had to stand in.
 
     Args:
-        name: ``ce``, ``margin``, ``dlr`` or ``log-margin``.
+        name: ``ce``, ``margin``, ``dlr``, ``log-margin`` or ``joint``, or a loss itself, which is taken as it is.
         goal: untargeted or targeted.
         classes: K.
 
@@ -181,6 +245,8 @@ def pick_loss(name: str, goal: Goal, classes: int) -> tuple[Loss, str | None]:
         >>> pick_loss("dlr", Goal.UNTARGETED, 2)[1]
         'dlr needs 3 classes untargeted and the model has 2: the margin loss was used'
     """
+    if not isinstance(name, str):
+        return name, None
     if name not in LOSSES:
         raise UsageError(f"no loss '{name}'. {did_you_mean(name, LOSSES)}")
     untargeted, targeted, least, least_targeted = LOSSES[name]

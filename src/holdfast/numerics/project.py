@@ -17,7 +17,7 @@ from holdfast.core.threat import Norm
 from holdfast.numerics.capped import room, settled, solve_capped
 from holdfast.numerics.distance import between, box, difference, grid_index, grid_value, per_sample
 
-__all__ = ["linf_bounds", "project", "round_toward", "snap_to_grid"]
+__all__ = ["linf_bounds", "project", "project_on_simplex", "round_toward", "snap_to_grid"]
 
 _THRESHOLD_STEPS = 64
 
@@ -110,6 +110,31 @@ def _keep_gains(set: LpBall, boxed: Tensor, x_adv: Tensor, x: Tensor) -> Tensor:
     first = torch.arange(gain.shape[1], device=x.device) < set.eps.floor().unsqueeze(1)
     keep = torch.zeros_like(first).scatter(1, order, first).view_as(x)
     return torch.where(keep, boxed, x)
+
+
+def project_on_simplex(weights: Tensor) -> Tensor:
+    """The nearest point of the probability simplex to each row, by one sort: exact up to rounding.
+
+    The projection is ``(w - t)_+`` with the one t that makes it sum to 1; t is ``(sum of the k largest - 1) / k`` for
+    the largest k whose k-th entry stays above it (Held, Wolfe, Crowder 1974).
+
+    Args:
+        weights: (n, k) float64, finite, k at least 1.
+
+    Returns:
+        (n, k) float64, at least 0, each row of sum 1.
+
+    Example:
+        >>> project_on_simplex(torch.tensor([[0.5, 0.25, 0.25], [2.0, 0.0, -1.0], [0.875, 0.625, -3.0]]).double()).tolist()
+        [[0.5, 0.25, 0.25], [1.0, 0.0, 0.0], [0.625, 0.375, 0.0]]
+    """
+    shifted = weights - weights.amax(1, keepdim=True)  # the projection does not feel a shift, but the sums do
+    ordered = shifted.sort(dim=1, descending=True).values
+    count = torch.arange(1, weights.shape[1] + 1, dtype=weights.dtype, device=weights.device)
+    level = (ordered.cumsum(1) - 1) / count
+    last = (ordered > level).sum(1, keepdim=True) - 1
+    kept = (shifted - level.gather(1, last)).clamp_min(0)
+    return kept / kept.sum(1, keepdim=True)
 
 
 def round_toward(x: Tensor, delta: Tensor) -> Tensor:

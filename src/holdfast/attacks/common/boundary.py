@@ -14,9 +14,9 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import distance
-from holdfast.numerics.hyperplane import affine_distance
+from holdfast.numerics.hyperplane import affine_distance, project_on_hyperplane
 
-__all__ = ["leave_a_class", "nearest_plane", "tighten"]
+__all__ = ["deepfool_step", "leave_a_class", "nearest_plane", "rivals", "tighten"]
 
 _IN_BOX = 3
 _PAST = 0.05
@@ -71,6 +71,41 @@ def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tenso
         inside = affine_distance(norm, toward, g.abs(), x, low, high)
         choice, best = torch.where(inside < best, j, choice), torch.minimum(inside, best)
     return choice
+
+
+def rivals(scores: Tensor, y: Tensor, candidates: int) -> Tensor:
+    """(n, k) int64: the label, then the ``candidates - 1`` other classes of largest score, if there are so many.
+
+    Example:
+        >>> rivals(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), 2).tolist()
+        [[0, 2]]
+    """
+    others = scores.scatter(1, y.unsqueeze(1), float("-inf"))
+    k = min(max(candidates, 2), scores.shape[1]) - 1
+    return torch.cat([y.unsqueeze(1), others.topk(k, dim=1).indices], dim=1)
+
+
+def deepfool_step(
+    norm: Norm, x: Tensor, scores: Tensor, grad: Tensor, classes: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
+    """(n, \\*features) the nearest point in the box of the nearest linearised boundary (Moosavi-Dezfooli et al. 2016).
+
+    Args:
+        norm: what is nearest.
+        x: (n, \\*features), in the box.
+        scores: (n, K) at x.
+        grad: (n, k, \\*features) of the scores at ``classes``.
+        classes: (n, k) the label first, as `rivals` gives them.
+        low: broadcastable to x.
+        high: likewise.
+    """
+    chosen, grad = scores.gather(1, classes), grad.nan_to_num(0.0)
+    gap, normal = chosen[:, :1] - chosen[:, 1:], grad[:, 1:] - grad[:, :1]
+    every = torch.arange(len(gap), device=gap.device)
+    j = nearest_plane(norm, x, gap, normal, low, high)
+    w = normal[every, j]
+    offset = -gap[every, j].double() - (w.double() * x.double()).flatten(1).sum(1)
+    return (x + project_on_hyperplane(norm, x, w, offset, low, high)).clamp(low, high)
 
 
 def tighten(

@@ -17,11 +17,24 @@ from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.losses import Loss
 
-__all__ = ["adversarial_start", "beyond", "cosine", "finish", "geometric", "reach_of_box", "rescue", "walk_back"]
+__all__ = [
+    "START_PASSES",
+    "adversarial_start",
+    "beyond",
+    "cosine",
+    "finish",
+    "geometric",
+    "reach_of_box",
+    "rescue",
+    "walk_back",
+]
 
 _CLIMB = 8  # gradient steps of a start, the first of 1/64 of the box, each twice the one before
 _FIRST = 2.0**-6
 _NOISE = 8  # points of the box that are tried after them
+
+START_PASSES = 2 * _CLIMB + 2 + _NOISE
+"""Forwards and backwards that `adversarial_start` costs a sample at most."""
 
 
 def beyond(problem: Problem) -> Loss:

@@ -16,7 +16,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import distance
-from holdfast.numerics.losses import pick_loss
+from holdfast.numerics.losses import Loss, pick_loss
 from holdfast.numerics.project import project
 from holdfast.numerics.steps import steepest
 
@@ -49,7 +49,9 @@ class MomentumSteps(Attack[WhiteBoxOracle, MomentumState]):
     steps: int = parameter(10, "gradient steps on the surrogate, at least 1", "Dong et al. 2018, section 4.1")
     momentum: float = parameter(1.0, "decay mu of the velocity, 0 to 1", "Dong et al. 2018, section 4.2")
     relative_step: float | None = parameter(None, "step as a share of eps; None: 1 / steps", "Dong et al. 2018")
-    loss: str = parameter("ce", "ce, margin or dlr", "Dong et al. 2018; Liu et al. 2017")
+    loss: str | Loss = parameter(
+        "ce", "ce, margin, dlr, joint (under a detector), or a loss of one's own", "Dong et al. 2018; Liu et al. 2017"
+    )
 
     @property
     @abstractmethod

@@ -11,31 +11,29 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import atanh
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.boundary import tighten
+from holdfast.attacks.common.minimum_norm import START_PASSES, finish, rescue
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.capped import settled
 from holdfast.numerics.distance import between, box
 
-__all__ = ["Boxed", "Hinge", "Penalty", "PenaltyState", "adam", "falling_rate", "hinge", "next_weight", "success"]
+__all__ = ["Boxed", "Hinge", "Penalty", "PenaltyState", "falling_rate", "hinge", "next_weight", "success"]
 
 _LOOKS = 10  # how often a search looks whether its objective still falls
 _LEAST_LOOK = 10  # steps between two looks: the first steps of a search may not lower it yet
 _FALLS = 0.9999  # what counts as falling
 _TENFOLD = 10.0
-_DECAYS = 0.9, 0.999
-_SMALL = 1e-8
 _FEW_STEPS = 50
+_FEWEST_SEARCHES, _LEAST_STEPS = 4, 60  # of an attack that is fitted to fewer passes
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,6 @@ class PenaltyState(State):
 
     Attributes:
         reach: (n,) float64 distance of x; infinite until there is a success.
-        margin: (n,) float64 the criterion's margin at x.
         c: (n,) float64 weight of the loss in this search.
         failed: (n,) float64 the largest weight that failed; 0 if none has.
         served: (n,) float64 the least weight that worked; infinite if none has.
@@ -56,7 +53,6 @@ class PenaltyState(State):
     """
 
     reach: Tensor
-    margin: Tensor
     c: Tensor
     failed: Tensor
     served: Tensor
@@ -90,7 +86,12 @@ class Penalty(Attack[WhiteBoxOracle, P]):
 
     @property
     def passes(self) -> int:  # noqa: D102
-        return 2 * self.iterations + 1 + self.walk
+        return 2 * self.iterations + self.ends
+
+    @property
+    def ends(self) -> int:
+        """Passes beside the steps: the clean one, a start where no success comes, and two walks back."""
+        return 1 + START_PASSES + 2 * self.walk
 
     def check(self, problem: Problem) -> None:  # noqa: D102
         super().check(problem)
@@ -103,7 +104,14 @@ class Penalty(Attack[WhiteBoxOracle, P]):
     def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
         """One step. Where a round is over it must ask a point that was asked before, as the start of a search is."""
 
+    def within(self, passes: int) -> Self:
+        """Fewer searches rather than searches that are too short to converge."""
+        searches = min(self.searches, max(_FEWEST_SEARCHES, passes // (2 * _LEAST_STEPS)))
+        return super(Penalty, replace(self, searches=searches)).within(passes)
+
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:  # noqa: D102
+        if self.kappa == 0:
+            state = self._rescued(oracle, problem, state)
         after = self.advance(oracle, problem, state)
         over = self.finished(state)
         if settled(over):
@@ -117,35 +125,37 @@ class Penalty(Attack[WhiteBoxOracle, P]):
         }
         return replace(after, **kept)
 
+    def _rescued(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
+        """Where a third of the steps brought no success, the later searches know one from an adversarial start."""
+        known = state.reach.isfinite()
+        found = rescue(oracle, problem, state.step == max(1, self.iterations // 3), known, self.walk)
+        if found is None:
+            return state
+        point, reach = found
+        use = ~known & reach.isfinite() & (state.search < self.searches)
+        return replace(
+            state, x=torch.where(problem.flat(use), point, state.x), reach=torch.where(use, reach, state.reach)
+        )
+
     def finished(self, state: P) -> Tensor:  # noqa: D102
         return state.search >= self.searches
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> None:  # noqa: D102
-        if self.walk == 0 or self.kappa > 0 or problem.set.norm is Norm.L0:
-            return
-        rows = np.flatnonzero(state.reach.isfinite().cpu().numpy())
-        found, at = problem.select(rows), state.select(rows)
-        low, high = box(found.set, found.x)
-
-        def path(share: Tensor) -> Tensor:
-            wide = found.x.double()
-            return (wide + found.flat(share) * (at.x.double() - wide)).to(found.x.dtype).clamp(low, high)
-
-        tighten(oracle, found, path, torch.ones_like(at.reach), at.margin, self.walk)
+        if self.kappa == 0:
+            finish(oracle, problem, self.walk)
 
     def open(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
         """The state of a round at its start; ``more`` are the fields of the method's own."""
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
         shared = {
-            "reach": none + torch.inf, "margin": none, "c": none + self.c, "failed": none, "served": none + torch.inf,
+            "reach": none + torch.inf, "c": none + self.c, "failed": none, "served": none + torch.inf,
             "search": zero, "inner": zero, "worked": zero.bool(), "least": none + torch.inf, "looked": none + torch.inf,
         }  # fmt: skip
         return kind(x=problem.x, step=np.zeros(len(problem), dtype=np.int64), **{**shared, **more})
 
     def note(self, problem: Problem, state: P, x: Tensor, scores: Tensor, answered: Tensor) -> tuple[P, Tensor]:
         """The state with x kept where it is the nearest success so far, and (n,) which rows are a success."""
-        margin = problem.criterion.margin(scores, problem.y, problem.target).double()
         good = success(problem, scores, answered, self.kappa)
         size = between(problem.set.norm, x, problem.x)
         nearer = good & (size < state.reach)
@@ -153,7 +163,6 @@ class Penalty(Attack[WhiteBoxOracle, P]):
             state,
             x=torch.where(problem.flat(nearer), x, state.x),
             reach=torch.where(nearer, size, state.reach),
-            margin=torch.where(nearer, margin, state.margin),
             worked=state.worked | good,
         )
         return noted, good
@@ -253,33 +262,6 @@ def hinge(oracle: WhiteBoxOracle, problem: Problem, x: Tensor, kappa: float = 0.
     slope = grad.nan_to_num(0.0)
     value = value.nan_to_num(0.0) + kappa
     return Hinge(scores, value.clamp_min(0), slope * problem.flat(value >= 0), slope, answered)
-
-
-def adam(grad: Tensor, mean: Tensor, square: Tensor, inner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Adam's direction (Kingma & Ba 2015) for a batch in which each sample has its own count of steps.
-
-    Args:
-        grad: (n, \\*features).
-        mean: first moments, likewise.
-        square: second moments, likewise.
-        inner: (n,) int64 steps made before this one; at 0 the moments start anew, whatever they are.
-
-    Returns:
-        The direction, to be multiplied by minus the rate, and both moments.
-
-    Example:
-        >>> g, old, none = torch.tensor([[4.0], [-2.0]]), torch.ones(2, 1), torch.tensor([0, 0])
-        >>> adam(g, old, old, none)[0].round(decimals=4).tolist()  # the first step is the sign
-        [[1.0], [-1.0]]
-    """
-    shape = (-1, *[1] * (grad.ndim - 1))
-    a, b = _DECAYS
-    kept = (inner > 0).view(shape).to(grad.dtype)
-    mean = (mean * kept).lerp(grad, 1 - a)
-    square = (square * kept).lerp(grad.square(), 1 - b)
-    t = inner.double() + 1
-    lift_mean, lift_square = (1 - a**t).to(grad.dtype).view(shape), (1 - b**t).sqrt().to(grad.dtype).view(shape)
-    return (mean / lift_mean) / (square.sqrt() / lift_square + _SMALL), mean, square
 
 
 def falling_rate(first: float, last: float, inner: Tensor, steps: int) -> Tensor:

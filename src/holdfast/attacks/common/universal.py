@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import cos, pi
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from holdfast.attacks.common.grid import valid
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.numerics.project import project
+from holdfast.numerics.steps import steepest
 
-__all__ = ["on_samples", "project_shared"]
+__all__ = ["ascend", "falling", "on_samples", "project_shared"]
 
 
 def on_samples(problem: Problem, v: Tensor) -> Tensor:
@@ -40,3 +42,26 @@ def project_shared(set: LpBall, v: Tensor) -> Tensor:
     edge = torch.full((), float("inf"), dtype=v.dtype, device=v.device)
     ball = LpBall(set.norm, set.eps.amax().view(1), -edge, edge)
     return project(ball, v.unsqueeze(0), torch.zeros_like(v).unsqueeze(0))[0]
+
+
+def ascend(set: LpBall, v: Tensor, grad: Tensor, share: float) -> Tensor:
+    """``project(v + share * eps * steepest(grad))``, eps the largest of the samples'; l1 moves 2 % of the features.
+
+    Args:
+        set: of the samples.
+        v: (\\*features).
+        grad: (\\*features).
+        share: of eps.
+    """
+    move = share * set.eps.amax().to(grad.dtype) * steepest(set.norm, grad.unsqueeze(0), share=0.02)[0]
+    return project_shared(set, v + move)
+
+
+def falling(first: float, step: int, steps: int) -> float:
+    """A step size that falls from ``first`` to 0 as half a cosine.
+
+    Example:
+        >>> [round(falling(0.1, k, 4), 4) for k in range(5)]
+        [0.1, 0.0854, 0.05, 0.0146, 0.0]
+    """
+    return first * 0.5 * (1 + cos(pi * step / steps))

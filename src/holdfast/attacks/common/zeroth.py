@@ -11,13 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
-from holdfast.core.arrays import on_device
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
@@ -36,7 +34,7 @@ from holdfast.numerics.project import linf_bounds, project, snap_to_grid
 from holdfast.numerics.steps import steepest
 from holdfast.numerics.zeroth import Estimate, Estimator, Values
 
-__all__ = ["Ascent", "AscentState", "Plan", "Probe", "adam", "askable", "coarse", "edges", "inward", "soft_loss"]
+__all__ = ["Ascent", "AscentState", "Plan", "Probe", "askable", "coarse", "edges", "inward", "soft_loss"]
 
 
 def soft_loss(goal: Goal, name: str = "log-margin", kappa: float = inf) -> Loss:
@@ -139,23 +137,6 @@ def edges(problem: Problem) -> tuple[Tensor, Tensor]:
 def coarse(problem: Problem, sigma: float) -> float:
     """sigma, or two steps of the grid if there is one and they are more: shorter steps would round to nothing."""
     return sigma if problem.set.grid is None else max(sigma, 2 * float(problem.set.grid))
-
-
-def adam(
-    grad: Tensor, first: Tensor, second: Tensor, step: np.ndarray, betas: tuple[float, float] = (0.9, 0.999)
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Adam's direction and its two moments (Kingma & Ba 2015); ``step`` (n,) counts from 0, for each sample its own.
-
-    Example:
-        >>> zero = torch.zeros(1, 2)
-        >>> adam(torch.tensor([[3.0, -0.5]]), zero, zero, np.array([0]))[0].round(decimals=4).tolist()
-        [[1.0, -1.0]]
-    """
-    a, b = betas
-    first, second = a * first + (1 - a) * grad, b * second + (1 - b) * grad.square()
-    made = on_device(step + 1, grad.device).to(grad.dtype).view(-1, *[1] * (grad.ndim - 1))
-    direction = first / (1 - a**made) / ((second / (1 - b**made)).sqrt() + 1e-8)
-    return direction, first, second
 
 
 @dataclass(frozen=True)

@@ -50,13 +50,15 @@ class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
     """
 
     queries: int = parameter(25_000, "most queries of a sample, at least 1", "Brendel et al. 2018, 25 000 steps")
-    sideways: float = parameter(0.01, "first step on the sphere, relative to the distance", "Brendel et al. 2018")
-    inward: float = parameter(0.01, "first step toward the input, relative to the distance", "Brendel et al. 2018")
+    sideways: float = parameter(
+        0.2, "first step on the sphere, relative to the distance", "ours; 0.01 in the paper takes long to grow"
+    )
+    inward: float = parameter(0.05, "first step toward the input, relative to the distance", "ours; 0.01 in the paper")
     adaption: float = parameter(1.5, "factor on a step size, above 1", "Brendel et al. 2018, authors' code")
     every: int = parameter(5, "steps from one look at the point of the sphere to the next", "ours; 10 in the code")
-    window: int = parameter(20, "points on which a step size is judged", "ours; 100 and 30 in the code adapt slowly")
+    window: int = parameter(10, "points on which a step size is judged", "ours; 100 and 30 in the code adapt slowly")
     tries: int = parameter(100, "starts tried, at least 1", "as HopSkipJump")
-    candidates: int = parameter(50, "starts compared, at least 1", "as HopSkipJump")
+    candidates: int = parameter(10, "starts compared, at least 1", "ours; the walk leaves its start behind")
     starts: Tensor | None = parameter(None, "(K, *features) an input of each class to start from", "as HopSkipJump")
 
     card: ClassVar[Card] = Card(

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.label_walk import host_rows
-from holdfast.attacks.common.penalty import adam
 from holdfast.attacks.common.soft_penalty import SoftPenalty, SoftPenaltyState, rooted
 from holdfast.attacks.common.space import Bilinear, Pixels, Space
 from holdfast.attacks.common.zeroth import Probe, askable, coarse, soft_loss
@@ -39,8 +39,8 @@ class AutoZOOMState(SoftPenaltyState):
 
 @dataclass(frozen=True)
 class AutoZOOM(SoftPenalty[AutoZOOMState]):
-    """``minimise |delta|^2 + c * hinge`` over the coordinates of a space that lifts to delta. One random direction an
-    estimate until the first success, ``q`` from then on.
+    """``minimise |delta|^2 + c * hinge`` over the coordinates of a space that lifts to delta: ``first_q`` random
+    directions an estimate until the first success, ``q`` from then on.
     """
 
     q: int = parameter(
@@ -69,7 +69,7 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
         norms=(Norm.L2,),
         failure_modes=(
             "The least perturbation seldom lies in a small space: its distance stays above that of a pixel search.",
-            "One direction an estimate is mostly noise; the first success is quick but far.",
+            "An estimate of few directions is mostly noise; the first success is quick but far.",
         ),
         checked_by="the mean of the estimate; exact query counts",
     )

@@ -28,7 +28,7 @@ class FiniteDifferences(Ascent):
     steps: int = parameter(10, "steps, at least 1; 1 is the single-step form", "Bhagoji et al. 2018, CIFAR-10")
     group: int | None = parameter(
         None, "features that share a difference, at least 1; None: as few as the queries allow for all steps",
-        "ours; Bhagoji et al. 2018 vary it from 1 to 100",
+        "ours; Bhagoji et al. 2018 vary it",
     )  # fmt: skip
     components: Tensor | None = parameter(
         None, "(k, *features) orthogonal directions instead of groups; see `principal_components`",

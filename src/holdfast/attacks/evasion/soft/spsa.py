@@ -8,7 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, adam, coarse
+from holdfast.attacks.common.adam import adam
+from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, coarse
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -70,6 +72,6 @@ class SPSA(Ascent):
 
     def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:  # noqa: D102
         first, second = state.momentum.unbind(1)
-        move, first, second = adam(estimate.grad, first, second, state.step)
+        move, first, second = adam(estimate.grad, first, second, on_device(state.step, state.x.device))
         # In linf Adam's step is about 1 in each feature and projected as it is; in l2 only its direction counts.
         return move if problem.set.norm is Norm.LINF else steepest(Norm.L2, move), torch.stack([first, second], dim=1)

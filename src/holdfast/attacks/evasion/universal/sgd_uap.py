@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from holdfast.attacks.common.universal import on_samples, project_shared
+from holdfast.attacks.common.universal import ascend, falling, on_samples
 from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
@@ -17,7 +17,6 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.losses import Loss, margin, margin_targeted, pick_loss
-from holdfast.numerics.steps import steepest
 
 __all__ = ["SgdUap"]
 
@@ -76,10 +75,7 @@ class SgdUap(SharedAttack):
         for oracle in oracles:
             loss = self._loss(problem, oracle.classes)
             total += oracle.gradient(x, problem.rows, loss, problem.y, problem.target).grad.nan_to_num(0.0).mean(0)
-        share = self.relative_step * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps)))
-        eps = problem.set.eps.amax().to(total.dtype)
-        move = share.to(total.dtype) * eps * steepest(problem.set.norm, total.unsqueeze(0), share=0.02)[0]
-        return {"v": project_shared(problem.set, state["v"] + move)}
+        return {"v": ascend(problem.set, state["v"], total, falling(self.relative_step, step, self.steps))}
 
     def _loss(self, problem: Problem, classes: int) -> Loss:
         if self.loss == "margin":

@@ -17,8 +17,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import Boxed, Penalty, PenaltyState, adam, falling_rate, hinge
+from holdfast.attacks.common.penalty import Boxed, Penalty, PenaltyState, falling_rate, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem

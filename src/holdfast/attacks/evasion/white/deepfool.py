@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.boundary import leave_a_class, nearest_plane, tighten
+from holdfast.attacks.common.boundary import deepfool_step, leave_a_class, rivals, tighten
 from holdfast.attacks.common.grid import valid
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import box
-from holdfast.numerics.hyperplane import project_on_hyperplane
 
 __all__ = ["DeepFool", "DeepFoolState"]
 
@@ -80,14 +79,13 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         leave_a_class(self.card.title, problem)
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DeepFoolState:  # noqa: D102
-        rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))
-        k = min(max(self.candidates, 2), rivals.shape[1]) - 1
+        clean = oracle.clean(problem.rows)
         return DeepFoolState.at(
             problem.x,
             bare=problem.x,
-            classes=torch.cat([problem.y.unsqueeze(1), rivals.topk(k, dim=1).indices], dim=1),
+            classes=rivals(clean, problem.y, self.candidates),
             over=torch.zeros_like(problem.y, dtype=torch.bool),
-            margin=torch.zeros_like(problem.y, dtype=rivals.dtype),
+            margin=torch.zeros_like(problem.y, dtype=clean.dtype),
         )
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> DeepFoolState:  # noqa: D102
@@ -95,13 +93,7 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         # A sample that is over, if it is not taken out at once, asks nothing new.
         here = torch.where(problem.flat(state.over), state.x, state.bare)
         scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
-        chosen, grad = scores.gather(1, state.classes), grad.nan_to_num(0.0)
-        gap, normal = chosen[:, :1] - chosen[:, 1:], grad[:, 1:] - grad[:, :1]
-        every = torch.arange(len(gap), device=gap.device)
-        j = nearest_plane(norm, here, gap, normal, low, high)
-        w = normal[every, j]
-        offset = -gap[every, j].double() - (w.double() * here.double()).flatten(1).sum(1)
-        bare = (here + project_on_hyperplane(norm, here, w, offset, low, high)).clamp(low, high)
+        bare = deepfool_step(norm, here, scores, grad, state.classes, low, high)
         ends = torch.full_like(problem.set.eps, 1 + self.overshoot)
         x = torch.where(problem.flat(state.over), state.x, valid(problem, _ray(problem, bare, ends)))
         asked, answered = oracle.logits(x, problem.rows)

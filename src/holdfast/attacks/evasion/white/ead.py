@@ -68,7 +68,7 @@ class EAD(Penalty[EADState]):
 
     @property
     def passes(self) -> int:  # noqa: D102
-        return 3 * self.iterations + 1 + self.walk
+        return 3 * self.iterations + self.ends
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> EADState:  # noqa: D102
         return self.open(EADState, problem, here=problem.x, ahead=problem.x)

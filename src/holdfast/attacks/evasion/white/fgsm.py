@@ -11,7 +11,7 @@ from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
-from holdfast.numerics.losses import pick_loss
+from holdfast.numerics.losses import Loss, pick_loss
 from holdfast.numerics.project import project
 from holdfast.numerics.steps import pinned_by_box, steepest
 
@@ -27,7 +27,11 @@ class FGSM(Attack[WhiteBoxOracle, State]):
     steps: int = parameter(
         1, "steps of eps / steps each, at least 1; more than 1 is the iterated form", "Goodfellow 2015"
     )
-    loss: str = parameter("ce", "ce, margin or dlr", "Goodfellow et al. 2015 use the training loss")
+    loss: str | Loss = parameter(
+        "ce",
+        "ce, margin, dlr, joint (under a detector), or a loss of one's own",
+        "Goodfellow et al. 2015 use the training loss",
+    )
 
     card: ClassVar[Card] = Card(
         title="FGSM",

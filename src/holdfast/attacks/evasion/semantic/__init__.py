@@ -1,0 +1,1 @@
+"""Semantic attacks: few parameters of a meaningful change, searched as lifted samples."""

@@ -1,0 +1,86 @@
+"""EOT-PGD: projected ascent on the mean gradient of a model that answers at random (Athalye & Sutskever 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from holdfast.attacks.common.grid import valid
+from holdfast.attacks.common.projected_gradient import ProjectedGradient, ProjectedState
+from holdfast.core.cards import Card, parameter
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.losses import pick_loss
+
+__all__ = ["EotPGD"]
+
+
+@dataclass(frozen=True)
+class EotPGD(ProjectedGradient[ProjectedState]):
+    """PGD whose gradient is the mean of ``draws`` backwards at the same point.
+
+    The randomness is the model's own: `RandomTransform`, dropout or noise at test time, a randomised defence. A point
+    counts as adversarial only if most of the step's draws are, so that no lucky draw ends the search.
+    """
+
+    loss: str = parameter("margin", "ce, margin or dlr", "ours: a mean of cross-entropies is led by a few draws")
+    draws: int = parameter(
+        10, "forwards and backwards that a step averages, at least 1", "Athalye & Sutskever 2018: 10 to 30"
+    )
+
+    card: ClassVar[Card] = Card(
+        title="EOT-PGD",
+        rows=("E17", "T03"),
+        paper="Athalye, Engstrom, Ilyas, Kwok 2018, Synthesizing Robust Adversarial Examples, arXiv:1707.07397; Athalye, "
+        "Carlini, Wagner 2018, arXiv:1802.00420, section 4.2",
+        section="2.2",
+        summary="PGD on the expected loss over the model's randomness, by the mean gradient of several draws.",
+        access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
+        formulation=Formulation.BUDGET,
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        affine_ratio={Norm.L1: 1.1, Norm.L2: 1.02, Norm.LINF: 1.02},
+        failure_modes=(
+            "Few draws: the mean gradient is noise where the answers vary much; its variance falls as 1 / draws.",
+            "A majority of the step's own draws can be luck: judge with more, fresh draws, as the referee does.",
+            "On a model that answers always the same it is PGD at draws times the price.",
+        ),
+        checked_by="draws = 1 gives PGD; the variance of the gradient; held-out draws of random transformations",
+    )
+
+    @property
+    def votes(self) -> int:  # noqa: D102
+        return self.draws
+
+    @property
+    def passes(self) -> int:  # noqa: D102
+        return self.draws * (self.rounds * (2 * self.steps + 1) + 1)
+
+    def check(self, problem: Problem) -> None:  # noqa: D102
+        super().check(problem)
+        if self.draws < 1:
+            raise UsageError(f"draws of {self.card.title} must be at least 1, got {self.draws}")
+
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:  # noqa: D102
+        x, low, high = self.opening(problem)
+        return ProjectedState.at(x, low=low, high=high)
+
+    def ascent(  # noqa: D102
+        self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState
+    ) -> tuple[Tensor, ProjectedState]:
+        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
+        x, rows, y, target = (
+            v.repeat_interleave(self.draws, 0)
+            for v in (valid(problem, state.x), problem.rows, problem.y, problem.target)
+        )
+        asked = oracle.gradient(x, rows, loss, y, target)  # rows that the budget left out have gradient 0
+        count = asked.answered.unflatten(0, (-1, self.draws)).sum(1).clamp_min(1).to(x.dtype)
+        return asked.grad.unflatten(0, (-1, self.draws)).sum(1) / problem.flat(count), state
+
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> None:  # noqa: D102
+        x = valid(problem, state.x).repeat_interleave(self.draws, 0)
+        oracle.logits(x, problem.rows.repeat_interleave(self.draws))

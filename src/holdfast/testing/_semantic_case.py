@@ -1,0 +1,105 @@
+"""The cases that the contract of a semantic attack is checked on: digits in colours that tell their class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, run_semantic
+from holdfast.core.problem import Problem
+from holdfast.data.dataset import Dataset
+from holdfast.models.semantic import Lifted, from_hsv, lift
+from holdfast.testing.toys import digits
+
+__all__ = ["Case", "colour_digits", "colour_net"]
+
+_TRAIN = 600
+_FROM = 1000  # attacked digits are none of those that were learned from
+
+
+def colour_digits(n: int, offset: int = 0) -> tuple[Tensor, Tensor]:
+    """Digits (n, 3, 8, 8) in [0, 1] from ``offset`` on, each in its class's hue, with their labels.
+
+    Example:
+        >>> colour_digits(2)[0].shape
+        torch.Size([2, 3, 8, 8])
+    """
+    x, y = digits(offset + n)
+    x, y = x[offset:], y[offset:]
+    hue = (y.to(x.dtype) / 10).view(-1, 1, 1).expand(-1, 8, 8)
+    return from_hsv(hue, torch.full_like(hue, 0.7), x[:, 0]), y
+
+
+@lru_cache
+def colour_net() -> nn.Module:
+    """A small trained classifier of them with batch norm and dropout, left in training mode: a run must cope."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10)
+        ).double()
+        x, y = colour_digits(_TRAIN)
+        weights = list(model.parameters())
+        velocity = [torch.zeros_like(w) for w in weights]
+        for _ in range(60):
+            with torch.enable_grad():
+                grads = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), weights)
+            velocity = [0.9 * v - 0.3 * g for v, g in zip(velocity, grads, strict=True)]
+            for w, v in zip(weights, velocity, strict=True):
+                w.data += v
+    return model
+
+
+@dataclass(frozen=True)
+class Case:
+    """One attack: ``whole`` as given and ``small`` with few steps.
+
+    Attributes:
+        whole: as given.
+        small: with few steps.
+        n: attacked samples.
+    """
+
+    whole: SemanticAttack
+    small: SemanticAttack
+    n: int = 12
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """The attacked digits."""
+        return colour_digits(self.n, _FROM)
+
+    @property
+    def known(self) -> Dataset | None:
+        """What the method may learn from."""
+        if not self.small.learns:
+            return None
+        x, y = colour_digits(_TRAIN)
+        return Dataset.of(x.float(), y, name="coloured digits")
+
+    def run(self, model: nn.Module | None = None, **more: Any) -> SemanticOutcome:
+        """The small attack, judged."""
+        x, y = self.samples()
+        return run_semantic(
+            self.small, more.pop("x", x), more.pop("y", y), model or colour_net(), known=self.known, **more
+        )
+
+    def setting(self, model: nn.Module | None = None) -> Setting:
+        """What the small attack prepares for the digits."""
+        return self.small.setting(*self.samples(), model or colour_net(), self.known, 0)
+
+    def search(self, setting: Setting, eps: float, **more: Any) -> tuple[Outcome, Problem, Lifted]:
+        """The search alone, in a ball of another size."""
+        _, y = self.samples()
+        lifted = Lifted(setting.attacked, setting.transform, setting.origin.shape[1:])
+        axes = len(setting.transform.axes)
+        problem = lift(setting.origin, y, axes, self.small.norm, eps, criterion=setting.criterion)
+        return run(self.small.search(setting.transform), problem, lifted, **more), problem, lifted
+
+    def with_samples(self, n: int) -> Case:
+        """The same on other many samples."""
+        return replace(self, n=n)

@@ -1,0 +1,258 @@
+"""The contract of a semantic attack, as checks that anyone can run on a method of their own.
+
+from holdfast.testing import check_semantic_attack
+check_semantic_attack("hue_saturation")
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.semantic import SemanticAttack
+from holdfast.core.cards import parameters_of
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.registry import method
+from holdfast.core.threat import Goal
+from holdfast.judge.desk import evaluating
+from holdfast.models.semantic import Lifted
+from holdfast.numerics.distance import contains
+from holdfast.testing._semantic_case import Case, colour_net
+from holdfast.testing.contract import ContractError, require
+
+__all__ = ["SEMANTIC_ATTACK_CHECKS", "check_semantic_attack"]
+
+_LIMITS = {
+    "trials": 64,
+    "angles": 9,
+    "shifts": 3,
+    "levels": 5,
+    "steps": 12,
+    "restarts": 2,
+    "epochs": 6,
+    "judge_epochs": 6,
+}
+
+
+def _card(case: Case) -> None:
+    card, kind = case.whole.card, type(case.whole)
+    require(card.access is not None and card.title and card.paper and card.summary, "card: something is missing")
+    require(card.failure_modes, "card: an attack says when it is known to fail")
+    require(card.modality == ("image",), "card: a semantic attack says what it changes (modality)")
+    declared = {p.name for p in parameters_of(kind)}
+    small: Any = case.small
+    bare = [f.name for f in fields(small) if f.name not in declared]
+    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
+    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
+
+
+def _refuses(case: Case) -> None:
+    x, y = case.samples()
+    for what, wrong in (("flat inputs", x.flatten(1)), ("values outside [0, 1]", 2 * x - 1)):
+        try:
+            case.run(x=wrong, y=y)
+        except UnsupportedError:
+            continue
+        raise ContractError(f"it must refuse {what}")
+
+
+def _axes(case: Case) -> None:
+    setting = case.setting()
+    axes = setting.transform.axes
+    require(axes and len({a.name for a in axes}) == len(axes), "axes need names of their own")
+    require(all(a.unit and a.reach > 0 for a in axes), "an axis has no unit or no range")
+    require(len(setting.origin) == case.n, "one origin for each sample")
+
+
+def _identity(case: Case) -> None:
+    """At theta = 0 nothing has changed; where the origin is a code, its picture is near."""
+    setting, (x, _) = case.setting(), case.samples()
+    if not setting.refers:
+        return
+    with torch.no_grad(), evaluating(setting.transform):
+        same = setting.transform(setting.origin, setting.origin.new_zeros(case.n, len(setting.transform.axes)))
+    if setting.origin is x:
+        require(torch.equal(same, x), "theta = 0 changes the image")
+    else:
+        error = float((same - x).square().mean())
+        require(
+            error < float((x - x.mean(0)).square().mean()), f"the picture of a code is no picture of its image: {error}"
+        )
+
+
+def _inside(case: Case) -> None:
+    setting = case.setting()
+    out, problem, lifted = case.search(setting, case.small.eps)
+    require(contains(problem.set, out.x, problem.x).all(), "z lies outside its set")
+    d = prod(setting.origin.shape[1:])
+    require(torch.equal(out.x[:, :d], problem.x[:, :d]), "the origin was changed: only theta may move")
+    with torch.no_grad(), evaluating(lifted):
+        moved = lifted.transformed(out.x)
+    require(moved.isfinite().all() and moved.min() >= 0 and moved.max() <= 1, "x' lies outside [0, 1]")
+
+
+def _upheld(case: Case) -> None:
+    """What is reported is an image that the bare model gets wrong, and the parameters that make it."""
+    out, (_, y) = case.run(), case.samples()
+    with torch.no_grad(), evaluating(colour_net()):
+        wrong = colour_net()(out.x).argmax(1) != y
+    require(wrong[out.found].all(), "an image was reported as broken that the model gets right")
+    require(out.distance.isfinite().equal(out.found), "found and distance disagree")
+    for k, axis in enumerate(out.lifted.transform.axes):
+        require(
+            torch.equal(out.natural[axis.name], axis.natural(out.theta[:, k])), "natural values are not those of theta"
+        )
+
+
+def _works(case: Case) -> None:
+    out = case.run()
+    require(out.right.any() and out.success > 0.1, f"it breaks {out.success:.0%} of coloured digits")
+
+
+def _range(case: Case) -> None:
+    setting = case.setting()
+    whole = min(case.small.eps, 1.0)
+    found = [int(case.search(setting, whole * share)[0].found.sum()) for share in (0.0, 0.2, 1.0)]
+    require(found == sorted(found), f"fewer are broken in a larger range: {found} at 0, 0.2 and 1")
+
+
+def _seeds(case: Case) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        one = case.run(seed=3)
+        torch.manual_seed(2)
+        np.random.seed(2)
+        random.seed(2)
+        two = case.run(seed=3)
+    require(
+        torch.equal(one.theta, two.theta) and torch.equal(one.found, two.found), "the same seed gave another result"
+    )
+
+
+def _alone(case: Case) -> None:
+    whole, few = case.setting(), case.with_samples(5).setting()
+    near = torch.allclose(whole.origin[:5], few.origin, atol=1e-6)
+    require(near, "the origin of a sample depends on who else is in the batch")
+    both = case.search(whole, case.small.eps)[0]
+    slots = case.with_samples(5).search(replace(few, origin=whole.origin[:5]), case.small.eps)[0]
+    require(torch.equal(both.found[:5], slots.found), "whether a sample breaks depends on who else is in the batch")
+    require(torch.allclose(both.x[:5], slots.x, atol=1e-6), "z of a sample depends on who else is in the batch")
+
+
+def _untouched(case: Case) -> None:
+    model = colour_net()
+
+    def state() -> str:
+        tensors = [*model.parameters(), *model.buffers()]
+        return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+    before, modes, rng = state(), [m.training for m in model.modules()], torch.get_rng_state()
+    case.run()
+    require(state() == before, "parameters or buffers of the model were changed")
+    require([m.training for m in model.modules()] == modes, "the model's mode was changed")
+    require(all(p.grad is None for p in model.parameters()), "gradients were left in the model's parameters")
+    require(torch.equal(torch.get_rng_state(), rng), "the global random state was changed")
+
+
+class _Counted(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.rows = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return self.model(x)
+
+
+def _ledger(case: Case) -> None:
+    model = _Counted(colour_net())
+    setting = case.setting(model)
+    model.rows = 0
+    out, *_ = case.search(setting, case.small.eps, first=False)
+    told = int(out.ledger.forwards.sum())
+    require(told == model.rows, f"the ledger says {told} forwards, the model saw {model.rows}")
+
+
+def _targets(case: Case) -> None:
+    x, y = case.samples()
+    target = (y + 1) % 10
+    if Goal.TARGETED not in case.whole.card.goals:
+        try:
+            case.run(target=target)
+        except UnsupportedError:
+            return
+        raise ContractError("it must refuse targets, which are not on its card")
+    out = case.run(target=target)
+    with torch.no_grad(), evaluating(colour_net()):
+        reached = colour_net()(out.x).argmax(1) == target
+    require(reached[out.found].all(), "a target was reported as reached that is not")
+
+
+def _few(case: Case) -> None:
+    x, y = case.samples()
+    for n in (0, 1):
+        out = case.run(x=x[:n], y=y[:n])
+        require(out.x.shape == x[:n].shape and len(out.found) == n, f"a batch of {n} comes back as another")
+
+
+_CHECKS: dict[str, Callable[[Case], None]] = {
+    "card": _card,
+    "refuses": _refuses,
+    "axes": _axes,
+    "identity": _identity,
+    "inside": _inside,
+    "upheld": _upheld,
+    "works": _works,
+    "range": _range,
+    "seeds": _seeds,
+    "alone": _alone,
+    "untouched": _untouched,
+    "ledger": _ledger,
+    "targets": _targets,
+    "few": _few,
+}
+
+SEMANTIC_ATTACK_CHECKS = tuple(_CHECKS)
+"""Names of the checks, in the order in which they run."""
+
+
+def check_semantic_attack(
+    attack: str | type[SemanticAttack] | SemanticAttack, *, only: Iterable[str] | None = None
+) -> None:
+    """Runs the contract of a semantic attack on digits in colours; all checks that fail are told together.
+
+    Args:
+        attack: a registered name, a class that needs no arguments, or an instance.
+        only: names of `SEMANTIC_ATTACK_CHECKS`; all by default.
+
+    Raises:
+        ContractError: what is wrong, check by check.
+        UsageError: no such method or check.
+    """
+    given = method(attack) if isinstance(attack, str) else attack
+    whole: Any = given() if isinstance(given, type) else given
+    known = {f.name for f in fields(whole)}
+    less = {k: min(v, getattr(whole, k)) for k, v in _LIMITS.items() if k in known}
+    case = Case(whole, replace(whole, **less))
+    wrong: dict[str, Exception] = {}
+    for name in SEMANTIC_ATTACK_CHECKS if only is None else only:
+        if name not in _CHECKS:
+            raise UsageError(f"there is no check '{name}'; known: {', '.join(SEMANTIC_ATTACK_CHECKS)}")
+        try:
+            _CHECKS[name](case)
+        except Exception as error:  # a crash is a breach like any other, and the next check shall still run
+            wrong[name] = error
+    if wrong:
+        lines = [
+            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
+            for name, error in wrong.items()
+        ]
+        raise ContractError("\n".join([f"{whole.card.title} breaks the contract of a semantic attack:", *lines]))
