@@ -125,8 +125,8 @@ class Plan(BaseModel):
             raise UsageError("labels alone have no top-k; leave out --top-k or answer with scores")
         if self.suite == "standard" and (self.norm is Norm.L0 or self.goal is Goal.TARGETED):
             raise UsageError("AutoAttack's composition is untargeted, in l1, l2 and linf; use --suite fast")
-        if self.suite == "black-box" and self.norm is Norm.L0:
-            raise UsageError("no black-box attack serves l0 yet; use --suite fast --norm l0, or another norm")
+        if self.suite == "black-box" and self.norm is Norm.L0 and self.answers == "labels":
+            raise UsageError("no attack that sees labels alone serves l0; use --answers scores, or another norm")
         owned, built = len(names_of(self.surrogate)), len(names_of(self.surrogate_arch))
         if built not in (0, 1, owned):
             raise UsageError(f"{owned} surrogates with {built} architectures; give one for all, or one for each")

@@ -87,7 +87,7 @@ _FAST = (
 
 
 # A few attacks for each norm, the cheap before the dear, whose per-sample best came nearest on the real networks of
-# benchmarks/minimal.py; the last one of each looks again just inside what the others found.
+# benchmarks/peers.py; the last one of each looks again just inside what the others found.
 _MINIMAL: Mapping[Norm, tuple[Rung, ...]] = {
     Norm.L0: (Rung("sigma_zero", "sigma_zero", nearest=True), Rung("fmn", "fmn", nearest=True)),
     Norm.L1: (Rung("fmn", "fmn", nearest=True), Rung("pdpgd", "pdpgd", nearest=True)),
@@ -96,7 +96,10 @@ _MINIMAL: Mapping[Norm, tuple[Rung, ...]] = {
 }
 
 
-_FAST_L0 = (Rung("pgd", "pgd", {"steps": 100, "restarts": 5, "loss": "margin"}),)
+_FAST_L0 = (
+    Rung("sigma_zero", "sigma_zero", {"steps": 300}),
+    Rung("pgd", "pgd", {"steps": 100, "restarts": 5, "loss": "margin"}),
+)
 
 
 def rungs(plan: Plan) -> tuple[Rung, ...]:
@@ -114,9 +117,9 @@ def rungs(plan: Plan) -> tuple[Rung, ...]:
 
 def _black_box(plan: Plan) -> tuple[Rung, ...]:
     queries = {"queries": plan.queries or 5000}
-    ladder = [Rung("hopskipjump", "hopskipjump", queries)]
-    if plan.answers == "scores":
-        ladder.insert(0, Rung("square", "square", queries))
+    soft = {Norm.L0: ("one_pixel",)}.get(plan.norm, ("square",)) if plan.answers == "scores" else ()
+    hard = {Norm.LINF: ("rays", "hopskipjump"), Norm.L2: ("hopskipjump",), Norm.L1: ("geoda",)}.get(plan.norm, ())
+    ladder = [Rung(name, name, queries) for name in (*soft, *hard)]
     if plan.surrogate is not None or plan.train_data is not None:
         ladder.insert(0, Rung("surrogate_transfer", "surrogate_transfer"))
     return tuple(ladder)

@@ -17,9 +17,11 @@ from holdfast.cli.methods import card_as_dict
 from holdfast.core.files import write_whole
 from holdfast.core.registry import card, kind, method, names
 
-__all__ = ["build", "pages"]
+__all__ = ["build", "pages", "shown"]
 
 _NOTICE = "<!-- written by `make docs`; do not edit -->\n"
+_ARCH = "--arch holdfast.models.zoo:digits_cnn"
+_EPS = {"l0": "5", "l1": "3", "l2": "0.5", "linf": "0.1"}
 _SIGNS = {"works": "works", "part": "in part", "open": "open"}
 
 
@@ -110,13 +112,22 @@ def _command(serving: list[str], cards: dict[str, dict[str, Any]]) -> str:
     if not serving:
         return ""
     name = serving[0]
-    given = f"--data digits:test --norm {cards[name]['norms'][0]} --eps 0.1" if cards[name]["norms"] else ""
-    model = "--model runs/demo/before.safetensors --arch holdfast.models.zoo:digits_cnn"
-    of = cards[name]["kind"]
+    return shown(name, cards[name]["kind"], cards[name]["norms"], cards[name]["access"])
+
+
+def shown(name: str, of: str, norms: list[str], access: str | None) -> str:
+    """The command that shows a method on the demo's models.
+
+    Example:
+        >>> shown("crown", "certifier", ["l2"], None)[:24]
+        'holdfast certify crown -'
+    """
+    model = f"--model runs/demo/before.safetensors {_ARCH}"
+    given = f"--data digits:test --norm {norms[0]} --eps {_EPS[norms[0]]}" if norms else "--data digits:test"
+    if access == "transfer":
+        given += " --surrogate runs/demo/after.safetensors --surrogate-arch holdfast.models.zoo:digits_cnn"
     if of == "shared attack":
-        given = f"--train-data digits:train {given or '--data digits:test'}"
-    elif of == "semantic attack":
-        given = "--data digits:test"
+        given = f"--train-data digits:train {given}"
     verb = f"attack {name}" if of.endswith("attack") else {"certifier": f"certify {name}", "defence": "harden"}[of]
     return f"holdfast {verb} {model} {given} --out /tmp/{name}"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.minimum_norm import adversarial_start, finish, geometric, walk_back
+from holdfast.attacks.common.minimum_norm import START_PASSES, adversarial_start, finish, geometric, walk_back
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -84,6 +84,10 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
     @property
     def iterations(self) -> int:  # noqa: D102
         return self.steps
+
+    @property
+    def passes(self) -> int:  # noqa: D102
+        return 2 * self.steps + START_PASSES + 2 * self.search + 5
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> BrendelBethgeState:  # noqa: D102
         far, found = adversarial_start(oracle, problem)

@@ -82,6 +82,10 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
     def iterations(self) -> int:  # noqa: D102
         return self.steps
 
+    @property
+    def passes(self) -> int:  # noqa: D102
+        return 2 * self.steps + 2 * self.search + 5
+
     def check(self, problem: Problem) -> None:  # noqa: D102
         super().check(problem)
         finite_box(self.card.title, problem)
