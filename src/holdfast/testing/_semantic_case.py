@@ -1,4 +1,6 @@
-"""The cases that the contract of a semantic attack is checked on: digits in colours that tell their class."""
+"""The cases that the contract of a semantic attack is checked on: digits in colours that tell their class, and plain
+digits for methods that learn, since a judge that sees the colour is never wrong.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, 
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
 from holdfast.models.semantic import Lifted, from_hsv, lift
-from holdfast.testing.toys import digits
+from holdfast.testing.toys import digits, net
 
 __all__ = ["Case", "colour_digits", "colour_net"]
 
@@ -71,26 +73,37 @@ class Case:
 
     def samples(self) -> tuple[Tensor, Tensor]:
         """The attacked digits."""
-        return colour_digits(self.n, _FROM)
+        return self._digits(self.n, _FROM)
+
+    @property
+    def model(self) -> nn.Module:
+        """The attacked model."""
+        return net() if self.small.learns else colour_net()
+
+    def _digits(self, n: int, offset: int) -> tuple[Tensor, Tensor]:
+        if not self.small.learns:
+            return colour_digits(n, offset)
+        x, y = digits(offset + n)
+        return x[offset:], y[offset:]
 
     @property
     def known(self) -> Dataset | None:
         """What the method may learn from."""
         if not self.small.learns:
             return None
-        x, y = colour_digits(_TRAIN)
-        return Dataset.of(x.float(), y, name="coloured digits")
+        x, y = self._digits(_TRAIN, 0)
+        return Dataset.of(x.float(), y, name="digits")
 
     def run(self, model: nn.Module | None = None, **more: Any) -> SemanticOutcome:
         """The small attack, judged."""
         x, y = self.samples()
         return run_semantic(
-            self.small, more.pop("x", x), more.pop("y", y), model or colour_net(), known=self.known, **more
+            self.small, more.pop("x", x), more.pop("y", y), model or self.model, known=self.known, **more
         )
 
     def setting(self, model: nn.Module | None = None) -> Setting:
         """What the small attack prepares for the digits."""
-        return self.small.setting(*self.samples(), model or colour_net(), self.known, 0)
+        return self.small.setting(*self.samples(), model or self.model, self.known, 0)
 
     def search(self, setting: Setting, eps: float, **more: Any) -> tuple[Outcome, Problem, Lifted]:
         """The search alone, in a ball of another size."""

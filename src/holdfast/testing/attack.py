@@ -45,7 +45,7 @@ from holdfast.testing._attack_case import (
     reduced,
     same,
 )  # fmt: skip
-from holdfast.testing.contract import ContractError, require
+from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
 
 __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
@@ -443,18 +443,4 @@ def check_attack(attack: str | type[Attack[Any, Any]] | Attack[Any, Any], *, onl
     whole: Attack[Any, Any] = given() if isinstance(given, type) else given
     norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
     case = Case(whole, reduced(whole, FEW_STEPS), norm)
-    wrong: dict[str, Exception] = {}
-    for name in ATTACK_CHECKS if only is None else only:
-        if name not in _CHECKS:
-            raise UsageError(f"there is no check '{name}'; known: {', '.join(ATTACK_CHECKS)}")
-        try:
-            _CHECKS[name](case)
-        except Exception as error:  # a crash is a breach like any other, and the next check shall still run
-            wrong[name] = error
-    if wrong:
-        lines = [
-            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
-            for name, error in wrong.items()
-        ]
-        first = next(iter(wrong.values()))
-        raise ContractError("\n".join([f"{whole.card.title} breaks the contract of an attack:", *lines])) from first
+    run_checks(f"{whole.card.title} breaks the contract of an attack", _CHECKS, case, only)

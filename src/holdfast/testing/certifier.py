@@ -44,7 +44,7 @@ from holdfast.testing._certifier_case import (
     least_margins,
     points,
 )  # fmt: skip
-from holdfast.testing.contract import ContractError, require
+from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import affine_digits, digits
 
 __all__ = ["CERTIFIER_CHECKS", "check_certifier"]
@@ -452,21 +452,8 @@ def check_certifier(
     if not isinstance(whole, GraphCertifier | OracleCertifier):
         raise UsageError(f"{type(whole).__name__} is neither a GraphCertifier nor an OracleCertifier")
     case, mine = Case.of(whole), _BOTH | (_GRAPH if isinstance(whole, GraphCertifier) else _ORACLE)
-    wrong: dict[str, Exception] = {}
-    for name in CERTIFIER_CHECKS if only is None else only:
-        if name not in CERTIFIER_CHECKS:
-            raise UsageError(f"there is no check '{name}'; known: {', '.join(CERTIFIER_CHECKS)}")
-        try:
-            mine.get(name, _nothing)(case)
-        except Exception as error:  # a crash is a breach like any other, and the next check shall still run
-            wrong[name] = error
-    if wrong:
-        lines = [
-            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
-            for name, error in wrong.items()
-        ]
-        first = next(iter(wrong.values()))
-        raise ContractError("\n".join([f"{case.card.title} breaks the contract of a certifier:", *lines])) from first
+    checks = {name: mine.get(name, _nothing) for name in CERTIFIER_CHECKS}
+    run_checks(f"{case.card.title} breaks the contract of a certifier", checks, case, only)
 
 
 def _nothing(case: Case) -> None:

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from holdfast.attacks.semantic import SemanticAttack
 from holdfast.core.cards import parameters_of
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.threat import Goal
 from holdfast.judge.desk import evaluating
-from holdfast.models.semantic import Lifted
 from holdfast.numerics.distance import contains
-from holdfast.testing._semantic_case import Case, colour_net
-from holdfast.testing.contract import ContractError, require
+from holdfast.testing._semantic_case import Case
+from holdfast.testing.contract import ContractError, require, run_checks
 
 __all__ = ["SEMANTIC_ATTACK_CHECKS", "check_semantic_attack"]
 
@@ -102,8 +101,8 @@ def _inside(case: Case) -> None:
 def _upheld(case: Case) -> None:
     """What is reported is an image that the bare model gets wrong, and the parameters that make it."""
     out, (_, y) = case.run(), case.samples()
-    with torch.no_grad(), evaluating(colour_net()):
-        wrong = colour_net()(out.x).argmax(1) != y
+    with torch.no_grad(), evaluating(case.model):
+        wrong = case.model(out.x).argmax(1) != y
     require(wrong[out.found].all(), "an image was reported as broken that the model gets right")
     require(out.distance.isfinite().equal(out.found), "found and distance disagree")
     for k, axis in enumerate(out.lifted.transform.axes):
@@ -114,7 +113,7 @@ def _upheld(case: Case) -> None:
 
 def _works(case: Case) -> None:
     out = case.run()
-    require(out.right.any() and out.success > 0.1, f"it breaks {out.success:.0%} of coloured digits")
+    require(out.right.any() and out.success > 0.1, f"it breaks {out.success:.0%} of the digits")
 
 
 def _range(case: Case) -> None:
@@ -148,7 +147,7 @@ def _alone(case: Case) -> None:
 
 
 def _untouched(case: Case) -> None:
-    model = colour_net()
+    model = case.model
 
     def state() -> str:
         tensors = [*model.parameters(), *model.buffers()]
@@ -173,7 +172,7 @@ class _Counted(nn.Module):
 
 
 def _ledger(case: Case) -> None:
-    model = _Counted(colour_net())
+    model = _Counted(case.model)
     setting = case.setting(model)
     model.rows = 0
     out, *_ = case.search(setting, case.small.eps, first=False)
@@ -182,7 +181,7 @@ def _ledger(case: Case) -> None:
 
 
 def _targets(case: Case) -> None:
-    x, y = case.samples()
+    _, y = case.samples()
     target = (y + 1) % 10
     if Goal.TARGETED not in case.whole.card.goals:
         try:
@@ -191,8 +190,8 @@ def _targets(case: Case) -> None:
             return
         raise ContractError("it must refuse targets, which are not on its card")
     out = case.run(target=target)
-    with torch.no_grad(), evaluating(colour_net()):
-        reached = colour_net()(out.x).argmax(1) == target
+    with torch.no_grad(), evaluating(case.model):
+        reached = case.model(out.x).argmax(1) == target
     require(reached[out.found].all(), "a target was reported as reached that is not")
 
 
@@ -242,17 +241,4 @@ def check_semantic_attack(
     known = {f.name for f in fields(whole)}
     less = {k: min(v, getattr(whole, k)) for k, v in _LIMITS.items() if k in known}
     case = Case(whole, replace(whole, **less))
-    wrong: dict[str, Exception] = {}
-    for name in SEMANTIC_ATTACK_CHECKS if only is None else only:
-        if name not in _CHECKS:
-            raise UsageError(f"there is no check '{name}'; known: {', '.join(SEMANTIC_ATTACK_CHECKS)}")
-        try:
-            _CHECKS[name](case)
-        except Exception as error:  # a crash is a breach like any other, and the next check shall still run
-            wrong[name] = error
-    if wrong:
-        lines = [
-            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
-            for name, error in wrong.items()
-        ]
-        raise ContractError("\n".join([f"{whole.card.title} breaks the contract of a semantic attack:", *lines]))
+    run_checks(f"{whole.card.title} breaks the contract of a semantic attack", _CHECKS, case, only)

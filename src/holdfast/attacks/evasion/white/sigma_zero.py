@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.grid import valid
 from holdfast.attacks.common.minimum_norm import cosine
 from holdfast.attacks.common.sparse import finite_box, settle
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -21,7 +23,6 @@ from holdfast.numerics.losses import margin, margin_targeted
 
 __all__ = ["SigmaZero", "SigmaZeroState"]
 
-_DECAY, _SQUARE_DECAY, _SMALL = 0.9, 0.999, 1e-8  # Adam's
 _LAST = 0.1  # the last step over the first
 
 
@@ -116,12 +117,8 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
         tiny = torch.finfo(g.dtype).tiny
         g = g / problem.flat(g.flatten(1).abs().amax(1)).clamp_min(tiny)
         size_now = cosine(problem, state.step, self.steps, self.step_size, _LAST * self.step_size)
-        mean = _DECAY * state.mean + (1 - _DECAY) * g
-        square = _SQUARE_DECAY * state.square + (1 - _SQUARE_DECAY) * g.square()
-        made = torch.as_tensor(state.step + 1, dtype=torch.float64).to(g.device)
-        unbiased = problem.flat(1 / (1 - _DECAY**made)).to(g.dtype) * mean
-        spread = (problem.flat(1 / (1 - _SQUARE_DECAY**made)).to(g.dtype) * square).sqrt()
-        u = u - problem.flat(size_now).to(g.dtype) * unbiased / (spread + _SMALL)
+        move, mean, square = adam(g, state.mean, state.square, on_device(state.step, g.device))
+        u = u - problem.flat(size_now).to(g.dtype) * move
         x = (problem.x + u * width).clamp(*box(problem.set, problem.x))
         tau = (state.tau + self.tau_step * size_now * torch.where(over, 1.0, -1.0)).clamp(0, 1)
         kept = ((x - problem.x) / width).abs() >= problem.flat(tau).to(g.dtype)
