@@ -267,3 +267,17 @@ def test_a_fault_of_the_model_makes_errors_and_an_incomplete_run(trained, tmp_pa
     assert not document.complete
     assert document.headline.errors > 0
     assert any(f.code == "run.failed" for f in document.findings)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l0", "2"), ("l1", "2"), ("l2", "0.5"), ("linf", "0.1")])
+def test_the_minimal_suite_gives_every_sample_its_nearest_witness(plan, tmp_path, norm, eps):
+    given = plan.model_dump() | {
+        "norm": norm, "eps": eps, "suite": "minimal", "certify": "none", "samples": 6, "eps_grid": (), "radius_max": None,
+    }  # fmt: skip
+    document = audit(Plan.of(**given), tmp_path)
+    right = [s for s in document.samples if s.prediction == s.label]
+    assert right
+    for s in right:  # broken or not, each has a witness at some distance, and eps alone decides its status
+        assert s.witness is not None
+        assert (s.status is Status.BROKEN) == (s.witness.distance <= float(Plan.of(**given).exact_eps))
+    assert not recheck(tmp_path).problems

@@ -12,6 +12,7 @@ has no gradient: it is attacked with the original's examples alone.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
-from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.errors import UnsupportedError, UsageError, did_you_mean
 from holdfast.core.problem import Problem
 from holdfast.judge.desk import evaluating
 from holdfast.judge.referee import Referee, Ruling
@@ -119,7 +120,7 @@ def pruned(model: nn.Module, share: float) -> nn.Module:
     made = copy.deepcopy(model)
     weights = [m.weight for m in _weighted(made).values()]
     if not weights:
-        raise UsageError("the model has no linear or convolutional layer to prune")
+        raise UnsupportedError("the model has no linear or convolutional layer to prune")
     sizes = torch.cat([w.detach().abs().flatten() for w in weights])
     k = round(share * len(sizes))
     gone = torch.zeros_like(sizes, dtype=torch.bool)
@@ -152,13 +153,13 @@ class _Rounded(nn.Module):
         super().__init__()
         step = max(high - low, 1e-12) / (2 * _LEVELS + 1)
         self.layer, self.low, self.high = layer, low, high
-        self.round = Bpda(lambda x: ((x - low) / step).round() * step + low)
+        self.round = Bpda(lambda x: ((x.clamp(low, high) - low) / step).round() * step + low)
 
     def extra_repr(self) -> str:
         return f"low={self.low!r}, high={self.high!r}"
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.round(x.clamp(self.low, self.high)))
+        return self.layer(self.round(x))
 
 
 def _rounded(model: nn.Module, x: Tensor) -> nn.Module:
@@ -222,7 +223,9 @@ class _Dynamic(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).cpu().eval(), {nn.Linear})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its tensors are deprecated, it works
+            self.model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).cpu().eval(), {nn.Linear})
 
     def double(self) -> nn.Module:
         raise TypeError("a model of fixed precision has no other")
@@ -262,7 +265,8 @@ def adjusted(name: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Modu
         y: their labels.
 
     Raises:
-        UsageError: there is no such adjustment, or this model cannot have it.
+        UsageError: there is no such adjustment.
+        UnsupportedError: this model or machine cannot have it.
     """
     kind, _, size = name.partition(":")
     if kind == "prune":
@@ -277,18 +281,18 @@ def adjusted(name: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Modu
         return _rounded(model, x), "weights and layer inputs rounded to 8 bits (simulated)"
     if name == "dynamic-int8":
         if not any(isinstance(m, nn.Linear) for m in model.modules()) or next(model.parameters()).is_cuda:
-            raise UsageError("dynamic quantisation serves linear layers on a CPU")
+            raise UnsupportedError("dynamic quantisation serves linear layers on a CPU")
         try:
             return _Dynamic(model), "PyTorch's dynamic quantisation of the linear layers"
         except (RuntimeError, AttributeError, NotImplementedError) as fault:
-            raise UsageError(f"this PyTorch cannot quantise it: {str(fault).splitlines()[0]}") from None
+            raise UnsupportedError(f"this PyTorch cannot quantise it: {str(fault).splitlines()[0]}") from None
     if name in ("fp16", "bf16"):
         dtype = torch.float16 if name == "fp16" else torch.bfloat16
         made = _Cast(model, dtype)
         try:
             scores_of(made, x[:2])
         except RuntimeError as fault:
-            raise UsageError(f"this machine cannot compute it in {name}: {str(fault).splitlines()[0]}") from None
+            raise UnsupportedError(f"this machine cannot compute it in {name}: {str(fault).splitlines()[0]}") from None
         return made, f"computed in {dtype}".replace("torch.", "")
     if name == "temperature":
         t = temperature_of(scores_of(model, x), y)
@@ -350,9 +354,7 @@ def posthoc(
     for name in adjustments:
         try:
             made[name] = adjusted(name, model, *held_out)
-        except UsageError as error:
-            if name not in ADJUSTMENTS and not name.startswith("prune:"):
-                raise
+        except UnsupportedError as error:
             refused[name] = str(error)
     settings, rows = settings or Settings(), []
     original: tuple[Tensor, np.ndarray, Tensor] | None = None
