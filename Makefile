@@ -21,7 +21,7 @@ demo: $(READY)  ## train, audit, harden, audit again, compare: runs/demo
 	$(BIN)/holdfast demo --out runs/demo
 
 test: $(READY)  ## the tests that take seconds
-	$(BIN)/pytest -m 'not slow and not parity'
+	$(BIN)/pytest -n auto --maxprocesses 4 -m 'not slow and not parity'
 
 test-all: $(READY)  ## all tests, the slow ones and the comparisons with peers included
 	$(BIN)/pytest

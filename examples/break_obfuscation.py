@@ -39,11 +39,12 @@ def quantise(x: Tensor) -> Tensor:
 
 
 def resize(x: Tensor) -> Tensor:
-    """A random size between 6 and 12, padded with black at random to 12 by 12 (Xie et al. 2018)."""
-    side = int(torch.randint(6, 13, ()))
-    left, top = (int(k) for k in torch.randint(0, 13 - side, (2,)))
-    smaller = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
-    return F.pad(smaller, (left, 12 - side - left, top, 12 - side - top))
+    """Each input at a random size from 7 to 12, at a random place of a black 12 by 12 image (Xie et al. 2018)."""
+    share = 7 / 12 + 5 / 12 * torch.rand(len(x), 1, 1, dtype=x.dtype, device=x.device)
+    place = (2 * torch.rand(len(x), 2, 1, dtype=x.dtype, device=x.device) - 1) * (1 - share)
+    scale = torch.eye(2, dtype=x.dtype, device=x.device) / share
+    grid = F.affine_grid(torch.cat([scale, -place / share], 2), [len(x), 1, 12, 12], align_corners=False)
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 def edges(x: Tensor) -> Tensor:
@@ -68,13 +69,13 @@ def network(channels: int = 1, side: int = 8) -> nn.Sequential:
     return net
 
 
-def trained(defended: nn.Module) -> nn.Module:
+def trained(defended: nn.Module, epochs: int = 12) -> nn.Module:
     """Trained with its defence in place, as it is deployed."""
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch.x), batch.y)
 
-    fit(defended, load_data("digits:train"), loss, settings=Settings(epochs=12, validation=0.0))
+    fit(defended, load_data("digits:train"), loss, settings=Settings(epochs=epochs, validation=0.0))
     return defended.eval()
 
 
@@ -93,13 +94,13 @@ def cases() -> list[Case]:
     """The three defences, trained."""
     torch.manual_seed(0)
     plain = trained(network())
-    resized = trained(InputTransform(resize, network(side=12)))
+    resized = trained(InputTransform(resize, network(side=12)), epochs=25)
     bits = network(LEVELS)
     coded = trained(InputTransform(thermometer, bits))
     strong = PGD(loss="margin", restarts=2)
     return [
         Case("quantisation", InputTransform(quantise, plain), InputTransform(Bpda(quantise), plain), strong),
-        Case("resizing", resized, resized, EotPGD(loss="margin", draws=15), randomised=True),
+        Case("resizing", resized, resized, EotPGD(loss="margin", draws=15, relative_step=0.2), randomised=True),
         Case("thermometer", coded, InputTransform(Bpda(thermometer, ramp), bits), strong),
     ]
 

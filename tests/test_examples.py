@@ -34,3 +34,17 @@ def test_own_model_is_audited_and_rechecked(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("certified ")
     assert done.stdout.endswith("recheck: True\n")
+
+
+@pytest.mark.slow
+def test_obfuscated_gradients_are_broken(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "break_obfuscation.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[1:]]
+    assert [row[0] for row in rows] == ["quantisation", "resizing", "thermometer"]
+    for _, clean, plain, adaptive in rows:
+        assert float(clean[:-1]) > 90
+        assert float(plain[:-1]) > 70, "the plain attack is blind"
+        assert float(adaptive[:-1]) < 50

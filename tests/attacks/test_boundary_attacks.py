@@ -19,15 +19,15 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.desk import Desk
 from holdfast.numerics.affine import affine_optimum
-from holdfast.testing.toys import affine_digits, digits, net
+from holdfast.testing.toys import Affine, affine_digits, digits, net
 
 BOTH = [(DeepFool, norm) for norm in (Norm.L2, Norm.LINF)] + [
     (kind, norm) for kind in (FAB, FABT) for norm in (Norm.L1, Norm.L2, Norm.LINF)
 ]
 
 
-def minimal(norm, x, y):
-    return Problem.of(x, y, LpBall.uniform(norm, 1.0, len(x), dtype=x.dtype).unbounded())
+def minimal(norm, x, y, target=None):
+    return Problem.of(x, y, LpBall.uniform(norm, 1.0, len(x), dtype=x.dtype).unbounded(), target=target)
 
 
 @pytest.mark.parametrize(("kind", "norm"), BOTH)
@@ -42,6 +42,49 @@ def test_exact_on_an_affine_model_in_the_box(kind, norm):
     assert ratio.min() >= 1 - 1e-6
     assert ratio.median() <= 1.002
     assert ratio.max() <= 1.01
+
+
+@pytest.mark.parametrize(("kind", "norm"), BOTH)
+def test_targeted_is_exact_on_two_affine_classes(kind, norm):
+    whole, (x, _) = affine_digits(), digits(30)
+    model = Affine(whole.weight.detach()[:2], whole.bias.detach()[:2])
+    y = model(x).argmax(1)
+    out = run(kind(), minimal(norm, x, y, target=1 - y), model)
+    edges = torch.zeros(()), torch.ones(())
+    best = affine_optimum(norm, model.weight.detach(), model.bias.detach(), x, y, *edges, target=1 - y).distance
+    ratio = out.distance / best
+    assert ratio.min() >= 1 - 1e-6
+    assert ratio.max() <= 1.01
+
+
+@pytest.mark.parametrize(("kind", "norm"), BOTH)
+def test_targeted_passes_every_class_in_the_way(kind, norm):
+    model, (x, y) = affine_digits(), digits(60)
+    target = (y + 1 + torch.arange(60) % 8) % 10
+    out = run(kind(), minimal(norm, x, y, target=target), model)
+    edges = torch.zeros(()), torch.ones(())
+    bound = affine_optimum(norm, model.weight.detach(), model.bias.detach(), x, y, *edges, target=target).distance
+    assert torch.equal(model(out.x).argmax(1), target)
+    ratio = (out.distance / bound)[bound > 0]
+    assert ratio.min() >= 1 - 1e-6
+    assert ratio.median() <= 1.002  # for most, no third class is in the way
+    assert ratio.max() <= 1.8
+
+
+@pytest.mark.parametrize("kind", [FAB, FABT])
+def test_targeted_fab_costs_one_backward_a_step_of_one_round(kind):
+    x, y = digits(8)
+    out = run(kind(steps=7), minimal(Norm.L2, x, y, target=(y + 1) % 10), net())
+    assert (out.ledger.backwards == 7).all()
+
+
+def test_targeted_deepfool_is_seldom_nearer_than_fab():
+    x, y = digits(30)
+    fool, fab = (run(kind(), minimal(Norm.L2, x, y, target=(y + 3) % 10), net()) for kind in (DeepFool, FAB))
+    assert fool.found.all()
+    assert fab.found.all()
+    assert fab.distance.median() <= fool.distance.median()
+    assert (fab.distance <= 1.001 * fool.distance).double().mean() >= 0.8
 
 
 def test_the_plane_that_the_box_hides_is_not_nearest():

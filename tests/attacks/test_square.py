@@ -66,11 +66,14 @@ def test_extents_fit_strips_and_odd_windows() -> None:
 
 
 def test_pyramid_is_the_papers() -> None:
-    height = _pyramid(3, 3)
+    height = _pyramid(Norm.L2, 3, 3)
     ratio = height / height[0, 0]
     assert ratio[0].tolist() == pytest.approx([1, 1, 1])
     assert ratio[1, 1].item() == pytest.approx((1 + 1 / 4) / (1 / 4))
     assert height.square().sum().item() == pytest.approx(1)
+    steep = _pyramid(Norm.L1, 3, 3)
+    assert (steep[1, 1] / steep[0, 0]).item() == pytest.approx((1 + 1 / 16) / (1 / 16))
+    assert steep.sum().item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("known", [True, False])

@@ -118,7 +118,9 @@ class _Left(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         half = x.shape[-1] // 2
-        return torch.stack([torch.full((len(x),), 0.2, dtype=x.dtype), (x[..., :half] - x[..., half:]).mean((1, 2, 3))], 1)
+        return torch.stack(
+            [torch.full((len(x),), 0.2, dtype=x.dtype), (x[..., :half] - x[..., half:]).mean((1, 2, 3))], 1
+        )
 
 
 def test_the_lift_pins_the_image_and_steps_along_theta_alone() -> None:

@@ -85,7 +85,7 @@ def test_cross_entropy_at_large_margins() -> None:
 def test_absent_classes() -> None:
     top2 = torch.tensor([[0.6, 0.3, 0.0, 0.0, 0.0], [0.3, 0.6, 0.0, 0.0, 0.0], [0.0, 0.6, 0.3, 0.0, 0.0]]).log()
     y, t = torch.tensor([0, 0, 0]), torch.tensor([3, 1, 4])
-    for name in LOSSES:
+    for name in set(LOSSES) - {"joint"}:  # its last column is no class
         for goal in Goal:
             loss, _ = pick_loss(name, goal, 5)
             assert not loss(top2, y, t).isnan().any(), (name, goal)

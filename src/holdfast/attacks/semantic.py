@@ -17,7 +17,7 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
 from holdfast.core.cards import Card
-from holdfast.core.criterion import Criterion
+from holdfast.core.criterion import Criterion, Misclassified, Targeted
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method as registered
@@ -135,8 +135,9 @@ def gradient_search(name: str, **given: Any) -> Attack[Any, Any]:
     kind = registered(name)
     if not issubclass(kind, Attack):
         raise UsageError(f"{name} is no attack on samples; take one such as pgd or apgd_ce")
-    names = {f.name for f in fields(kind)}
-    return kind(**{k: v for k, v in given.items() if k in names})
+    make: Any = registered(name)
+    names = {f.name for f in fields(make)}
+    return make(**{k: v for k, v in given.items() if k in names})
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class SemanticOutcome:
         natural: (n,) each, the same in natural units, by name.
         units: of those, by name.
         found: (n,) bool: the referee upholds x.
-        right: (n,) bool: the sample is not adversarial with theta = 0; success is counted among these.
+        right: (n,) bool: neither the image nor what theta = 0 makes of it is adversarial; success is counted among these.
         refers: x is a changed sample; False where there is no reference input.
         marginal: samples whose witness the referee did not uphold.
         distance: (n,) float64 size of theta; inf where nothing was found.
@@ -187,6 +188,7 @@ def run_semantic(
     *,
     target: Tensor | None = None,
     known: Dataset | None = None,
+    prepared: Setting | None = None,
     ids: object = None,
     seed: int = 0,
     budget: Budget | None = None,
@@ -203,6 +205,7 @@ def run_semantic(
         model: images -> scores (n, K).
         target: (n,) targets of a targeted attack.
         known: data to learn from, for methods that do.
+        prepared: what `SemanticAttack.setting` gave for these samples, so that several models share what was learned.
         ids: of the samples; they key the draws.
         seed: keys all draws.
         budget: the most that may be asked for one sample.
@@ -222,9 +225,9 @@ def run_semantic(
         (True, True)
     """
     method.check(x, Goal.UNTARGETED if target is None else Goal.TARGETED)
-    if method.learns and known is None:
+    if method.learns and known is None and prepared is None:
         raise UsageError(f"{method.card.title} learns what images look like; give it data beside the attacked samples")
-    setting = method.setting(x, y, model, known, seed)
+    setting = prepared or method.setting(x, y, model, known, seed)
     shape = setting.origin.shape[1:]
     lifted = Lifted(setting.attacked, setting.transform, shape)
     problem = lift(
@@ -243,10 +246,20 @@ def run_semantic(
     distance = torch.full_like(problem.set.eps, float("inf")).index_copy(0, kept, judged.distance[holds])
     with torch.no_grad(), evaluating(lifted):
         moved = torch.cat([lifted.transformed(z[kept][k : k + _ROWS]) for k in range(0, max(1, len(kept)), _ROWS)])
+        wrong = _wrong(model, problem, x, target) if setting.origin is not x and setting.refers else distance == 0
     theta = lifted.theta(z)
     return SemanticOutcome(
         x.index_copy(0, kept, moved.to(x.dtype)), theta, setting.transform.natural(theta),
         {a.name: a.unit for a in setting.transform.axes}, found,
-        distance > 0 if setting.refers else torch.ones_like(found), setting.refers,
+        ~(wrong | (distance == 0)) if setting.refers else torch.ones_like(found), setting.refers,
         int((~holds).sum()), distance, out.ledger, setting.facts, lifted, problem,
     )  # fmt: skip
+
+
+def _wrong(model: Model, problem: Problem, x: Tensor, target: Tensor | None) -> Tensor:
+    """(n,) bool: the image itself, not the picture of its code, is adversarial as it is."""
+    criterion = Misclassified() if target is None else Targeted()
+    if not len(x):
+        return torch.zeros(0, dtype=torch.bool, device=x.device)
+    scores = torch.cat([model(x[k : k + _ROWS]) for k in range(0, len(x), _ROWS)])
+    return criterion.holds(scores, problem.y, problem.target)

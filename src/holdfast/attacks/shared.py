@@ -158,6 +158,8 @@ class SharedAttack(ABC):
         card = self.card
         if not len(problem):
             raise UsageError(f"{card.title} needs samples to fit on")
+        if problem.criterion.domains:
+            raise UnsupportedError(f"{card.title} takes several models as they are, not as domains of one")
         if card.norms and problem.set.norm not in card.norms:
             raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
         if problem.goal not in card.goals:

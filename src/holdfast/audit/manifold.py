@@ -189,15 +189,9 @@ def manifold_study(
         )
         regular = run(PGD(steps=regular_steps), problem, model, seed=seed, settings=settings)
         moved = regular.found & (regular.distance > 0)
-        counts = [int(b.sum()) for b in (wrong, on.found, regular.found)]
-        low, high = clopper_pearson(np.array(counts), len(x), 0.05)
-        each = [(float(a), float(b)) for a, b in zip(np.asarray(low), np.asarray(high), strict=True)]
-        rows.append(
-            ManifoldRow(
-                name, *(c / len(x) for c in counts), *each, off_on=off(on.x[on.found], y[on.found]),
-                off_regular=off(regular.x[moved], y[moved]),
-            )
-        )  # fmt: skip
+        shares, ranges = zip(*(_share(b) for b in (wrong, on.found, regular.found)), strict=True)
+        far = off(on.x[on.found], y[on.found]), off(regular.x[moved], y[moved])
+        rows.append(ManifoldRow(name, shares[0], shares[1], shares[2], ranges[0], ranges[1], ranges[2], *far))
         if progress is not None:
             progress("attacks", k + 1, len(models))
     test = [r.test_error for r in rows]
@@ -208,6 +202,13 @@ def manifold_study(
         rank_correlation(test, [r.on_manifold_error for r in rows]),
         rank_correlation(test, [r.regular_error for r in rows]), seed,
     )  # fmt: skip
+
+
+def _share(hit: Tensor) -> tuple[float, tuple[float, float]]:
+    """The share of samples that are hit, and its 95 % interval."""
+    count = int(hit.sum())
+    low, high = (float(np.asarray(v).flat[0]) for v in clopper_pearson(np.array([count]), len(hit), 0.05))
+    return count / len(hit), (low, high)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:

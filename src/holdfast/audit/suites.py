@@ -93,7 +93,7 @@ _MINIMAL: Mapping[Norm, tuple[Rung, ...]] = {
     for norm, chosen in {
         Norm.L0: ("sigma_zero", "pdpgd", "brendel_bethge"),
         Norm.L1: ("pdpgd", "alma", "brendel_bethge"),
-        Norm.L2: ("ddn", "alma", "brendel_bethge"),
+        Norm.L2: ("ddn", "alma", "fab_t"),
         Norm.LINF: ("fmn", "pdpgd"),
     }.items()
 }

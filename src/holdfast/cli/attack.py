@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,14 +15,21 @@ from holdfast.cli.attack_shared import SharedRun, run_shared
 from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.opening import opened, opened_models
 from holdfast.cli.pictures import save_strips
+from holdfast.cli.views import behind, randomised, ranges
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from holdfast.attacks.attack import Attack
+    from holdfast.audit.context import Context
     from holdfast.core.problem import Problem
+    from holdfast.judge.desk import Model
 
 __all__ = ["attack"]
 
 _PICTURES = 12
+_VIEWS = 8
 _SHARED = "Attacks with one artefact for many samples"
 
 
@@ -67,11 +75,24 @@ def attack(
     ] = None,
     also: Annotated[
         list[str] | None,
-        typer.Option(help="More models that a shared artefact must fool.", metavar="FILE,...", rich_help_panel=_SHARED),
+        typer.Option(
+            help="More models that the artefact, or the input of min_max, must fool.",
+            metavar="FILE,...",
+            rich_help_panel=_SHARED,
+        ),
     ] = None,
     also_arch: Annotated[
         list[str] | None,
         typer.Option(help="Builds their architectures.", metavar="MODULE:FUNCTION,...", rich_help_panel=_SHARED),
+    ] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack the model behind random changes of the input (EOT): rotation=20,translation=0.1,scale=0.1,"
+            "brightness=0.1,contrast=0.2,noise=0.05. With min_max: behind several fixed ones, see --draws.",
+            metavar="RANGES",
+            rich_help_panel="Threat",
+        ),
     ] = None,
     artefact: Annotated[
         Path | None,
@@ -80,7 +101,7 @@ def attack(
     draws: Annotated[
         int | None,
         typer.Option(
-            help="Fresh draws of each held-out sample.",
+            help="Fresh draws of each held-out sample; with --views, the views of min_max.",
             metavar="N",
             min=1,
             show_default="the method's own",
@@ -109,7 +130,8 @@ def attack(
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
     from holdfast.judge.ledger import Budget
-    from holdfast.judge.referee import Ruling
+    from holdfast.judge.referee import Referee, Ruling
+    from holdfast.models.fingerprint import fingerprint
 
     kind = method(name)
     if not issubclass(kind, Attack | SharedAttack | SemanticAttack):
@@ -126,6 +148,12 @@ def attack(
         device=device,
     )  # fmt: skip
     plan, ids = context.plan, np.arange(len(context.data))
+    together = isinstance(tool, Attack) and tool.serves_domains
+    if views is not None and not together:
+        context = replace(context, base=behind(_module(context), context.data.x.shape[1:], ranges(views)))
+    if context.differentiable and randomised(context.base, context.inputs(ids[:8])):
+        note("the model is randomised: the referee takes the majority of fresh draws; eot_pgd averages its gradients")
+        context = replace(context, randomised=True)
     if isinstance(tool, SharedAttack):
         more = opened_models(also, also_arch, plan)
         how = SharedRun(train_data, more, artefact, draws or tool.draws)
@@ -137,16 +165,24 @@ def attack(
     problem = context.problem(ids, None if eps is not None else float("inf"))
     if detector:
         problem = _under_detector(problem, context.classes)
+    attacked, referee, subject = context.model, context.referee(), context.subject.sha256
+    group = opened_models(also, also_arch, plan)
+    if views is not None and together:
+        shape, drawn = context.data.x.shape[1:], ranges(views)
+        group |= {f"view {k}": behind(_module(context), shape, drawn, k) for k in range(draws or _VIEWS)}
+    if group:
+        problem, attacked = _together(tool, problem, attacked, group)
+        referee, subject = Referee(attacked), fingerprint(attacked)
     transfer = tool.card.access is Access.TRANSFER
     start = perf_counter()
     with progress() as tell:
         found = run(
-            tool, problem, context.surrogate if transfer else context.model, judge=context.model if transfer else None,
+            tool, problem, context.surrogate if transfer else attacked, judge=attacked if transfer else None,
             seed=plan.seed, budget=Budget(queries=plan.queries), top_k=plan.top_k, settings=context.settings,
             progress=lambda done, total: tell(tool.card.title, done, total),
         )  # fmt: skip
     rows = np.flatnonzero(found.found.cpu().numpy())
-    judged = context.referee().judge(problem.select(rows), found.x[torch.from_numpy(rows).to(found.x.device)])
+    judged = referee.judge(problem.select(rows), found.x[torch.from_numpy(rows).to(found.x.device)])
     holds = np.array([r is Ruling.HOLDS for r in judged.ruling], dtype=bool)
     x_adv, distance = found.x.clone(), np.full(len(ids), np.inf)
     x_adv[torch.from_numpy(rows).to(x_adv.device)] = judged.x
@@ -160,7 +196,7 @@ def attack(
         "median_distance": float(np.median(distance[broken])) if broken.any() else None,
         "not_upheld": int((~holds).sum()), "forwards": int(found.ledger.forwards.sum()),
         "backwards": int(found.ledger.backwards.sum()), "queries": int(found.ledger.queries.sum()),
-        "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": context.subject.sha256,
+        "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": subject, "views": views,
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     np.savez(
@@ -179,10 +215,16 @@ def attack(
         note(f"saved {drawn} pictures (clean, adversarial, difference) in {out / 'pictures'}")
 
 
+def _module(context: Context) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(context.base, nn.Module):
+        raise UsageError("--views needs a model that runs here, not a prediction API")
+    return context.base
+
+
 def _under_detector(problem: Problem, columns: int) -> Problem:
     """The problem with the detector in the loop; targets are classes, never the detector's column."""
-    from dataclasses import replace
-
     from holdfast.core.criterion import WithDetector
     from holdfast.core.threat import Goal
 
@@ -194,6 +236,22 @@ def _under_detector(problem: Problem, columns: int) -> Problem:
     if problem.goal is Goal.TARGETED:
         target = (problem.y + 1) % (columns - 1)
     return replace(problem, criterion=WithDetector(problem.criterion), target=target)
+
+
+def _together(
+    tool: Attack[Any, Any], problem: Problem, model: Model, others: dict[str, nn.Module]
+) -> tuple[Problem, nn.Module]:
+    """One input against all models: the problem and the group."""
+    from torch import nn
+
+    from holdfast.core.criterion import AllOf
+    from holdfast.models.random_transform import Domains
+
+    if not tool.serves_domains:
+        raise UsageError(f"{tool.card.title} attacks one model; --also is for shared attacks and min_max")
+    if not isinstance(model, nn.Module):
+        raise UsageError("a prediction API cannot be one of several models; give files")
+    return replace(problem, criterion=AllOf(problem.criterion)), Domains([model, *others.values()])
 
 
 def _told(title: str, a: dict[str, Any]) -> list[str]:

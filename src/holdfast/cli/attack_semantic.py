@@ -55,10 +55,11 @@ def run_and_save(
     }  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "evaluation.json", json.dumps(answer, indent=1))
+    arrays: dict[str, Any] = {f"natural_{k}": v.cpu().numpy() for k, v in found.natural.items()}
     np.savez(
         out / "adversarial.npz", x_adv=found.x.cpu().numpy(), x=problem.x.cpu().numpy(), y=problem.y.cpu().numpy(),
         found=found.found.cpu().numpy(), theta=found.theta.cpu().numpy(), distance=found.distance.cpu().numpy(),
-        ids=problem.ids, **{f"natural_{k}": v.cpu().numpy() for k, v in found.natural.items()},
+        ids=problem.ids, **arrays,
     )  # fmt: skip
     drawn = _pictures(out / "pictures", problem, found, broken)
     if as_json:

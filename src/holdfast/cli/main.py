@@ -7,7 +7,20 @@ import sys
 
 import typer
 
-from holdfast.cli import attack, audit, bench, bench_attacks, certify, demo, doctor, harden, methods, report
+from holdfast.cli import (
+    attack,
+    audit,
+    bench,
+    bench_attacks,
+    certify,
+    demo,
+    doctor,
+    harden,
+    methods,
+    report,
+    study,
+    study_manifold,
+)
 from holdfast.cli.console import fault, voice
 from holdfast.core.errors import HoldfastError
 
@@ -36,6 +49,8 @@ for _function, _panel in (
 
 bench.bench.command()(bench_attacks.attacks)
 app.add_typer(bench.bench, name="bench", rich_help_panel="Audit")
+study.study.command()(study_manifold.manifold)
+app.add_typer(study.study, name="study", rich_help_panel="Audit")
 
 
 def _version(asked: bool) -> None:

@@ -127,8 +127,9 @@ class Desk:
         if self._clean is None:
             self.clean(p.rows)  # asking also judges
             return
-        holds = p.criterion.holds(self._clean, p.y, p.target)
-        self._record(p.x, p.rows, holds & contains(p.set, p.x, p.x))
+        size = torch.zeros_like(self.distance)
+        holds = p.criterion.holds(self._clean, p.y, p.target) & contains(p.set, p.x, p.x, size)
+        self._record(p.x, p.rows, size, holds & (self.found_at < 0))
 
     # what the oracles answer
 
@@ -268,7 +269,8 @@ class Desk:
         self, x: Tensor, answered: Tensor, ask: Callable[[Tensor | slice], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
         """Asks in micro-batches; unanswered rows are left out and come back as zeros."""
-        if self.budget.unlimited:
+        # Reading is free on a CPU.
+        if self.budget.unlimited or (x.device.type == "cpu" and bool(answered.all())):
             if len(x) <= self.micro_batch:
                 return ask(slice(None))
             parts = [ask(slice(k, k + self.micro_batch)) for k in range(0, len(x), self.micro_batch)]
@@ -319,30 +321,44 @@ class Desk:
                 margin = margin.unflatten(0, (-1, self.votes)).mean(1)
                 holds = 2 * holds.unflatten(0, (-1, self.votes)).sum(1) > self.votes
             self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
-            if x.device.type == "cpu" and not holds.any():
+            if self.first:
+                holds = holds & (self.found_at[index] < 0)
+            if x.device.type == "cpu":  # reading is free there: the rest is for the rows that may become a witness
+                rows = holds.nonzero().squeeze(-1)
+                if not len(rows):
+                    return
+                if len(rows) < len(x):
+                    x, index, y, target, holds = x[rows], index[rows], y[rows], target[rows], holds[rows]
+            clean = p.x[index]
+            size = between(p.set.norm, x, clean)
+            nearer = holds & (size < self.distance[index])
+            if x.device.type == "cpu" and not nearer.any():
                 return
-            holds = holds & contains(p.set.select(index), x, p.x[index])
+            holds = nearer & contains(p.set.select(index), x, clean, size)
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))
                 sure = p.criterion.holds(self.model(x[rows]), y[rows], target[rows])
                 holds = holds.index_copy(0, rows, sure)
-            self._record(x, index, holds)
+            self._record(x, index, size, holds)
 
-    def _record(self, x: Tensor, index: Tensor, holds: Tensor) -> None:
-        """Keeps the nearest of the rows that hold; ties go to the row asked first. No host synchronisation."""
-        known = self.found_at[index] >= 0
-        if self.first:
-            holds = holds & ~known
+    def _record(self, x: Tensor, index: Tensor, size: Tensor, holds: Tensor) -> None:
+        """Keeps the nearest of the rows that hold, all of them nearer than what is known; ties go to the row asked
+        first. No synchronisation with an accelerator.
+        """
         n, m = len(self.distance), len(x)
-        d = between(self.problem.set.norm, x, self.problem.x[index]).masked_fill(~holds, float("inf"))
+        d = size.masked_fill(~holds, float("inf"))
         nearest = self.distance.scatter_reduce(0, index, d, "amin")
         row = torch.arange(m, device=x.device)
-        wins = holds & (d == nearest[index]) & (d < self.distance[index])
+        wins = holds & (d == nearest[index])
         first_row = torch.full((n,), m, device=x.device).scatter_reduce(0, index, row.masked_fill(~wins, m), "amin")
         better = first_row < m
-        take = first_row.clamp_max(m - 1)
-        self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
+        if x.device.type == "cpu":
+            samples = better.nonzero().squeeze(-1)
+            self.witness.index_copy_(0, samples, x.detach()[first_row[samples]])
+        else:
+            take = first_row.clamp_max(m - 1)
+            self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
         self.distance.copy_(nearest)
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
 
@@ -356,6 +372,8 @@ def _input_gradient(value: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
 
 def _rank(index: Tensor) -> Tensor:
     """(m,) how many earlier rows have the same index."""
+    if index.device.type == "cpu" and bool((index[1:] > index[:-1]).all()):
+        return torch.zeros_like(index)  # one row a sample, the usual case
     order = index.argsort(stable=True)
     sorted_index = index[order]
     position = torch.arange(len(index), device=index.device)

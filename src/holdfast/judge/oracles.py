@@ -70,9 +70,9 @@ class WhiteBoxOracle(SoftLabelOracle):
     """Answers with logits and gradients with respect to the input; parameters, mode and buffers are never touched.
 
     ``gradient(x, index, loss, *rows)`` differentiates ``loss(scores, *rows)``, where each of ``rows`` has one entry for
-    each row of x; a loss with ``layers`` reads features too. ``jacobian(x, index, classes)`` differentiates the logits at ``classes`` (m, k), one backward each.
-    ``features(x, index, layer)`` answers with the output of a named module. ``at(weights)`` is the same oracle with some
-    parameters replaced.
+    each row of x; a loss with ``layers`` reads features too. ``jacobian(x, index, classes)`` differentiates the logits
+    at ``classes`` (m, k), one backward each. ``features(x, index, layer)`` answers with the output of a named module.
+    ``at(weights)`` is the same oracle with some parameters replaced.
     """
 
     def __init__(self, desk: Desk) -> None:

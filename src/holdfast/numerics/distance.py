@@ -129,7 +129,7 @@ def within(x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return (x_adv - x_adv.clamp(low, high)).flatten(1).abs().amax(1) == 0
 
 
-def contains(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
+def contains(set: LpBall, x_adv: Tensor, x: Tensor, size: Tensor | None = None) -> Tensor:
     """Whether each point lies in its set, with no tolerance.
 
     The float64 distance is at most eps, the values are finite and between the bounds, equal to x where the mask is
@@ -139,6 +139,7 @@ def contains(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
         set: of n samples.
         x_adv: (n, \\*features).
         x: (n, \\*features), the clean inputs.
+        size: (n,) float64 ``between`` of the two, if it is known.
 
     Returns:
         (n,) bool.
@@ -150,7 +151,8 @@ def contains(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
         [True, False]
     """
     # `within` is false of what is not finite.
-    inside = (between(set.norm, x_adv, x) <= set.eps) & within(x_adv, *box(set, x))
+    size = between(set.norm, x_adv, x) if size is None else size
+    inside = (size <= set.eps) & within(x_adv, *box(set, x))
     return inside if set.grid is None else inside & on_grid(set, x_adv)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import falling_order
 from holdfast.core.threat import Norm
 from holdfast.numerics.capped import room, solve_capped
 from holdfast.numerics.distance import distance, per_sample
@@ -91,7 +92,7 @@ def _reach(w: Tensor, space: Tensor) -> Tensor:
 
 def _greedy(key: Tensor, size: Tensor, give: Tensor, gap: Tensor) -> Tensor:
     """(m, d) moves that fill the gap feature by feature in falling order of the key, the last one in part."""
-    order = key.argsort(dim=1, descending=True, stable=True)
+    order = falling_order(key)
     sorted_give = give.gather(1, order)
     before = sorted_give.cumsum(1).roll(1, 1)
     before[:, :1] = 0

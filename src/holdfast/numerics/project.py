@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import rising
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.capped import room, settled, solve_capped
@@ -51,13 +52,16 @@ def project(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
         if set.norm is Norm.L0:
             moved = _keep_gains(set, boxed, x_adv, x)
         else:
-            delta = difference(x_adv, x)
-            space = room(delta, x, low, high)
-            solve = _l2 if set.norm is Norm.L2 else _l1
-            size = solve(delta.abs().flatten(1), space.flatten(1), set.eps * _inward(x)).view_as(delta)
-            shrunk = round_toward(x, size.copysign(delta)).clamp(low, high)
             free = between(set.norm, boxed, x) <= set.eps
-            moved = torch.where(per_sample(free, x), boxed, shrunk)
+            if settled(~free):
+                moved = boxed
+            else:
+                delta = difference(x_adv, x)
+                space = room(delta, x, low, high)
+                solve = _l2 if set.norm is Norm.L2 else _l1
+                size = solve(delta.abs().flatten(1), space.flatten(1), set.eps * _inward(x)).view_as(delta)
+                shrunk = round_toward(x, size.copysign(delta)).clamp(low, high)
+                moved = torch.where(per_sample(free, x), boxed, shrunk)
     return moved if set.grid is None else snap_to_grid(set, moved, x)
 
 
@@ -106,10 +110,13 @@ def _keep_gains(set: LpBall, boxed: Tensor, x_adv: Tensor, x: Tensor) -> Tensor:
     gain = difference(x_adv, x).square_() - difference(x_adv, boxed).square_()
     # A change too small to square must still come before no change at all.
     gain = torch.where(boxed == x, 0.0, gain.clamp_min(torch.finfo(torch.float64).tiny)).flatten(1)
-    order = gain.argsort(dim=1, descending=True, stable=True)
-    first = torch.arange(gain.shape[1], device=x.device) < set.eps.floor().unsqueeze(1)
-    keep = torch.zeros_like(first).scatter(1, order, first).view_as(x)
-    return torch.where(keep, boxed, x)
+    d = gain.shape[1]
+    count = set.eps.floor().clamp_max(d).long().unsqueeze(1)
+    least = rising(gain).gather(1, (d - count).clamp_max(d - 1)) if d else gain
+    above, equal = gain > least, gain == least
+    # Of equal gains the first features are kept.
+    keep = above | (equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True)))
+    return torch.where((keep & (count > 0)).view_as(x), boxed, x)
 
 
 def project_on_simplex(weights: Tensor) -> Tensor:

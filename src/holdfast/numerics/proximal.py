@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import falling_order
 from holdfast.core.threat import Norm
 from holdfast.numerics.capped import settled
 from holdfast.numerics.distance import distance, per_sample
@@ -75,7 +76,7 @@ def _ball(size: Tensor, pace: Tensor, weight: Tensor) -> Tensor:
 def _ceiling(size: Tensor, pace: Tensor, weight: Tensor) -> Tensor:
     """(n,) the tau with ``sum_i (size_i - tau)+ / pace_i = weight``; 0 where the sum is less at tau = 0."""
     flat, metric = size.flatten(1), 1 / pace.double().flatten(1)
-    order = flat.argsort(dim=1, descending=True, stable=True)
+    order = falling_order(flat)
     top, m = flat.gather(1, order), metric.gather(1, order)
     total, mass = (top * m).cumsum(1), m.cumsum(1)
     # With the k largest cut, tau solves total_k - tau mass_k = weight; the right k is the one that gives the largest tau.

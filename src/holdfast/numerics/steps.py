@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import rising
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -60,9 +61,9 @@ def _threshold(size: Tensor, largest: Tensor, share: float | Tensor) -> Tensor:
     d = size.shape[1]
     if isinstance(share, Tensor):
         count = (share.double() * d).ceil().long().clamp(1, d)
-        return size.sort(dim=1, descending=True).values.gather(1, count.unsqueeze(1) - 1).squeeze(1)
+        return rising(size).gather(1, d - count.unsqueeze(1)).squeeze(1)
     count = max(1, min(d, int(-(-share * d // 1))))
-    return largest if count == 1 else size.topk(count, dim=1).values[:, -1]
+    return largest if count == 1 else rising(size)[:, d - count]
 
 
 def pinned_by_box(set: LpBall, x_adv: Tensor, x: Tensor, grad: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ the distance from the centre grows with it, so it is bisected.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,22 @@ _FAR = 1e4  # a weight at which the ball no longer tells, in the size of the pro
 _NEAR = 1e-2  # a weight at which it is all that does, in its radius over the root of the features
 
 
-class _Trial(NamedTuple):
-    z: Tensor
-    free: Tensor
+class _Trials(NamedTuple):
+    """The points that the multiplier nu of the hyperplane makes.
+
+    Attributes:
+        at: (n,) nu -> (n, d) the points z and (n, d) which features move with nu, 1 or 0.
+        w: (n, d) the normal.
+        square: (n, d) its square.
+        least: (n,) ``<w, z>`` where nu is so small that every feature is at its edge.
+        most: (n,) and where it is so large.
+    """
+
+    at: Callable[[Tensor], tuple[Tensor, Tensor]]
+    w: Tensor
+    square: Tensor
+    least: Tensor
+    most: Tensor
 
 
 def nearest_in_trust_region(
@@ -79,12 +93,12 @@ def nearest_in_trust_region(
     w, level, radius = w / size.unsqueeze(1), level.double() / size, radius.double()
     reach = distance(Norm.LINF, mid - clean)
     scale = reach + radius
-    point = _points(norm, clean, mid, w, low, high, radius, scale)
+    trials = _trials(norm, clean, mid, w, low, high, radius, scale)
     jump = _JUMP if norm is Norm.L0 else 0.0
     slack = radius * (1 + 1e-9)
 
     def holds(share: Tensor, nu: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, nu, met = _meet(lambda v: point(share, v), w, level, nu, scale, jump)
+        z, nu, met = _meet(trials(share), level, nu, scale, jump)
         return z, nu, met & (vector_norm(z - mid, 2, dim=1) <= slack)
 
     whole = torch.ones_like(radius)
@@ -103,20 +117,12 @@ def nearest_in_trust_region(
     return best.view_as(x)
 
 
-def _points(
+def _trials(
     norm: Norm, x: Tensor, mid: Tensor, w: Tensor, low: Tensor, high: Tensor, radius: Tensor, scale: Tensor
-) -> Callable[[Tensor, Tensor], _Trial]:
-    """(share, nu) -> the point of these multipliers and which features move with nu; share 0 heeds the ball alone."""
-
-    def clamped(z: Tensor, least: Tensor, most: Tensor) -> _Trial:
-        return _Trial(torch.minimum(torch.maximum(z, least), most), (z > least) & (z < most))
-
-    def l2(share: Tensor, nu: Tensor) -> _Trial:
-        return clamped(torch.lerp(mid, x, share.unsqueeze(1)) + nu.unsqueeze(1) * w, low, high)
-
-    def linf(share: Tensor, nu: Tensor) -> _Trial:
-        half = torch.where(share > 0, (1 - share) * scale, torch.inf).unsqueeze(1)
-        return clamped(mid + nu.unsqueeze(1) * w, torch.maximum(low, x - half), torch.minimum(high, x + half))
+) -> Callable[[Tensor], _Trials]:
+    """share (n,) of nearness to x in both aims -> the points to be had with it; share 0 heeds the ball alone."""
+    square, way = w.square(), mid - x
+    reach = _reach(w, low, high)
 
     # The price of a unit of distance, from nothing that matters to all that does, even in its logarithm.
     first = radius.clamp_min(torch.finfo(torch.float32).tiny) * (_NEAR / max(w.shape[1], 1) ** 0.5)
@@ -125,30 +131,60 @@ def _points(
     def price(share: Tensor) -> Tensor:
         return (first * (last / first) ** share * (share > 0)).unsqueeze(1)
 
-    def l1(share: Tensor, nu: Tensor) -> _Trial:
-        moved, t = mid + nu.unsqueeze(1) * w - x, price(share)
-        shrunk = x + moved - moved.clamp(-t, t)
-        z, free = clamped(shrunk, low, high)
-        return _Trial(z, free & (moved.abs() > t))
+    def l2(share: Tensor) -> _Trials:
+        base = torch.lerp(mid, x, share.unsqueeze(1))
+        return _Trials(partial(_line, base, w, low, high), w, square, *reach)
 
-    def l0(share: Tensor, nu: Tensor) -> _Trial:
-        wanted, t = mid + nu.unsqueeze(1) * w, price(share)
-        z, free = clamped(wanted, low, high)
-        gain = (x - wanted).square() - (z - wanted).square()
-        kept = gain > t.square()
-        return _Trial(torch.where(kept, z, x), free & kept)
+    def linf(share: Tensor) -> _Trials:
+        half = torch.where(share > 0, (1 - share) * scale, torch.inf).unsqueeze(1)
+        least, most = torch.maximum(low, x - half), torch.minimum(high, x + half)
+        return _Trials(partial(_line, mid, w, least, most), w, square, *_reach(w, least, most))
+
+    def l1(share: Tensor) -> _Trials:
+        t = price(share)
+
+        def at(nu: Tensor) -> tuple[Tensor, Tensor]:
+            moved = torch.addcmul(way, nu.unsqueeze(1), w)
+            z, free = _clamped((x + moved).sub_(moved.clamp(-t, t)), low, high)
+            return z, free.mul_(moved.abs_() > t)
+
+        return _Trials(at, w, square, *reach)
+
+    def l0(share: Tensor) -> _Trials:
+        t = price(share).square()
+
+        def at(nu: Tensor) -> tuple[Tensor, Tensor]:
+            wanted = torch.addcmul(mid, nu.unsqueeze(1), w)
+            z, free = _clamped(wanted, low, high)
+            kept = ((x - wanted).square_().sub_((z - wanted).square_()) > t).double()
+            # A choice by a mask without pattern costs a CPU several times what these products do.
+            return torch.addcmul(x * (1 - kept), z, kept), free.mul_(kept)
+
+        return _Trials(at, w, square, *reach)
 
     return {Norm.L0: l0, Norm.L1: l1, Norm.L2: l2, Norm.LINF: linf}[norm]
 
 
-def _meet(
-    point: Callable[[Tensor], _Trial], w: Tensor, level: Tensor, nu: Tensor, scale: Tensor, jump: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _line(base: Tensor, w: Tensor, least: Tensor, most: Tensor, nu: Tensor) -> tuple[Tensor, Tensor]:
+    return _clamped((nu.unsqueeze(1) * w).add_(base), least, most)
+
+
+def _clamped(z: Tensor, least: Tensor, most: Tensor) -> tuple[Tensor, Tensor]:
+    free, below = torch.empty_like(z), torch.empty_like(z)
+    return z.clamp(least, most), torch.gt(z, least, out=free).mul_(torch.lt(z, most, out=below))
+
+
+def _reach(w: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) least and largest ``<w, z>`` of the box, which may be infinite."""
+    ends = [(w * edge).nan_to_num(0.0, torch.inf, -torch.inf) for edge in (low, high)]
+    return torch.minimum(*ends).sum(1), torch.maximum(*ends).sum(1)
+
+
+def _meet(trials: _Trials, level: Tensor, nu: Tensor, scale: Tensor, jump: float) -> tuple[Tensor, Tensor, Tensor]:
     """The point with ``<w, z(nu)> = level``, or the first past it where z jumps; its nu; whether there is one.
 
     Args:
-        point: nu (n,) -> the trial point; ``<w, z>`` rises with nu.
-        w: (n, d), of unit l2 size.
+        trials: the points; ``<w, z(nu)>`` rises with nu.
         level: (n,).
         nu: (n,) where to begin.
         scale: (n,) a first stride.
@@ -160,29 +196,31 @@ def _meet(
     stride = scale.clamp_min(_TOLERANCE)
     last = stride * torch.inf
     end = _END * scale
-    most, least = ((w * point(edge).z).sum(1) for edge in (end, -end))
-    done = (most < level - tolerance) | (least > level + tolerance)  # the box does not reach: its corner is the answer
-    nu = torch.where(done, torch.where(most < level, end, -end), nu)
-    out = done
+    short = trials.most < level - tolerance
+    out = short | (trials.least > level + tolerance)  # the box does not reach: its corner is the answer
+    nu = torch.where(out, torch.where(short, end, -end), nu)
+    z, free = trials.at(nu)
+    rest = level - (trials.w * z).sum(1)
     for _ in range(_NEWTON):
-        trial, free = point(nu)
-        rest = level - (w * trial).sum(1)
         met = met | (rest.abs() <= tolerance)
         past = rest <= tolerance
         low, high = torch.where(past, low, nu), torch.where(past, nu, high)
         bracketed = low.isfinite() & high.isfinite()
         # Where z jumps, the bracket closes on the jump.
         done = out | met | (bracketed & (high - low <= jump * (scale + nu.abs())))
-        newton = nu + rest / (w.square() * free).sum(1)
+        if settled(~done):
+            break
+        newton = nu + rest / (trials.square * free).sum(1)
         middle = torch.where(bracketed, (low + high) / 2, nu + torch.where(past, -stride, stride))
         stride = torch.where(bracketed, stride, 4 * stride)
         quick = (newton > low) & (newton < high) & ((newton - nu).abs() < last / 2)
         following = torch.where(quick, newton, middle)
         last = (following - nu).abs()
         nu = torch.where(done, nu, following)
-        if settled(~done):
-            break
-    nu = torch.where(out | met | ~high.isfinite(), nu, high)
-    z = point(nu).z
-    rest = level - (w * z).sum(1)
-    return z, nu, (rest if jump else rest.abs()) <= 10 * tolerance
+        z, free = trials.at(nu)
+        rest = level - (trials.w * z).sum(1)
+    final = torch.where(out | met | ~high.isfinite(), nu, high)
+    if not settled(final != nu):
+        z = trials.at(final)[0]
+        rest = level - (trials.w * z).sum(1)
+    return z, final, (rest if jump else rest.abs()) <= 10 * tolerance

@@ -35,9 +35,7 @@ __all__ = ["SHARED_ATTACK_CHECKS", "check_shared_attack"]
 
 _FIT, _HELD = 48, 32
 _LIMITS = {"steps": 30, "passes": 2, "queries": 300, "rounds": 2, "epochs": 2, "draws": 4}
-_ROOMY = {
-    "area": 0.25
-}  # a tenth of 64 pixels has no pattern, and a shuffled patch is as good: room, as twice eps above
+_ROOMY = {"area": 0.25}  # a tenth of 64 pixels has no pattern: a shuffled patch would be as good
 
 
 @dataclass(frozen=True)

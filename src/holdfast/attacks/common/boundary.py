@@ -16,7 +16,7 @@ from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import distance
 from holdfast.numerics.hyperplane import affine_distance, project_on_hyperplane
 
-__all__ = ["deepfool_step", "leave_a_class", "nearest_plane", "rivals", "tighten"]
+__all__ = ["criterion_plane", "deepfool_step", "leave_a_class", "nearest_plane", "onto_plane", "rivals", "tighten"]
 
 _IN_BOX = 3
 _PAST = 0.05
@@ -31,6 +31,15 @@ def leave_a_class(title: str, problem: Problem) -> None:
     if not isinstance(problem.criterion, Misclassified):
         name = type(problem.criterion).__name__
         raise UnsupportedError(f"{title} walks on the boundaries between a class and others; it cannot serve {name}")
+
+
+def criterion_plane(oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The criterion's margin at x (n,) and its gradient (n, \\*features): one forward and one backward.
+
+    Targeted, where the margin vanishes is the boundary between the target and whichever class is best at x.
+    """
+    _, margin, normal, _ = oracle.gradient(x, problem.rows, problem.criterion.margin, problem.y, problem.target)
+    return margin, normal.nan_to_num(0.0)
 
 
 def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -103,9 +112,13 @@ def deepfool_step(
     gap, normal = chosen[:, :1] - chosen[:, 1:], grad[:, 1:] - grad[:, :1]
     every = torch.arange(len(gap), device=gap.device)
     j = nearest_plane(norm, x, gap, normal, low, high)
-    w = normal[every, j]
-    offset = -gap[every, j].double() - (w.double() * x.double()).flatten(1).sum(1)
-    return (x + project_on_hyperplane(norm, x, w, offset, low, high)).clamp(low, high)
+    return onto_plane(norm, x, -gap[every, j], normal[every, j], low, high)
+
+
+def onto_plane(norm: Norm, x: Tensor, value: Tensor, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """(n, \\*features) the nearest point z in the box with ``value + <normal, z - x> = 0``, as `project_on_hyperplane`."""
+    offset = value.double() - (normal.double() * x.double()).flatten(1).sum(1)
+    return (x + project_on_hyperplane(norm, x, normal, offset, low, high)).clamp(low, high)
 
 
 def tighten(

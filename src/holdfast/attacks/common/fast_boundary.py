@@ -16,6 +16,7 @@ from holdfast.attacks.common.grid import valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
+from holdfast.core.threat import Goal
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.hyperplane import project_on_hyperplane
@@ -73,7 +74,8 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
 
     def check(self, problem: Problem) -> None:  # noqa: D102
         super().check(problem)
-        leave_a_class(self.card.title, problem)
+        if problem.goal is not Goal.TARGETED:
+            leave_a_class(self.card.title, problem)
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:  # noqa: D102
         x = problem.x
@@ -87,7 +89,7 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState) -> FastBoundaryState:  # noqa: D102
         low, high = (edge.expand_as(state.x) for edge in box(problem.set, problem.x))
-        x = self._mix(oracle, problem, state.x, low, high).clamp(low, high)
+        x = self._mix(oracle, problem, state, low, high).clamp(low, high)
         scores, answered = oracle.logits(valid(problem, x), problem.rows)
         crossed = problem.criterion.holds(scores, problem.y, problem.target) & answered
         margin = problem.criterion.margin(scores, problem.y, problem.target).double()
@@ -116,9 +118,11 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
 
         tighten(oracle, found, path, torch.ones_like(at.reach), at.margin, self.search)
 
-    def _mix(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    def _mix(
+        self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState, low: Tensor, high: Tensor
+    ) -> Tensor:
         """The biased mean of where the iterate and the clean input reach the boundary, both a little past it."""
-        norm, clean, n = problem.set.norm, problem.x, len(x)
+        norm, clean, x, n = problem.set.norm, problem.x, state.x, len(state.x)
         value, normal = self.plane(oracle, problem, x)
         normal = normal.nan_to_num(0.0)
         offset = value.double() - (normal.double() * x.double()).flatten(1).sum(1)
@@ -127,8 +131,15 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
         size = distance(norm, delta)
         ours, theirs = size[:n], size[n:]
         bias = (ours / (ours + theirs).clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(self.alpha_max)
-        alpha = problem.flat(bias).to(x.dtype)
-        return (1 - alpha) * (x + self.eta * delta[:n]) + alpha * (clean + self.eta * delta[n:])
+        eta = torch.full_like(bias, self.eta)
+        if problem.goal is Goal.TARGETED:
+            # Several classes may be in the target's way. Until all are passed, a pull to x leads back to the first, and
+            # only ever longer steps surely leave two of them.
+            crossed = state.reach.isfinite()
+            bias = torch.where(crossed, bias, 0.0)
+            eta = torch.where(crossed, eta, eta + on_device(state.step, x.device) / self.steps)
+        alpha, eta = problem.flat(bias).to(x.dtype), problem.flat(eta).to(x.dtype)
+        return (1 - alpha) * (x + eta * delta[:n]) + alpha * (clean + eta * delta[n:])
 
 
 def _random_start(oracle: WhiteBoxOracle, problem: Problem) -> Tensor:

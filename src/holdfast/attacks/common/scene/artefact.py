@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import adam
 from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState, method_name
 from holdfast.core.cards import parameter
 from holdfast.core.draws import SampleDraws
@@ -55,7 +55,7 @@ class PhysicalAttack(SharedAttack):
     steps: int = parameter(500, "steps of Adam, at least 1", "ours")
     batch: int = parameter(64, "samples of a step, at least 1", "ours")
     views: int = parameter(1, "draws of each sample in a step, at least 1", "Brown et al. 2017: 1 an image and step")
-    rate: float = parameter(0.05, "first step of Adam, above 0; falls to 0 as a cosine", "ours")
+    rate: float = parameter(0.1, "first step of Adam, above 0; falls to 0 as a cosine", "ours")
     loss: str = parameter(
         "margin", "ce or margin", "ours: the margin leaves fooled pictures alone; most papers take ce"
     )
@@ -150,8 +150,9 @@ class PhysicalAttack(SharedAttack):
 
     def restarted(self, state: SharedState) -> SharedState:
         """The state with moments as before the first step."""
-        none = torch.zeros_like(state[self.learned])
-        return {**state, "mean": none, "square": none, "count": torch.zeros(1, dtype=torch.int64, device=none.device)}
+        like = state[self.learned]
+        count = torch.zeros(1, dtype=torch.int64, device=like.device)
+        return {**state, "mean": torch.zeros_like(like), "square": torch.zeros_like(like), "count": count}
 
     def step(  # noqa: D102
         self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int

@@ -18,6 +18,7 @@ from holdfast.core.draws import SampleDraws
 
 __all__ = [
     "blurred",
+    "clipped",
     "conditions",
     "cover",
     "half_side",
@@ -99,7 +100,7 @@ def homography(pose: Conditions, half: Tensor | float = 1.0) -> Tensor:
 
     Example:
         >>> none = torch.zeros(1)
-        >>> homography({"angle": none, "right": none + 0.5, "down": none}, 0.5)[0].tolist()
+        >>> homography({"angle": none, "right": none + 0.5, "down": none}, 0.5)[0].add(0.0).tolist()
         [[2.0, 0.0, -1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 1.0]]
     """
     turn = pose["angle"] * (pi / 180)
@@ -151,6 +152,17 @@ def cover(at: Tensor, half: Tensor | float, unit: float, shape: str) -> Tensor:
     return (0.5 + inside * size * unit).clamp(0, 1).unsqueeze(1)
 
 
+def clipped(x: Tensor) -> Tensor:
+    """x clipped to [0, 1], with the slope of x: a texel that is too bright in one picture must still learn from it.
+
+    Example:
+        >>> x = torch.tensor([-0.5, 0.5], requires_grad=True)
+        >>> torch.autograd.grad(clipped(x).sum(), x)[0].tolist()
+        [1.0, 1.0]
+    """
+    return x - (x - x.clamp(0, 1)).detach()
+
+
 def lit(x: Tensor, light: Conditions) -> Tensor:
     """Images (n, C, H, W) in [0, 1] under a ``light`` (factor), ``contrast`` (factor) and ``tone`` (shift), (n,) each.
 
@@ -163,7 +175,7 @@ def lit(x: Tensor, light: Conditions) -> Tensor:
     """
     light_, contrast, tone = (light[k].view(-1, 1, 1, 1) for k in ("light", "contrast", "tone"))
     toned = x + tone * x * (1 - x)
-    return (((toned - 0.5) * contrast + 0.5) * light_).clamp(0, 1)
+    return clipped(((toned - 0.5) * contrast + 0.5) * light_)
 
 
 def with_noise(x: Tensor, draws: SampleDraws, step: int, size: float) -> Tensor:
@@ -174,7 +186,7 @@ def with_noise(x: Tensor, draws: SampleDraws, step: int, size: float) -> Tensor:
     high, wide = min(height, _TILE), min(width, _TILE)
     tile = draws.normal("camera", (channels, high, wide), step).to(x)
     noise = tile.repeat(1, 1, -(-height // high), -(-width // wide))[..., :height, :width]
-    return (x + size * noise).clamp(0, 1)
+    return clipped(x + size * noise)
 
 
 def blurred(x: Tensor, sigma: Tensor, most: float) -> Tensor:

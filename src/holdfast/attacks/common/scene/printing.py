@@ -10,12 +10,13 @@ from holdfast.numerics.distance import vector_norm
 __all__ = ["lab", "non_printability", "printable", "total_variation"]
 
 # Ours: what an office printer gives on plain paper, as sRGB. Solid and half-tone inks, their mixtures, paper and greys.
-_COLOURS = """
-f4f1ea d9d6cf b8b5ae 94918b 6f6d68 4c4a47 2b2a29 1a1918
-d8242f e9747c f3b9b7 f0871f f6bd7e f2d52e f6e995 9dbf3b
-c9dc97 3f9b4a 8fc79a 1f6a38 2aa39a 92d0cc 2b8fc6 8fc3e3
-2b4f9e 8397c9 4b3b86 8f4a91 c793c4 7a4a2b
-""".split()
+_COLOURS = (
+    0xF4F1EA, 0xD9D6CF, 0xB8B5AE, 0x94918B, 0x6F6D68, 0x4C4A47,
+    0x2B2A29, 0x1A1918, 0xD8242F, 0xE9747C, 0xF3B9B7, 0xF0871F,
+    0xF6BD7E, 0xF2D52E, 0xF6E995, 0x9DBF3B, 0xC9DC97, 0x3F9B4A,
+    0x8FC79A, 0x1F6A38, 0x2AA39A, 0x92D0CC, 0x2B8FC6, 0x8FC3E3,
+    0x2B4F9E, 0x8397C9, 0x4B3B86, 0x8F4A91, 0xC793C4, 0x7A4A2B,
+)  # fmt: skip
 _GREYS = 30
 
 
@@ -28,7 +29,7 @@ def printable(like: Tensor, channels: int) -> Tensor:
     """
     if channels == 1:
         return torch.linspace(0.1, 0.95, _GREYS, dtype=like.dtype, device=like.device).unsqueeze(1)
-    table = [[int(c[k : k + 2], 16) / 255 for k in (0, 2, 4)] for c in _COLOURS]
+    table = [[(c >> k & 255) / 255 for k in (16, 8, 0)] for c in _COLOURS]
     return torch.tensor(table, dtype=like.dtype, device=like.device)
 
 

@@ -132,8 +132,8 @@ SOLIDS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
 
 
 def paint(solid: str, texture: Tensor, where: Tensor) -> Tensor:
-    """(n, C, H, W) the texture (C, h, w) read at the places that `trace` gave."""
-    height, width = texture.shape[1:]
+    """(n, C, H, W) the texture (C, h, w), or one for each view, read at the places that `trace` gave."""
+    height, width = texture.shape[-2:]
     if solid == "sphere":  # around the back the last texel meets the first one
         wrapped = torch.cat([texture[..., -1:], texture, texture[..., :1]], -1)
         return sample(wrapped, torch.stack([where[..., 0] * width / (width + 2), where[..., 1]], -1))
@@ -162,7 +162,7 @@ def render(
 
     Args:
         solid: one of `SOLIDS`.
-        texture: (C, h, w).
+        texture: (C, h, w), or (n, C, h, w) one for each view.
         background: (n, C, H, W).
         turned: (n, 3, 3), see `rotation`.
         distance: (n,) to the object's middle.
@@ -175,7 +175,8 @@ def render(
     Returns:
         (n, C, H, W) and (n, 1, H, W).
     """
-    rays = pixels(*background.shape[2:], background, fineness)
+    height, width = background.shape[2:]
+    rays = pixels(height, width, background, fineness)
     hits = trace(solid, turned, distance, right, down, rays)
     facing = (hits.normal * lamp.view(-1, 1, 1, 3)).sum(-1).clamp_min(0)
     shade = (ambient + (1 - ambient) * facing).unsqueeze(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from holdfast.core.errors import UsageError
 
 __all__ = ["bent", "control_points", "spline"]
 
+_solve: Callable[..., Tensor] = torch.linalg.solve  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 _FIELD = 33  # a bending is smooth: it is computed on so many points a side and read bilinearly in between
 
 
@@ -45,8 +49,15 @@ def spline(points: Tensor, at: Tensor) -> Tensor:
     system = base.new_zeros(k + 3, k + 3)
     system[:k] = _terms(there=base, points=base)
     system[k:, :k] = system[:k, k:].T
-    solved = torch.linalg.solve(system, torch.eye(k + 3, dtype=torch.float64, device=base.device)[:, :k])
+    solved = _solve(system, torch.eye(k + 3, dtype=torch.float64, device=base.device)[:, :k])
     return (_terms(there, base) @ solved).to(points.dtype)
+
+
+@lru_cache(maxsize=8)
+def _to_field(side: int) -> Tensor:
+    """The spline from a grid of control points to the field's points; the same in every step."""
+    like = torch.zeros(1, dtype=torch.float64)
+    return spline(control_points(side, like), control_points(_FIELD, like))
 
 
 def _terms(there: Tensor, points: Tensor) -> Tensor:
@@ -67,8 +78,8 @@ def bent(at: Tensor, shifts: Tensor) -> Tensor:
         >>> torch.equal(bent(at, torch.zeros(2, 9, 2)), at)
         True
     """
-    points = control_points(round(shifts.shape[1] ** 0.5), shifts)
-    grid = control_points(_FIELD, shifts)
-    field = (spline(points, grid) @ shifts).view(-1, _FIELD, _FIELD, 2).permute(0, 3, 1, 2)
+    field = (
+        (_to_field(round(shifts.shape[1] ** 0.5)).to(shifts) @ shifts).view(-1, _FIELD, _FIELD, 2).permute(0, 3, 1, 2)
+    )
     # The field's outermost points are the print's edges, those of a picture are half a pixel beyond its outermost ones.
     return at + sample(field, at * ((_FIELD - 1) / _FIELD)).permute(0, 2, 3, 1)

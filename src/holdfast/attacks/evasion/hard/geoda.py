@@ -67,7 +67,7 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
 
     card: ClassVar[Card] = Card(
         title="GeoDA",
-        rows=("E34",),
+        rows=("E34", "T03"),
         paper="Rahmati, Moosavi-Dezfooli, Frossard, Dai 2020, GeoDA: a geometric framework for black-box adversarial "
         "attacks, arXiv:2003.06468",
         section="2.2",

@@ -59,7 +59,7 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
 
     card: ClassVar[Card] = Card(
         title="HopSkipJump",
-        rows=("E33",),
+        rows=("E33", "T03"),
         paper="Chen, Jordan, Wainwright 2020, HopSkipJumpAttack: A Query-Efficient Decision-Based Attack, "
         "arXiv:1904.02144",
         section="2.2",

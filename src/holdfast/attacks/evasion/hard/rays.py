@@ -16,7 +16,7 @@ from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.ledger import Budget
 from holdfast.judge.oracles import HardLabelOracle
 from holdfast.numerics.distance import between, box
@@ -66,16 +66,18 @@ class RayS(Attack[HardLabelOracle, RaySState]):
 
     card: ClassVar[Card] = Card(
         title="RayS",
-        rows=("E34",),
+        rows=("E34", "T03"),
         paper="Chen, Gu 2020, RayS: A Ray Searching Method for Hard-label Adversarial Attack, arXiv:2006.12792",
         section="2.2",
         summary="Searches the sign vector with the nearest boundary by flipping the signs of ever smaller blocks.",
         access=Access.HARD_LABEL,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.MINIMAL_DISTORTION,
         norms=(Norm.LINF,),
         affine_ratio={Norm.LINF: 1.05},
         failure_modes=(
             "Every feature moves by the same amount or as far as the box lets it: it cannot leave a feature as it is.",
+            "Targeted, some sign vector must lead to the target before the box ends; as a rule few do.",
             "It ends where no single flip of a block helps, although flips of several might.",
             "No distance is told closer than the tolerance; lower it for sets that are much smaller than 0.03.",
         ),

@@ -78,7 +78,7 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
 
     card: ClassVar[Card] = Card(
         title="SurFree",
-        rows=("E34",),
+        rows=("E34", "T03"),
         paper="Maho, Furon, Le Merrer 2021, SurFree: a fast surrogate-free black-box attack, arXiv:2011.12807",
         section="2.2",
         summary="Slides along circles in random low-frequency planes toward the input; estimates no normal.",

@@ -36,7 +36,7 @@ __all__ = ["Patch"]
 class Patch(PhysicalAttack):
     """The patch lies at a random place of the picture, turned, scaled, tilted and lit at random; nothing else changes."""
 
-    area: float = parameter(0.1, "share of the picture at size 1, in (0, 1)", "Brown et al. 2017, figure 3: 10 %")
+    area: float = parameter(0.1, "share of the picture at size 1, in (0, 1)", "Brown et al. 2017: 10 %")
     shape: str = parameter("circle", "circle or square", "Brown et al. 2017: a disk")
     tilt: float = parameter(0.1, "largest perspective to either side, in [0, 0.5]", "ours")
     resolution: int = parameter(0, "texels a side; 0: two for each pixel it is wide", "ours")

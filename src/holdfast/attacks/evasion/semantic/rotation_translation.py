@@ -45,8 +45,7 @@ class Pose(ImageAttack):
         formulation=Formulation.BUDGET,
         modality=("image",),
         failure_modes=(
-            "The loss over poses has many local optima: a gradient search from a single start misses most of what the "
-            "grid finds.",
+            "The loss over poses of real images has many local optima: a gradient search misses much of what the grid finds.",
             "Black corners come in: part of what breaks may be them and not the pose.",
             "Images of under 16 pixels are blurred by the interpolation itself.",
         ),

@@ -66,7 +66,7 @@ class Square(Attack[SoftLabelOracle, SquareState]):
 
     card: ClassVar[Card] = Card(
         title="Square",
-        rows=("E29",),
+        rows=("E29", "T03"),
         paper="Andriushchenko, Croce, Flammarion, Hein 2020, Square Attack: a query-efficient black-box adversarial "
         "attack via random search, arXiv:1912.00049",
         section="2.2",
@@ -165,13 +165,14 @@ class Square(Attack[SoftLabelOracle, SquareState]):
         new = (pattern * sign + mine / size(mine).clamp_min(tiny)) * here
         eps = ball.eps.to(x0.dtype).view(-1, 1, 1, 1)
         both, whole = size(delta * (here | there)), _lp(ball.norm, delta)
-        if ball.norm is Norm.L1:
-            allowed = both + (eps - whole).clamp_min(0) / c
+        if ball.norm is Norm.L1:  # too much where there are several channels: the projection keeps the largest features
+            allowed = c * both + (eps - whole).clamp_min(0)
         else:
             allowed = (both.square() + (eps.square() - whole.square()).clamp_min(0) / c).sqrt()
         new = new / size(new).clamp_min(tiny) * allowed
         delta = torch.where(here, new, delta.masked_fill(there, 0.0))
-        delta = delta * (eps / _lp(ball.norm, delta).clamp_min(tiny))
+        if ball.norm is Norm.L2:
+            delta = delta * (eps / _lp(ball.norm, delta).clamp_min(tiny))
         return project(ball, x0 + delta.view_as(x0), x0)
 
 
@@ -217,7 +218,10 @@ def _stripes(problem: Problem, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _tiles(problem: Problem) -> Tensor:
-    """The l1 and l2 start: a perturbation of size eps of tiles with a pattern each, of random sign and direction."""
+    """The l1 and l2 start: tiles with a pattern each, of random sign and direction, of size eps together.
+
+    In l1 they are larger where their own sizes add up to more: the projection then leaves their largest features.
+    """
     x0, norm = problem.x, problem.set.norm
     c, h, w = canvas(problem)
     a, b = max(h // _TILES, 1), max(w // _TILES, 1)
@@ -231,7 +235,8 @@ def _tiles(problem: Problem) -> Tensor:
         len(x0), c, a * down, b * across
     )
     eps = problem.set.eps.to(x0.dtype).view(-1, 1, 1, 1)
-    return (delta * (eps / _lp(norm, delta).clamp_min(torch.finfo(x0.dtype).tiny))).view_as(x0)
+    scale = eps / _lp(norm, delta).clamp_min(torch.finfo(x0.dtype).tiny)
+    return (delta * (scale.clamp_min(1.0) if norm is Norm.L1 else scale)).view_as(x0)
 
 
 @lru_cache(maxsize=16)
@@ -240,22 +245,24 @@ def _patterns(sizes: tuple[tuple[int, int], ...], norm: Norm, dtype: torch.dtype
     rows, columns = max(a for a, _ in sizes), max(b for _, b in sizes)
     table = torch.zeros(2 * len(sizes), rows, columns, dtype=torch.float64)
     for k, (a, b) in enumerate(sizes):
-        by_rows, by_columns = _opposite(a, b), _opposite(b, a).T
+        by_rows, by_columns = _opposite(norm, a, b), _opposite(norm, b, a).T
         table[2 * k, :a, :b] = by_columns if a == 1 else by_rows
         table[2 * k + 1, :a, :b] = by_rows if b == 1 else by_columns
     size = vector_norm(table, 1 if norm is Norm.L1 else 2, dim=(1, 2), keepdim=True)
     return (table / size).to(device, dtype)
 
 
-def _opposite(a: int, b: int) -> Tensor:
-    """(a, b) a pyramid in the upper half and a negative one in the lower, each of unit l2 size."""
+def _opposite(norm: Norm, a: int, b: int) -> Tensor:
+    """(a, b) a pyramid in the upper half and a negative one in the lower, each of unit size."""
     half = a // 2
-    return torch.cat([_pyramid(half, b), -_pyramid(a - half, b)])
+    return torch.cat([_pyramid(norm, half, b), -_pyramid(norm, a - half, b)])
 
 
-def _pyramid(a: int, b: int) -> Tensor:
-    """(a, b) with ``sum_{r >= d} 1 / (r + 1)^2`` at distance d from the middle: the paper's eta."""
+def _pyramid(norm: Norm, a: int, b: int) -> Tensor:
+    """(a, b) with ``sum_{r >= d} 1 / (r + 1)^k`` at distance d from the middle: k is 2 in l2 (the paper's eta), and 4 in
+    l1, where few features hold the perturbation (Croce & Hein 2021, arXiv:2103.01208, authors' code).
+    """
     i, j = (torch.arange(a) - a // 2).abs(), (torch.arange(b) - b // 2).abs()
-    layers = 1.0 / torch.arange(1, max(a, b) // 2 + 2, dtype=torch.float64).square()
+    layers = 1.0 / torch.arange(1, max(a, b) // 2 + 2, dtype=torch.float64) ** (4 if norm is Norm.L1 else 2)
     height = layers.flip(0).cumsum(0).flip(0)[torch.maximum(i.view(-1, 1), j.view(1, -1))]
-    return height / vector_norm(height, 2).clamp_min(1e-300)
+    return height / vector_norm(height, 1 if norm is Norm.L1 else 2).clamp_min(1e-300)

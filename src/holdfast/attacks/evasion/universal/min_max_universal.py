@@ -29,7 +29,7 @@ class MinMaxUniversal(SharedAttack):
     that are fooled already. With several models each pair of sample and model is a domain.
 
     ``rate`` and ``gamma`` act on K w, the weight as a multiple of the mean one, so that they mean the same for any
-    number K of domains; for the paper's K they are its beta and gamma over K.
+    number K of domains: the paper's 1 / beta and gamma act on w.
     """
 
     steps: int = parameter(400, "steps, at least 1", "ours: as SGD-UAP; Wang et al. 2021 make 20")
@@ -38,7 +38,7 @@ class MinMaxUniversal(SharedAttack):
     loss: str = parameter("margin", "ce, margin or dlr, of each sample", "Wang et al. 2021, section 4: C&W")
     kappa: float = parameter(5.0, "at which the loss of a sample stops, 0 or more", "ours: as SGD-UAP")
     rate: float = parameter(
-        1 / 40, "step of K w, 0 or more; 0 leaves the weights equal", "ours: Wang et al. 2021 for one domain, beta 40"
+        0.25, "step of K w, 0 or more; 0 leaves the weights equal", "ours: fools more whole groups than 1 / 40 or 0"
     )
     gamma: float = parameter(
         3.0, "pull of K w toward 1, 0 or more; the larger, the nearer to the mean over the samples", "Wang et al. 2021"
@@ -85,7 +85,8 @@ class MinMaxUniversal(SharedAttack):
     def step(  # noqa: D102
         self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
     ) -> SharedState:
-        x, total, values = on_samples(problem, state["v"]), torch.zeros_like(state["v"]), []
+        x, total = on_samples(problem, state["v"]), torch.zeros_like(state["v"])
+        values: list[Tensor] = []
         domains = state["weight"].numel()
         share = domains * state["weight"][problem.rows]
         for k, oracle in enumerate(oracles):

@@ -23,7 +23,7 @@ class APGDDLR(AutoPGD):
 
     card: ClassVar[Card] = Card(
         title="APGD-DLR",
-        rows=("E04",),
+        rows=("E04", "T03"),
         paper="Croce & Hein 2020, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
         "Parameter-free Attacks, arXiv:2003.01690; l1: Croce & Hein 2021, Mind the Box, arXiv:2103.01208",
         section="2.2",

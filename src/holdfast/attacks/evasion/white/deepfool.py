@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.boundary import deepfool_step, leave_a_class, rivals, tighten
+from holdfast.attacks.common.boundary import (
+    criterion_plane,
+    deepfool_step,
+    leave_a_class,
+    onto_plane,
+    rivals,
+    tighten,
+)
 from holdfast.attacks.common.grid import valid
+from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import box
 
@@ -40,7 +48,11 @@ class DeepFoolState(State):
 
 @dataclass(frozen=True)
 class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
-    """``delta <- delta + project(x + delta, nearest boundary in the box)`` until ``x + 1.02 delta`` crosses."""
+    """``delta <- delta + project(x + delta, nearest boundary in the box)`` until ``x + 1.02 delta`` crosses.
+
+    Targeted, the boundary is the one between the target and whichever class is best at ``x + delta``; the steps grow to
+    twice their length.
+    """
 
     steps: int = parameter(50, "most steps, at least 1", "Moosavi-Dezfooli et al. 2016, authors' code")
     candidates: int = parameter(
@@ -53,18 +65,21 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
 
     card: ClassVar[Card] = Card(
         title="DeepFool",
-        rows=("E07",),
+        rows=("E07", "T03"),
         paper="Moosavi-Dezfooli, Fawzi, Frossard 2016, DeepFool: a simple and accurate method to fool deep neural "
         "networks, arXiv:1511.04599",
         section="2.2",
         summary="Newton-like steps to the nearest linearised boundary between the class and its rivals.",
         access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.MINIMAL_DISTORTION,
         norms=(Norm.L2, Norm.LINF),
         affine_ratio={Norm.L2: 1.01, Norm.LINF: 1.01},
         failure_modes=(
             "It stops at the first crossing and never walks along the boundary: its distances are upper bounds, often "
             "1.2 to 2 times those of FAB.",
+            "Targeted, one step costs one backward but only the best class is seen: with several in the way it comes to a "
+            "point where the target wins, not to the nearest.",
             "Vanishing or masked gradients leave it where it is.",
         ),
         checked_by="the exact affine oracle; published and measured medians on the MNIST networks",
@@ -76,7 +91,8 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
 
     def check(self, problem: Problem) -> None:  # noqa: D102
         super().check(problem)
-        leave_a_class(self.card.title, problem)
+        if problem.goal is not Goal.TARGETED:
+            leave_a_class(self.card.title, problem)
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DeepFoolState:  # noqa: D102
         clean = oracle.clean(problem.rows)
@@ -92,8 +108,14 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         # A sample that is over, if it is not taken out at once, asks nothing new.
         here = torch.where(problem.flat(state.over), state.x, state.bare)
-        scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
-        bare = deepfool_step(norm, here, scores, grad, state.classes, low, high)
+        if problem.goal is Goal.TARGETED:
+            there = onto_plane(norm, here, *criterion_plane(oracle, problem, here), low, high)
+            # With several classes in the way exact steps may go to and fro between two of them; longer ones pass both.
+            longer = problem.flat(1 + on_device(state.step, here.device).double() / self.steps).to(here.dtype)
+            bare = (here + longer * (there - here)).clamp(low, high)
+        else:
+            scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
+            bare = deepfool_step(norm, here, scores, grad, state.classes, low, high)
         ends = torch.full_like(problem.set.eps, 1 + self.overshoot)
         x = torch.where(problem.flat(state.over), state.x, valid(problem, _ray(problem, bare, ends)))
         asked, answered = oracle.logits(x, problem.rows)

@@ -78,8 +78,8 @@ class EotPGD(ProjectedGradient[ProjectedState]):
             for v in (valid(problem, state.x), problem.rows, problem.y, problem.target)
         )
         asked = oracle.gradient(x, rows, loss, y, target)  # rows that the budget left out have gradient 0
-        count = asked.answered.unflatten(0, (-1, self.draws)).sum(1).clamp_min(1).to(x.dtype)
-        return asked.grad.unflatten(0, (-1, self.draws)).sum(1) / problem.flat(count), state
+        count = asked.answered.view(-1, self.draws).sum(1).clamp_min(1).to(x.dtype)
+        return asked.grad.reshape(-1, self.draws, *x.shape[1:]).sum(1) / problem.flat(count), state
 
     def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> None:  # noqa: D102
         x = valid(problem, state.x).repeat_interleave(self.draws, 0)

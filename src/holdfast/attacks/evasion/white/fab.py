@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.common.boundary import nearest_plane
+from holdfast.attacks.common.boundary import criterion_plane, nearest_plane
 from holdfast.attacks.common.fast_boundary import FastBoundary, Plane
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import box
 
@@ -26,12 +26,13 @@ class FAB(FastBoundary):
 
     card: ClassVar[Card] = Card(
         title="FAB",
-        rows=("E08",),
+        rows=("E08", "T03"),
         paper="Croce, Hein 2020, Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack, "
         "arXiv:1907.02044",
         section="2.2",
         summary="Projections on the nearest linearised boundary in the box, biased toward the clean input.",
         access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.MINIMAL_DISTORTION,
         norms=(Norm.L1, Norm.L2, Norm.LINF),
         affine_ratio={Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
@@ -50,6 +51,8 @@ class FAB(FastBoundary):
         return problem.round
 
     def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+        if problem.goal is Goal.TARGETED:
+            return Plane(*criterion_plane(oracle, problem, x))
         classes = (problem.y.unsqueeze(1) + torch.arange(oracle.classes, device=x.device)) % oracle.classes
         scores, grad, _ = oracle.jacobian(x, problem.rows, classes)
         chosen = scores.gather(1, classes)

@@ -8,11 +8,12 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
+from holdfast.attacks.common.boundary import criterion_plane
 from holdfast.attacks.common.fast_boundary import FastBoundary, FastBoundaryState, Plane
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.oracles import WhiteBoxOracle
 
 __all__ = ["FABT"]
@@ -26,12 +27,13 @@ class FABT(FastBoundary):
 
     card: ClassVar[Card] = Card(
         title="FAB-T",
-        rows=("E08",),
+        rows=("E08", "T03"),
         paper="Croce, Hein 2020, Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
         "Parameter-free Attacks, arXiv:2003.01690",
         section="2.2",
         summary="FAB toward one rival class in a round, the nearest rivals first.",
         access=Access.WHITE_BOX,
+        goals=(Goal.UNTARGETED, Goal.TARGETED),
         formulation=Formulation.MINIMAL_DISTORTION,
         norms=(Norm.L1, Norm.L2, Norm.LINF),
         affine_ratio={Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
@@ -51,10 +53,14 @@ class FABT(FastBoundary):
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:  # noqa: D102
         state = super().start(oracle, problem)
-        over = problem.round % self.targets >= oracle.classes - 1  # a model with fewer classes has fewer targets
+        # A model with fewer classes has fewer targets; a targeted problem has one.
+        last = 1 if problem.goal is Goal.TARGETED else oracle.classes - 1
+        over = problem.round % self.targets >= last
         return replace(state, over=on_device(over, problem.x.device))
 
     def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+        if problem.goal is Goal.TARGETED:
+            return Plane(*criterion_plane(oracle, problem, x))
         rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))
         order = rivals.argsort(dim=1, descending=True, stable=True)
         which = on_device(problem.round % self.targets, x.device).clamp_max(order.shape[1] - 1)

@@ -35,7 +35,7 @@ class FGSM(Attack[WhiteBoxOracle, State]):
 
     card: ClassVar[Card] = Card(
         title="FGSM",
-        rows=("E01",),
+        rows=("E01", "T03"),
         paper="Goodfellow, Shlens, Szegedy 2015, Explaining and Harnessing Adversarial Examples, arXiv:1412.6572; "
         "iterated: Kurakin, Goodfellow, Bengio 2017, arXiv:1607.02533",
         section="2.2",

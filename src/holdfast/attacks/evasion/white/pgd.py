@@ -24,7 +24,7 @@ class PGD(ProjectedGradient[ProjectedState]):
 
     card: ClassVar[Card] = Card(
         title="PGD",
-        rows=("E03", "E10", "T01", "T02"),
+        rows=("E03", "E10", "T01", "T02", "T03"),
         paper="Madry, Makelov, Schmidt, Tsipras, Vladu 2018, Towards Deep Learning Models Resistant to Adversarial "
         "Attacks, arXiv:1706.06083",
         section="2.2",

@@ -1,0 +1,231 @@
+"""``holdfast study``: one question about one model, answered with a table and a page."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.opening import opened
+from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from holdfast.audit.context import Context
+
+__all__ = ["posthoc", "study", "unseen"]
+
+study = typer.Typer(help="Study one question about a model.", no_args_is_help=True)
+
+_ATTACK = "cosine_margin"  # the first rung of the suite `fast`
+
+
+@study.command()
+def posthoc(
+    out: o.Out,
+    model: o.Model = None,
+    arch: o.Arch = None,
+    trust: o.Trust = None,
+    normalise: o.Normalise = None,
+    data: o.Data = None,
+    samples: o.Samples = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Other samples, for the temperature and the ranges of int8.",
+            metavar="FILE",
+            show_default="the second half of the data",
+        ),
+    ] = None,
+    adjustments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--adjust",
+            help="prune:SHARE, int8-weights, int8, dynamic-int8, fp16, bf16 or temperature, with commas or repeated.",
+            metavar="NAME,...",
+            show_default="all, at shares of 0.5 and 0.8",
+        ),
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Attacks, with commas or repeated; each runs on what is left.",
+            metavar="NAME,...",
+            show_default=f"{_ATTACK}, the first of the suite fast; pgd for l0",
+        ),
+    ] = None,
+    norm: o.NormName = None,
+    eps: o.Eps = None,
+    set_: o.Set = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Compare robustness before and after pruning, quantisation and calibration, and transfer between the two.
+
+    Example: holdfast study posthoc --model m.safetensors --arch net.py:network --data test.npz --eps 8/255 --out runs/posthoc
+    """  # fmt: skip
+    import numpy as np
+
+    from holdfast.audit.posthoc import ADJUSTMENTS
+    from holdfast.audit.posthoc import posthoc as study_posthoc
+    from holdfast.audit.suites import rungs
+    from holdfast.report.studies import posthoc_page
+
+    context = opened(
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        norm=norm, eps=eps, seed=seed, device=device,
+    )  # fmt: skip
+    module, ids = _module(context), np.arange(len(context.data))
+    if held_out is None:
+        if len(ids) < 2:
+            raise UsageError("one sample cannot be both fitted on and judged; give --held-out")
+        judged, fitted = context.problem(ids[: len(ids) // 2]), context.problem(ids[len(ids) // 2 :])
+        note(f"no --held-out: judged on the first {len(judged)} samples, fitted on the other {len(fitted)}")
+    else:
+        judged, fitted = context.problem(ids), context.problem_of(held_out)
+    names = o.several(attack)
+    if names is None:
+        first = rungs(context.plan)[0]
+        chosen = {first.method: first.attack()}
+    else:
+        chosen = {name: _attack(name, set_ if len(names) == 1 else None) for name in names}
+    if set_ and (names is None or len(names) > 1):
+        raise UsageError("--set needs one method; name it with --attack")
+    with progress() as tell:
+        found = study_posthoc(
+            module, judged, (fitted.x, fitted.y), chosen, adjustments=o.several(adjustments) or ADJUSTMENTS,
+            eps=context.plan.eps, seed=context.plan.seed, settings=context.settings, progress=tell,
+        )  # fmt: skip
+    page = posthoc_page(found, f"{context.source}, {context.data.name}", _command())
+    _save(out, "posthoc", {"subject": context.subject.sha256, **found.as_dict()}, page)
+    if format_ is o.FormatName.JSON:
+        say_json(found.as_dict())
+        return
+    say(f"{found.norm} <= {found.eps}, {found.samples} samples, {', '.join(found.attacks)}, seed {found.seed}")
+    table(
+        ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
+        [
+            (r.name, f"{r.accuracy:.1%}", f"{r.calibration:.1%}", _share(r.robust), _share(r.from_original),
+             _share(r.to_original), f"{r.robust_to_both:.1%}")
+            for r in found.rows
+        ],
+    )  # fmt: skip
+    for name, why in found.refused.items():
+        note(f"{name}: {why}")
+
+
+@study.command()
+def unseen(
+    out: o.Out,
+    model: o.Model = None,
+    arch: o.Arch = None,
+    trust: o.Trust = None,
+    normalise: o.Normalise = None,
+    data: o.Data = None,
+    samples: o.Samples = None,
+    known: Annotated[
+        str, typer.Option(help="The attack that the model was hardened against; --set is about it.", metavar="NAME")
+    ] = "pgd",
+    norm: o.NormName = None,
+    eps: o.Eps = None,
+    queries: Annotated[
+        int, typer.Option(help="Most queries for one sample of a black-box attack.", metavar="N", min=1)
+    ] = 1000,
+    surrogate: o.Surrogate = None,
+    surrogate_arch: o.SurrogateArch = None,
+    set_: o.Set = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Compare the attack that a model was hardened against with attacks it has not seen, and with what is proved.
+
+    Example: holdfast study unseen --model hard.safetensors --arch net.py:network --data test.npz --eps 0.1 --known pgd
+    --out runs/unseen
+    """
+    import numpy as np
+
+    from holdfast.audit.unseen import Trial
+    from holdfast.audit.unseen import held_out as unseen_attacks
+    from holdfast.audit.unseen import unseen as study_unseen
+    from holdfast.core.errors import ContradictionError
+    from holdfast.report.studies import unseen_page
+
+    context = opened(
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        norm=norm, eps=eps, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), seed=seed,
+        device=device,
+    )  # fmt: skip
+    plan, module = context.plan, _module(context)
+    tool = _attack(known, set_)
+    trial = Trial(known.replace("-", "_"), "known", plan.norm, o.assignments(set_, type(tool)))
+    others = unseen_attacks(plan.norm, trial, transfer=plan.surrogate is not None, queries=queries)
+    with progress() as tell:
+        found = study_unseen(
+            module, context.problem(np.arange(len(context.data))), trial, others, seed=plan.seed,
+            surrogate=None if plan.surrogate is None else context.surrogate, settings=context.settings, progress=tell,
+        )  # fmt: skip
+    page = unseen_page(found, f"{context.source}, {context.data.name}", _command())
+    _save(out, "unseen", {"subject": context.subject.sha256, **found.as_dict()}, page)
+    if any(b.contradictions for b in found.bounds):
+        raise ContradictionError(f"samples are proved and broken at once; see {out / 'unseen.json'} and report it")
+    if format_ is o.FormatName.JSON:
+        say_json(found.as_dict())
+        return
+    table(
+        ("attack", "kind", "norm", "eps", "robust", "broken by it alone", "passes"),
+        [(r.title, r.kind, r.norm, f"{r.eps:.4g}", f"{r.robust:.1%}", r.only, r.passes) for r in found.rows],
+    )
+    for b in found.bounds:
+        known_share = "" if b.known is None else f"known {b.known:.1%}, "
+        say(f"{b.norm} <= {b.eps:.4g}: {known_share}all attacks {b.worst:.1%}, proved {_share(b.certified)}")
+    say(f"clean {found.accuracy:.1%}, worst over all sets {found.worst:.1%}")
+    for name, why in found.refused.items():
+        note(f"{name} could not serve: {why}")
+
+
+def _module(context: Context) -> nn.Module:
+    from torch import nn
+
+    if not isinstance(context.base, nn.Module) or not context.differentiable:
+        raise UsageError("a study needs the model itself, with its gradient")
+    return context.base
+
+
+def _attack(name: str, set_: list[str] | None) -> Any:
+    from holdfast.attacks.attack import Attack
+    from holdfast.core.registry import method
+
+    kind = method(name)
+    if not issubclass(kind, Attack):
+        raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
+    return kind(**o.assignments(set_, kind))
+
+
+def _save(out: Path, name: str, answer: dict[str, Any], page: str) -> None:
+    import json
+
+    from holdfast.core.files import write_whole
+
+    write_whole(out / f"{name}.json", json.dumps(answer, indent=1))
+    write_whole(out / f"{name}.html", page)
+    note(f"saved {out / name}.html and {out / name}.json")
+
+
+def _command() -> str:
+    return shlex.join(["holdfast", *sys.argv[1:]])
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1%}"

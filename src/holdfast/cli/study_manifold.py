@@ -1,0 +1,123 @@
+"""``holdfast study manifold``: on-manifold error against test error across models."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from holdfast.cli import options as o
+from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.core.errors import UsageError
+
+__all__ = ["manifold"]
+
+
+def manifold(
+    out: o.Out,
+    data: o.Data = None,
+    train_data: Annotated[
+        str | None, typer.Option(help="What the decoder, and models of sizes, learn from.", metavar="FILE")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The models, with commas or repeated; NAME=FILE names one.",
+            metavar="FILE,...",
+            show_default="trained on --sizes",
+        ),
+    ] = None,
+    archs: Annotated[
+        list[str] | None,
+        typer.Option(help="Builds their architectures: one for all, or one for each.", metavar="MODULE:FUNCTION,..."),
+    ] = None,
+    sizes: Annotated[
+        str, typer.Option(help="Without --models: training samples of each model.", metavar="N,...")
+    ] = "50,100,200,400,800",
+    epochs: Annotated[
+        int,
+        typer.Option(help="Without --models: passes over the largest; all see as many batches.", metavar="N", min=1),
+    ] = 30,
+    samples: o.Samples = None,
+    norm: o.NormName = None,
+    eps: o.Eps = None,
+    set_: o.Set = None,
+    trust: o.Trust = None,
+    seed: o.Seed = None,
+    device: o.Device = None,
+    format_: o.Format = o.FormatName.TEXT,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Ask whether adversarial examples are errors of generalisation: on-manifold error against test error.
+
+    --set is about on_manifold, the attack in the latent space of a learned decoder.
+    Example: holdfast study manifold --data digits:test --train-data digits:train --out runs/manifold
+    """
+    import numpy as np
+
+    from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
+    from holdfast.audit.context import Context
+    from holdfast.audit.folder import RunFolder
+    from holdfast.audit.manifold import manifold_study, models_of_sizes
+    from holdfast.audit.plan import Plan
+    from holdfast.cli.opening import device_named, given, opened_models
+    from holdfast.core.files import write_whole
+    from holdfast.data.load import load_data
+    from holdfast.report.manifold import render
+
+    for flag, value in (("data", data), ("train-data", train_data)):
+        if value is None:
+            raise UsageError(f"what {flag.replace('-', ' ')}? give --{flag}")
+    kind: type[Any] = OnManifold
+    method: OnManifold = kind(**o.assignments(set_, kind))
+    named = given(data=data, samples=samples, norm=norm, eps=eps, seed=seed, device=device_named(device))
+    plan = Plan.of(certify="none", trust=bool(trust), **named)
+    known = load_data(str(train_data))
+    with progress() as tell:
+        if models:
+            found = opened_models(models, archs, plan)
+        else:
+            found = models_of_sizes(
+                known, _numbers(sizes), epochs=epochs, seed=plan.seed, device=plan.device, progress=tell
+            )
+        context = Context.open(plan, RunFolder(out), next(iter(found.values())))
+        problem = context.problem(np.arange(len(context.data)))
+        study = manifold_study(
+            found, problem, known, method, seed=plan.seed, settings=context.settings, progress=tell
+        )  # fmt: skip
+    answer = study.as_dict()
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / "manifold.json", json.dumps(answer, indent=1))
+    page = render(study, context.data.name, shlex.join(["holdfast", *sys.argv[1:]]))
+    write_whole(out / "manifold.html", page)
+    if format_ is o.FormatName.JSON:
+        say_json(answer)
+    else:
+        say(f"{study.samples} samples, latent {study.size}, input {study.eps}, seed {study.seed}; "
+            f"the pictures keep {study.variance_explained:.1%} of the variance")  # fmt: skip
+        table(
+            ("model", "test error", "on the manifold", "regular", "off: on-manifold", "off: regular"),
+            [
+                (r.name, f"{r.test_error:.1%}", f"{r.on_manifold_error:.1%}", f"{r.regular_error:.1%}",
+                 _size(r.off_on), _size(r.off_regular))
+                for r in study.rows
+            ],
+        )  # fmt: skip
+        say(f"rank correlation with the test error: on the manifold {_size(study.rank_on)}, "
+            f"regular {_size(study.rank_regular)}")  # fmt: skip
+    note(f"saved {out / 'manifold.json'} and {out / 'manifold.html'}")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"'{text}' are no training sizes; write 50,100,200") from None
+
+
+def _size(value: float | None) -> str:
+    return "none" if value is None else f"{value:.3g}"

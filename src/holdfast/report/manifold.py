@@ -1,0 +1,42 @@
+"""On-manifold error against test error: a scatter of models, and the table."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from holdfast.audit.manifold import ManifoldStudy
+from holdfast.report.draw import Plot, legend, nice
+from holdfast.report.markup import tag
+from holdfast.report.page import fill
+
+__all__ = ["render", "scatter"]
+
+
+def scatter(found: ManifoldStudy) -> Markup:
+    """One dot for each model and attack, with the interval of its error; the test error is the abscissa."""
+    right = max((r.test_error for r in found.rows), default=0.0) * 1.1 or 0.1
+    plot = Plot((0.0, min(1.0, right)), (0.0, 1.0))
+    ticks = [(t, f"{100 * t:g} %") for t in nice(0.0, min(1.0, right))]
+    plot.axes(ticks, "test error", "error under attack")
+    shown = (
+        ("s0", "on the manifold", lambda r: (r.on_manifold_error, r.on_manifold_interval)),
+        ("s1", "regular", lambda r: (r.regular_error, r.regular_interval)),
+    )
+    for colour, kind, of in shown:
+        for row in found.rows:
+            error, (low, high) = of(row)
+            plot.whisker(row.test_error, low, high, f"series {colour}")
+            note = f"{row.name}, {kind}: test error {row.test_error:.1%}, under attack {error:.1%}"
+            plot.dot(row.test_error, error, f"dot series {colour}", note)
+    words = (
+        "Each dot is a model. If adversarial examples on the manifold are errors of generalisation, theirs rise with the test "
+        "error; regular ones, which leave the manifold, need not."
+    )
+    chart = plot.render("Error under attack against test error")
+    keys = legend([(f"dot series {colour}", kind) for colour, kind, _ in shown])
+    return tag("figure", keys, tag("div", chart, class_="scroll"), tag("figcaption", words))
+
+
+def render(found: ManifoldStudy, about: str, command: str = "") -> str:
+    """The page; ``about`` says what was attacked."""
+    return fill("manifold.html", s=found, about=about, chart=scatter(found), command=command)
