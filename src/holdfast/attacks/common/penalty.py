@@ -33,7 +33,7 @@ _LEAST_LOOK = 10  # steps between two looks: the first steps of a search may not
 _FALLS = 0.9999  # what counts as falling
 _TENFOLD = 10.0
 _FEW_STEPS = 50
-_FEWEST_SEARCHES, _LEAST_STEPS = 4, 60  # of an attack that is fitted to fewer passes
+_FEWEST_SEARCHES, _LEAST_STEPS = 1, 60  # of an attack that is fitted to fewer passes
 
 
 @dataclass(frozen=True)
