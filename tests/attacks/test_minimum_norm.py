@@ -150,6 +150,7 @@ def test_another_criterion_than_a_class_is_served(kind):
     model = nn.Linear(4, 1).double()
     x = torch.full((3, 4), 0.5, dtype=torch.float64)
     with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.3, -0.2, 0.4, 0.1]]))
         y = model(x)[:, 0]
     problem = minimal(Norm.L2, x, y, criterion=RegressionMargin(0.05))
     out = run(kind(steps=100), problem, model)

@@ -167,7 +167,7 @@ def test_methods_lists_finds_and_shows(holdfast) -> None:
     shown = holdfast("methods", "pgd-training").out
     assert "Madry" in shown
     assert "relative_step = 0.25" in shown
-    assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "E10", "T01", "T02"]
+    assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "E10", "T01", "T02", "T03"]
     said = holdfast("methods", "pdg")
     assert said.code == 2
     assert "Did you mean pgd" in said.err

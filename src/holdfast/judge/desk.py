@@ -23,6 +23,8 @@ from holdfast.numerics.distance import between, contains
 
 __all__ = ["Desk", "Model", "evaluating"]
 
+_ULPS = 4
+
 Model = Callable[[Tensor], Tensor]
 
 
@@ -312,7 +314,8 @@ class Desk:
         with torch.no_grad():
             y, target = p.y[index], p.target[index]
             margin = p.criterion.margin(scores, y, target).double()
-            holds = p.criterion.holds(scores, y, target)
+            # What rounding decides is no witness: asked anew in another batch, it may not be adversarial.
+            holds = p.criterion.holds(scores, y, target) & (margin < -_rounding(scores))
             if not self.budget.unlimited:
                 margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
             if self.votes > 1:
@@ -361,6 +364,12 @@ class Desk:
             self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
         self.distance.copy_(nearest)
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
+
+
+def _rounding(scores: Tensor) -> Tensor:
+    """(m,) float64 by how much a model's own rounding may move a margin of these scores, nearly."""
+    largest = scores.abs().nan_to_num(nan=0.0, posinf=0.0).flatten(1).amax(1).double()
+    return _ULPS * torch.finfo(scores.dtype).eps * largest
 
 
 def _input_gradient(value: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:

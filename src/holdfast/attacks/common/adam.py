@@ -23,6 +23,7 @@ def adam(grad: Tensor, mean: Tensor, square: Tensor, inner: Tensor) -> tuple[Ten
         The direction, to be multiplied by minus the rate, and both moments.
 
     Example:
+        >>> import torch
         >>> g, old, none = torch.tensor([[4.0], [-2.0]]), torch.ones(2, 1), torch.tensor([0, 0])
         >>> adam(g, old, old, none)[0].round(decimals=4).tolist()  # the first step is the sign
         [[1.0], [-1.0]]

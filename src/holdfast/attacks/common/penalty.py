@@ -249,7 +249,7 @@ def hinge(oracle: WhiteBoxOracle, problem: Problem, x: Tensor, kappa: float = 0.
 
     Example:
         >>> from holdfast.core.sets import LpBall
-        >>> from holdfast.core.threat import Access
+        >>> from holdfast.core.threat import Access, Norm
         >>> from holdfast.judge.desk import Desk
         >>> p = Problem.of(torch.tensor([[-3.0, -4.0]]), torch.tensor([0]), LpBall.uniform(Norm.L2, 1.0, 1, -9.0))
         >>> f = hinge(Desk(lambda scores: scores, p).oracle(Access.WHITE_BOX), p, p.x, 0.5)
@@ -305,6 +305,7 @@ class Boxed(NamedTuple):
 
         Example:
             >>> from holdfast.core.sets import LpBall
+            >>> from holdfast.core.threat import Norm
             >>> x = torch.tensor([[0.0, 0.25, 1.0]])
             >>> boxed = Boxed.of(Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.L2, 1.0, 1)), 0.99)
             >>> boxed.value(boxed.inverse(x)).tolist()
