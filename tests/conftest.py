@@ -1,9 +1,12 @@
 """Fixtures that every room's tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from holdfast.testing.toys import net
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +22,15 @@ def shared_data() -> Path:
 def _one_thread() -> None:
     """Tests are small: threads would only get in each other's way, and in that of xdist's workers."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_toy() -> Iterator[None]:
+    """The toy network is one object for all tests: one that runs it in training mode shall not move it for the others."""
+    model = net()
+    kept, mode = {k: v.clone() for k, v in model.state_dict().items()}, model.training
+    yield
+    model.load_state_dict(kept)
+    model.train(mode)
+    for p in model.parameters():
+        p.grad = None

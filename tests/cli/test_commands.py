@@ -170,7 +170,7 @@ def test_methods_lists_finds_and_shows(holdfast) -> None:
     assert json.loads(holdfast("methods", "pgd", "--format", "json").out)["rows"] == ["E03", "E10", "T01", "T02", "T03"]
     said = holdfast("methods", "pdg")
     assert said.code == 2
-    assert "Did you mean pgd" in said.err
+    assert "pgd?" in said.err
 
 
 def test_what_is_missing_is_asked_for(holdfast, on, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -20,16 +19,12 @@ def digits(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(data.x[:n]).to(dtype), torch.as_tensor(data.y[:n])
 
 
+@lru_cache
 def net(dtype: torch.dtype = torch.float64) -> nn.Module:
     """A small trained classifier of digits with batch norm and dropout, left in training mode: a run must cope.
 
-    It accepts (n, 1, 8, 8) and (n, 64). Each call gives a copy: whoever runs it in training mode moves its statistics.
+    It accepts (n, 1, 8, 8) and (n, 64).
     """
-    return copy.deepcopy(_net(dtype))
-
-
-@lru_cache
-def _net(dtype: torch.dtype) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(
