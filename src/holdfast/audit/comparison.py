@@ -31,6 +31,7 @@ __all__ = ["Comparison", "Entry", "candidates", "compare"]
 
 _TRIALS = 8  # radii that an attack inside a budget can be run at when it uses up its share at each
 _MOST_TRIALS = 3 * _TRIALS
+_LEAST_QUERIES = 100  # of a trial without gradients, if there are as many
 _FIRST = {Norm.L0: 0.02, Norm.L1: 0.02, Norm.L2: 0.1, Norm.LINF: 0.1}  # first radius as a share of the box's size
 _POINTS = 48  # of an anytime curve
 
@@ -221,6 +222,8 @@ def _radius_search(
     low, high = torch.zeros_like(size), torch.full_like(size, float("inf"))
     eps = size * _FIRST[norm]
     share = passes // _TRIALS
+    if attack.card.access is not Access.WHITE_BOX:  # an estimate alone may take half of that
+        share = max(share, min(passes, _LEAST_QUERIES))
     each = attack.within(share)
     spent = np.zeros(n)
     found: list[Outcome] = []
