@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.common.space import Bilinear, Decoder, Tiles, pick_space
+from holdfast.attacks.common.space import Bilinear, Decoder, Tiles
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.soft.autozoom import AutoZOOM
 from holdfast.attacks.evasion.soft.finite_differences import FiniteDifferences
@@ -170,8 +170,6 @@ def test_spaces() -> None:
     assert decoder.lift(torch.zeros(2, 5), (12,)).shape == (2, 12)
     with pytest.raises(UsageError, match="makes"):
         decoder.lift(torch.zeros(2, 5), (13,))
-    with pytest.raises(UsageError, match="no attack space"):
-        pick_space("wavelets", 3)
     problem = problem_of(Norm.L2, float("inf"), 4)
     lift = nn.Linear(20, 64).double().requires_grad_(False)
     space = Decoder(lambda z: lift(z).view(-1, 1, 8, 8), (20,))

@@ -225,3 +225,10 @@ def test_bench_attacks_refuses_names_that_serve_nothing(holdfast, on, tmp_path: 
     said = holdfast("bench", "attacks", "deepfool", *on, "--norm", "l0", "--out", tmp_path)
     assert said.code == 2
     assert "no attack of that name serves l0" in said.err
+
+
+@pytest.mark.parametrize(("name", "pair"), [("autozoom", "space=tiles"), ("hopskipjump", "starts=file.npz")])
+def test_a_parameter_that_is_no_text_is_refused_in_words(holdfast, on, tmp_path: Path, name: str, pair: str) -> None:
+    said = holdfast("attack", name, *on, "--norm", "l2", "--set", pair, "--out", tmp_path)
+    assert said.code == 2
+    assert "give it from Python" in said.err

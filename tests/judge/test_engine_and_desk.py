@@ -213,6 +213,18 @@ def test_not_a_number_is_no_witness(problem):
     assert not run(PGD(steps=2), problem, Nan()).found.any()
 
 
+@pytest.mark.parametrize(("past", "counts"), [(1e-17, False), (1e-14, True)])
+def test_what_rounding_decides_is_no_witness(past, counts):
+    def model(x):  # the margin is x - 1 to the last bit
+        return torch.cat([torch.ones_like(x), x], 1)
+
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    problem = Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 2.0, 1, high=3.0, dtype=torch.float64))
+    desk = Desk(lambda x: model(x) + torch.tensor([0.0, past]), problem, first=False)
+    desk.logits(torch.nextafter(torch.ones(1, 1).double(), torch.tensor(2.0).double()), problem.rows)
+    assert bool(desk.found[0]) is counts
+
+
 def test_precision_is_confirmed(model, problem):
     single = replace(problem, x=problem.x.float(), set=LpBall.uniform(Norm.LINF, 0.08, 40))
     out = run(PGD(steps=5), single, model.float(), settings=Settings(precision=torch.bfloat16))

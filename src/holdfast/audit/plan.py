@@ -14,10 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 
-__all__ = ["CERTIFIERS", "SUITES", "Plan", "names_of"]
-
-SUITES = ("fast", "standard", "minimal", "black-box")
-CERTIFIERS = ("crown", "ibp", "alpha-crown", "smoothing", "none")
+__all__ = ["Plan", "names_of"]
 
 
 class Plan(BaseModel):

@@ -232,7 +232,7 @@ def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:
     """
     from typing import get_type_hints
 
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     from holdfast.core.cards import parameters_of
 
@@ -248,4 +248,7 @@ def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:
             found[name] = TypeAdapter(hints[name]).validate_python(None if text.lower() == "none" else text)
         except ValidationError as error:
             raise UsageError(f"--set {pair}: {error.errors()[0]['msg'].lower()}") from None
+        except PydanticSchemaGenerationError:
+            made = f"{method.__name__}({name}=...)"
+            raise UsageError(f"--set {pair}: '{name}' is an object, not a text; give it from Python: {made}") from None
     return found

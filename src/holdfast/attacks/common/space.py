@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast.core.errors import UsageError
 
-__all__ = ["Bilinear", "Decoder", "Pixels", "Space", "Tiles", "pick_space"]
+__all__ = ["Bilinear", "Decoder", "Pixels", "Space", "Tiles"]
 
 
 class Space(ABC):
@@ -115,17 +115,3 @@ class Decoder(Space):
         if tuple(delta.shape[1:]) != features:
             raise UsageError(f"the decoder makes {tuple(delta.shape[1:])}, the inputs are {features}")
         return delta
-
-
-def pick_space(name: str, size: int) -> Space:
-    """The space of a name: ``pixels``, ``tiles`` or ``bilinear``.
-
-    Raises:
-        UsageError: no such space.
-    """
-    spaces: dict[str, Callable[[], Space]] = {
-        "pixels": Pixels, "tiles": lambda: Tiles(size), "bilinear": lambda: Bilinear(size)
-    }  # fmt: skip
-    if name not in spaces:
-        raise UsageError(f"no attack space '{name}'; use one of {', '.join(spaces)}")
-    return spaces[name]()
