@@ -182,23 +182,40 @@ class Propagation:
         largest = max(node_size(node.shape) for node in self.graph.nodes[: i + 1])
         return max(self.memory // (2 * 4 * 8 * n * largest), 1)
 
-    def minimum(self, i: int, a: Tensor, slopes: Slopes | None = None, *, at_boxes: bool = False) -> Tensor:
+    def minimum(
+        self,
+        i: int,
+        a: Tensor,
+        slopes: Slopes | None = None,
+        *,
+        extra: Slopes | None = None,
+        at_boxes: bool = False,
+    ) -> Tensor:
         """A lower bound of ``<a, value of node i>`` over the region, less what rounding may have added.
 
         Args:
             i: the node; the boxes of its ancestors must be known.
             a: (rows, n, \\*shape).
             slopes: lower slopes of activations, (rows or 1, n, \\*shape), for those that shall not have the default.
+            extra: coefficients e of node values that are added on the way, (rows or 1, n, \\*shape) for each node. The
+                result bounds ``<a, value of i> + sum <e, values>``; where the caller knows the sum to be at most 0
+                (a multiplier times a split that holds), it bounds ``<a, value of i>``.
             at_boxes: stop at nonlinear operations and take the least over their boxes (interval arithmetic).
 
         Returns:
             (rows, n).
         """
         total = a.new_zeros(a.shape[:2])
-        return self._descend({i: a}, total, torch.zeros_like(total), slopes, at_boxes)
+        return self._descend({i: a}, total, torch.zeros_like(total), slopes, extra, at_boxes)
 
     def _descend(
-        self, pending: dict[int, Tensor], total: Tensor, error: Tensor, slopes: Slopes | None, at_boxes: bool = False
+        self,
+        pending: dict[int, Tensor],
+        total: Tensor,
+        error: Tensor,
+        slopes: Slopes | None,
+        extra: Slopes | None = None,
+        at_boxes: bool = False,
     ) -> Tensor:
         """Substitutes backwards until only the input is left: a bound of ``sum <pending, values> + total``.
 
@@ -208,6 +225,9 @@ class Propagation:
             if k not in pending:
                 continue
             a, node, op = pending.pop(k), self.graph.nodes[k], self.operations[k]
+            if extra and k in extra:
+                a = a + extra[k]
+                error = error + gamma(1) * norm(a, 2) * norm(self.boxes[k].magnitude, 1)
             if op is None:
                 constant, slack = self.region.minimum(a)
             elif at_boxes and not op.linear:
@@ -240,6 +260,7 @@ def specification(
     d: Tensor | None = None,
     slopes: Slopes | None = None,
     *,
+    extra: Slopes | None = None,
     at_boxes: bool = False,
 ) -> Tensor:
     """Lower bounds of ``C f(x') + d`` from a propagation that has run.
@@ -249,6 +270,7 @@ def specification(
         c: (n, rows, classes) or (rows, classes).
         d: (rows,) or (n, rows), 0 if missing.
         slopes: see `Propagation.minimum`.
+        extra: see `Propagation.minimum`.
         at_boxes: see `Propagation.minimum`.
 
     Returns:
@@ -262,7 +284,7 @@ def specification(
         raise UnsupportedError(f"a specification needs a vector as output, not {found.graph.output_shape}")
     n, reference = len(found.region.x), found.region.x
     rows = c.to(reference).expand(n, *c.shape[-2:]).transpose(0, 1)
-    lower = found.minimum(output, rows, slopes, at_boxes=at_boxes).T
+    lower = found.minimum(output, rows, slopes, extra=extra, at_boxes=at_boxes).T
     if d is None:
         return lower
     lower = lower + d.to(reference)

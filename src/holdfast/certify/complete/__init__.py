@@ -1,0 +1,1 @@
+"""Verification that ends with an answer: branch and bound, mixed-integer programming."""

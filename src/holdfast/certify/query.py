@@ -1,0 +1,110 @@
+"""A question about a model: is there an input in a set whose output is unsafe?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import UsageError
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
+
+__all__ = ["Query"]
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """Is there an x' in the ball around x, and a group of rows, with ``C f(x') + d <= 0`` in all rows of the group?
+
+    The outputs in question are a union (over groups) of intersections (over rows) of half-spaces, as in VNN-LIB. The
+    property *holds* where the answer is no. To prove it for a region it is enough that in each group one row is positive
+    throughout; `score` says by how much. "Class y wins" is one row a group (`GraphCertifier`'s margin rows).
+
+    Attributes:
+        x: (1, \\*features) float64, a point of the set.
+        ball: the set, for one sample. A box is a linf ball of infinite radius whose lower and upper are the box.
+        c: (rows, outputs) float64; a model's output is flattened.
+        d: (rows,) float64.
+        groups: (rows,) int64, from 0 without gaps, ascending: the group of each row.
+
+    Example:
+        >>> query = Query.of_box(torch.zeros(2), torch.ones(2), torch.eye(3), torch.zeros(3), torch.tensor([0, 0, 1]))
+        >>> query.score(torch.tensor([[-1.0, 2.0, 0.5]])).tolist()
+        [0.5]
+    """
+
+    x: Tensor
+    ball: LpBall
+    c: Tensor
+    d: Tensor
+    groups: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.x) != 1 or len(self.ball.eps) != 1:
+            raise UsageError("a query is about one sample")
+        if self.c.ndim != 2 or not len(self.c) == len(self.d) == len(self.groups) or not len(self.c):
+            raise UsageError(
+                f"{tuple(self.c.shape)} rows, {tuple(self.d.shape)} offsets, {tuple(self.groups.shape)} groups"
+            )
+        steps = self.groups.diff()
+        if int(self.groups[0]) != 0 or not bool(((steps == 0) | (steps == 1)).all()):
+            raise UsageError("groups must start at 0 and ascend without gaps")
+
+    @classmethod
+    def of_box(cls, lower: Tensor, upper: Tensor, c: Tensor, d: Tensor, groups: Tensor | None = None) -> Query:
+        """The query over a box.
+
+        Args:
+            lower: (\\*features).
+            upper: (\\*features), nowhere below ``lower``.
+            c: (rows, outputs).
+            d: (rows,).
+            groups: (rows,); one row a group if missing.
+
+        Raises:
+            UsageError: the box is empty, or shapes do not agree.
+        """
+        lower, upper = lower.double().unsqueeze(0), upper.double().unsqueeze(0)
+        if not bool((lower <= upper).all()):
+            raise UsageError("the box is empty: a lower bound lies above its upper bound")
+        x = (lower / 2 + upper / 2).clamp(lower, upper)
+        ball = LpBall(Norm.LINF, torch.full((1,), torch.inf, dtype=torch.float64, device=x.device), lower, upper)
+        return cls(x, ball, c.double(), d.double(), torch.arange(len(c)) if groups is None else groups)
+
+    @property
+    def lower(self) -> Tensor:
+        """(\\*features): the least input values of the box around the set, in exact float64 where the set is a box."""
+        return self._reach(-1)
+
+    @property
+    def upper(self) -> Tensor:
+        """(\\*features): the largest ones."""
+        return self._reach(1)
+
+    def _reach(self, sign: int) -> Tensor:
+        edge = (self.ball.upper if sign > 0 else self.ball.lower).double().expand(self.x.shape)
+        if self.ball.norm is not Norm.L0:
+            reached = self.x + sign * self.ball.eps.view(-1, *(1,) * (self.x.ndim - 1))
+            edge = torch.minimum(edge, reached) if sign > 0 else torch.maximum(edge, reached)
+        return edge[0] if self.ball.mask is None else torch.where(self.ball.mask, edge, self.x)[0]
+
+    def score(self, rows: Tensor) -> Tensor:
+        """The least over groups of the largest row of each: positive bounds prove, negative values at a point break.
+
+        Args:
+            rows: (n, rows): ``C f + d`` at points, or lower bounds of it.
+
+        Returns:
+            (n,). What is not a number counts as -inf.
+        """
+        rows = torch.where(rows.isnan(), -torch.inf, rows)
+        count = int(self.groups[-1]) + 1
+        best = rows.new_full((len(rows), count), -torch.inf)
+        return best.scatter_reduce(1, self.groups.to(rows.device).expand(len(rows), -1), rows, "amax").amin(1)
+
+    def select(self, group: int) -> Query:
+        """The same question about one group alone."""
+        rows = self.groups == group
+        return replace(self, c=self.c[rows], d=self.d[rows], groups=torch.zeros_like(self.groups[rows]))

@@ -1,0 +1,1 @@
+"""Certificates over sets beyond the pixel ball: semantic changes, weights, patches."""
