@@ -42,12 +42,13 @@ class GraphCertifier(ABC):
     """A method that bounds linear functions of a graph's output from below, over a region.
 
     A method is one `bounds`; margins, certificates and radii follow from it. What is not a number certifies nothing.
+
+    Attributes:
+        deployable: its bounds also account for the rounding of the network as it runs (`Graph.deployed`).
     """
 
     card: ClassVar[Card]
-    arithmetic: ClassVar[str] = (
-        "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
-    )
+    deployable: ClassVar[bool] = False
 
     batch: int = parameter(
         32, "samples that are bounded at once, at least 1", "ours: fits in a gigabyte on CIFAR networks"
@@ -92,6 +93,7 @@ class GraphCertifier(ABC):
         if region.norm not in self.card.norms:
             serves = ", ".join(self.card.norms)
             raise UnsupportedError(f"{self.card.title} does not serve {region.norm}; it serves {serves}")
+        self.check_deployed(graph)
         graph = graph.logits()
         if tuple(x.shape[1:]) != graph.input_shape:
             raise UsageError(f"samples of shape {tuple(x.shape[1:])} for a model of {graph.input_shape}")
@@ -170,4 +172,23 @@ class GraphCertifier(ABC):
         """The certificate of each sample at its largest proved radius, None where nothing is proved; see `radius`."""
         name = type(self).__module__.rsplit(".", 1)[-1]
         radii = [float(r) for r in self.radius(graph, x, y, ball, radius_max, tolerance)]
-        return [None if r != r else Certificate(r, Guarantee.SOUND, name, self.arithmetic) for r in radii]
+        arithmetic = self.arithmetic(graph)
+        return [None if r != r else Certificate(r, Guarantee.SOUND, name, arithmetic) for r in radii]
+
+    def arithmetic(self, graph: Graph) -> str:
+        """The arithmetic in which a certificate for this graph holds, in words."""
+        if graph.deployed is None:
+            return "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
+        kind = str(graph.deployed).removeprefix("torch.")
+        return f"f as it runs in {kind}, in any order of summation; bounds in float64 with a-priori rounding terms"
+
+    def check_deployed(self, graph: Graph) -> None:
+        """Refuses a graph whose own rounding shall count where the method cannot count it.
+
+        Raises:
+            UnsupportedError: the message names methods that can.
+        """
+        if graph.deployed is not None and not self.deployable:
+            raise UnsupportedError(
+                f"{self.card.title} bounds f in real numbers only; for f as it runs use crown, alpha_crown or ibp"
+            )

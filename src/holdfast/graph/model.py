@@ -44,10 +44,12 @@ class Graph:
     Attributes:
         nodes: in topological order; the first is the input and the last the output.
         dtype: the floating-point type in which the model runs.
+        deployed: the type whose rounding bounds shall account for, or None: the model in real numbers.
     """
 
     nodes: tuple[Node, ...]
     dtype: torch.dtype = torch.float32
+    deployed: torch.dtype | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

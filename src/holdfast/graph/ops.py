@@ -2,28 +2,37 @@
 
 Shapes and dimensions never count the batch: dimension 0 of an attribute is the first feature dimension.
 
-==============  ==========================================  =======================================================
-operation       tensors                                     attributes
-==============  ==========================================  =======================================================
+==================  ==========================================  ===================================================
+operation           tensors                                     attributes
+==================  ==========================================  ===================================================
 input
-linear          weight (out, in), bias? (out,)              acts on the last dimension
-conv            weight (out, in/groups, \\*k), bias? (out,)   stride, padding, dilation (a tuple each), groups
-affine          scale?, shift? (broadcastable)              ``x * scale + shift``
-relu                                                        ``max(x, 0)``
-leaky_relu                                                  slope, in [0, 1]
-sigmoid, tanh
-softmax                                                     dim
-add, sub                                                    of two nodes
-reshape                                                     shape
-permute                                                     dims
-select          index (k,)                                  dim
-pad                                                         pads: (before, after) for each dimension, with zeros
-concat                                                      dim
-max_pool                                                    kernel, stride, padding, dilation (a tuple each), ceil
-mean                                                        dims (kept, with size 1)
-==============  ==========================================  =======================================================
+linear              weight (out, in), bias? (out,)              acts on the last dimension
+conv                weight (out, in/groups, \\*k), bias? (out,)   stride, padding, dilation (a tuple each), groups
+conv_transpose      weight (in, out/groups, \\*k), bias? (out,)   stride, padding, output_padding, dilation, groups
+affine              scale?, shift? (broadcastable)              ``x * scale + shift``
+relu                                                            ``max(x, 0)``
+leaky_relu                                                      slope, in [0, 1]
+elu                                                             alpha: ``x`` or, below 0, ``alpha * (exp(x) - 1)``
+gelu                                                            approximate: "none" or "tanh"
+power                                                           exponent (a float)
+sigmoid, tanh, silu, softplus, erf, exp, log, sin, cos, sqrt, reciprocal, abs, sign: of one node, without attributes
+softmax                                                         dim
+add, sub, mul                                                   of two nodes of the same shape
+matmul                                                          of two nodes (\\*b, m, k) and (\\*b, k, n), the same b
+embedding           weight (v, e)                               rows of weight: (\\*s) whole numbers to (\\*s, e)
+reshape                                                         shape
+permute                                                         dims
+select              index (k,)                                  dim; an index may repeat (that is how values expand)
+pad                                                             pads: (before, after) by dimension, with zeros
+concat                                                          dim
+max_pool                                                        kernel, stride, padding, dilation (tuples), ceil
+mean                                                            dims (kept, with size 1)
+==================  ==========================================  ===================================================
 
-An average pool is a `conv` whose groups are the channels; a batch norm is an `affine`; a clip is made of two `relu`.
+What is made of these: an average pool is a `conv` whose groups are the channels, a batch norm an `affine`, a clip two
+`relu`, a maximum ``y + relu(x - y)``, a division ``mul`` with a ``reciprocal``, a sum a `mean` times its count, a layer
+norm `mean`, `sub`, `power`, `sqrt`, `reciprocal` and `mul`, nearest upsampling a `select`, linear upsampling a
+`linear` along each dimension, and a constant beside a value in a concatenation a `pad` and an `affine`.
 """
 
 from __future__ import annotations
@@ -40,6 +49,7 @@ __all__ = ["OPERATIONS", "compute"]
 Tensors = Mapping[str, Tensor]
 Attributes = Mapping[str, Any]
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 _MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
 
@@ -50,6 +60,12 @@ def _affine(x: Tensor, t: Tensors) -> Tensor:
 
 def _conv(x: Tensor, t: Tensors, a: Attributes) -> Tensor:
     return _CONV[len(a["stride"])](x, t["weight"], t.get("bias"), a["stride"], a["padding"], a["dilation"], a["groups"])
+
+
+def _conv_transpose(x: Tensor, t: Tensors, a: Attributes) -> Tensor:
+    padding, output_padding = a["padding"], a["output_padding"]
+    run = _CONV_TRANSPOSE[len(a["stride"])]
+    return run(x, t["weight"], t.get("bias"), a["stride"], padding, output_padding, a["groups"], a["dilation"])
 
 
 def _max_pool(x: Tensor, a: Attributes) -> Tensor:
@@ -63,14 +79,33 @@ def _pad(x: Tensor, a: Attributes) -> Tensor:
 OPERATIONS: dict[str, Callable[[Sequence[Tensor], Tensors, Attributes], Tensor]] = {
     "linear": lambda x, t, a: F.linear(x[0], t["weight"], t.get("bias")),
     "conv": lambda x, t, a: _conv(x[0], t, a),
+    "conv_transpose": lambda x, t, a: _conv_transpose(x[0], t, a),
     "affine": lambda x, t, a: _affine(x[0], t),
     "relu": lambda x, t, a: F.relu(x[0]),
     "leaky_relu": lambda x, t, a: F.leaky_relu(x[0], a["slope"]),
+    "elu": lambda x, t, a: F.elu(x[0], a["alpha"]),
+    "gelu": lambda x, t, a: F.gelu(x[0], approximate=a["approximate"]),
+    "power": lambda x, t, a: torch.pow(x[0], a["exponent"]),
     "sigmoid": lambda x, t, a: torch.sigmoid(x[0]),
     "tanh": lambda x, t, a: torch.tanh(x[0]),
+    "silu": lambda x, t, a: F.silu(x[0]),
+    # beyond the threshold it is x: exp(-40) is nothing even in float64
+    "softplus": lambda x, t, a: F.softplus(x[0], threshold=40.0),
+    "erf": lambda x, t, a: torch.erf(x[0]),
+    "exp": lambda x, t, a: torch.exp(x[0]),
+    "log": lambda x, t, a: torch.log(x[0]),
+    "sin": lambda x, t, a: torch.sin(x[0]),
+    "cos": lambda x, t, a: torch.cos(x[0]),
+    "sqrt": lambda x, t, a: torch.sqrt(x[0]),
+    "reciprocal": lambda x, t, a: torch.reciprocal(x[0]),
+    "abs": lambda x, t, a: torch.abs(x[0]),
+    "sign": lambda x, t, a: torch.sign(x[0]),
     "softmax": lambda x, t, a: torch.softmax(x[0], a["dim"] + 1),
     "add": lambda x, t, a: x[0] + x[1],
     "sub": lambda x, t, a: x[0] - x[1],
+    "mul": lambda x, t, a: x[0] * x[1],
+    "matmul": lambda x, t, a: torch.matmul(x[0], x[1]),
+    "embedding": lambda x, t, a: F.embedding(x[0].long(), t["weight"]),
     "reshape": lambda x, t, a: x[0].reshape(-1, *a["shape"]),
     "permute": lambda x, t, a: x[0].permute(0, *(d + 1 for d in a["dims"])),
     "select": lambda x, t, a: x[0].index_select(a["dim"] + 1, t["index"]),

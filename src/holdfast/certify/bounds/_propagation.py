@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from holdfast.certify.bounds._activations import Lines
+from holdfast.certify.bounds._deployment import run_error
 from holdfast.certify.bounds._operation import Operation, node_size
 from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
 from holdfast.certify.bounds._table import operation
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
-from holdfast.graph.model import Graph
+from holdfast.graph.model import Graph, Node
 
 __all__ = ["Propagation", "specification"]
 
@@ -51,6 +52,7 @@ class Propagation:
         self.operations: list[Operation | None] = [None, *(operation(n.op) for n in graph.nodes[1:])]
         self._consumers = graph.consumers()
         self._sizes: dict[int, Tensor] = {}
+        self._run_errors: dict[int, Tensor] = {}
         self._prepared: dict[int, Any] = {}
         self._separable, self._settled, self._affine = self._classify()
         # whether entries of a node, or increasing functions of them, are compared with each other in a max pool
@@ -99,6 +101,7 @@ class Propagation:
                     slack = gamma(self._terms(i)) * size
                     box = Box(box.lower - slack, box.upper + slack)
                     self._sizes[i] = norm(size, 1)
+            box = self._as_run(i, node, op, inputs, box)
             if known:
                 box = Box(torch.maximum(box.lower, known[i].lower), torch.minimum(box.upper, known[i].upper))
             self._prepared[i] = op.prepare(node, inputs)
@@ -107,6 +110,18 @@ class Propagation:
             if not self._settled[i] and refine(i):
                 self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {}, every)
                 self._settled[i] = every
+
+    def _as_run(self, i: int, node: Node, op: Operation, inputs: Sequence[Box], box: Box) -> Box:
+        """The box of a value with what the network's own arithmetic may add."""
+        if self.graph.deployed is None:
+            return box
+        with torch.no_grad():
+            shapes = [self.graph.nodes[j].shape for j in node.inputs]
+            error = run_error(node, op, inputs, shapes, box, self.graph.deployed)
+        if error is None:
+            return box
+        self._run_errors[i] = error = error.expand_as(box.lower)
+        return Box(box.lower - error, box.upper + error)
 
     def choices(self, i: int) -> dict[int, Tensor]:
         """The default lower slopes (n, \\*shape) of the activations that node ``i`` depends on."""
@@ -174,6 +189,9 @@ class Propagation:
             total = a.new_zeros(a.shape[:2]) if constant is None else torch.cat([constant, -constant])
             # the look-up is exact; what folding did to the weights is not
             slack = gamma(self._terms(i)) * self._sizes[i] if self.sound else 0.0
+            if i in self._run_errors:
+                run = self._run_errors[i].flatten(1).gather(1, chosen.T).T
+                total = total - torch.cat([run, run])
             least, negated = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, slopes).chunk(2)
         return least, -negated
 
@@ -235,6 +253,10 @@ class Propagation:
             else:
                 pulled, constant = op.pull(node, a, self._prepare(k, slopes))
                 slack = gamma(self._terms(k)) * norm(a, 2) * self._sizes[k] if k in self._sizes else 0.0
+                if k in self._run_errors:
+                    run = torch.einsum("snd,nd->sn", a.flatten(2).abs(), self._run_errors[k].flatten(1))
+                    total = total - run
+                    slack = slack + gamma(a[0, 0].numel() + 1) * run.detach()
                 for j, part in zip(node.inputs, pulled, strict=True):
                     if j in pending:
                         part = pending[j] + part

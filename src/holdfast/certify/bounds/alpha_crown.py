@@ -30,6 +30,7 @@ class AlphaCROWN(GraphCertifier):
     values before activations, shared by the entries of a box.
     """
 
+    deployable: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="alpha-CROWN",
         rows=("V10",),

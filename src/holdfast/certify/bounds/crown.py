@@ -28,6 +28,7 @@ class CROWN(GraphCertifier):
     (Boopathy et al. 2019, CNN-Cert) and branches of the graph add up (Xu et al. 2020, auto_LiRPA).
     """
 
+    deployable: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="CROWN",
         rows=("V07", "V15"),

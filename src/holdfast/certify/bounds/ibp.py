@@ -23,6 +23,7 @@ __all__ = ["IBP"]
 class IBP(GraphCertifier):
     """Boxes through every layer; the last linear layers are merged with the specification (Gowal et al. 2018)."""
 
+    deployable: ClassVar[bool] = True
     card: ClassVar[Card] = Card(
         title="IBP",
         rows=("V09",),
