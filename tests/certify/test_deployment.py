@@ -79,7 +79,9 @@ def test_a_margin_that_only_float32_loses_is_proved_in_real_numbers_alone() -> N
     """x_0 - 0.1 on [0.25, 0.75], computed as ``(x_0 + 2^30) - 2^30 - 0.1``: float32 gives -0.1."""
 
     def linear(weight: list[list[float]], bias: list[float], i: int) -> Node:
-        return Node("linear", (i,), (2,), {"weight": torch.tensor(weight).double(), "bias": torch.tensor(bias).double()})
+        return Node(
+            "linear", (i,), (2,), {"weight": torch.tensor(weight).double(), "bias": torch.tensor(bias).double()}
+        )
 
     nodes = (
         Node("input", (), (2,)),

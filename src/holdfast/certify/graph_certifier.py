@@ -44,7 +44,8 @@ class GraphCertifier(ABC):
     A method is one `bounds`; margins, certificates and radii follow from it. What is not a number certifies nothing.
 
     Attributes:
-        deployable: its bounds also account for the rounding of the network as it runs (`Graph.deployed`).
+        deployable: its bounds also account for the rounding of the network as it runs (`Graph.deployed`) and for
+            tolerances of its weights.
     """
 
     card: ClassVar[Card]
@@ -188,7 +189,7 @@ class GraphCertifier(ABC):
         Raises:
             UnsupportedError: the message names methods that can.
         """
-        if graph.deployed is not None and not self.deployable:
+        if not self.deployable and (graph.deployed is not None or any(node.tolerance for node in graph.nodes)):
             raise UnsupportedError(
-                f"{self.card.title} bounds f in real numbers only; for f as it runs use crown, alpha_crown or ibp"
+                f"{self.card.title} bounds f in real numbers and with exact weights only; use crown, alpha_crown or ibp"
             )

@@ -25,6 +25,7 @@ _HOUSES = (
     ("shared attack", "attacks/evasion/transfer/substitute.py"),
     ("semantic attack", "attacks/evasion/semantic"),
     ("attack", "attacks/evasion"),
+    ("set certifier", "certify/sets"),
     ("certifier", "certify"),
     ("defence", "defences"),
 )

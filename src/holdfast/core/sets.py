@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import inf
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from torch import Tensor
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Norm
 
-__all__ = ["LpBall", "PerturbationSet"]
+__all__ = ["AffineImage", "LpBall", "PerturbationSet"]
 
 
 class PerturbationSet(ABC):
@@ -138,3 +139,50 @@ class LpBall(PerturbationSet):
             "masked": self.mask is not None,
             "grid": None if self.grid is None else str(self.grid),
         }
+
+
+@dataclass(frozen=True)
+class AffineImage(LpBall):
+    """``{centre + sum_k t_k generators_k + e : |t_k| <= 1, |e| <= slack}`` inside the box lower..upper.
+
+    Few parameters move all features together, as a rotation does. Who only knows balls sees the box, which holds the set.
+
+    Attributes:
+        centre: (n, \\*features) float64.
+        generators: (n, k, \\*features) float64.
+        slack: (n, \\*features) float64, at least 0.
+
+    Example:
+        >>> image = AffineImage.of(torch.zeros(1, 2), torch.tensor([[[1.0, -1.0]]]), torch.zeros(1, 2))
+        >>> image.lower.round(decimals=6).tolist(), image.upper.round(decimals=6).tolist()
+        ([[-1.0, -1.0]], [[1.0, 1.0]])
+    """
+
+    centre: Tensor = field(kw_only=True)
+    generators: Tensor = field(kw_only=True)
+    slack: Tensor = field(kw_only=True)
+
+    @classmethod
+    def of(cls, centre: Tensor, generators: Tensor, slack: Tensor, low: float = -inf, high: float = inf) -> AffineImage:
+        """The set with the smallest box around it, cut to [low, high]."""
+        centre, generators, slack = centre.double(), generators.double(), slack.double()
+        # the sums of the box round: a few units outward
+        reach = (generators.abs().sum(1) + slack) * (1 + 1e-14 * (generators.shape[1] + 2)) + 1e-15 * centre.abs()
+        eps = torch.full((len(centre),), inf, dtype=torch.float64, device=centre.device)
+        return cls(
+            Norm.LINF, eps, (centre - reach).clamp(low, high), (centre + reach).clamp(low, high),
+            centre=centre, generators=generators, slack=slack,
+        )  # fmt: skip
+
+    def select(self, rows: Tensor) -> AffineImage:  # noqa: D102
+        box = super().select(rows)
+        return replace(
+            self, eps=box.eps, lower=box.lower, upper=box.upper,
+            centre=self.centre[rows], generators=self.generators[rows], slack=self.slack[rows],
+        )  # fmt: skip
+
+    def join(self, other: LpBall) -> AffineImage:  # noqa: D102
+        raise UsageError("affine images are not joined")
+
+    def describe(self) -> dict[str, object]:  # noqa: D102
+        return {**super().describe(), "set": "affine-image", "parameters": self.generators.shape[1]}

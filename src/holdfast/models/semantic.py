@@ -29,6 +29,7 @@ __all__ = [
     "HueSaturation",
     "ImageTransform",
     "Lifted",
+    "Lightness",
     "RotationTranslation",
     "Transform",
     "from_hsv",
@@ -183,6 +184,36 @@ class HueSaturation(ImageTransform):
         return from_hsv(hue, saturation, value)
 
 
+class Lightness(ImageTransform):
+    """One shift of the lightness of HSL for all pixels, hue and saturation kept (Mohapatra et al. 2020).
+
+    Example:
+        >>> half = torch.tensor([1.0, 0.5, 0.5]).view(1, 3, 1, 1)
+        >>> [round(v, 5) for v in Lightness(0.25)(half, torch.tensor([[-1.0]])).flatten().tolist()]
+        [1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, lightness: float = 0.2) -> None:
+        """Args:
+        lightness: largest shift to either side; 1 reaches from black to white.
+        """
+        super().__init__(Axis("lightness", "shift", lightness))
+
+    def check(self, shape: Sequence[int]) -> None:  # noqa: D102
+        super().check(shape)
+        if shape[0] != 3:
+            raise UnsupportedError(f"lightness needs colour images of 3 channels (RGB); these have {shape[0]}")
+
+    def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+        most, least = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+        chroma, lightness = most - least, (most + least) / 2
+        full = 1 - (2 * lightness - 1).abs()
+        saturation = torch.where(full > 0, chroma / torch.where(full > 0, full, 1.0), torch.zeros_like(chroma))
+        place = torch.where(chroma > 0, (x - least) / torch.where(chroma > 0, chroma, 1.0), torch.zeros_like(x))
+        lightness = (lightness + values["lightness"].unsqueeze(1)).clamp(0, 1)
+        return lightness + saturation * (1 - (2 * lightness - 1).abs()) * (place - 0.5)
+
+
 class BrightnessContrast(ImageTransform):
     """``clip((1 + contrast) x + brightness)`` for all pixels.
 
@@ -228,16 +259,27 @@ class RotationTranslation(ImageTransform):
             Axis("down", "pixels", translation * height),
         )
 
-    def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    def source(self, x: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Where each pixel comes from: the shift and the rotation undone, in pixels from the middle, the second axis down.
+
+        Args:
+            x: images (n, C, H, W).
+            values: see `change`.
+
+        Returns:
+            Two tensors (n, H, W).
+        """
         height, width = x.shape[2:]
         none = x.new_zeros(len(x), 1, 1)
         angle = values.get("rotation", none) * (pi / 180)
         across = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2 - values.get("right", none)
         along = torch.arange(height, device=x.device, dtype=x.dtype) - (height - 1) / 2
         along = along.view(1, -1, 1) - values.get("down", none)
-        # Where each pixel comes from: the shift and the rotation undone, in pixels from the middle, the second axis down.
-        source_x = across * angle.cos() - along * angle.sin()
-        source_y = across * angle.sin() + along * angle.cos()
+        return across * angle.cos() - along * angle.sin(), across * angle.sin() + along * angle.cos()
+
+    def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+        height, width = x.shape[2:]
+        source_x, source_y = self.source(x, values)
         grid = torch.stack([2 * source_x / width, 2 * source_y / height], -1)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

@@ -14,6 +14,7 @@ Set-up arithmetic that was folded (a batch norm's scale and shift) takes part wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from holdfast.certify.bounds._region import Box
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 
-__all__ = ["roundoff", "run_error"]
+__all__ = ["roundoff", "run_error", "weight_error"]
 
 _EXACT = frozenset(
     ("relu", "reshape", "permute", "select", "pad", "concat", "max_pool", "abs", "sign", "constant", "embedding")
@@ -79,6 +80,21 @@ def run_error(
     if u > accumulated:
         error = error + 2.02 * u * (size + output.magnitude)
     return error + _HIDDEN
+
+
+def weight_error(node: Node, op: Operation, inputs: Sequence[Box], output: Box) -> Tensor:
+    """How far a value may move when the node's tensors move within their tolerance, (n, \\*shape).
+
+    For ``W x + b`` that is ``T |x| + t``: exact where x is a point, since the rows of W move independently (Weng et al.
+    2020, section 3). Differentiable.
+
+    Raises:
+        UnsupportedError: not a linear operation.
+    """
+    size = op.size(replace(node, tensors=node.tolerance), inputs, output) if op.linear else None
+    if size is None:
+        raise UnsupportedError(f"'{node.op}' has no weights that could have a tolerance")
+    return size.expand_as(output.lower) * (1 + 1e-12 * node_size(size.shape[1:]))
 
 
 def _terms(node: Node, shapes: Sequence[tuple[int, ...]]) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import UsageError
-from holdfast.core.sets import LpBall
+from holdfast.core.sets import AffineImage, LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.distance import vector_norm
 
@@ -73,6 +73,7 @@ class Region:
 
     The sample itself always belongs to it. Linf in a box is a box; for l1, l2 and l0 a linear function is minimised
     over ball and box together, through the Lagrangian dual at a multiplier near the best one (any multiplier is sound).
+    Over an affine image it is minimised over the parameters, or over the box where that gives more.
 
     Args:
         ball: the set; its grid is ignored, which only makes the region larger.
@@ -81,6 +82,7 @@ class Region:
 
     Attributes:
         box: the smallest box around the region.
+        independent: every feature ranges over its interval whatever the others do.
 
     Raises:
         UsageError: the ball is for another number of samples.
@@ -90,6 +92,12 @@ class Region:
         if len(ball.eps) != len(x):
             raise UsageError(f"the set has {len(ball.eps)} radii for {len(x)} samples")
         self.norm = ball.norm
+        self.independent = ball.norm is Norm.LINF and not isinstance(ball, AffineImage)
+        self._image = (
+            (ball.centre.to(dtype), ball.generators.to(dtype).flatten(2), ball.slack.to(dtype).flatten(1))
+            if isinstance(ball, AffineImage)
+            else None
+        )
         self.x = x.detach().to(dtype)
         far = torch.full((), torch.inf, dtype=dtype, device=x.device)
         # one unit up: also covers the rational number that eps was rounded from
@@ -113,6 +121,8 @@ class Region:
         Returns:
             A lower bound of it (rows, n), exact up to rounding for linf, l1 and l0, and a bound on its rounding error.
         """
+        if self._image is not None:
+            return self._image_minimum(a, *self._image)
         if self.norm is Norm.LINF:
             return box_minimum(a, self.box)
         a = a.flatten(2)
@@ -121,6 +131,17 @@ class Region:
         value = torch.einsum("snd,nd->sn", a, self.x.flatten(1)) - gain
         size = norm(a, 2) * norm(self.x.flatten(1).abs() + self._widest, 1) + price
         return value, gamma(2 * a.shape[2] + 16) * size
+
+    def _image_minimum(self, a: Tensor, centre: Tensor, generators: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+        """``<a, centre> - sum |<a, generators>| - <|a|, slack>``, or the least over the box if that is larger."""
+        least, error = box_minimum(a, self.box)
+        a, centre = a.flatten(2), centre.flatten(1)
+        moved = torch.einsum("snd,nkd->snk", a, generators).abs().sum(2)
+        value = torch.einsum("snd,nd->sn", a, centre) - moved - torch.einsum("snd,nd->sn", a.abs(), slack)
+        size = norm(centre.abs() + generators.abs().sum(1) + slack, 1)
+        slip = gamma(a.shape[2] + generators.shape[1] + 8) * norm(a, 2) * size
+        better = value - slip > least - error
+        return torch.where(better, value, least), torch.where(better, slip, error)
 
     def _gain_l1(self, a: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
         """max <|a|, d> for 0 <= d <= extent, sum d <= eps: ``eps t + sum (|a| - t)+ extent`` at the best t."""
