@@ -84,3 +84,18 @@ def test_a_detector_in_the_loop(holdfast, on, tmp_path: Path) -> None:
         return json.loads(said.out)["broken"]
 
     assert broken("--set", "loss=joint") > broken()
+
+
+def test_scalability_measures_every_verifier_on_every_network(holdfast, tmp_path: Path) -> None:
+    said = holdfast("study", "scalability", "--method", "ibp,crown", "--depth", "1,2", "--width", "16", "--side", "8",
+                    "--samples", 2, "--out", tmp_path, "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    rows = json.loads(said.out)["rows"]
+    assert [(r["axis"], r["size"], r["method"]) for r in rows] == [
+        (a, s, m) for a, s in (("depth", 1), ("depth", 2), ("width", 16), ("side", 8)) for m in ("ibp", "crown")
+    ]
+    for loose, tight in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < loose["radius"] <= tight["radius"] * 1.05  # of two searches with a tolerance
+        assert -1e-9 <= tight["gap"] <= loose["gap"] + 0.05 <= 1.05
+    assert "<svg" in (tmp_path / "scalability.html").read_text()
+    assert "graph certifiers" in holdfast("study", "scalability", "--method", "pgd", "--out", tmp_path).err

@@ -1,8 +1,12 @@
-"""``holdfast certify``: certified radii by one method or several."""
+"""``holdfast certify``: certified radii by one method or several, and certificates over other sets."""
 
 from __future__ import annotations
 
-from time import perf_counter
+import shlex
+import sys
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,18 +14,39 @@ import typer
 from holdfast.cli import options as o
 from holdfast.cli.console import Stages, note, progress, say_json, table
 from holdfast.cli.opening import opened
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import ContradictionError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.audit.context import Context
-    from holdfast.core.verdict import Certificate
+    from holdfast.audit.radii import Column
 
-__all__ = ["certify"]
+__all__ = ["Deployed", "certify"]
+
+
+class DeployedName(StrEnum):
+    """Types in whose arithmetic a model may be proved."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+Deployed = Annotated[
+    DeployedName | None,
+    typer.Option(
+        help="Prove the model as it runs in this type, in any order of summation.", show_default="real numbers"
+    ),
+]
 
 
 def certify(
     names: Annotated[
-        list[str], typer.Argument(help="Names of certifiers; see: holdfast methods.", metavar="METHOD...")
+        list[str],
+        typer.Argument(
+            help="Names of certifiers, side by side; 'all' for every one of graphs and CLEVER. See: holdfast methods.",
+            metavar="METHOD...",
+        ),
     ],
     out: o.Out,
     model: o.Model = None,
@@ -33,6 +58,11 @@ def certify(
     norm: o.NormName = None,
     eps: o.Eps = None,
     radius_max: o.RadiusMax = None,
+    deployed: Deployed = None,
+    attack: Annotated[
+        str | None,
+        typer.Option(help="An attack whose distances stand beside the radii, from above.", metavar="NAME"),
+    ] = None,
     set_: o.Set = None,
     seed: o.Seed = None,
     device: o.Device = None,
@@ -40,79 +70,194 @@ def certify(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Find the largest radius that each method certifies, sample by sample."""
-    import numpy as np
+    """Find the largest radius that each method certifies, sample by sample; or a range of weights, patches, rotations.
 
-    from holdfast.core.registry import method
+    Example: holdfast certify ibp crown clever --attack fmn --model m.onnx --data test.npz --eps 8/255 --out runs/radii
+    """  # fmt: skip
+    from holdfast.certify.set_certifier import SetCertifier
 
-    kinds = [method(name) for name in names]
     context = opened(
         out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
         norm=norm, eps=eps, radius_max=radius_max, seed=seed, device=device,
     )  # fmt: skip
-    size = float(context.plan.exact_eps)
-    answers: list[dict[str, Any]] = []
+    tools = _tools(_chosen(names, context), set_)
     out.mkdir(parents=True, exist_ok=True)
-    with progress() as tell:
-        for name, kind in zip(names, kinds, strict=True):
-            values, start = o.assignments(set_, kind), perf_counter()
-            found = _certificates(context, kind, name, values, tell)
-            radius = np.array([np.nan if c is None else c.radius for c in found])
-            np.savez(out / f"{name}.npz", id=np.arange(len(radius)), y=context.data.y.numpy(), radius=radius)
-            first = next((c for c in found if c is not None), None)
-            answers.append(
-                {
-                    "method": name, "norm": str(context.plan.norm), "eps": context.plan.eps, "samples": len(found),
-                    "guarantee": str(kind.card.guarantee), "alpha": None if first is None else first.alpha,
-                    "at_eps": float((np.nan_to_num(radius, nan=-1.0) >= size).mean()),
-                    "median_radius": float(np.median(np.nan_to_num(radius))),
-                    "largest_radius": float(np.nan_to_num(radius).max()),
-                    "none": int(np.isnan(radius).sum()), "seconds": round(perf_counter() - start, 3),
-                    "arithmetic": "" if first is None else first.arithmetic, "subject": context.subject.sha256,
-                }
-            )  # fmt: skip
+    ranges = {name: tool for name, tool in tools.items() if isinstance(tool, SetCertifier)}
+    if ranges:
+        if len(ranges) < len(tools) or attack or deployed:
+            raise UsageError(
+                f"{', '.join(ranges)} certify no radius of inputs: run them alone, without --attack and --deployed"
+            )
+        _ranges(context, ranges, out, format_)
+        return
+    columns = _columns(context, tools, deployed, attack)
+    answers = [_save(context, c, out) for c in columns]
+    _page(context, columns, out)
     if format_ is o.FormatName.JSON:
         say_json(answers)
     else:
-        share = (
-            "estimated >= eps"
-            if all(a["guarantee"] == "estimate" for a in answers)
-            else f"certified at {answers[0]['eps']}"
-        )
-        table(
-            ("method", "guarantee", share, "median radius", "largest", "no certificate", "seconds"),
-            [
-                (a["method"], a["guarantee"], f"{a['at_eps']:.1%}", f"{a['median_radius']:.4g}",
-                 f"{a['largest_radius']:.4g}", a["none"], a["seconds"])
-                for a in answers
-            ],
-        )  # fmt: skip
-    note(f"radii of each sample: {', '.join(str(out / (name + '.npz')) for name in names)}")
+        _show(answers)
+    note(f"radii of each sample: {out / 'radii.csv'}; curves: {out / 'radii.html'}")
+    _refuse_crossings(columns)
 
 
-def _certificates(
-    context: Context, kind: Any, name: str, values: dict[str, Any], tell: Stages
-) -> list[Certificate | None]:
+def _chosen(names: list[str], context: Context) -> list[str]:
+    if names != ["all"]:
+        return names
+    from holdfast.certify.graph_certifier import GraphCertifier
+    from holdfast.certify.solver import Solver
+    from holdfast.core.registry import method
+    from holdfast.core.registry import names as registered
+
+    def asked(name: str) -> bool:
+        kind = method(name)
+        listed = issubclass(kind, GraphCertifier) and not issubclass(kind, Solver)
+        return (listed or name == "clever") and context.plan.norm in kind.card.norms  # type: ignore[attr-defined]
+
+    return [name for name in registered("certifier") if asked(name)]
+
+
+def _tools(names: list[str], set_: list[str] | None) -> dict[str, Any]:
+    """The methods with what ``--set`` gives them; a parameter must belong to one of them at least."""
+    from holdfast.core.cards import parameters_of
+    from holdfast.core.registry import method
+
+    kinds = {name.replace("-", "_"): method(name) for name in names}
+    owned = {name: {p.name for p in parameters_of(kind)} for name, kind in kinds.items()}
+    found: dict[str, Any] = {}
+    for name, kind in kinds.items():
+        mine = [s for s in set_ or () if s.partition("=")[0] in owned[name] or not any(
+            s.partition("=")[0] in other for other in owned.values())]  # fmt: skip
+        found[name] = kind(**o.assignments(mine, kind))
+    return found
+
+
+def _columns(
+    context: Context, tools: dict[str, Any], deployed: DeployedName | None, attack: str | None
+) -> list[Column]:
     import torch
 
-    from holdfast.certify.graph_certifier import GraphCertifier
-    from holdfast.certify.oracle_certifier import ModuleAsk, OracleCertifier
+    from holdfast.attacks.attack import Attack
+    from holdfast.audit.radii import certified, distances
+    from holdfast.core.errors import UnsupportedError
+    from holdfast.core.registry import method
 
-    plan, n = context.plan, len(context.data)
-    limit = float(plan.largest_radius)
-    if issubclass(kind, GraphCertifier):
-        tool, found = kind(**values), []
-        for ids in torch.arange(n).split(tool.batch):
-            part = context.problem(ids.numpy())
-            found += tool.certificates(context.graph, part.x, part.y, part.set, limit)
-            tell(name, len(found), n)
-        return found
-    if issubclass(kind, OracleCertifier):
-        if not isinstance(context.model, torch.nn.Module):
-            raise UsageError(f"{name} needs the model itself, not a prediction API")
-        part = context.problem(torch.arange(n).numpy())
-        return kind(**values).certify(
-            ModuleAsk(context.model.eval()), part.x, part.y, part.ids.tolist(), plan.seed, norm=plan.norm,
-            radius_max=limit, progress=lambda done: tell(name, done, n),
-        )  # fmt: skip
-    raise UsageError(f"{name} is no certifier; 'holdfast methods {name}' says what it is")
+    columns: list[Column] = []
+    with progress() as tell:
+        for name, tool in tools.items():
+            try:
+                kind = None if deployed is None else getattr(torch, str(deployed))
+                columns.append(certified(context, name, tool, _told(tell), deployed=kind))
+            except UnsupportedError as refusal:
+                if len(tools) == 1:
+                    raise
+                note(f"{name} is left out: {refusal}")
+        if not columns:
+            raise UsageError("none of the methods serves this model and norm; see the notes above")
+        if attack:
+            kind = method(attack)
+            if not issubclass(kind, Attack):
+                raise UsageError(f"{attack} is no attack; 'holdfast methods {attack}' says what it is")
+            columns.append(distances(context, attack, kind(), _told(tell)))
+    return columns
+
+
+def _told(tell: Stages) -> Any:
+    return lambda name, done, of: tell(name, done, of)
+
+
+def _save(context: Context, column: Column, out: Path) -> dict[str, Any]:
+    import numpy as np
+
+    values: dict[str, Any] = {"id": np.arange(len(column.radius)), "y": context.data.y.numpy(), "radius": column.radius}
+    if column.fit is not None:
+        values["fit"] = column.fit
+    np.savez(out / f"{column.name}.npz", **values)
+    at_eps = column.at_least(float(context.plan.exact_eps))
+    threat = {"norm": str(context.plan.norm), "eps": context.plan.eps, "at_eps": at_eps}
+    return {**column.as_dict(), **threat, "subject": context.subject.sha256}
+
+
+def _page(context: Context, columns: list[Column], out: Path) -> None:
+    import csv
+    from io import StringIO
+
+    from holdfast.core.files import write_whole
+    from holdfast.report.radii import render
+
+    text, labels = StringIO(), [int(y) for y in context.data.y]
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["id", "label", *(c.name for c in columns)])
+    rows.writerows([i, y, *(float(c.radius[i]) for c in columns)] for i, y in enumerate(labels))
+    write_whole(out / "radii.csv", text.getvalue())
+    about = f"{context.source}, {context.data.name}"
+    page = render(
+        columns, labels, norm=str(context.plan.norm), eps=float(context.plan.exact_eps), about=about,
+        command=shlex.join(["holdfast", *sys.argv[1:]]),
+    )  # fmt: skip
+    write_whole(out / "radii.html", page)
+
+
+def _show(answers: list[dict[str, Any]]) -> None:
+    estimates = all(a["guarantee"] == "estimate" for a in answers)
+    share = "estimated >= eps" if estimates else f"certified at {answers[0]['eps']}"
+    fitted = any("fit_rejected" in a for a in answers)
+    table(
+        ("method", "guarantee", share, "median radius", "largest", "none", "seconds", *(["fit rejected"] if fitted else [])),
+        [
+            (a["method"], "upper bound" if a["guarantee"] == "witness" else a["guarantee"], f"{a['at_eps']:.1%}",
+             f"{a['median_radius']:.4g}", f"{a['largest_radius']:.4g}", a["none"], a["seconds"],
+             *([f"{a['fit_rejected']:.0%} at 5 %" if "fit_rejected" in a else ""] if fitted else []))
+            for a in answers
+        ],
+    )  # fmt: skip
+    for words in dict.fromkeys(a["arithmetic"] for a in answers if a["arithmetic"]):
+        note(f"proved: {words}")
+
+
+def _refuse_crossings(columns: list[Column]) -> None:
+    from holdfast.audit.radii import crossings
+
+    for low, up, i in crossings(columns):
+        raise ContradictionError(
+            f"sample {i} is proved by {low} beyond the distance at which {up} breaks it; report it"
+        )
+
+
+def _ranges(context: Context, tools: dict[str, Any], out: Path, format_: o.FormatName) -> None:
+    """Certificates over weights, patches, semantic changes."""
+    import json
+
+    import numpy as np
+
+    from holdfast.core.files import write_whole
+
+    part, answers = context.problem(np.arange(len(context.data))), []
+    with progress() as tell:
+        for name, tool in tools.items():
+            n = len(part)
+            found = tool.certify(context.graph, part.x, part.y, lambda done, name=name, n=n: tell(name, done, n))
+            known = [r for r in found if r is not None]
+            high = [r.high for r in known]
+            answers.append(
+                {
+                    "method": name, "unit": known[0].unit if known else "", "samples": n, "right": len(known),
+                    "whole": sum(r.whole for r in known), "median_reach": float(np.median(high)) if high else 0.0,
+                    "largest_reach": max(high, default=0.0), "arithmetic": known[0].arithmetic if known else "",
+                    "subject": context.subject.sha256,
+                    "ranges": [None if r is None else {k: v for k, v in asdict(r).items() if k != "arithmetic"} for r in found],
+                }
+            )  # fmt: skip
+            write_whole(out / f"{name}.json", json.dumps(answers[-1], indent=1))
+    if format_ is o.FormatName.JSON:
+        say_json(answers)
+        return
+    table(
+        ("method", "unit", "whole range proved", "median reach", "largest", "wrong as they are"),
+        [
+            (a["method"], a["unit"], f"{a['whole']} of {a['samples']}", f"{a['median_reach']:.4g}",
+             f"{a['largest_reach']:.4g}", a["samples"] - a["right"])
+            for a in answers
+        ],
+    )  # fmt: skip
+    note(f"ranges of each sample: {', '.join(str(out / (name + '.json')) for name in tools)}")

@@ -128,7 +128,8 @@ def shown(name: str, of: str, norms: list[str], access: str | None) -> str:
         given += " --surrogate runs/demo/after.safetensors --surrogate-arch holdfast.models.zoo:digits_cnn"
     if of == "shared attack":
         given = f"--train-data digits:train {given}"
-    verb = f"attack {name}" if of.endswith("attack") else {"certifier": f"certify {name}", "defence": "harden"}[of]
+    verbs = {"attack": f"attack {name}", "certifier": f"certify {name}", "defence": "harden"}
+    verb = verbs[of.rsplit(" ", 1)[-1]]  # the particular kinds are named after the general
     return f"holdfast {verb} {model} {given} --out /tmp/{name}"
 
 

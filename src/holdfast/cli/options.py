@@ -245,7 +245,8 @@ def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:
         if name not in known:
             raise UsageError(f"{method.__name__} has no parameter '{name}'. {did_you_mean(name, known)}")
         try:
-            found[name] = TypeAdapter(hints[name]).validate_python(None if text.lower() == "none" else text)
+            given = text.split(",") if "tuple" in str(hints[name]) else text
+            found[name] = TypeAdapter(hints[name]).validate_python(None if text.lower() == "none" else given)
         except ValidationError as error:
             raise UsageError(f"--set {pair}: {error.errors()[0]['msg'].lower()}") from None
         except PydanticSchemaGenerationError:

@@ -64,6 +64,7 @@ class Certificate:
         method: name of the certifier.
         arithmetic: for SOUND, the arithmetic in which it holds, for example ``real numbers, bounds in float64``.
         alpha: for PROBABILISTIC, the chance that it is wrong.
+        fit: for an ESTIMATE by a fitted distribution, the p-value of the fit: small for a bad one.
     """
 
     radius: float
@@ -71,6 +72,7 @@ class Certificate:
     method: str
     arithmetic: str = ""
     alpha: float | None = None
+    fit: float | None = None
 
 
 @dataclass(frozen=True)

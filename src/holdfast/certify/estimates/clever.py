@@ -105,7 +105,7 @@ class Clever(OracleCertifier):
         found: list[Certificate | None] = []
         for i in range(len(x)):
             e = self.estimates(ask, x[i : i + 1], y[i : i + 1], ids[i : i + 1], seed, norm, radius_max)[0]
-            found.append(None if e is None else Certificate(e.radius, Guarantee.ESTIMATE, "clever"))
+            found.append(None if e is None else Certificate(e.radius, Guarantee.ESTIMATE, "clever", fit=e.ks_p))
             progress(i + 1)
         return found
 

@@ -1,0 +1,55 @@
+"""What verifiers cost and reach as networks grow, as a page of small charts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log10
+
+from markupsafe import Markup
+
+from holdfast.audit.scalability import Measured, Scalability
+from holdfast.report.draw import Plot, legend
+from holdfast.report.markup import tag
+from holdfast.report.page import fill
+
+__all__ = ["render"]
+
+_AXES = {"depth": "hidden layers", "width": "neurons a layer", "side": "pixels a side"}
+_LEAST = 1e-3
+
+
+def render(found: Scalability, command: str = "") -> str:
+    """The page: for each thing that was varied, CPU seconds on a logarithmic axis and the gap to the attack."""
+    axes = [axis for axis in _AXES if any(r.axis == axis for r in found.rows)]
+    charts = [(_AXES[a], _chart(found, a, _cost, "CPU seconds a sample"), _chart(found, a, _gap, "gap")) for a in axes]
+    return fill("scalability.html", s=found, charts=charts, command=command)
+
+
+def _cost(row: Measured) -> float:
+    return max(row.seconds, _LEAST)
+
+
+def _gap(row: Measured) -> float:
+    return row.gap
+
+
+def _chart(found: Scalability, axis: str, value: Callable[[Measured], float], label: str) -> Markup:
+    rows = [r for r in found.rows if r.axis == axis]
+    sizes = sorted({r.size for r in rows})
+    logarithmic = value is _cost
+    top = max(value(r) for r in rows)
+    span = (log10(_LEAST), max(log10(top), log10(_LEAST) + 1)) if logarithmic else (0.0, 1.0)
+    plot = Plot((float(sizes[0]), float(sizes[-1])), span, width=460, height=280, warp=log10)
+    ticks = [(float(s), str(s)) for s in sizes]
+    if logarithmic:
+        plot.axes(ticks, _AXES[axis], label, lambda power: f"{10**power:.3g}")
+    else:
+        plot.axes(ticks, _AXES[axis], label)
+    methods = list(dict.fromkeys(r.method for r in found.rows))
+    for k, name in enumerate(methods):
+        points = [(float(r.size), log10(value(r)) if logarithmic else value(r)) for r in rows if r.method == name]
+        plot.line(points, f"series s{k % 8}")
+        for (x, y), r in zip(points, (r for r in rows if r.method == name), strict=True):
+            plot.dot(x, y, f"dot series s{k % 8}", f"{name}, {axis} {r.size}: {r.seconds:.3g} s, gap {r.gap:.0%}", 3.5)
+    keys = [(f"line series s{k % 8}", name) for k, name in enumerate(methods)]
+    return tag("figure", legend(keys), tag("div", plot.render(f"{label} against {_AXES[axis]}"), class_="scroll"))
