@@ -1,7 +1,7 @@
 """Builds a graph node by node; both readers (`capture`, `onnx`) speak to this one builder.
 
 A value is an int (the position of a node) or a tensor (a constant). Operations of constants never get here: readers
-fold them by computing them.
+fold them by computing them. What several operations make together stands in `compose`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.model import Graph, Node
-from holdfast.graph.ops import compute
+from holdfast.graph.ops import broadcast, compute, shape_of
 from holdfast.graph.simplify import simplify
 
 __all__ = ["Builder", "Value"]
@@ -29,12 +29,17 @@ class Builder:
         shape: shape of one input sample.
         dtype: the type in which the model runs.
         device: where the constants shall lie.
+        lead: how many dimensions stand before the features in the constants and axes of the model: 1 (the batch), or 0
+            where the model is read for one sample and every dimension is a feature.
     """
 
-    def __init__(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu", lead: int = 1
+    ) -> None:
         self.nodes: list[Node] = [Node("input", (), tuple(shape))]
         self.dtype = dtype
         self.device = device
+        self.lead = lead
 
     def finish(self, output: Value) -> Graph:
         """The simplified graph that ends in ``output``.
@@ -57,13 +62,9 @@ class Builder:
         tensors: Mapping[str, Tensor] | None = None,
         attributes: Mapping[str, Any] | None = None,
     ) -> int:
-        """Appends a node; its shape is found by running it on tensors without storage."""
+        """Appends a node."""
         tensors, attributes = tensors or {}, attributes or {}
-        blanks = [torch.empty(2, *self.shape(i), device="meta") for i in inputs]
-        constants = {
-            k: t.to("meta", torch.float32 if t.is_floating_point() else None) for k, t in tensors.items() if k != "size"
-        }
-        shape = tuple(compute(op, blanks, constants, attributes).shape[1:])
+        shape = shape_of(op, [self.shape(i) for i in inputs], tensors, attributes)
         held = {k: t.to(self.device) for k, t in tensors.items()}
         self.nodes.append(Node(op, tuple(inputs), shape, held, dict(attributes)))
         return len(self.nodes) - 1
@@ -87,51 +88,101 @@ class Builder:
             constant = constant[0]
         return constant.reshape((1,) * (rank - constant.ndim) + tuple(constant.shape))
 
+    def meet(self, x: int, constant: Tensor) -> tuple[int, Tensor]:
+        """A node and a constant with equally many dimensions, the node enlarged to what broadcasting gives."""
+        shape = self.shape(x)
+        if not self.lead and constant.ndim > len(shape):
+            x = self.reshape(x, (1,) * (constant.ndim - len(shape)) + shape)
+        constant = self.feature_constant(constant, len(self.shape(x)))
+        return self.expand(x, broadcast(self.shape(x), constant.shape)), constant
+
+    def meet_node(self, x: int, y: int) -> tuple[int, int]:
+        """Two nodes enlarged to what broadcasting gives."""
+        first, second = self.shape(x), self.shape(y)
+        if self.lead and len(first) != len(second):
+            raise UnsupportedError(f"two values of shapes {first} and {second}: it mixes the batch with the features")
+        shape = broadcast(first, second)
+        return self.expand(x, shape), self.expand(y, shape)
+
+    def expand(self, x: int, shape: Sequence[int]) -> int:
+        """The value repeated along its dimensions of size 1; new dimensions come first."""
+        x = self.reshape(x, (1,) * (len(shape) - len(self.shape(x))) + self.shape(x))
+        for dim, (own, size) in enumerate(zip(self.shape(x), shape, strict=True)):
+            if own != size:
+                x = self.select(x, dim, torch.zeros(size, dtype=torch.int64))
+        return x
+
     def affine(self, x: int, scale: Tensor | float | None = None, shift: Tensor | float | None = None) -> int:
-        """``x * scale + shift`` with constants; a constant that makes the value larger is not supported."""
-        rank = len(self.shape(x))
+        """``x * scale + shift`` with constants; one that is larger than the value makes the value larger."""
         tensors: dict[str, Tensor] = {}
         for key, value in (("scale", scale), ("shift", shift)):
             if value is not None:
                 value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
-                tensors[key] = self.feature_constant(value.to(torch.promote_types(value.dtype, self.dtype)), rank)
-        y = self.add_node("affine", [x], tensors)
-        if self.shape(y) != self.shape(x):
-            raise UnsupportedError(f"a constant that turns {self.shape(x)} into {self.shape(y)} by broadcasting")
-        return y
+                if not torch.isfinite(value).all():
+                    raise UnsupportedError("a constant that is infinite or no number")
+                x, tensors[key] = self.meet(x, value.to(torch.promote_types(value.dtype, self.dtype)))
+        rank = len(self.shape(x))
+        tensors = {k: t.reshape((1,) * (rank - t.ndim) + tuple(t.shape)) for k, t in tensors.items()}
+        return self.add_node("affine", [x], tensors)
 
     def add(self, x: Value, y: Value, sign: float = 1.0) -> Value:
         """``x + sign * y``."""
         if isinstance(x, int) and isinstance(y, int):
-            same = self.shape(x) == self.shape(y)
-            if not same:
-                raise UnsupportedError(f"adding values of shapes {self.shape(x)} and {self.shape(y)}")
-            return self.add_node("add" if sign > 0 else "sub", [x, y])
+            if abs(sign) != 1:
+                return self.add(x, self.affine(y, scale=sign))
+            return self.add_node("add" if sign > 0 else "sub", self.meet_node(x, y))
         if isinstance(x, int):
             return self.affine(x, shift=y * sign)
         if isinstance(y, int):
-            return self.affine(y, scale=None if sign > 0 else -1.0, shift=x)
+            return self.affine(y, scale=None if sign == 1 else sign, shift=x)
         return x + sign * y
 
     def multiply(self, x: Value, y: Value) -> Value:
-        """``x * y`` with at most one of them a node."""
+        """``x * y``."""
         if isinstance(x, int) and isinstance(y, int):
-            raise UnsupportedError("the product of two values that both depend on the input")
+            return self.power(x, 2.0) if x == y else self.add_node("mul", self.meet_node(x, y))
         if isinstance(x, int):
             return self.affine(x, scale=y)
         return self.affine(y, scale=x) if isinstance(y, int) else x * y
 
     def divide(self, x: Value, y: Value) -> Value:
-        """``x / y`` with a constant y."""
+        """``x / y``."""
         if isinstance(y, int):
-            raise UnsupportedError("division by a value that depends on the input")
+            return self.multiply(x, self.unary("reciprocal", y))
         # the quotient of the real network is 1 / y, which float32 would miss by 6e-8
         inverse = 1.0 / y.to(torch.float64)
         return self.affine(x, scale=inverse) if isinstance(x, int) else x / y
 
+    def unary(self, op: str, x: int, **attributes: Any) -> int:
+        """An operation of one node without constants."""
+        return self.add_node(op, [x], attributes=attributes)
+
+    def power(self, x: int, exponent: float) -> int:
+        """``x ** exponent``."""
+        if exponent == 1:
+            return x
+        if exponent in (0.5, -0.5):
+            x = self.unary("sqrt", x)
+        if exponent in (-1.0, -0.5):
+            return self.unary("reciprocal", x)
+        return x if exponent == 0.5 else self.unary("power", x, exponent=float(exponent))
+
     def linear(self, x: int, weight: Tensor, bias: Tensor | None = None) -> int:
         """``x @ weight.T + bias`` on the last dimension."""
         return self.add_node("linear", [x], {"weight": weight} | ({} if bias is None else {"bias": bias}))
+
+    def samples(self, x: int, rank: int) -> int:
+        """The value as an operation of samples with ``rank`` feature dimensions takes it, without a batch of one."""
+        shape = self.shape(x)
+        if not self.lead and len(shape) == rank + 1 and shape[0] == 1:
+            return self.reshape(x, shape[1:])
+        if len(shape) != rank:
+            raise UnsupportedError(f"an operation of samples with {rank} dimensions on a value of shape {shape}")
+        return x
+
+    def again(self, x: int, like: int) -> int:
+        """What `samples` dropped from the value ``like``, for the result."""
+        return x if len(self.shape(x)) == len(self.shape(like)) else self.reshape(x, (1, *self.shape(x)))
 
     def conv(
         self,
@@ -144,12 +195,38 @@ class Builder:
         groups: int,
     ) -> int:
         """A convolution; padding that differs on the two sides becomes a node of its own."""
+        given, x = x, self.samples(x, weight.ndim - 1)
         if any(before != after for before, after in pads):
             x, pads = self.pad(x, [(0, 0), *pads]), [(0, 0)] * len(pads)
         tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
         padding = tuple(before for before, _ in pads)
         attributes = {"stride": tuple(stride), "padding": padding, "dilation": tuple(dilation), "groups": groups}
-        return self.add_node("conv", [x], tensors, attributes)
+        return self.again(self.add_node("conv", [x], tensors, attributes), given)
+
+    def conv_transpose(
+        self,
+        x: int,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Sequence[int],
+        pads: Sequence[tuple[int, int]],
+        output_padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+    ) -> int:
+        """A transposed convolution; padding that differs on the two sides is cropped afterwards."""
+        given, x = x, self.samples(x, weight.ndim - 1)
+        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
+        attributes = {
+            "stride": tuple(stride),
+            "padding": tuple(min(pair) for pair in pads),
+            "output_padding": tuple(output_padding),
+            "dilation": tuple(dilation),
+            "groups": groups,
+        }
+        x = self.add_node("conv_transpose", [x], tensors, attributes)
+        x = self.pad(x, [(0, 0), *((min(pair) - pair[0], min(pair) - pair[1]) for pair in pads)])
+        return self.again(x, given)
 
     def batch_norm(
         self, x: int, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
@@ -158,8 +235,7 @@ class Builder:
         scale = 1.0 / torch.sqrt(variance.double() + eps)
         if weight is not None:
             scale = weight.double() * scale
-        rank = len(self.shape(x))
-        per_channel = (-1,) + (1,) * (rank - 1)
+        per_channel = (-1,) + (1,) * (len(self.shape(x)) - 2 + self.lead)
         x = self.affine(x, shift=-mean.double().view(per_channel))
         return self.affine(x, scale.view(per_channel), None if bias is None else bias.double().view(per_channel))
 
@@ -172,18 +248,19 @@ class Builder:
         count_padding: bool = True,
     ) -> int:
         """An average pool: a convolution in which each channel is a group of its own."""
+        given, x = x, self.samples(x, len(kernel) + 1)
         channels = self.shape(x)[0]
         count = torch.Size(kernel).numel()
         ones = torch.ones(channels, 1, *kernel, dtype=torch.float64)
         if count_padding or not any(side for pair in pads for side in pair):
-            return self.conv(x, ones / count, None, stride, pads, [1] * len(kernel), channels)
+            return self.again(self.conv(x, ones / count, None, stride, pads, [1] * len(kernel), channels), given)
         total = self.conv(x, ones, None, stride, pads, [1] * len(kernel), channels)
         inside = Builder(self.shape(x), torch.float64)
         inside.conv(0, ones, None, stride, pads, [1] * len(kernel), channels)
         counts = torch.ones(1, *self.shape(x), dtype=torch.float64)
         for node in inside.nodes[1:]:
             counts = compute(node.op, [counts], node.tensors, node.attributes)
-        return self.affine(total, scale=1.0 / counts[0])
+        return self.again(self.affine(total, scale=1.0 / counts[0]), given)
 
     def max_pool(
         self,
@@ -202,7 +279,8 @@ class Builder:
             "dilation": tuple(dilation),
             "ceil": ceil,
         }
-        return self.add_node("max_pool", [x], attributes=attributes)
+        pooled = self.add_node("max_pool", [self.samples(x, len(attributes["kernel"]) + 1)], attributes=attributes)
+        return self.again(pooled, x)
 
     def clip(self, x: int, low: float | None, high: float | None) -> int:
         """``min(max(x, low), high)`` as ``low + relu(x - low)`` and ``high - relu(high - x)``."""
@@ -215,24 +293,25 @@ class Builder:
 
     def relu(self, x: int) -> int:
         """``max(x, 0)``."""
-        return self.add_node("relu", [x])
+        return self.unary("relu", x)
 
     def leaky_relu(self, x: int, slope: float) -> int:
-        """``max(x, slope * x)``."""
-        if not 0 <= slope <= 1:
-            raise UnsupportedError(f"leaky_relu with slope {slope}: only slopes in [0, 1]")
-        return self.add_node("leaky_relu", [x], attributes={"slope": float(slope)})
+        """``x``, or ``slope * x`` below zero."""
+        if not 0 <= slope <= 1:  # the vocabulary's is a maximum
+            return self.add_node("add", [self.affine(x, slope), self.affine(self.relu(x), 1 - slope)])
+        return self.unary("leaky_relu", x, slope=float(slope))
 
     def reshape(self, x: int, shape: Sequence[int]) -> int:
         """The same features in another shape; one entry may be -1."""
         size = torch.Size(self.shape(x)).numel()
         known = -torch.Size(shape).numel() if -1 in shape else 0
         shape = tuple(size // max(known, 1) if s == -1 else int(s) for s in shape)
-        return x if shape == self.shape(x) else self.add_node("reshape", [x], attributes={"shape": shape})
+        return x if shape == self.shape(x) else self.unary("reshape", x, shape=shape)
 
     def permute(self, x: int, dims: Sequence[int]) -> int:
         """The feature dimensions in another order."""
-        return self.add_node("permute", [x], attributes={"dims": tuple(dims)})
+        dims = tuple(dims)
+        return x if dims == tuple(range(len(dims))) else self.unary("permute", x, dims=dims)
 
     def select(self, x: int, dim: int, index: Tensor) -> int:
         """Positions ``index`` along a feature dimension."""
@@ -248,14 +327,102 @@ class Builder:
         sides = tuple((max(before, 0), max(after, 0)) for before, after in pads)
         if not any(side for pair in sides for side in pair):
             return x
-        return self.add_node("pad", [x], attributes={"pads": sides})
+        return self.unary("pad", x, pads=sides)
 
     def mean(self, x: int, dims: Sequence[int], keep: bool) -> int:
         """The mean over feature dimensions."""
         shape = self.shape(x)
-        x = self.add_node("mean", [x], attributes={"dims": tuple(dims)})
+        x = self.unary("mean", x, dims=tuple(dims)) if dims else x
         return x if keep else self.reshape(x, [s for d, s in enumerate(shape) if d not in dims])
 
     def softmax(self, x: int, dim: int) -> int:
         """Softmax along a feature dimension."""
-        return self.add_node("softmax", [x], attributes={"dim": dim})
+        return self.unary("softmax", x, dim=dim)
+
+    def concat(self, parts: Sequence[Value], dim: int) -> int:
+        """Values one after the other along a feature dimension; constants enter as a shift where zeros were padded."""
+        first = next(p for p in parts if isinstance(p, int))
+        rank, other = len(self.shape(first)), [s for d, s in enumerate(self.shape(first)) if d != dim]
+        constants = {i: self.feature_constant(p, rank) for i, p in enumerate(parts) if isinstance(p, Tensor)}
+        sizes = [constants[i].shape[dim] if i in constants else self.shape(int(p))[dim] for i, p in enumerate(parts)]
+        last = max(i for i, size in enumerate(sizes) if size and i not in constants)
+        waiting = 0  # zeros that the next node brings
+        nodes: list[int] = []
+        shift: list[Tensor] = []
+        for i, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+            shape = [*other[:dim], size, *other[dim:]]
+            if i in constants:
+                shift.append(constants[i].to(torch.promote_types(constants[i].dtype, self.dtype)).expand(shape))
+                waiting += size
+            elif size:
+                pads = (waiting, sum(sizes[i + 1 :]) if i == last else 0)
+                nodes.append(self.pad(int(part), [pads if d == dim else (0, 0) for d in range(rank)]))
+                shift.append(torch.zeros(shape, device=self.device, dtype=self.dtype))
+                waiting = 0
+        x = nodes[0] if len(nodes) == 1 else self.add_node("concat", nodes, attributes={"dim": dim})
+        return self.affine(x, shift=torch.cat(shift, dim)) if constants else x
+
+    def matmul(self, x: Value, y: Value) -> int:
+        """The matrix product ``x @ y`` of the last two dimensions."""
+        if isinstance(x, Tensor) and isinstance(y, int):
+            rank = len(self.shape(y))
+            if rank == 1 and self.lead:
+                raise UnsupportedError(
+                    "a constant matrix before a batch of vectors: it mixes the batch with the features"
+                )
+            if rank == 1:
+                return self.matmul(y, x.mT if x.ndim > 1 else x)
+            # (x @ y) = (y' @ x')'
+            vector = x.ndim == 1
+            z = self.matmul(self._transpose(y), (x[None] if vector else x).mT)
+            z = self._transpose(z)
+            return self.reshape(z, [s for d, s in enumerate(self.shape(z)) if d != rank - 2]) if vector else z
+        if isinstance(x, int) and isinstance(y, Tensor):
+            return self._matmul_constant(x, y)
+        if not isinstance(x, int) or not isinstance(y, int):
+            raise ModelError("a product of two constants")
+        first, second = self.shape(x), self.shape(y)
+        if len(second) == 1 and not self.lead:
+            z = self.matmul(x, self.reshape(y, (*second, 1)))
+            return self.reshape(z, self.shape(z)[:-1])
+        if len(first) == 1 and not self.lead:
+            z = self.matmul(self.reshape(x, (1, *first)), y)
+            return self.reshape(z, [*self.shape(z)[:-2], self.shape(z)[-1]])
+        if len(first) < 2 or len(second) < 2 or (self.lead and len(first) != len(second)):
+            raise UnsupportedError(
+                f"a matrix product of values of shapes {first} and {second}: it mixes the batch with the features"
+            )
+        leading = broadcast(first[:-2], second[:-2])
+        return self.add_node(
+            "matmul", [self.expand(x, (*leading, *first[-2:])), self.expand(y, (*leading, *second[-2:]))]
+        )
+
+    def _matmul_constant(self, x: int, weight: Tensor) -> int:
+        if weight.ndim == 1:
+            y = self.linear(x, weight[None])
+            return self.reshape(y, self.shape(y)[:-1])
+        if self.lead and weight.ndim > 2:
+            weight = self.feature_constant(weight, max(len(self.shape(x)), weight.ndim - 1))
+        if not self.lead and weight.ndim > max(len(self.shape(x)), 2):
+            if len(self.shape(x)) == 1:
+                z = self._matmul_constant(self.reshape(x, (1, *self.shape(x))), weight)
+                return self.reshape(z, [*self.shape(z)[:-2], self.shape(z)[-1]])
+            x = self.expand(x, (1,) * (weight.ndim - len(self.shape(x))) + self.shape(x))
+        if torch.Size(weight.shape[:-2]).numel() == 1:
+            return self.linear(x, weight.reshape(weight.shape[-2:]).mT)
+        shape = self.shape(x)
+        if len(shape) < 2 or (self.lead and weight.ndim > len(shape)):
+            raise UnsupportedError("a matrix product with a constant that differs along the batch")
+        # a matrix for each block: a convolution of size 1 whose groups are the blocks
+        leading = broadcast(shape[:-2], weight.shape[:-2])
+        (m, k), n, blocks = shape[-2:], weight.shape[-1], torch.Size(leading).numel()
+        weight = weight.expand(*leading, k, n).reshape(blocks, k, n).mT.reshape(blocks * n, k, 1)
+        x = self._transpose(self.expand(x, (*leading, m, k)))
+        x = self.reshape(x, (blocks * k, m))
+        attributes = {"stride": (1,), "padding": (0,), "dilation": (1,), "groups": blocks}
+        x = self.add_node("conv", [x], {"weight": weight}, attributes)
+        return self._transpose(self.reshape(x, (*leading, n, m)))
+
+    def _transpose(self, x: int) -> int:
+        rank = len(self.shape(x))
+        return self.permute(x, [*range(rank - 2), rank - 1, rank - 2])

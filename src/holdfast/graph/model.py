@@ -25,6 +25,8 @@ class Node:
         tensors: its constants. ``size``, where a linear operation has it, bounds the sum of the magnitudes that were
             added up to get its bias, so that the rounding of folding is a few units of ``size``.
         attributes: its plain attributes.
+        tolerance: for some of its tensors, how far each entry may lie from what is written, at least 0; the graph then
+            stands for all networks within it.
     """
 
     op: str
@@ -32,6 +34,7 @@ class Node:
     shape: tuple[int, ...]
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tolerance: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,14 @@ class Graph:
         def convert(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
 
-        nodes = (replace(n, tensors={k: convert(t) for k, t in n.tensors.items()}) for n in self.nodes)
+        nodes = (
+            replace(
+                n,
+                tensors={k: convert(t) for k, t in n.tensors.items()},
+                tolerance={k: convert(t) for k, t in n.tolerance.items()},
+            )
+            for n in self.nodes
+        )
         return replace(self, nodes=tuple(nodes), dtype=dtype or self.dtype)
 
     def logits(self) -> Graph:
@@ -130,7 +140,7 @@ class GraphModule(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = replace(graph, nodes=tuple(replace(n, tensors={}) for n in graph.nodes))
+        self.graph = replace(graph, nodes=tuple(replace(n, tensors={}, tolerance={}) for n in graph.nodes))
         self.dtype = graph.dtype
         self._names: list[dict[str, str]] = []
         for i, node in enumerate(graph.nodes):

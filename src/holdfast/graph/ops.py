@@ -44,7 +44,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["OPERATIONS", "compute"]
+__all__ = ["OPERATIONS", "broadcast", "compute", "shape_of"]
 
 Tensors = Mapping[str, Tensor]
 Attributes = Mapping[str, Any]
@@ -130,3 +130,92 @@ def compute(op: str, inputs: Sequence[Tensor], tensors: Tensors, attributes: Att
         tensor([[2.]])
     """
     return OPERATIONS[op](inputs, tensors, attributes)
+
+
+def broadcast(*shapes: Sequence[int]) -> tuple[int, ...]:
+    """The common shape of values that broadcast (PyTorch's own function takes it seconds of imports).
+
+    Raises:
+        ValueError: they do not.
+
+    Example:
+        >>> broadcast((2, 1), (3,))
+        (2, 3)
+    """
+    rank = max(len(shape) for shape in shapes)
+    columns = zip(*((1,) * (rank - len(shape)) + tuple(shape) for shape in shapes), strict=True)
+    sizes = [{s for s in column if s != 1} or {1} for column in columns]
+    if any(len(found) > 1 for found in sizes):
+        raise ValueError(f"shapes {[tuple(shape) for shape in shapes]} do not broadcast")
+    return tuple(found.pop() for found in sizes)
+
+
+def shape_of(op: str, inputs: Sequence[tuple[int, ...]], tensors: Tensors, attributes: Attributes) -> tuple[int, ...]:
+    """The shape of what `compute` gives for one sample, without running it (a first run on tensors without storage
+    takes PyTorch seconds of imports).
+
+    Args:
+        op: a name of the vocabulary other than ``input``.
+        inputs: the shapes of its input nodes.
+        tensors: its constants.
+        attributes: its attributes.
+
+    Raises:
+        ValueError: the operation cannot have inputs of these shapes.
+
+    Example:
+        >>> shape_of("mean", [(3, 4)], {}, {"dims": (1,)})
+        (3, 1)
+    """
+    x, a = inputs[0], attributes
+    fits, shape = True, x
+    if op == "linear":
+        fits, shape = x[-1:] == tensors["weight"].shape[1:], (*x[:-1], len(tensors["weight"]))
+    elif op in ("conv", "conv_transpose", "max_pool"):
+        fits, shape = _windows(op, x, tensors, a)
+    elif op in ("add", "sub", "mul"):
+        fits = x == inputs[1]
+    elif op == "affine":
+        fits = all(len(t.shape) <= len(x) and broadcast(t.shape, x) == x for t in tensors.values())
+    elif op == "matmul":
+        y = inputs[1]
+        fits, shape = len(x) > 1 and x[:-2] == y[:-2] and x[-1] == y[-2], (*x[:-1], y[-1])
+    elif op == "embedding":
+        shape = (*x, tensors["weight"].shape[1])
+    elif op == "reshape":
+        fits, shape = torch.Size(x).numel() == torch.Size(a["shape"]).numel(), tuple(a["shape"])
+    elif op == "permute":
+        fits, shape = sorted(a["dims"]) == list(range(len(x))), tuple(x[d] for d in a["dims"])
+    elif op == "select":
+        shape = (*x[: a["dim"]], len(tensors["index"]), *x[a["dim"] + 1 :])
+    elif op == "pad":
+        shape = tuple(s + before + after for s, (before, after) in zip(x, a["pads"], strict=True))
+    elif op == "concat":
+        d = a["dim"]
+        fits = all(y[:d] + y[d + 1 :] == x[:d] + x[d + 1 :] for y in inputs)
+        shape = (*x[:d], sum(y[d] for y in inputs), *x[d + 1 :])
+    elif op == "mean":
+        shape = tuple(1 if d in a["dims"] else s for d, s in enumerate(x))
+    if not fits or any(s < 1 for s in shape):
+        given = ", ".join(str(tuple(t.shape)) for k, t in tensors.items() if k != "size")
+        raise ValueError(f"'{op}' of values of shapes {list(inputs)} with constants of shapes [{given}]")
+    return tuple(shape)
+
+
+def _windows(op: str, x: tuple[int, ...], t: Tensors, a: Attributes) -> tuple[bool, tuple[int, ...]]:
+    """Whether an operation of windows fits a value, and the shape of its result."""
+    kernel = a["kernel"] if op == "max_pool" else tuple(t["weight"].shape[2:])
+    sizes: list[int] = []
+    for i, (s, k) in enumerate(zip(x[1:], kernel, strict=True)):
+        stride, padding, reach = a["stride"][i], a["padding"][i], a["dilation"][i] * (k - 1) + 1
+        if op == "conv_transpose":
+            sizes.append((s - 1) * stride - 2 * padding + reach + a["output_padding"][i])
+            continue
+        room = s + 2 * padding - reach
+        size = (-(-room // stride) if a.get("ceil", False) else room // stride) + 1
+        sizes.append(size - 1 if a.get("ceil", False) and (size - 1) * stride >= s + padding else size)
+    if op == "max_pool":
+        return True, (x[0], *sizes)
+    if op == "conv":
+        return x[0] == t["weight"].shape[1] * a["groups"], (t["weight"].shape[0], *sizes)
+    return x[0] == t["weight"].shape[0], (t["weight"].shape[1] * a["groups"], *sizes)
