@@ -19,16 +19,34 @@ from holdfast.certify.bounds._operation import Operation, Pull
 from holdfast.certify.bounds._region import Box
 from holdfast.graph.model import Node
 
-__all__ = ["Activation", "LeakyRelu", "Lines", "MaxPool", "Sigmoid", "Tanh"]
+__all__ = ["Activation", "Kink", "LeakyRelu", "Lines", "MaxPool", "Sigmoid", "Tanh", "pull_lines"]
 
 
 class Lines(NamedTuple):
-    """``lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept``; a missing intercept is 0."""
+    """``lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept``; a missing intercept is 0.
+
+    ``positions``: what was chosen, where that is not the lower slope itself.
+    """
 
     lower_slope: Tensor
     lower_intercept: Tensor | None
     upper_slope: Tensor
     upper_intercept: Tensor
+    positions: Tensor | None = None
+
+
+def pull_lines(a: Tensor, lines: Lines) -> tuple[Tensor, Tensor]:
+    """From ``<a, f(z)>`` to a linear function of z below it: where a coefficient is negative the upper line bounds."""
+    lower_slope, lower_intercept, upper_slope, upper_intercept, _ = lines
+    negative = a.clamp(max=0)
+    pulled = torch.addcmul(a * lower_slope, negative, upper_slope - lower_slope)
+    if upper_intercept.ndim < a.ndim:
+        constant = torch.einsum("snd,nd->sn", negative.flatten(2), upper_intercept.flatten(1))
+    else:  # chosen for each row
+        constant = (negative * upper_intercept).flatten(2).sum(2)
+    if lower_intercept is not None:
+        constant = constant + ((a - negative) * lower_intercept).flatten(2).sum(2)
+    return pulled, constant
 
 
 def _within(slope: Tensor, least: float) -> Tensor:
@@ -57,22 +75,22 @@ class Activation(Operation):
         """Slopes are at most 1 and an intercept at most ``|f(z)| + |z|``, twice each."""
         return 4 * (inputs[0].magnitude + output.magnitude)
 
+    def choice(self, prepared: Lines) -> Tensor:
+        """The lower slope."""
+        return prepared.lower_slope.detach()
+
     def pull(self, node: Node, a: Tensor, prepared: Lines) -> Pull:
-        """Where a coefficient is negative the upper line bounds from below."""
-        lower_slope, lower_intercept, upper_slope, upper_intercept = prepared
-        negative = a.clamp(max=0)
-        pulled = torch.addcmul(a * lower_slope, negative, upper_slope - lower_slope)
-        constant = torch.einsum("snd,nd->sn", negative.flatten(2), upper_intercept.flatten(1))
-        if lower_intercept is not None:
-            constant = constant + ((a - negative) * lower_intercept).flatten(2).sum(2)
+        """See `pull_lines`."""
+        pulled, constant = pull_lines(a, prepared)
         return [pulled], constant
 
 
-class LeakyRelu(Activation):
-    """``max(z, slope z)``, the ReLU with slope 0 among them (Zhang et al. 2018, CROWN, arXiv 1811.00866)."""
+class Kink(Activation):
+    """Linear on each side of 0, with slope 1 above and a smaller one below: ``max(z, flat z)``."""
 
-    def value(self, node: Node, z: Tensor) -> Tensor:
-        return F.leaky_relu(z, node.attributes.get("slope", 0.0))
+    @abstractmethod
+    def flat(self, node: Node) -> float:
+        """The slope below 0, in [-1, 1]."""
 
     def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
         return 4 * inputs[0].magnitude
@@ -86,7 +104,7 @@ class LeakyRelu(Activation):
 
         The lower intercept is 0: f is convex and the line touches it in 0, or is f itself.
         """
-        (low, high), flat = inputs[0], float(node.attributes.get("slope", 0.0))
+        (low, high), flat = inputs[0], self.flat(node)
         either, one = self.wanted(node, inputs[0]), torch.ones_like(low)  # two plain numbers would meet in float32
         width = torch.where(either, high - low, 1.0)
         chord = torch.where(either, (high - flat * low) / width, torch.where(low >= 0, one, flat))
@@ -97,6 +115,16 @@ class LeakyRelu(Activation):
             slope = torch.where(high > -low, one, flat)
         lower = torch.where(either, _within(slope, flat), chord)
         return Lines(lower, None, chord, intercept)
+
+
+class LeakyRelu(Kink):
+    """``max(z, slope z)``, the ReLU with slope 0 among them (Zhang et al. 2018, CROWN, arXiv 1811.00866)."""
+
+    def flat(self, node: Node) -> float:
+        return float(node.attributes.get("slope", 0.0))
+
+    def value(self, node: Node, z: Tensor) -> Tensor:
+        return F.leaky_relu(z, self.flat(node))
 
 
 class _SShaped(Activation):
@@ -130,7 +158,11 @@ class _SShaped(Activation):
                 steep = self.value(node, middle) - at_low < self.derivative(middle) * (middle - low)
                 near, far = torch.where(steep, middle, near), torch.where(steep, far, middle)
             chordal = (self.value(node, high) - at_low <= self.derivative(high) * (high - low)) | (high <= 0)
-        slope = torch.where(chordal, chord, self.derivative(torch.where(low >= 0, centre, torch.maximum(centre, far))))
+        touching = (low >= 0) | (centre >= far)
+        # the line to ``far`` as a chord: where it touches, its slope does not change with ``far``, so gradients are right
+        reach = torch.where(touching, 1.0, far - low)
+        bridge = (self.value(node, torch.where(touching, high, far)) - self.value(node, low)) / reach
+        slope = torch.where(chordal, chord, torch.where(touching, self.derivative(centre), bridge))
         return slope.clamp(0, 1)
 
     def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:

@@ -68,7 +68,15 @@ class Operation(ABC):
         Args:
             node: the node.
             inputs: boxes of its inputs.
-            slope: lower slopes to use instead of the default ones, broadcastable to (rows, n, \\*shape).
+            slope: what to choose instead of the default, broadcastable to (rows, \\*shape of `choice`).
+        """
+        return None
+
+    def choice(self, prepared: Any) -> Tensor | None:
+        """What an optimiser may vary in the relaxation: its default (n, \\*any shape), or None where nothing is free.
+
+        Any numbers in [0, 1] give sound lines. What they mean is the operation's affair: a lower slope for ReLU,
+        sigmoid and tanh, elsewhere where on the curve a line touches, or how two planes are mixed.
         """
         return None
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
-from holdfast.certify.bounds._activations import Lines
-from holdfast.certify.bounds._deployment import run_error
+from holdfast.certify.bounds._deployment import run_error, weight_error
+from holdfast.certify.bounds._lowering import lowered
 from holdfast.certify.bounds._operation import Operation, node_size
 from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
 from holdfast.certify.bounds._table import operation
 from holdfast.core.errors import UnsupportedError, UsageError
-from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph, Node
 
 __all__ = ["Propagation", "specification"]
@@ -32,8 +32,10 @@ class Propagation:
         sound: pay for rounding (float64 only). Without it bounds are those of the formulas alone: for training.
         memory: bytes that the coefficients of one backward pass may take; more rows go in several passes. 16 MB on a
             CPU (beyond its cache everything takes two to three times as long, measured), 1 GB elsewhere.
+        lines: entries that stand in for those of the table: a method's own lines.
 
     Attributes:
+        graph: the graph that is propagated: the one given, or, if that has a softmax, one with other node numbers.
         boxes: of each node, once `run` is done.
 
     Raises:
@@ -41,15 +43,27 @@ class Propagation:
         UsageError: sound bounds were asked of an arithmetic other than float64.
     """
 
-    def __init__(self, graph: Graph, region: Region, *, sound: bool = True, memory: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        region: Region,
+        *,
+        sound: bool = True,
+        memory: int | None = None,
+        lines: Mapping[str, Operation] | None = None,
+    ) -> None:
         if sound and {region.x.dtype, graph.dtype} != {torch.float64}:
             raise UsageError("rounding is accounted for in float64 only")
+        graph = lowered(graph)
         self.graph = graph
         self.region = region
         self.sound = sound
         self.memory = memory or (1 << 24 if region.x.device.type == "cpu" else 1 << 30)
         self.boxes: list[Box] = []
-        self.operations: list[Operation | None] = [None, *(operation(n.op) for n in graph.nodes[1:])]
+        self.operations: list[Operation | None] = [
+            None,
+            *(lines[n.op] if lines and n.op in lines else operation(n.op) for n in graph.nodes[1:]),
+        ]
         self._consumers = graph.consumers()
         self._sizes: dict[int, Tensor] = {}
         self._run_errors: dict[int, Tensor] = {}
@@ -63,7 +77,7 @@ class Propagation:
 
     def _classify(self) -> tuple[list[bool], list[bool], list[bool]]:
         """For each node: its entries range independently; no backward pass can improve its box; it is affine in x."""
-        separable, settled, affine = [self.region.norm is Norm.LINF], [True], [True]
+        separable, settled, affine = [self.region.independent], [True], [True]
         for node, op in zip(self.graph.nodes[1:], self.operations[1:], strict=True):
             assert op is not None
             free = len(node.inputs) == 1 and separable[node.inputs[0]]
@@ -98,7 +112,7 @@ class Propagation:
                 with torch.no_grad():
                     size = op.size(node, inputs, box)
                 if size is not None:
-                    slack = gamma(self._terms(i)) * size
+                    slack = gamma(self.terms(i)) * size
                     box = Box(box.lower - slack, box.upper + slack)
                     self._sizes[i] = norm(size, 1)
             box = self._as_run(i, node, op, inputs, box)
@@ -112,24 +126,56 @@ class Propagation:
                 self._settled[i] = every
 
     def _as_run(self, i: int, node: Node, op: Operation, inputs: Sequence[Box], box: Box) -> Box:
-        """The box of a value with what the network's own arithmetic may add."""
-        if self.graph.deployed is None:
-            return box
-        with torch.no_grad():
-            shapes = [self.graph.nodes[j].shape for j in node.inputs]
-            error = run_error(node, op, inputs, shapes, box, self.graph.deployed)
-        if error is None:
-            return box
-        self._run_errors[i] = error = error.expand_as(box.lower)
-        return Box(box.lower - error, box.upper + error)
+        """The box of a value with what the tolerance of the weights and the network's own arithmetic may add."""
+        errors: list[Tensor] = []
+        if node.tolerance:
+            errors.append(weight_error(node, op, inputs, box))
+            box = Box(box.lower - errors[0], box.upper + errors[0])
+        if self.graph.deployed is not None:
+            with torch.no_grad():
+                shapes = [self.graph.nodes[j].shape for j in node.inputs]
+                error = run_error(node, op, inputs, shapes, box, self.graph.deployed)
+            if error is not None:
+                errors.append(error.expand_as(box.lower))
+                box = Box(box.lower - errors[-1], box.upper + errors[-1])
+        if errors:
+            self._run_errors[i] = sum(errors[1:], errors[0])
+        return box
 
     def choices(self, i: int) -> dict[int, Tensor]:
-        """The default lower slopes (n, \\*shape) of the activations that node ``i`` depends on."""
+        """What may be chosen in the relaxations that node ``i`` depends on: its defaults, see `Operation.choice`."""
         needed = {i}
         for k in range(i, 0, -1):
             if k in needed:
                 needed.update(self.graph.nodes[k].inputs)
-        return {k: p.lower_slope.detach() for k, p in self._prepared.items() if k in needed and isinstance(p, Lines)}
+        found: dict[int, Tensor] = {}
+        for k, prepared in self._prepared.items():
+            op = self.operations[k]
+            choice = op.choice(prepared) if op and k in needed else None
+            if choice is not None:
+                found[k] = choice
+        return found
+
+    def parts(self, region: Region, boxes: Mapping[int, Box]) -> Propagation:
+        """This propagation for parts of its region, which somebody else cut: boxes are replaced, none is found anew.
+
+        Sizes (what rounding is relative to) stay those of the whole region, which are no smaller.
+
+        Args:
+            region: of the parts, n of them; this propagation must be of one sample.
+            boxes: of some nodes, inside this propagation's own boxes: (n, \\*shape).
+        """
+        found = copy(self)
+        found.region = region
+        found.boxes = [boxes.get(i, box) for i, box in enumerate(self.boxes)]
+        found._prepared = {
+            i: self.operations[i].prepare(node, [found.boxes[j] for j in node.inputs])  # pyright: ignore[reportOptionalMemberAccess]
+            if any(j in boxes for j in node.inputs)
+            else self._prepared[i]
+            for i, node in enumerate(self.graph.nodes)
+            if i
+        }
+        return found
 
     def tightened(self) -> list[int]:
         """The nodes whose boxes backward passes may improve: those that a nonlinear operation reads."""
@@ -140,7 +186,8 @@ class Propagation:
         """Whether a node is an affine function of the input, so that one backward pass bounds it exactly."""
         return self._affine[i]
 
-    def _terms(self, i: int) -> int:
+    def terms(self, i: int) -> int:
+        """How many roundings a node's output may have seen: the k of gamma_k."""
         node = self.graph.nodes[i]
         return 16 + node_size(node.shape) + sum(node_size(self.graph.nodes[j].shape) for j in node.inputs)
 
@@ -168,8 +215,14 @@ class Propagation:
             found.append(torch.stack(ends))
         lower, upper = torch.cat(found, 1).transpose(1, 2)
         flat = Box(box.lower.flatten(1), box.upper.flatten(1))
-        lower = torch.maximum(flat.lower.gather(1, chosen), lower)
-        upper = torch.minimum(flat.upper.gather(1, chosen), upper)
+        # a sample with fewer wanted entries keeps the others, so that its bounds do not depend on the batch
+        least, largest, asked = (
+            flat.lower.gather(1, chosen),
+            flat.upper.gather(1, chosen),
+            wanted.flatten(1).gather(1, chosen),
+        )
+        lower = torch.where(asked, torch.maximum(least, lower), least)
+        upper = torch.where(asked, torch.minimum(largest, upper), largest)
         return Box(
             flat.lower.scatter(1, chosen, lower).view_as(box.lower),
             flat.upper.scatter(1, chosen, upper).view_as(box.upper),
@@ -188,7 +241,7 @@ class Propagation:
             a = torch.cat([a, -a])
             total = a.new_zeros(a.shape[:2]) if constant is None else torch.cat([constant, -constant])
             # the look-up is exact; what folding did to the weights is not
-            slack = gamma(self._terms(i)) * self._sizes[i] if self.sound else 0.0
+            slack = gamma(self.terms(i)) * self._sizes[i] if self.sound else 0.0
             if i in self._run_errors:
                 run = self._run_errors[i].flatten(1).gather(1, chosen.T).T
                 total = total - torch.cat([run, run])
@@ -251,12 +304,7 @@ class Propagation:
             elif at_boxes and not op.linear:
                 constant, slack = box_minimum(a, self.boxes[k])
             else:
-                pulled, constant = op.pull(node, a, self._prepare(k, slopes))
-                slack = gamma(self._terms(k)) * norm(a, 2) * self._sizes[k] if k in self._sizes else 0.0
-                if k in self._run_errors:
-                    run = torch.einsum("snd,nd->sn", a.flatten(2).abs(), self._run_errors[k].flatten(1))
-                    total = total - run
-                    slack = slack + gamma(a[0, 0].numel() + 1) * run.detach()
+                pulled, constant, slack = self.pull(k, a, slopes)
                 for j, part in zip(node.inputs, pulled, strict=True):
                     if j in pending:
                         part = pending[j] + part
@@ -267,6 +315,28 @@ class Propagation:
                 slack = slack + gamma(1) * total.detach().abs()
             error = error + slack
         return total - error if self.sound else total
+
+    def pull(self, k: int, a: Tensor, slopes: Slopes | None = None) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
+        """One step back: ``<a, value of node k>`` is at least ``sum <parts, inputs> + constant - error``.
+
+        Args:
+            k: a node other than the input; the boxes of its inputs must be known.
+            a: (rows, n, \\*shape).
+            slopes: see `minimum`.
+
+        Returns:
+            The parts, one for each input, the constant (None: 0) and what rounding may have done, (rows, n).
+        """
+        op, slack = self.operations[k], a.new_zeros(a.shape[:2])
+        assert op is not None
+        parts, constant = op.pull(self.graph.nodes[k], a, self._prepare(k, slopes))
+        if k in self._sizes:
+            slack = gamma(self.terms(k)) * norm(a, 2) * self._sizes[k]
+        if k in self._run_errors:
+            run = torch.einsum("snd,nd->sn", a.flatten(2).abs(), self._run_errors[k].flatten(1))
+            constant = -run if constant is None else constant - run
+            slack = slack + gamma(a[0, 0].numel() + 1) * run.detach()
+        return parts, constant, slack
 
     def _prepare(self, k: int, slopes: Slopes | None) -> Any:
         node, op = self.graph.nodes[k], self.operations[k]

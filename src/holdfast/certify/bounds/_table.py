@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from holdfast.certify.bounds._activations import LeakyRelu, MaxPool, Sigmoid, Tanh
+from holdfast.certify.bounds._curves import (
+    Abs,
+    Elu,
+    Erf,
+    Exp,
+    Gelu,
+    Log,
+    Power,
+    Reciprocal,
+    Sign,
+    Silu,
+    Softplus,
+    Sqrt,
+    Wave,
+)
+from holdfast.certify.bounds._more_operations import ConvTranspose, Embedding
 from holdfast.certify.bounds._operation import (
     Add,
     Affine,
@@ -16,18 +32,38 @@ from holdfast.certify.bounds._operation import (
     Reshape,
     Select,
 )
+from holdfast.certify.bounds._products import MatMul, Mul
 from holdfast.core.errors import UnsupportedError
+from holdfast.graph.model import Graph
 
-__all__ = ["TABLE", "operation"]
+__all__ = ["TABLE", "covered", "operation"]
 
 TABLE: dict[str, Operation] = {
     "linear": Linear(),
     "conv": Conv(),
+    "conv_transpose": ConvTranspose(),
     "affine": Affine(),
     "relu": LeakyRelu(),
     "leaky_relu": LeakyRelu(),
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
+    "silu": Silu(),
+    "gelu": Gelu(),
+    "elu": Elu(),
+    "softplus": Softplus(),
+    "erf": Erf(),
+    "exp": Exp(),
+    "log": Log(),
+    "sin": Wave(),
+    "cos": Wave(cosine=True),
+    "sqrt": Sqrt(),
+    "reciprocal": Reciprocal(),
+    "power": Power(),
+    "abs": Abs(),
+    "sign": Sign(),
+    "mul": Mul(),
+    "matmul": MatMul(),
+    "embedding": Embedding(),
     "add": Add(1),
     "sub": Add(-1),
     "reshape": Reshape(),
@@ -40,6 +76,9 @@ TABLE: dict[str, Operation] = {
 }
 
 
+_WRITTEN_OUT = frozenset(("softmax",))  # see `holdfast.certify.bounds._lowering`
+
+
 def operation(name: str) -> Operation:
     """The entry of an operation.
 
@@ -47,11 +86,25 @@ def operation(name: str) -> Operation:
         UnsupportedError: there is none; a bound that nobody proved is never given.
 
     Example:
-        >>> operation("softmax")
+        >>> operation("quantum_gate")
         Traceback (most recent call last):
         ...
-        holdfast.core.errors.UnsupportedError: no bound is known for 'softmax'
+        holdfast.core.errors.UnsupportedError: no bound is known for 'quantum_gate'
     """
     if name not in TABLE:
         raise UnsupportedError(f"no bound is known for '{name}'")
     return TABLE[name]
+
+
+def covered(graph: Graph) -> dict[str, bool]:
+    """For each operation of a graph, in the order in which they appear, whether its bounds are known.
+
+    A softmax is one of them: it is written out before bounds are computed.
+
+    Example:
+        >>> from holdfast.graph.model import Node
+        >>> covered(Graph((Node("input", (), (2,)), Node("softmax", (0,), (2,), attributes={"dim": 0}))))
+        {'softmax': True}
+    """
+    bounded = _WRITTEN_OUT | TABLE.keys()
+    return {node.op: node.op in bounded for node in graph.nodes[1:]}

@@ -1,0 +1,25 @@
+"""Lines that single methods have of their own, to stand in for those of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from holdfast.certify.bounds._activations import LeakyRelu, Lines
+from holdfast.certify.bounds._operation import Operation
+from holdfast.certify.bounds._region import Box
+from holdfast.graph.model import Node
+
+__all__ = ["PARALLEL", "ParallelRelu"]
+
+
+class ParallelRelu(LeakyRelu):
+    """A ReLU between two parallel lines: the chord, and its slope again through the kink (Weng et al. 2018, Fast-Lin)."""
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        lines = super().prepare(node, inputs, slope)
+        return lines if slope is not None else lines._replace(lower_slope=lines.upper_slope)
+
+
+PARALLEL: dict[str, Operation] = {"relu": ParallelRelu(), "leaky_relu": ParallelRelu()}

@@ -1,0 +1,116 @@
+"""Rewrites a graph so that its bounds are tighter: what the table has no good entry for becomes several nodes.
+
+A softmax is ``1 / (1 + sum exp(x_j - x_i))`` over j other than i: differences are linear, so what two scores share
+cancels, where ``exp(x_i) / sum exp(x_j)`` would bound numerator and denominator apart. ``x x`` is a square and
+``x sigmoid(x)`` a silu, of one variable each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import UnsupportedError
+from holdfast.graph.model import Graph, Node
+
+__all__ = ["lowered"]
+
+
+class _Nodes:
+    """Nodes of the new graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Node] = []
+        self.dtype = graph.dtype
+        tensors = (t for node in graph.nodes for t in node.tensors.values())
+        self.device = next((t.device for t in tensors), torch.device("cpu"))
+
+    def add(self, op: str, inputs: list[int], shape: tuple[int, ...], /, **attributes: Any) -> int:
+        """One more; what is a tensor among the attributes becomes a tensor of the node."""
+        tensors = {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
+        rest = {k: v for k, v in attributes.items() if k not in tensors}
+        self.nodes.append(Node(op, tuple(inputs), shape, tensors, rest))
+        return len(self.nodes) - 1
+
+    def softmax(self, x: int, dim: int) -> int:
+        """``1 / (1 + sum exp(x_j - x_i))``."""
+        shape = self.nodes[x].shape
+        order = [d for d in range(len(shape)) if d != dim] + [dim]
+        x = self.permute(x, order)
+        *rest, count = self.nodes[x].shape
+        # for each i, all j but i
+        i = torch.arange(count, device=self.device).repeat_interleave(count - 1)
+        j = torch.arange(count, device=self.device).expand(count, count)
+        j = j[~torch.eye(count, dtype=torch.bool, device=self.device)]
+        long = (*rest, len(i))
+        parts = [self.add("select", [x], long, index=index, dim=len(rest)) for index in (j, i)]
+        x = self.add("exp", [self.add("sub", parts, long)], long)
+        x = self.add("reshape", [x], (*rest, count, count - 1), shape=(*rest, count, count - 1))
+        one = torch.ones(1, count, dtype=self.dtype, device=self.device)
+        x = self.add("linear", [x], (*rest, count, 1), weight=one[:, 1:], bias=one[0, :1])
+        x = self.add("reshape", [x], (*rest, count), shape=(*rest, count))
+        x = self.add("reciprocal", [x], (*rest, count))
+        return self.permute(x, sorted(range(len(order)), key=lambda d: order[d]))
+
+    def permute(self, x: int, dims: list[int]) -> int:
+        """The dimensions in another order."""
+        shape = self.nodes[x].shape
+        if dims == list(range(len(dims))):
+            return x
+        return self.add("permute", [x], tuple(shape[d] for d in dims), dims=tuple(dims))
+
+
+def lowered(graph: Graph) -> Graph:
+    """The graph with every softmax written out and products of one value as functions of it; itself if it has none.
+
+    Node numbers change where something was rewritten; the output stays last.
+
+    Raises:
+        UnsupportedError: a softmax in a graph that is bounded as it runs: how it rounds is not known.
+    """
+    soft = any(node.op == "softmax" for node in graph.nodes)
+    if graph.deployed is not None:  # a product rounds as the network computes it
+        if soft:
+            raise UnsupportedError(f"it is not known how 'softmax' rounds when it runs in {graph.deployed}")
+        return graph
+    unary = [_of_one(graph, node) for node in graph.nodes]
+    if not soft and not any(unary):
+        return graph
+    new, place = _Nodes(graph), dict[int, int]()
+    for k in _needed(graph, unary):
+        node, other = graph.nodes[k], unary[k]
+        if node.op == "softmax" and node.shape[node.attributes["dim"]] > 1:
+            place[k] = new.softmax(place[node.inputs[0]], node.attributes["dim"])
+        elif other:
+            place[k] = new.add(other.op, [place[other.inputs[0]]], node.shape, **other.attributes)
+        else:
+            new.nodes.append(replace(node, inputs=tuple(place[j] for j in node.inputs)))
+            place[k] = len(new.nodes) - 1
+    return replace(graph, nodes=tuple(new.nodes))
+
+
+def _of_one(graph: Graph, node: Node) -> Node | None:
+    """A product of a value with itself or with its sigmoid, or a softmax over one entry, as a function of the value."""
+    if node.op == "softmax" and node.shape[node.attributes["dim"]] == 1:
+        return Node("power", node.inputs, node.shape, attributes={"exponent": 0.0})
+    if node.op != "mul":
+        return None
+    x, y = node.inputs
+    if x == y:
+        return Node("power", (x,), node.shape, attributes={"exponent": 2.0})
+    for one, other in ((x, y), (y, x)):
+        if graph.nodes[other].op == "sigmoid" and graph.nodes[other].inputs == (one,):
+            return Node("silu", (one,), node.shape)
+    return None
+
+
+def _needed(graph: Graph, unary: list[Node | None]) -> list[int]:
+    """The nodes that the output needs and the input, in order."""
+    needed = {len(graph.nodes) - 1}
+    for k in range(len(graph.nodes) - 1, 0, -1):
+        if k in needed:
+            needed.update((unary[k] or graph.nodes[k]).inputs)
+    return sorted(needed | {0})
