@@ -13,6 +13,7 @@ from holdfast.cli import (
     bench,
     bench_attacks,
     certify,
+    check,
     demo,
     doctor,
     harden,
@@ -20,6 +21,8 @@ from holdfast.cli import (
     report,
     study,
     study_manifold,
+    study_scalability,
+    verify,
 )
 from holdfast.cli.console import fault, voice
 from holdfast.core.errors import HoldfastError
@@ -42,7 +45,8 @@ app = typer.Typer(
 
 for _function, _panel in (
     (audit.audit, "Audit"), (audit.resume, "Audit"), (audit.recheck, "Audit"), (report.report, "Audit"),
-    (report.diff, "Audit"), (attack.attack, "One method"), (certify.certify, "One method"),
+    (report.diff, "Audit"), (attack.attack, "One method"), (certify.certify, "One method"), (verify.verify, "Verify"),
+    (check.check, "Verify"),
     (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (demo.demo, "Help"),
 ):  # fmt: skip
     app.command(rich_help_panel=_panel)(_function)
@@ -50,6 +54,7 @@ for _function, _panel in (
 bench.bench.command()(bench_attacks.attacks)
 app.add_typer(bench.bench, name="bench", rich_help_panel="Audit")
 study.study.command()(study_manifold.manifold)
+study.study.command()(study_scalability.scalability)
 app.add_typer(study.study, name="study", rich_help_panel="Audit")
 
 

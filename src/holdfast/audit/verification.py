@@ -1,0 +1,193 @@
+"""One network, one property, one verdict: reader, attack, verifier and the exact confirmation of a witness together."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from holdfast.attacks.falsification import falsifier
+from holdfast.certify.solver import Answer, Outcome, Progress
+from holdfast.certify.tree import Tree
+from holdfast.certify.verifier import verify
+from holdfast.certify.vnnlib import Counterexample, parse_counterexample, read_property
+from holdfast.core.errors import DataError, UsageError
+from holdfast.graph.model import Graph
+from holdfast.graph.onnx import read_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+__all__ = ["Decision", "Effort", "decide", "network", "rerun"]
+
+_DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How a property is decided.
+
+    Attributes:
+        timeout: seconds from the moment that the files are opened.
+        method: ``auto`` or the name of a certifier of graphs.
+        memory: bytes for one pass and for what waits.
+        deployed: ``float32`` or ``bfloat16``: what is certified is the network as computed in that type.
+    """
+
+    timeout: float = 60.0
+    method: str = "auto"
+    memory: int = 1 << 30
+    deployed: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.timeout < math.inf:
+            raise UsageError(f"a time limit of {self.timeout:g} s; give seconds above 0")
+        if self.memory < 1:
+            raise UsageError(f"memory of {self.memory} bytes; give a number above 0, such as 2G")
+        if self.deployed is not None and self.deployed not in _DEPLOYED:
+            raise UsageError(f"no deployment in {self.deployed}; there is {' and '.join(_DEPLOYED)}")
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What was found about a property.
+
+    Attributes:
+        answer: the verifier's; its witness is only believed if `counterexample` is there.
+        counterexample: the witness, confirmed in exact numbers, if the outcome is BROKEN.
+        seconds: from opening the files.
+    """
+
+    answer: Answer
+    counterexample: Counterexample | None
+    seconds: float
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        """As JSON has it; numbers that are not finite are null."""
+        a = self.answer
+        return {
+            "verdict": str(a.outcome), "seconds": round(self.seconds, 3), "method": a.method, "reason": a.reason,
+            "arithmetic": a.arithmetic, "domains": a.domains, "bound": a.bound if math.isfinite(a.bound) else None,
+            "counterexample": None if self.counterexample is None else self.counterexample.text,
+        }  # fmt: skip
+
+
+def decide(
+    net: Path | Graph, prop: Path, effort: Effort, *, proof: Path | None = None, progress: Progress | None = None
+) -> Decision:
+    """Decides whether a property holds for a network.
+
+    Args:
+        net: an ONNX file, or the graph.
+        prop: a VNN-LIB file.
+        effort: time, method, memory, arithmetic.
+        proof: where a proof for ``holdfast check`` goes, if the property holds and is wanted to be checked.
+        progress: told domains done, domains open and the bound so far.
+
+    Raises:
+        HoldfastError: a file that cannot be read, or what no method serves.
+    """
+    begun = monotonic()
+    if proof is not None:
+        _provable(net, prop, effort)
+    graph = net if isinstance(net, Graph) else network(net)
+    said = read_property(prop)
+    queries = said.queries(graph)
+    trees = None if proof is None else [Tree() for _ in queries]
+    answer = verify(
+        graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=falsifier(graph),
+        method=effort.method, memory=effort.memory, trees=trees, progress=progress,
+        deployed=None if effort.deployed is None else _DEPLOYED[effort.deployed],
+    )  # fmt: skip
+    found = None
+    if answer.outcome is Outcome.BROKEN:
+        found = None if answer.witness is None else said.confirm(graph, answer.witness)
+        if found is None:
+            answer = replace(
+                answer, outcome=Outcome.UNKNOWN, reason="the witness breaks the property within rounding only"
+            )
+    seconds = monotonic() - begun
+    if trees is not None and proof is not None and not isinstance(net, Graph) and answer.outcome is Outcome.HOLDS:
+        from holdfast.certify import proof as proofs
+
+        proofs.write(proof, net, prop, graph, queries, trees)
+    return Decision(answer, found, seconds)
+
+
+def _provable(net: Path | Graph, prop: Path, effort: Effort) -> None:
+    """Refuses a proof that could not be written, before time is spent."""
+    from holdfast.certify import proof as proofs
+
+    if isinstance(net, Graph):
+        raise UsageError("a proof is about an ONNX file; export the model to one")
+    if effort.deployed is not None:
+        raise UsageError("a proof is about the network in real numbers; leave out --deployed")
+    proofs.check_supported(net, prop)
+
+
+def network(path: Path) -> Graph:
+    """The graph of an ONNX file; the latest few are kept."""
+    try:
+        changed = path.stat().st_mtime_ns
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return _network(path, changed)
+
+
+@lru_cache(4)
+def _network(path: Path, changed: int) -> Graph:
+    return read_onnx(path)
+
+
+def rerun(net: Path, prop: Path, text: str) -> list[str]:
+    """Runs a counterexample again, as it is written, with no tolerance at all.
+
+    Args:
+        net: an ONNX file.
+        prop: a VNN-LIB file.
+        text: the answer in the competition's format.
+
+    Returns:
+        What does not show that the property is broken: of ``float32`` and ``float64`` (our graph) and ``onnxruntime``
+        (where it is installed). Empty if all do.
+    """
+    graph, said = network(net), read_property(prop)
+    inputs = parse_counterexample(text, said.inputs)
+    x = torch.tensor([float(v) for v in inputs], dtype=torch.float64).view(1, *graph.input_shape)
+    runs: dict[str, Callable[[], Tensor | None]] = {
+        str(dtype).removeprefix("torch."): partial(_run, graph.to(dtype), x) for dtype in (graph.dtype, torch.float64)
+    }
+    runs["onnxruntime"] = partial(_onnxruntime, net, x)
+    failed: list[str] = []
+    for name, run in runs.items():
+        y = run()
+        if y is not None and not said.breaks(inputs, y):
+            failed.append(name)
+    return failed
+
+
+def _run(graph: Graph, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return graph.as_module()(x.to(graph.dtype))
+
+
+def _onnxruntime(net: Path, x: Tensor) -> Tensor | None:
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(str(net), options, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    shape = [size if isinstance(size, int) and size > 0 else 1 for size in entry.shape]
+    kind = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}[entry.type]
+    return torch.from_numpy(session.run(None, {entry.name: x.to(kind).reshape(shape).numpy()})[0])
