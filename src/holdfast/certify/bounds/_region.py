@@ -148,10 +148,10 @@ class Region:
         a = a.abs()
         with torch.no_grad():
             eps = torch.minimum(self.eps, self._widest.sum(1))
-            steepest, order = a.sort(2, descending=True)
+            order = a.argsort(2, descending=True)
             spent = extent.gather(2, order).cumsum(2)
             last = (spent < eps.unsqueeze(-1)).sum(2, keepdim=True).clamp(max=a.shape[2] - 1)
-            t = steepest.gather(2, last)
+        t = a.gather(2, order.gather(2, last))  # with gradient: what is left of eps goes to this feature
         price = eps * t.squeeze(2)
         return price + ((a - t).clamp(min=0) * extent).sum(2), price
 
@@ -160,8 +160,9 @@ class Region:
         gains = a.abs() * extent
         with torch.no_grad():
             k = self.eps.floor().clamp(max=a.shape[2])
-            ranked = gains.sort(2, descending=True).values
-            t = ranked.gather(2, (k.long() - 1).clamp(min=0).view(1, -1, 1).expand(len(a), -1, 1))
+            order = gains.argsort(2, descending=True)
+            last = (k.long() - 1).clamp(min=0).view(1, -1, 1).expand(len(a), -1, 1)
+        t = gains.gather(2, order.gather(2, last))  # with gradient: the k-th feature counts
         price = k * t.squeeze(2)
         return price + (gains - t).clamp(min=0).sum(2), price
 
