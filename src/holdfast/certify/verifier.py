@@ -7,19 +7,32 @@ wrong inside, the answer is UNKNOWN with its reason, and nothing is called broke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from time import monotonic
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from holdfast.certify.bounds._operation import node_size
+from holdfast.certify.graph_certifier import GraphCertifier
 from holdfast.certify.query import Query
-from holdfast.certify.solver import Answer, Progress
+from holdfast.certify.solver import Answer, Budget, Outcome, Progress, Solver
 from holdfast.certify.tree import Tree
-from holdfast.graph.model import Graph
+from holdfast.core import registry
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.threat import Norm
+from holdfast.graph.model import Graph, Node
+from holdfast.numerics.distance import contains
 
 __all__ = ["Falsify", "broken", "representable", "verify"]
 
 Falsify = Callable[[Query, float], Tensor | None]
 """An attack: gets a query and seconds, returns a witness (1, \\*features) or None."""
+
+_QUICK, _LONGER, _PAUSE = 0.03, 0.1, 0.25  # parts of the time: the first attack, later ones, and between those
+_FEW = 20
 
 
 def verify(
@@ -54,7 +67,200 @@ def verify(
         UsageError: shapes that do not agree, no time, a method that does not exist.
         UnsupportedError: an operation without bounds, or a method that does not serve the model or the set.
     """
-    raise NotImplementedError
+    deadline = monotonic() + timeout
+    if not queries or timeout <= 0:
+        raise UsageError("a verdict needs a query and time: give at least one query and a timeout above 0")
+    if trees is not None and len(trees) != len(queries):
+        raise UsageError(f"{len(trees)} trees for {len(queries)} queries")
+    if deployed is not None:
+        graph = replace(graph, deployed=deployed)
+    graph = _flat(graph)
+    for query in queries:
+        if query.x.shape[1:] != graph.input_shape or query.c.shape[1] != graph.output_shape[0]:
+            raise UsageError(
+                f"a query about inputs {tuple(query.x.shape[1:])} and {query.c.shape[1]} outputs for a model of "
+                f"{graph.input_shape} and {graph.output_shape}"
+            )
+    run = _Run(graph, queries, deadline, timeout, falsify, method, memory, trees, progress)
+    try:
+        answer = run.decide()
+    except UsageError:
+        raise
+    except Exception as error:  # out of memory, numerical failures, an attack's own: nothing is known then
+        reason = f"{type(error).__name__}: {error}"
+        answer = Answer(Outcome.UNKNOWN, -inf, domains=run.domains, method=method, reason=reason)
+    if answer.outcome is not Outcome.TIMEOUT and monotonic() > deadline:
+        return replace(answer, outcome=Outcome.TIMEOUT, reason=f"{answer.outcome} came after {timeout:g} s")
+    return answer
+
+
+class _BrokenError(Exception):
+    """Stops a solver from within its progress report: an attack has found a witness."""
+
+    def __init__(self, witness: Tensor) -> None:
+        super().__init__("broken")
+        self.witness = witness
+
+
+@dataclass
+class _Run:
+    """One verification: what was asked, and how many parts were bounded so far."""
+
+    graph: Graph
+    queries: Sequence[Query]
+    deadline: float
+    timeout: float
+    falsify: Falsify | None
+    method: str
+    memory: int
+    trees: Sequence[Tree] | None
+    progress: Progress | None
+    domains: int = 0
+
+    def decide(self) -> Answer:
+        """Attack, bounds, a longer attack on what is open, then a complete method on each, the worst first."""
+        for query in self.queries:
+            witness = self._attack(query, _QUICK * self.timeout / len(self.queries))
+            if witness is not None:
+                return self._is_broken(query, witness, "attack")
+        answers = [self._bounds(i) for i in range(len(self.queries))]
+        open_ = [i for i, answer in enumerate(answers) if answer.outcome is not Outcome.HOLDS]
+        open_.sort(key=lambda i: answers[i].bound)
+        for i in open_ if self.method == "auto" else []:
+            witness = self._attack(self.queries[i], _LONGER * self.timeout / len(open_))
+            if witness is not None:
+                return self._is_broken(self.queries[i], witness, "attack")
+        for i in open_:
+            if self.method == "auto":
+                answers[i] = self._solve(i, answers[i])
+            if answers[i].outcome is Outcome.BROKEN:
+                return replace(answers[i], domains=self.domains)
+        decided = [answers[i] for i in open_ if answers[i].outcome is not Outcome.HOLDS] or answers
+        return replace(min(decided, key=lambda answer: answer.bound), domains=self.domains)
+
+    def _attack(self, query: Query, seconds: float) -> Tensor | None:
+        seconds = min(max(seconds, 0.2), self.deadline - monotonic())
+        if self.falsify is None or seconds <= 0:
+            return None
+        found = self.falsify(query, seconds)
+        if found is None:
+            return None
+        for x in (found.double(), representable(query, found, self.graph.dtype)):
+            if broken(self.graph, query, x):
+                return x
+        return None
+
+    def _is_broken(self, query: Query, witness: Tensor, by: str) -> Answer:
+        arithmetic = f"f as run in {str(self.graph.dtype).removeprefix('torch.')} and in float64"
+        return Answer(Outcome.BROKEN, -inf, None, witness, self.domains, by, arithmetic)
+
+    def _bounds(self, i: int) -> Answer:
+        """The named method, or intervals and CROWN over the whole set; with a proof to record solvers do that."""
+        query, tree = self.queries[i], None if self.trees is None else self.trees[i]
+        if self.method != "auto" and monotonic() < self.deadline:
+            return self._by(self.method, query, tree)
+        answer = Answer(Outcome.UNKNOWN, -inf)
+        if tree is None and monotonic() < self.deadline:
+            for name in ("ibp", "crown"):
+                more = self._by(name, query, None)
+                answer = more if more.bound >= answer.bound else answer
+                if answer.outcome is Outcome.HOLDS:
+                    break
+        return answer
+
+    def _by(self, name: str, query: Query, tree: Tree | None) -> Answer:
+        """What a certifier of graphs, or a solver, says."""
+        made: Any = registry.method(name)
+        if not issubclass(made, GraphCertifier):
+            raise UsageError(f"'{name}' gives no bounds on a graph; methods that do: crown, alpha_crown, ...")
+        certifier = made()
+        certifier.check_deployed(self.graph)
+        budget = Budget(self.deadline, self.memory)
+        if isinstance(certifier, Solver):
+            try:
+                answer = certifier.solve(self.graph, query, budget, tree=tree, progress=self._watch(query))
+            except _BrokenError as error:
+                return self._is_broken(query, error.witness, f"{name}, attack")
+            self.domains += answer.domains
+            return self._checked(query, answer)
+        if tree is not None:
+            raise UsageError(f"{name} records no proof; use neuron_splitting, input_splitting or auto")
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
+            rows = certifier.bounds(self.graph, query.ball, query.x, query.c.unsqueeze(0), query.d.unsqueeze(0))
+        rows = torch.where(rows.isnan(), -inf, rows)
+        bound = float(query.score(rows))
+        self.domains += 1
+        outcome = Outcome.HOLDS if bound > 0 else Outcome.UNKNOWN
+        reason = "" if bound > 0 else f"the bound {bound:.4g} of {name} is not positive"
+        return Answer(outcome, bound, rows[0], None, 1, name, certifier.arithmetic(self.graph), reason)
+
+    def _watch(self, query: Query) -> Progress:
+        """Passes progress on, and interrupts now and then for another attack."""
+        due = monotonic() + _PAUSE * self.timeout
+
+        def report(done: int, waiting: int, bound: float) -> None:
+            nonlocal due
+            if self.progress is not None:
+                self.progress(done, waiting, bound)
+            if monotonic() > due:
+                witness = self._attack(query, _LONGER * self.timeout)
+                due = monotonic() + _PAUSE * self.timeout
+                if witness is not None:
+                    raise _BrokenError(witness)
+
+        return report
+
+    def _solve(self, i: int, before: Answer) -> Answer:
+        """The complete methods that fit, one after another, until one decides."""
+        answer = before
+        tree = None if self.trees is None else self.trees[i]
+        for name in self._solvers(i):
+            if monotonic() >= self.deadline:
+                break
+            try:
+                found = self._by(name, self.queries[i], tree)
+            except UnsupportedError as error:
+                found = Answer(Outcome.UNKNOWN, -inf, method=name, reason=str(error))
+            except UsageError:
+                raise
+            except Exception as error:  # one method's failure leaves the others their turn
+                found = Answer(Outcome.UNKNOWN, -inf, method=name, reason=f"{type(error).__name__}: {error}")
+            if found.outcome in (Outcome.HOLDS, Outcome.BROKEN):
+                return found
+            reasons = "; ".join(r for r in (answer.reason if answer is not before else "", found.reason) if r)
+            answer = replace(found if found.bound >= answer.bound else answer, outcome=found.outcome, reason=reasons)
+            if tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None):
+                break  # another method cannot go on with a tree that this one began
+        return replace(answer, outcome=Outcome.TIMEOUT) if monotonic() >= self.deadline else answer
+
+    def _solvers(self, i: int) -> list[str]:
+        """Few inputs: split them; otherwise split neurons. The other one, and integer programs, if that gives up."""
+        query = self.queries[i]
+        few = int((query.upper > query.lower).sum()) <= _FEW and query.ball.norm is Norm.LINF
+        splits = ["input_splitting", "neuron_splitting"] if few else ["neuron_splitting", "input_splitting"]
+        return splits if self.trees is not None else [*splits, "milp"]
+
+    def _checked(self, query: Query, answer: Answer) -> Answer:
+        """A solver's answer; a witness counts only if it breaks the property here too."""
+        if answer.outcome is Outcome.HOLDS and not answer.bound > 0:
+            return replace(
+                answer, outcome=Outcome.UNKNOWN, reason=f"{answer.method} says it holds without a bound above 0"
+            )
+        if answer.outcome is Outcome.BROKEN and (
+            answer.witness is None or not broken(self.graph, query, answer.witness)
+        ):
+            reason = f"the witness of {answer.method} did not break the property when it was run again"
+            return replace(answer, outcome=Outcome.UNKNOWN, witness=None, reason=reason)
+        return answer
+
+
+def _flat(graph: Graph) -> Graph:
+    """The graph with a vector as output."""
+    if len(graph.output_shape) == 1:
+        return graph
+    shape = (node_size(graph.output_shape),)
+    last = Node("reshape", (len(graph.nodes) - 1,), shape, attributes={"shape": shape})
+    return replace(graph, nodes=(*graph.nodes, last))
 
 
 def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -68,8 +274,21 @@ def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         (n, \\*features) float64: x moved into the box and rounded, inward where that would leave it. Where the box has
         no number of the type it is the nearest point of the box.
+
+    Example:
+        >>> query = Query.of_box(torch.tensor([0.1]).double(), torch.ones(1).double(), torch.ones(1, 1), torch.zeros(1))
+        >>> representable(query, torch.zeros(1, 1), torch.float32).item()  # 0.1 is no float32 and the next is larger
+        0.10000000149011612
     """
-    raise NotImplementedError
+    # an edge x - eps that was rounded outward is one unit outside a ball
+    edges = (query.lower, query.upper)
+    far = [(e - query.x[0]).abs() > query.ball.eps for e in edges]
+    lower, upper = (torch.where(f, torch.nextafter(e, query.x[0]), e) for e, f in zip(edges, far, strict=True))
+    x = torch.clamp(x.double(), lower, upper)
+    near = x.to(dtype)
+    inward = torch.where(near.double() < lower, torch.inf, -torch.inf).to(near)
+    near = torch.where((near.double() < lower) | (near.double() > upper), torch.nextafter(near, inward), near).double()
+    return torch.where((near >= lower) & (near <= upper), near, x)
 
 
 def broken(graph: Graph, query: Query, x: Tensor) -> bool:
@@ -82,4 +301,13 @@ def broken(graph: Graph, query: Query, x: Tensor) -> bool:
         query: the question.
         x: (1, \\*features).
     """
-    raise NotImplementedError
+    x = x.detach().double()
+    if x.shape != query.x.shape or not bool(((x >= query.lower) & (x <= query.upper)).all()):
+        return False
+    ball = query.ball
+    if bool(ball.eps.isfinite()) and not bool(contains(replace(ball, grid=None), x, query.x)):
+        return False
+    with torch.no_grad():
+        runs = (run.as_module()(x.to(run.dtype)).double().flatten(1) for run in (graph, graph.to(torch.float64)))
+        rows = torch.cat([y @ query.c.T + query.d for y in runs])
+    return bool(rows.isfinite().all()) and bool((query.score(rows) <= 0).all())

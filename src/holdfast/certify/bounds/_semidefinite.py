@@ -16,7 +16,6 @@ kappa are the multipliers of ``(v - l)(v - u) <= 0``. The least eigenvalue is bo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,7 +29,14 @@ from holdfast.graph.model import Graph
 
 __all__ = ["Multipliers", "SemidefiniteDual", "prepare"]
 
-_eigh: Callable[[Tensor], tuple[Tensor, Tensor]] = cast(Any, torch.linalg).eigh
+
+def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors; values that are not numbers where the solver does not converge."""
+    try:
+        return cast(Any, torch.linalg).eigh(m)
+    except RuntimeError:  # what torch raises then is a kind of it
+        eye = torch.eye(m.shape[-1], dtype=m.dtype, device=m.device)
+        return torch.full_like(m[..., 0], torch.nan), eye.expand_as(m).clone()
 
 
 class Multipliers(NamedTuple):

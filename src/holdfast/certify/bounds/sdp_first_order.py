@@ -55,7 +55,9 @@ class SDPFirstOrder(GraphCertifier):
     )
     iterations: int = parameter(300, "steps, at least 0", "ours; the paper takes tens of thousands on a GPU")
     step: float = parameter(
-        0.05, "Adam's rate, relative to the largest coefficient of a row, above 0", "ours: the best of 0.005, 0.01, 0.02 and 0.04 on ten small nets was 0.04"
+        0.05,
+        "Adam's rate, relative to the largest coefficient of a row, above 0",
+        "ours: the best of 0.005, 0.01, 0.02 and 0.04 on ten small nets was 0.04",
     )
     memory: int | None = parameter(
         None, "bytes for the coefficients of one backward pass", "ours: 16 MB on a CPU (its cache), 1 GB elsewhere"

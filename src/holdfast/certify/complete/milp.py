@@ -112,7 +112,7 @@ class MILP(Solver):
         """See `Solver.solve`; it records no tree."""
         self.check_deployed(graph)
         if query.ball.norm is not Norm.LINF:
-            raise UnsupportedError(f"MILP serves linf balls and boxes, not {query.ball.norm}; use relu_splitting")
+            raise UnsupportedError(f"MILP serves linf balls and boxes, not {query.ball.norm}; use neuron_splitting")
         with torch.no_grad():
             return self._solve(graph, query, budget, progress)
 
