@@ -31,7 +31,8 @@ __all__ = ["Falsify", "broken", "representable", "verify"]
 Falsify = Callable[[Query, float], Tensor | None]
 """An attack: gets a query and seconds, returns a witness (1, \\*features) or None."""
 
-_QUICK, _LONGER, _PAUSE = 0.03, 0.1, 0.25  # parts of the time: the first attack, later ones, and between those
+# parts of the time: the attack before the bounds, before the solver, while it runs, and the pause between those
+_QUICK, _SECOND, _LONGER, _PAUSE = 0.01, 0.02, 0.1, 0.25
 _FEW = 20
 
 
@@ -127,7 +128,7 @@ class _Run:
         open_ = [i for i, answer in enumerate(answers) if answer.outcome is not Outcome.HOLDS]
         open_.sort(key=lambda i: answers[i].bound)
         for i in open_ if self.method == "auto" else []:
-            witness = self._attack(self.queries[i], _LONGER * self.timeout / len(open_))
+            witness = self._attack(self.queries[i], _SECOND * self.timeout / len(open_))
             if witness is not None:
                 return self._is_broken(self.queries[i], witness, "attack")
         for i in open_:
@@ -234,11 +235,11 @@ class _Run:
         return replace(answer, outcome=Outcome.TIMEOUT) if monotonic() >= self.deadline else answer
 
     def _solvers(self, i: int) -> list[str]:
-        """Few inputs: split them; otherwise split neurons. The other one, and integer programs, if that gives up."""
+        """Few inputs: split them; otherwise split neurons. If that gives up: slopes alone, integer programs, the other."""
         query = self.queries[i]
         few = int((query.upper > query.lower).sum()) <= _FEW and query.ball.norm is Norm.LINF
-        splits = ["input_splitting", "neuron_splitting"] if few else ["neuron_splitting", "input_splitting"]
-        return splits if self.trees is not None else [*splits, "milp"]
+        first, second = ("input_splitting", "neuron_splitting") if few else ("neuron_splitting", "input_splitting")
+        return [first, second] if self.trees is not None else [first, "alpha_crown", "milp", second]
 
     def _checked(self, query: Query, answer: Answer) -> Answer:
         """A solver's answer; a witness counts only if it breaks the property here too."""

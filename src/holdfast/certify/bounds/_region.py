@@ -132,6 +132,30 @@ class Region:
         size = norm(a, 2) * norm(self.x.flatten(1).abs() + self._widest, 1) + price
         return value, gamma(2 * a.shape[2] + 16) * size
 
+    def least_change(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The least of ``<a, x' - x>`` over the region and over all a between two ends.
+
+        Exact, as `minimum` is, where the ends agree; otherwise each feature counts with the steeper of its slopes. An
+        affine image is taken for its box.
+
+        Args:
+            low: (rows, n, \*features).
+            high: likewise, nowhere smaller.
+
+        Returns:
+            A lower bound of it (rows, n), and a bound on its rounding error.
+        """
+        rise, fall = -low.flatten(2).clamp(max=0), high.flatten(2).clamp(min=0)  # what a step up, a step down costs
+        a = torch.maximum(rise, fall)
+        size = norm(a, 2) * norm(self._widest, 1)
+        if self.norm is Norm.LINF:
+            gain = torch.maximum(rise * self._up, fall * self._down).sum(2)
+        else:
+            extent = torch.where(fall == 0, self._up, torch.where(rise == 0, self._down, self._widest))
+            gain, price = {Norm.L0: self._gain_l0, Norm.L1: self._gain_l1, Norm.L2: self._gain_l2}[self.norm](a, extent)
+            size = size + price
+        return -gain, gamma(2 * a.shape[2] + 16) * size
+
     def _image_minimum(self, a: Tensor, centre: Tensor, generators: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
         """``<a, centre> - sum |<a, generators>| - <|a|, slack>``, or the least over the box if that is larger."""
         least, error = box_minimum(a, self.box)

@@ -21,7 +21,7 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["CNNCert", "PoolPlanes"]
+__all__ = ["CNNCert", "PoolPlanes", "window_places"]
 
 
 class _Planes(NamedTuple):
@@ -53,7 +53,7 @@ class PoolPlanes(MaxPool):
     def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Any:
         """The planes of each window; a slope is not asked for."""
         (lower, upper), shape = inputs[0], tuple(inputs[0].lower.shape[1:])
-        place = _window_places(node, shape[1:], lower.device)
+        place = window_places(node, shape[1:], lower.device)
         filled, place = place >= 0, place.clamp(min=0)
         low, high = lower.flatten(2)[..., place], upper.flatten(2)[..., place]  # (n, channels, windows, kernel)
         floor = low.masked_fill(~filled, -torch.inf).amax(-1, keepdim=True)
@@ -87,7 +87,7 @@ class PoolPlanes(MaxPool):
         return [back.view(*a.shape[:2], *planes.shape)], constant
 
 
-def _window_places(node: Node, sizes: tuple[int, ...], device: torch.device) -> Tensor:
+def window_places(node: Node, sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Which entry of a feature map each place of each window reads: (windows, kernel) int64, -1 in the padding."""
     at = node.attributes
     place, outside = torch.zeros(1, 1, dtype=torch.int64, device=device), torch.zeros(1, 1, dtype=torch.bool)

@@ -289,7 +289,8 @@ class Search:
         unit = self._choice.candidates(linear, state, found, waiting["bound"], width)
         waiting["candidates"] = unit.int()
         each = unit.clamp(min=0).unsqueeze(1).expand(-1, width, -1)
-        waiting["coefficient"] = found.a.view(len(left), width, -1).gather(2, each)
+        a = found.a if self.reduced.units else found.a.new_zeros(len(found.a), 1)
+        waiting["coefficient"] = a.view(len(left), width, -1).gather(2, each)
         self.pool.add(waiting)
         worst = bound.topk(min(8, len(bound)), largest=False).indices
         steps = 10 if self.rounds % 8 == 0 else 0

@@ -66,6 +66,8 @@ class Choice:
             width: rows of a domain.
         """
         n, count = len(parent), min(self._count, self._reduced.units)
+        if not count:
+            return torch.full((n, 1), -1)
         best, unit = self.scores(state, found, width).topk(count, dim=1)
         unit = torch.where(best > 0, unit, -1)
         if count == 1:
