@@ -20,6 +20,7 @@ from holdfast.certify.bounds.crown import CROWN
 from holdfast.certify.bounds.crown_ibp import CrownIBP
 from holdfast.certify.bounds.dvijotham import Dvijotham, ascend
 from holdfast.certify.bounds.fast_lin import FastLin
+from holdfast.certify.bounds.fast_lip import FastLip, gradients
 from holdfast.certify.bounds.forward import Forward
 from holdfast.certify.bounds.wong_kolter import WongKolter
 from holdfast.certify.graph_certifier import margin_rows
@@ -28,7 +29,7 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph import Graph, Node
 
-METHODS = [CrownIBP(), FastLin(), WongKolter(), CNNCert(), CNNCert(relu="parallel"), Forward(), Dvijotham(iterations=3)]
+METHODS = [CrownIBP(), FastLin(), FastLip(), WongKolter(), CNNCert(), CNNCert(relu="parallel"), Forward(), Dvijotham(iterations=3)]
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
 
 

@@ -139,7 +139,7 @@ class Region:
         affine image is taken for its box.
 
         Args:
-            low: (rows, n, \*features).
+            low: (rows, n, \\*features).
             high: likewise, nowhere smaller.
 
         Returns:
