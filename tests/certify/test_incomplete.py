@@ -28,6 +28,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph import Graph, Node
+from holdfast.numerics.distance import dual_norm
 
 METHODS = [CrownIBP(), FastLin(), FastLip(), WongKolter(), CNNCert(), CNNCert(relu="parallel"), Forward(), Dvijotham(iterations=3)]
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
@@ -80,6 +81,59 @@ def test_fast_lin_is_the_dual_at_equal_slopes(name, norm):
             torch.testing.assert_close(one, dual.bound(dual.network), rtol=1e-5, atol=1e-9)
         both = (method.bounds(graph, ball, x, c).detach() for method in (FastLin(), WongKolter()))
         torch.testing.assert_close(*both, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(set(NETS)))
+def test_gradients_at_sampled_points_lie_in_their_intervals(name):
+    for norm in (Norm.LINF, Norm.L2, Norm.L1):
+        net, graph, x, ball = _case(name, 2, norm)
+        c = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
+        points = inside(ball, x, 200, 3).requires_grad_()
+        found = Propagation(graph.to(torch.float64), Region(ball, x), lines=PARALLEL)
+        with torch.no_grad():
+            found.run(refine=lambda _: True)
+            low, high = gradients(found, c)
+        values = net.double()(points.flatten(0, 1)) @ c.T
+        constant = FastLip().lipschitz(graph, ball, x, c)
+        for r in range(2):
+            (at,) = torch.autograd.grad(values[:, r].sum(), points, retain_graph=True)
+            assert (at >= low[r] - 1e-12).all()
+            assert (at <= high[r] + 1e-12).all()
+            steepest = dual_norm(norm, at.flatten(0, 1)).view(200, len(x)).amax(0)
+            assert (constant[:, r] >= steepest * (1 - 1e-12)).all()
+            assert (constant[:, r] <= 40 * steepest).all()  # and it is about these networks
+
+
+def test_fast_lip_of_one_layer_is_the_formula_of_the_paper():
+    """The l2 norm over inputs of the largest ``|sum over active + any part of unstable of c_r W_rk|``."""
+    torch.manual_seed(0)
+    net, x, eps = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 2)).double(), torch.rand(1, 4).double(), 0.2
+    w, b, c = (t.detach().numpy() for t in (net[0].weight, net[0].bias, net[2].weight[0] - net[2].weight[1]))
+    z, reach = w @ x[0].numpy() + b, eps * np.linalg.norm(w, axis=1)
+    on, unstable = z > reach, np.abs(z) <= reach
+    parts = c[:, None] * w
+    fixed = parts[on].sum(0)
+    largest = np.maximum(
+        np.abs(fixed + parts[unstable].clip(min=0).sum(0)), np.abs(fixed + parts[unstable].clip(max=0).sum(0))
+    )
+    free = torch.tensor(torch.inf, dtype=torch.float64)
+    ball = LpBall(Norm.L2, torch.full((1,), eps, dtype=torch.float64), -free, free)
+    graph, rows = Graph.from_module(net, x), torch.tensor([[1.0, -1.0]]).double()
+    assert 3 <= unstable.sum() <= 17
+    expected = np.linalg.norm(largest)
+    assert FastLip().lipschitz(graph, ball, x, rows).item() == pytest.approx(expected, rel=1e-9)
+    value = float((net(x)[0, 0] - net(x)[0, 1]).detach())
+    assert FastLip().bounds(graph, ball, x, rows).item() == pytest.approx(value - eps * expected, abs=1e-9)
+
+
+def test_fast_lip_refuses_what_it_has_no_slope_for():
+    x = torch.rand(2, 3)
+    graph = Graph.from_module(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), x)
+    ball = LpBall.uniform(Norm.LINF, 0.1, 2)
+    with pytest.raises(UnsupportedError, match="'gelu'"):
+        FastLip().bounds(graph, ball, x, torch.eye(2))
+    with pytest.raises(UnsupportedError, match="l0 is no norm"):
+        FastLip().lipschitz(graph, LpBall.uniform(Norm.L0, 1, 2), x, torch.eye(2))
 
 
 def test_the_dual_is_a_bound_whatever_the_multipliers():

@@ -99,6 +99,50 @@ def test_certify_writes_a_radius_for_each_sample(holdfast, on, tmp_path: Path) -
     assert crown["at_eps"] == pytest.approx((radius >= 0.02).mean())
 
 
+def test_certificates_stand_beside_an_attack_and_an_estimate(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("certify", "crown", "clever", *on, "--samples", 4, "--eps", "0.02", "--attack", "fmn",
+                    "--set", "batches=10", "--set", "points=8", "--out", tmp_path, "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    crown, clever, fmn = json.loads(said.out)
+    assert fmn["guarantee"] == "witness"
+    assert 0 <= clever["fit_rejected"] <= 1
+    rows = [line.split(",") for line in (tmp_path / "radii.csv").read_text().splitlines()]
+    assert rows[0] == ["id", "label", "crown", "clever", "fmn"]
+    assert all(float(r[2]) <= float(r[4]) for r in rows[1:] if "nan" not in r)
+    page = (tmp_path / "radii.html").read_text()
+    assert "upper bound" in page
+    assert crown["arithmetic"] in page
+
+
+def test_certificates_of_the_model_as_it_runs_say_so(holdfast, on, tmp_path: Path) -> None:
+    both = []
+    for more in ((), ("--deployed", "bfloat16")):
+        said = holdfast(
+            "certify", "crown", *on, "--samples", 4, "--eps", "0.02", *more, "--out", tmp_path, "--format", "json"
+        )
+        assert said.code == 0, said.err
+        both.append(json.loads(said.out)[0])
+    real, ran = both
+    assert "as it runs in bfloat16" in ran["arithmetic"]
+    assert ran["median_radius"] <= real["median_radius"]
+    assert "real numbers and with exact weights only" in holdfast(
+        "certify", "forward", *on, "--samples", 2, "--deployed", "float32", "--out", tmp_path
+    ).err  # fmt: skip
+
+
+def test_certificates_over_other_sets(holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("certify", "weight_perturbation", *on, "--samples", 3, "--set", "layers=0,1", "--out", tmp_path,
+                    "--format", "json")  # fmt: skip
+    assert said.code == 0, said.err
+    found = json.loads(said.out)[0]
+    assert 0 < found["median_reach"] < 0.1
+    assert json.loads((tmp_path / "weight_perturbation.json").read_text())["ranges"] == found["ranges"]
+    said = holdfast("certify", "semantify_nn", *on, "--samples", 2, "--set", "change=brightness", "--set", "parts=2",
+                    "--set", "cuts=2", "--set", "searches=3", "--out", tmp_path)  # fmt: skip
+    assert "shift of brightness" in said.out
+    assert "run them alone" in holdfast("certify", "patch_anywhere", "crown", *on, "--out", tmp_path).err
+
+
 def test_an_attack_is_no_certifier_nor_the_other_way_round(holdfast, on, tmp_path: Path) -> None:
     assert "is no certifier" in holdfast("certify", "pgd", *on, "--out", tmp_path).err
     assert "is no attack" in holdfast("attack", "crown", *on, "--out", tmp_path).err

@@ -33,7 +33,7 @@ Falsify = Callable[[Query, float], Tensor | None]
 
 # parts of the time: the attack before the bounds, before the solver, while it runs, and the pause between those
 _QUICK, _SECOND, _LONGER, _PAUSE = 0.01, 0.02, 0.1, 0.25
-_FEW = 20
+_FEW, _MANY = 20, 200  # inputs: up to there splitting them comes first, and at all
 
 
 def verify(
@@ -237,9 +237,11 @@ class _Run:
     def _solvers(self, i: int) -> list[str]:
         """Few inputs: split them; otherwise split neurons. If that gives up: slopes alone, integer programs, the other."""
         query = self.queries[i]
-        few = int((query.upper > query.lower).sum()) <= _FEW and query.ball.norm is Norm.LINF
-        first, second = ("input_splitting", "neuron_splitting") if few else ("neuron_splitting", "input_splitting")
-        return [first, second] if self.trees is not None else [first, "alpha_crown", "milp", second]
+        free = int((query.upper > query.lower).sum())
+        names = ["neuron_splitting"] if self.trees is not None else ["neuron_splitting", "alpha_crown", "milp"]
+        if free <= _MANY and query.ball.norm is Norm.LINF:
+            names.insert(0 if free <= _FEW else len(names), "input_splitting")
+        return names
 
     def _checked(self, query: Query, answer: Answer) -> Answer:
         """A solver's answer; a witness counts only if it breaks the property here too."""

@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup
 
 from holdfast.audit.radii import Column
-from holdfast.report.draw import Plot, Point, before, legend, nice
+from holdfast.report.draw import Plot, Point, after, before, legend, nice
 from holdfast.report.markup import measure, percent, tag
 from holdfast.report.page import fill
 
@@ -35,7 +35,8 @@ def curve(columns: Sequence[Column], norm: str, eps: float) -> Markup:
     keys: list[tuple[str, str]] = []
     for k, column in enumerate(columns):
         mark = f"series s{k % 8} {_SCALES.get(column.guarantee, '')}".strip()
-        plot.line(before(_points(column, top)), mark)
+        steps = after if column.guarantee == "witness" else before  # a witness counts from its distance on
+        plot.line(steps(_points(column, top)), mark)
         keys.append(
             (f"line {mark}", f"{column.title} ({'upper bound' if column.guarantee == 'witness' else column.guarantee})")
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log10
+from math import ceil, log10
 
 from markupsafe import Markup
 
@@ -38,8 +38,9 @@ def _chart(found: Scalability, axis: str, value: Callable[[Measured], float], la
     sizes = sorted({r.size for r in rows})
     logarithmic = value is _cost
     top = max(value(r) for r in rows)
-    span = (log10(_LEAST), max(log10(top), log10(_LEAST) + 1)) if logarithmic else (0.0, 1.0)
-    plot = Plot((float(sizes[0]), float(sizes[-1])), span, width=460, height=280, warp=log10)
+    least = round(log10(_LEAST))
+    span = (least, max(ceil(log10(top)), least + 3)) if logarithmic else (0.0, 1.0)
+    plot = Plot((float(sizes[0]), float(sizes[-1])), span, height=280, margin=(14, 30, 46, 76), warp=log10)
     ticks = [(float(s), str(s)) for s in sizes]
     if logarithmic:
         plot.axes(ticks, _AXES[axis], label, lambda power: f"{10**power:.3g}")

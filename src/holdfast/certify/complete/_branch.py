@@ -8,7 +8,6 @@ from time import monotonic
 import torch
 from torch import Tensor
 
-from holdfast.certify.bounds._activations import Lines
 from holdfast.certify.bounds._propagation import Propagation
 from holdfast.certify.bounds._region import Region
 from holdfast.certify.complete._cell import cell
@@ -220,10 +219,11 @@ class Search:
         """The state that a batch of domains starts from, one for each of their rows."""
         reduced, width = self.reduced, self.width
         cuts = Cuts(rows["unit"].long(), rows["side"].float(), rows["point"], rows["multiplier"].flatten(0, 1))
-        low, high = (t.float() for t in reduced.cut(Cuts(*cuts[:3], cuts.multiplier[:0])))
+        low, high = (t.float() for t in reduced.cut(cuts))
         if width > 1:
             low, high = low.repeat_interleave(width, 0), high.repeat_interleave(width, 0)
-            cuts = Cuts(*(t.repeat_interleave(width, 0) for t in cuts[:3]), cuts.multiplier)
+            unit, side, point = (t.repeat_interleave(width, 0) for t in cuts[:3])
+            cuts = Cuts(unit, side, point, cuts.multiplier)
         choices = [t[rows["group"]].flatten(0, 1) for t in self.choices]
         return State(low, high, rows["slope"].flatten(0, 1).float(), choices, cuts)
 
@@ -280,8 +280,7 @@ class Search:
             return None
         index = (left.unsqueeze(1) * width + torch.arange(width)).flatten()
         linear, state = linear[index], state.pick(index)
-        found = Pass(*(t[index] for t in found[:5]), Lines(*(None if t is None else t[index] for t in found.lines)), [])
-        bound = bound[left]
+        found, bound = found.pick(index), bound[left]
         waiting = {k: rows[k][left] for k in ("group", "vertex", "unit", "side", "point", "sound")}
         waiting["bound"] = torch.where(bound.isnan(), -torch.inf, bound)
         waiting["slope"] = state.slope.view(len(left), width, -1).half()
@@ -309,14 +308,11 @@ class Search:
             point = self._choice.points(state.pick(torch.arange(len(unit)) * self.width), unit)
         vertices = rows["vertex"].unsqueeze(1).expand(-1, 2)
         if self.tree is not None:
-            vertices = torch.from_numpy(
-                self.tree.split(
-                    rows["vertex"].tolist(),
-                    self.reduced.source[unit[:, 0]].tolist(),
-                    self.reduced.entry[unit[:, 0]].tolist(),
-                    point[:, 0].tolist(),
-                )
+            source, entry = self.reduced.source[unit[:, 0]], self.reduced.entry[unit[:, 0]]
+            split = self.tree.split(
+                [*map(int, rows["vertex"])], [*map(int, source)], [*map(int, entry)], [*map(float, point[:, 0])]
             )
+            vertices = torch.from_numpy(split)  # pyright: ignore[reportUnknownMemberType]
         at = unit.unsqueeze(1).expand(-1, self.width, -1)
         slope, a = rows["slope"].gather(2, at).float(), rows["coefficient"][..., level : level + 1]
         children: list[Rows] = []

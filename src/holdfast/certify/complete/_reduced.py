@@ -143,6 +143,12 @@ class Pass(NamedTuple):
     lines: Lines
     gradients: list[Tensor]
 
+    def pick(self, rows: Tensor) -> Pass:
+        """Some of the rows, without gradients."""
+        below, lower, above, upper, _ = self.lines
+        lines = Lines(below[rows], None if lower is None else lower[rows], above[rows], upper[rows])
+        return Pass(self.bound[rows], self.a[rows], self.z[rows], self.r[rows], self.x[rows], lines, [])
+
 
 class Reduced:
     """A graph over one region, reduced to its bent activations.
@@ -179,14 +185,15 @@ class Reduced:
             if op is None or op.linear:
                 continue
             node = found.graph.nodes[k]
-            box = found.boxes[node.inputs[0]]
+            source = node.inputs[0]
+            box = found.boxes[source]
             lines = op.prepare(node, [found.boxes[j] for j in node.inputs]) if op.separate else None
             if not isinstance(lines, Lines) or len(node.inputs) > 1:
                 raise UnsupportedError(f"neurons are split at activations of one argument; '{node.op}' is none")
             wanted = op.wanted(node, box)
             bent = (torch.ones_like(box.lower, dtype=torch.bool) if wanted is None else wanted).flatten()
             index = bent.nonzero().squeeze(1)
-            layer = Layer(k, node.inputs[0], index, units, units + len(index), op)
+            layer = Layer(k, source, index, units, units + len(index), op)
             units = layer.stop
             self.layers.append(layer)
             rest = lines.upper_slope.masked_fill(bent.view_as(lines.upper_slope), 0.0)

@@ -90,7 +90,8 @@ def _cut(
 
     Multipliers are at least 0 and stand for splits that hold in the part, so what they add is at most 0.
     """
-    cuts = Cuts(*(t[::rows] for t in state.cuts[:3]), state.cuts.multiplier)
+    unit, side, point, multiplier = state.cuts
+    cuts = Cuts(unit[::rows], side[::rows], point[::rows], multiplier)
     nodes = found.graph.nodes
     boxes: dict[int, Box] = {}
     extra: dict[int, Tensor] = {}
