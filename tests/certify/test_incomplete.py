@@ -24,13 +24,24 @@ from holdfast.certify.bounds.fast_lip import FastLip, gradients
 from holdfast.certify.bounds.forward import Forward
 from holdfast.certify.bounds.wong_kolter import WongKolter
 from holdfast.certify.graph_certifier import margin_rows
+from holdfast.certify.projected_bound import projected_bound
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph import Graph, Node
+from holdfast.graph.ops import compute
 from holdfast.numerics.distance import dual_norm
 
-METHODS = [CrownIBP(), FastLin(), FastLip(), WongKolter(), CNNCert(), CNNCert(relu="parallel"), Forward(), Dvijotham(iterations=3)]
+METHODS = [
+    CrownIBP(),
+    FastLin(),
+    FastLip(),
+    WongKolter(),
+    CNNCert(),
+    CNNCert(relu="parallel"),
+    Forward(),
+    Dvijotham(iterations=3),
+]
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
 
 
@@ -156,6 +167,64 @@ def test_the_dual_is_a_bound_whatever_the_multipliers():
 
             for _ in range(20):
                 assert (dual.bound(wild) <= values.amin(0)).all()
+
+
+@pytest.mark.parametrize("name", ["dense", "conv"])
+@pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2])
+def test_random_projections_come_to_the_exact_dual(name, norm):
+    """As k grows, the estimate of Wong and Kolter's bound with boxes from its own passes; errors fall as 1/sqrt(k)."""
+    from test_certify_reference import _Plain
+
+    net, graph, x, _ = _case(name, 1, norm, n=2)
+    graph, free = graph.to(torch.float64), torch.tensor(torch.inf)
+    edges = (-free, free) if norm is Norm.L2 else (torch.tensor(0.0), torch.tensor(1.0))
+    ball = LpBall(norm, torch.full((2,), RADII[norm] * 0.8, dtype=torch.float64), *edges)
+    c, d = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]]), torch.tensor([0.5, -0.5])
+    with torch.no_grad():
+        found = _Plain(graph, Region(ball, x), lines=PARALLEL, sound=False)
+        found.run(refine=lambda _: True)
+        exact = specification(found, c, d)
+        scale = (net.double()(x.double()) @ c.T.double() + d - exact).mean()
+        error = []
+        for k in (50, 4000):
+            draws = [torch.Generator().manual_seed(s) for s in range(2)]
+            estimates = [projected_bound(graph, ball, x, c, d, generator=g, projections=k).margins for g in draws]
+            error.append(float(torch.stack([(e - exact).abs().mean() for e in estimates]).mean() / scale))
+    assert error[1] <= 0.05
+    assert 2 * error[1] <= error[0] <= 0.6  # nine times as much, but for chance: it is an estimate
+
+
+def test_projections_cost_the_same_whatever_the_width(monkeypatch):
+    """What goes through each layer is one centre and k combinations for each sample; backward passes grow with units."""
+    seen = []
+
+    def counted(op, inputs, tensors, attributes):
+        seen.append(len(inputs[0]))
+        return compute(op, inputs, tensors, attributes)
+
+    monkeypatch.setattr("holdfast.certify.projected_bound.compute", counted)
+    x = torch.rand(2, 4)
+    for width in (8, 500):
+        net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
+        found = projected_bound(
+            Graph.from_module(net, x), LpBall.uniform(Norm.LINF, 0.1, 2), x, torch.eye(3), generator=torch.Generator(),
+            projections=10,
+        )  # fmt: skip
+        assert found.margins.requires_grad  # it is there to be trained on
+        assert seen == [2, 20] * 3
+        seen.clear()
+
+
+def test_projections_refuse_what_they_do_not_estimate():
+    x = torch.rand(2, 3)
+    smooth = Graph.from_module(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), x)
+    draws = torch.Generator()
+    with pytest.raises(UnsupportedError, match="'tanh'"):
+        projected_bound(smooth, LpBall.uniform(Norm.LINF, 0.1, 2), x, torch.eye(2), generator=draws)
+    with pytest.raises(UnsupportedError, match="linf and l2, not l1"):
+        projected_bound(smooth, LpBall.uniform(Norm.L1, 0.1, 2), x, torch.eye(2), generator=draws)
+    with pytest.raises(UsageError, match="at least 1"):
+        projected_bound(smooth, LpBall.uniform(Norm.L2, 0.1, 2), x, torch.eye(2), generator=draws, projections=0)
 
 
 def _triangle(layers, boxes, low, high, c):

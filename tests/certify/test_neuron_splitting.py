@@ -12,8 +12,10 @@ from torch import nn
 
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Box, Region
+from holdfast.certify.complete._choice import Choice
 from holdfast.certify.complete._pool import Pool
 from holdfast.certify.complete._reduced import Cuts, Reduced, State
+from holdfast.certify.complete._refine import Refinement
 from holdfast.certify.complete._sound import sound_bounds, sound_units
 from holdfast.certify.complete.neuron_splitting import NeuronSplitting
 from holdfast.certify.query import Query
@@ -233,11 +235,32 @@ def model_values(graph: Graph, x: torch.Tensor) -> dict[int, torch.Tensor]:
     return values
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Sigmoid, nn.Tanh])
+@torch.no_grad()
+def test_a_new_split_starts_no_worse_than_what_it_splits(act: type[nn.Module]) -> None:
+    """Of other activations than ReLU the lines change with the box: no worse than without a multiplier, then."""
+    graph = graph_of(dense(4, 8, 8, 2, seed=1, act=act, scale=2.0), 4)
+    query = box_query(graph)
+    found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
+    found.run(refine=lambda _: True)
+    reduced = Reduced(found, Region(query.ball, query.x, torch.float32), query.c, query.d, 1 << 26)
+    choice = Choice(graph, reduced, lambda rows: rows.amax(1), 1, 64)
+    at = torch.arange(reduced.units).unsqueeze(1)
+    rows = reduced.rows[torch.zeros(reduced.units, dtype=torch.int64)]
+    whole = reduced.state(reduced.units)
+    parent, point = reduced.evaluate(rows, whole), choice.points(whole, at)
+    a, slope = parent.a.gather(1, at), whole.slope.gather(1, at)
+    for side in (-1, 1):
+        cuts = Cuts(at, torch.full_like(point, side), point, choice.multiplier(a, slope, at, side))
+        low, high = (t.float() for t in reduced.cut(cuts))
+        child = State(low, high, whole.slope, whole.choices, cuts)
+        plain = child._replace(cuts=cuts._replace(multiplier=torch.zeros_like(point)))
+        reference = parent if act is nn.ReLU else reduced.evaluate(rows, plain)
+        assert (reduced.evaluate(rows, child).bound >= reference.bound - 1e-4).all()
+
+
 @torch.no_grad()
 def test_boxes_refined_by_splits_contain_every_sample() -> None:
-    from holdfast.certify.complete._choice import Choice
-    from holdfast.certify.complete._refine import Refinement
-
     graph, query, _ = hard()
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
     found.run(refine=lambda _: True)
@@ -336,6 +359,57 @@ def test_the_tree_is_complete_and_each_leaf_proves_its_part(rows: int, act: type
         chosen = list(at.rows)
         lower = specification(cut, query.c[chosen].unsqueeze(0), query.d[chosen].unsqueeze(0), slopes, extra=extra)
         assert (lower[0] + constant > 0).all()
+
+
+def test_max_pools_are_split_as_relus_of_differences() -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    for layer in (net[0], net[4], net[6]):
+        layer.weight.data *= 1.5
+    graph = Graph.from_module(net, torch.zeros(1, 1, 5, 5))
+    size = torch.full((1, 5, 5), 0.3)
+    query = Query.of_box(-size, size, torch.tensor([[1.0, -1.0]]), torch.zeros(1))
+    points = (torch.rand(100000, 1, 5, 5, dtype=torch.float64) * 2 - 1).sign() * 0.3
+    with torch.no_grad():
+        least = float((graph.to(torch.float64).as_module()(points) @ query.c.T).min())
+    near = replace(query, d=query.d - least + 0.05)
+    answer = NeuronSplitting().solve(graph, near, Budget.seconds(30))
+    assert answer.outcome is Outcome.HOLDS
+    assert answer.domains > 1
+    assert answer.bound <= 0.05
+    refused = NeuronSplitting().solve(graph, near, Budget.seconds(30), tree=Tree())
+    assert refused.outcome is Outcome.UNKNOWN
+    assert "max pools" in refused.reason
+    below = replace(query, d=query.d - least - 0.01)
+    answer = NeuronSplitting().solve(graph, below, Budget.seconds(30))
+    assert answer.outcome is Outcome.BROKEN
+    assert answer.witness is not None
+    assert broken(graph, below, answer.witness)
+
+
+def test_proofs_about_the_network_as_it_runs_know_what_it_loses() -> None:
+    """In bfloat16 this network is somewhere below its least value in real numbers, which alone is proved positive."""
+    net = dense(3, 8, 8, 2, seed=8).bfloat16()
+    grid = torch.linspace(-1, 1, 33).bfloat16()
+    points = torch.cartesian_prod(grid, grid, grid)
+    with torch.no_grad():
+        ran = net(points).double()
+    net = net.float()
+    graph = graph_of(net, 3)
+    query = box_query(graph)
+    least, worst = exact(net, query), float(query.score(ran @ query.c.T).min())
+    assert worst < least
+    between = replace(query, d=query.d - (worst + least) / 2)
+    narrow = replace(graph, deployed=torch.bfloat16)
+    assert NeuronSplitting().solve(graph, between, Budget.seconds(30)).outcome is Outcome.HOLDS
+    assert NeuronSplitting().solve(narrow, between, Budget.seconds(1)).outcome is not Outcome.HOLDS
+    answer = NeuronSplitting().solve(narrow, replace(query, d=query.d - worst + 0.3), Budget.seconds(30))
+    assert answer.outcome is Outcome.HOLDS
+    assert answer.domains > 1
+    assert answer.bound <= 0.3
+    assert "bfloat16" in answer.arithmetic
 
 
 def test_what_waits_comes_worst_first_and_grows() -> None:

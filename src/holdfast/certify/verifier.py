@@ -230,8 +230,9 @@ class _Run:
                 return found
             reasons = "; ".join(r for r in (answer.reason if answer is not before else "", found.reason) if r)
             answer = replace(found if found.bound >= answer.bound else answer, outcome=found.outcome, reason=reasons)
-            if tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None):
-                break  # another method cannot go on with a tree that this one began
+            begun = tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None)
+            if begun or found.outcome is Outcome.TIMEOUT:
+                break  # another method cannot go on with a tree that this one began, nor has it time
         return replace(answer, outcome=Outcome.TIMEOUT) if monotonic() >= self.deadline else answer
 
     def _solvers(self, i: int) -> list[str]:

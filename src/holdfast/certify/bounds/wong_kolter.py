@@ -30,7 +30,8 @@ class WongKolter(GraphCertifier):
     linear program's value; alpha = s, the paper's choice, makes the backward network linear and the bound that of
     Fast-Lin. Boxes come from the same pass from each hidden neuron, intersected with intervals; the ball is cut by the
     box of valid inputs (the authors' code leaves that out unless told otherwise). Shortcuts add up as in the scaled
-    version (Wong et al. 2018). Operations other than ReLUs take CROWN's lines.
+    version (Wong et al. 2018), whose random projections are `holdfast.certify.projected_bound`: an estimate for training
+    that certifies nothing. Operations other than ReLUs take CROWN's lines.
     """
 
     card: ClassVar[Card] = Card(
@@ -43,7 +44,11 @@ class WongKolter(GraphCertifier):
         "pass.",
         norms=(Norm.LINF, Norm.L2, Norm.L1, Norm.L0),
         guarantee=Guarantee.SOUND,
-        failure_modes=("loose for networks that were not trained with it; dvijotham goes on from its multipliers",),
+        failure_modes=(
+            "loose for networks that were not trained with it; dvijotham goes on from its multipliers",
+            "a backward pass for each unstable ReLU; the estimate by random projections, projected_bound, needs none, but "
+            "is no bound",
+        ),
         checked_by="equals Fast-Lin at equal slopes, never above the linear program, sampled points",
     )
 

@@ -13,7 +13,7 @@ from holdfast.certify.bounds._region import Region
 from holdfast.certify.complete._cell import cell
 from holdfast.certify.complete._choice import Choice
 from holdfast.certify.complete._pool import Pool
-from holdfast.certify.complete._reduced import Cuts, Linear, Pass, Reduced, State
+from holdfast.certify.complete._reduced import Cuts, Layer, Linear, Pass, Reduced, State
 from holdfast.certify.complete._refine import Refinement
 from holdfast.certify.complete._sound import sound_bounds, spread_slopes
 from holdfast.certify.complete._witness import Witnesses
@@ -49,9 +49,9 @@ class Search:
     recorded, all groups at once (a leaf of the tree proves everything about its part).
 
     Args:
-        graph: the model.
+        graph: the model, on which witnesses are tried.
         query: the question.
-        found: the root's propagation.
+        found: the root's propagation, of the model or of a graph that computes the same.
         rows: sound bounds of the query's rows at the root.
         budget: what may be spent.
         settings: how.
@@ -107,11 +107,12 @@ class Search:
     def run(self, arithmetic: str) -> Answer:
         """Decides the query or stops at the budget's end."""
         outcome, reason, method, witness = Outcome.UNKNOWN, "", "neuron_splitting", None
+        boxes = self.tree is None and any(map(self._behind, self.reduced.layers))
         try:
             witness = self._root()
             splits, start = 0, monotonic()
             while witness is None and len(self.pool):
-                if self.tree is None and monotonic() < start + self.settings.box_share * (self.budget.deadline - start):
+                if boxes and monotonic() < start + self.settings.box_share * (self.budget.deadline - start):
                     # better boxes, a new start, and as much time for splits as the boxes took
                     before = monotonic()
                     self._restart(splits, start)
@@ -138,6 +139,8 @@ class Search:
             outcome = Outcome.BROKEN
             self.pool, self.closed = Pool(), torch.full_like(self.closed, torch.inf)  # some domains were under way
         holds = witness is None and not len(self.pool) and not reason
+        if reason and self.tree is not None:  # see `NeuronSplitting`: with a tree less is done
+            reason += "; without --proof it may be decided: boxes are then refined, groups of rows bounded one by one"
         bound = self._finish()
         if holds:
             outcome = Outcome.HOLDS if bound > 0 else Outcome.UNKNOWN
@@ -191,7 +194,7 @@ class Search:
         return sound_bounds(self.found, self.reduced, self.query, self.query.c[members], self.query.d[members], state)
 
     def _chooser(self) -> Choice:
-        return Choice(self.graph, self.reduced, self.score, self.settings.candidates, self.settings.batch)
+        return Choice(self.found.graph, self.reduced, self.score, self.settings.candidates, self.settings.batch)
 
     def _restart(self, splits: int, start: float) -> None:
         """Forgets the domains and tightens the boxes behind them, with so many splits for each end."""
@@ -199,13 +202,17 @@ class Search:
         until = start + self.settings.box_share * (self.budget.deadline - start)
         self._tighten(splits, until)
 
+    def _behind(self, layer: Layer) -> bool:
+        """Whether a layer's arguments depend on what bends, so that their box may get better."""
+        return bool(self.reduced.values.r[layer.span, : layer.start].any())
+
     def _tighten(self, splits: int, until: float) -> None:
         """Tightens the boxes of activations' arguments, front to back, with so many splits for each end."""
         settings = self.settings
         for depth, layer in enumerate(self.reduced.layers):
             if monotonic() > until:
                 break
-            if len(layer.index) and bool(self.reduced.values.r[layer.span, : layer.start].any()):
+            if self._behind(layer):
                 refined = Refinement(
                     self.found, self.reduced, self.query, self._choice, depth, settings.step, settings.decay, until
                 )
@@ -340,7 +347,9 @@ class Search:
         used = own.cuts.side[0] != 0
         slopes = {
             k: t.squeeze(1).float().numpy()
-            for k, t in spread_slopes(self.found, self.reduced, own, 1, len(rows), len(self.graph.nodes) - 1).items()
+            for k, t in spread_slopes(
+                self.found, self.reduced, own, 1, len(rows), len(self.found.graph.nodes) - 1
+            ).items()
         }
         tree.close(vertex, Leaf(tuple(best), slopes, own.cuts.multiplier[:, used].numpy()))
 

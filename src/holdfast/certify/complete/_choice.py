@@ -109,7 +109,8 @@ class Choice:
         """What a new split's multiplier starts from: with it a part is bounded no worse than what it is a part of.
 
         Where a coefficient is positive the parent used the line below; the multiplier turns the child's exact piece
-        back into that line. Where it is negative the piece alone is no worse than the chord.
+        back into that line. Where it is negative the piece alone is no worse than the chord. Other activations keep
+        the line's slope and start from 0.
 
         Args:
             a: the coefficients of the activations, (n, k).
@@ -118,7 +119,8 @@ class Choice:
             side: of the split.
         """
         flat = self._reduced.flat[at]
-        return (a.clamp(min=0) * (1 - slope if side > 0 else slope - flat)).nan_to_num(0.0).clamp(min=0)
+        start = a.clamp(min=0) * (1 - slope if side > 0 else slope - flat)
+        return torch.where(flat.isnan(), 0.0, start).nan_to_num(0.0).clamp(min=0)
 
     def points(self, state: State, at: Tensor) -> Tensor:
         """Where units (n, 1) are split: a ReLU at its kink, anything else in the middle of its box."""

@@ -225,7 +225,7 @@ class Reduced:
         output = len(found.graph.nodes) - 1
         r, x, const = self._linear(output, c.to(centre).view(len(c), 1, *found.graph.output_shape))
         self.rows = Linear(r, x, const + d.to(const))
-        parts = [self._units(layer) for layer in self.layers] or [Linear(none.view(0, 0), none.view(0, 0), none)]
+        parts = [Linear(*(t[:0] for t in self.rows)), *(self._units(layer) for layer in self.layers)]
         self.values = Linear(*(torch.cat(t) for t in zip(*parts, strict=True)))
         # which earlier units each layer reads: none but the last few where nothing linear leads around them
         self._reach: dict[int, slice] = {}

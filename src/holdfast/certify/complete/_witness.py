@@ -13,6 +13,8 @@ from holdfast.numerics.project import project
 
 __all__ = ["Witnesses"]
 
+_TRIED = 4  # points that seem to break the query, of one step; each is run again with care
+
 
 class Witnesses:
     """Looks for a point that breaks a query, from given points on.
@@ -43,7 +45,7 @@ class Witnesses:
                 point = x.clone().requires_grad_(step < steps)
                 score = self._query.score(self.rows(point))
                 total = score.sum()  # given weights of its own, autograd would import sympy: 2 s
-            for i in map(int, (score <= 0).nonzero().flatten()):
+            for i in map(int, (score <= 0).nonzero().flatten()[:_TRIED]):
                 if broken(self._graph, self._query, x[i : i + 1]):
                     return x[i : i + 1]
             if step < steps:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Region
+from holdfast.certify.bounds._relaxation import lower_max_pools
 from holdfast.certify.complete._branch import Search, Settings
 from holdfast.certify.query import Query
 from holdfast.certify.solver import Answer, Budget, Outcome, Progress, Solver
@@ -48,7 +49,8 @@ class NeuronSplitting(Solver):
         guarantee=Guarantee.SOUND,
         failure_modes=(
             "exponential in the worst case",
-            "needs activations of one argument: max pools, products of values and softmax are not split",
+            "needs activations of one argument: products of values and softmax are not split; max pools are, as ReLUs of "
+            "differences, but not with a proof to record",
             "with a proof to record, all groups of a query are split together and boxes are not refined, which takes longer; "
             "groups of several rows may then stay open",
             "smooth activations converge slowly: their lines are found anew in each pass",
@@ -56,6 +58,8 @@ class NeuronSplitting(Solver):
         checked_by="exact optima of small networks by mixed-integer programming; sampled points; planted counterexamples; "
         "verdicts of the verification competition",
     )
+
+    deployable: ClassVar[bool] = True
 
     iterations: int = parameter(
         12,
@@ -101,18 +105,20 @@ class NeuronSplitting(Solver):
         """See `Solver.solve`."""
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
             region = Region(query.ball, query.x)
-            found = Propagation(graph.to(torch.float64), region, memory=max(budget.memory // 8, 1 << 24))
-            found.run(refine=lambda _: True)
-            c, d = query.c.unsqueeze(0), query.d.unsqueeze(0)
-            rows = specification(found, c, d)
-            if tree is None:
-                rows = torch.maximum(rows, specification(found, c, d, at_boxes=True))
-            rows = torch.where(rows.isnan(), -torch.inf, rows)[0]
+            found, rows = _whole(graph, region, query, budget, plain=tree is not None)
             bound = float(query.score(rows.unsqueeze(0)))
             if bound > 0:
                 if tree is not None:
                     tree.close(0, Leaf(_best_rows(query, rows)))
                 return Answer(Outcome.HOLDS, bound, rows, None, 1, "crown", self.arithmetic(graph))
+            reason = ""
+            if not all(bool(t.isfinite().all()) for node in graph.nodes for t in node.tensors.values()):
+                reason = "a weight is not a finite number, so that splits prove nothing"
+            alike = lower_max_pools(graph)
+            if alike is not graph and tree is not None:
+                reason = "a proof with splits of max pools is not recorded; without --proof it may be decided"
+            if reason:
+                return Answer(Outcome.UNKNOWN, bound, rows, None, 1, "crown", self.arithmetic(graph), reason)
             settings = Settings(
                 self.iterations,
                 self.root_iterations,
@@ -125,10 +131,26 @@ class NeuronSplitting(Solver):
                 self.decay,
             )
             try:
+                if alike is not graph:
+                    found, more = _whole(alike, region, query, budget)
+                    rows = torch.maximum(rows, more)
                 search = Search(graph, query, found, rows, budget, settings, tree, progress)
             except UnsupportedError as error:
                 return Answer(Outcome.UNKNOWN, bound, rows, None, 1, "crown", self.arithmetic(graph), str(error))
             return search.run(self.arithmetic(graph))
+
+
+def _whole(
+    graph: Graph, region: Region, query: Query, budget: Budget, *, plain: bool = False
+) -> tuple[Propagation, Tensor]:
+    """CROWN over the whole set, and what it says of the rows, (rows,); unless ``plain``, intervals have a say."""
+    found = Propagation(graph.to(torch.float64), region, memory=max(budget.memory // 8, 1 << 24))
+    found.run(refine=lambda _: True)
+    c, d = query.c.unsqueeze(0), query.d.unsqueeze(0)
+    rows = specification(found, c, d)
+    if not plain:
+        rows = torch.maximum(rows, specification(found, c, d, at_boxes=True))
+    return found, torch.where(rows.isnan(), -torch.inf, rows)[0]
 
 
 def _best_rows(query: Query, rows: Tensor) -> tuple[int, ...]:
