@@ -73,9 +73,9 @@ class Budget:
     domains: int = 1 << 40
 
     @classmethod
-    def seconds(cls, seconds: float, memory: int = 1 << 30) -> Budget:
+    def seconds(cls, seconds: float, memory: int = 1 << 30, domains: int = 1 << 40) -> Budget:
         """From now on."""
-        return cls(monotonic() + seconds, memory)
+        return cls(monotonic() + seconds, memory, domains)
 
     @property
     def left(self) -> float:
@@ -92,6 +92,9 @@ class Solver(GraphCertifier):
 
     seconds: float = parameter(
         10.0, "for one sample at one radius, above 0", "ours: a radius takes about seven of them"
+    )
+    domains: int = parameter(
+        1 << 30, "parts of the set that may be bounded for it, at least 1", "ours: time is the limit"
     )
 
     @abstractmethod
@@ -125,7 +128,9 @@ class Solver(GraphCertifier):
         for i in range(len(x)):
             ball = region.select(torch.tensor([i], device=x.device))
             answer = self.solve(
-                graph, Query(x[i : i + 1].double(), ball, c[i], d[i], groups), Budget.seconds(self.seconds)
+                graph,
+                Query(x[i : i + 1].double(), ball, c[i], d[i], groups),
+                Budget.seconds(self.seconds, domains=self.domains),
             )
             if answer.rows is not None:
                 found[i] = answer.rows

@@ -158,6 +158,8 @@ class Search:
         settings, reduced, width = self.settings, self.reduced, self.width
         lower = self.score(self.rows[self.table])
         groups = (~(torch.maximum(lower, self.lower) > 0)).nonzero().squeeze(1)
+        if not len(groups):  # better boxes have proved all that was open
+            return None
         linear = reduced.rows[self.table[groups].flatten()]
         target = 0.0 if width == 1 else torch.inf
         _, state = reduced.ascend(

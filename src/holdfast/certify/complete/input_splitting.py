@@ -70,7 +70,7 @@ class InputSplitting(Solver):
     )
     chunk: int = parameter(256, "boxes that are bounded at once, at least 1", "ours: fits a CPU's cache")
     doubt: float = parameter(
-        0.02, "cheap bounds of halves that gain less than this part are not trusted, in [0, 1]", "ours: of 0, 0.02 and 0.2 on four instances"
+        0.02, "cheap bounds of halves that gain less than this part are not trusted, in [0, 1]", "ours: of 0, 0.02, 0.2 on four"
     )
     trials: int = parameter(5, "inputs whose halves are then bounded in full, at least 1", "ours: those of ACAS Xu")
     descent: int = parameter(10, "steps downhill from points in every second power of rounds, at least 0", "ours")
