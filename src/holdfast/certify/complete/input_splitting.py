@@ -329,7 +329,7 @@ class _Search:
             return None
         witness = self._try(full, lower, upper, keep, steps)
         if witness is not None:
-            self.pool.add({name: column[keep] for name, column in part.items()})
+            self.pool.add({name: column[keep] for name, column in (part | {"rows": rows}).items()})
             return witness
         full, lower, upper, rows, vertex = _pick(full, keep), lower[keep], upper[keep], rows[keep], part["vertex"][keep]
         low, high = lower, upper
