@@ -80,7 +80,7 @@ def _certifier(name: str) -> GraphCertifier:
 
 def _records(ids: np.ndarray, found: list[Certificate | None]) -> dict[str, dict[str, Any]]:
     return {
-        str(i): {k: v for k, v in asdict(c).items() if k != "fit"} | {"guarantee": str(c.guarantee)}
+        str(i): asdict(c) | {"guarantee": str(c.guarantee)}
         for i, c in zip(ids.tolist(), found, strict=True)
         if c is not None
     }

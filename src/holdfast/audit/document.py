@@ -124,6 +124,8 @@ class SampleCertificate(_Part):
     method: str
     arithmetic: str = ""
     alpha: Share | None = None
+    fit: Share | None = None
+    """For an estimate by a fitted distribution, the p-value of the fit."""
 
 
 class Sample(_Part):
