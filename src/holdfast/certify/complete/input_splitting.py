@@ -29,6 +29,7 @@ __all__ = ["InputSplitting"]
 _GUARD = 1e-7  # a recorded leaf must hold by more than another order of summation may change
 _MARGIN = 1e-6  # parts of boxes where a property holds by twice this are cut off
 _CACHE = 1 << 22  # numbers that the candidates of one chunk may take for each value of the network
+_PROGRESS = 0.02  # a cut that brings a row nearer to 0 by less than this part of its distance does not help
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,9 @@ class InputSplitting(Solver):
     )
     chunk: int = parameter(256, "boxes that are bounded at once, at least 1", "ours: fits a CPU's cache")
     doubt: float = parameter(
-        0.02, "cheap bounds of halves that gain less than this part are not trusted, in [0, 1]", "ours: of 0, 0.02, 0.2 on four"
+        0.02,
+        "cheap bounds of halves that gain less than this part are not trusted, in [0, 1]",
+        "ours: of 0, 0.02, 0.2 on four",
     )
     trials: int = parameter(5, "inputs whose halves are then bounded in full, at least 1", "ours: those of ACAS Xu")
     descent: int = parameter(10, "steps downhill from points in every second power of rounds, at least 0", "ours")
@@ -433,6 +436,7 @@ class _Search:
         reach = torch.where(able, (a.abs() * near.unsqueeze(2)).sum(1) * (high - low), -1.0)
         count = min(self.method.candidates, int(able.sum(1).max()))
         inputs = reach.topk(count, dim=1).indices.T  # (count, n)
+        width = ((high - low) / (self.high - self.low).clamp(min=1e-300)).gather(1, inputs.T).T
         low, high = (t.repeat(2 * count, 1, 1) for t in (low, high))
         at = middle.gather(1, inputs.T).T.unsqueeze(2)
         high[:count] = high[:count].scatter(2, inputs.unsqueeze(2), at)
@@ -444,7 +448,9 @@ class _Search:
         if len(doubt):  # too loose to tell the inputs apart: bound the halves in full
             found = self._trials(found, low, high, signs, doubt)
             left = _left(found, near, allowed)
-        best = left.argmax(0)
+        # where no single cut helps, the input that was cut least: what never is cut would stay loose for ever
+        stalled = left.amax(0) < -(1 - _PROGRESS)
+        best = torch.where(stalled, width.masked_fill(~allowed, -1.0).argmax(0), left.argmax(0))
         box = torch.arange(n)
         found = torch.maximum(found, rows)
 
