@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -79,3 +81,23 @@ def test_no_package_registry_is_named() -> None:
     for file in files:
         if file.is_file():
             assert not any(host in file.read_text(errors="ignore") for host in hosts), file
+
+
+def test_nobody_is_told_to_install_a_strangers_package() -> None:
+    # `holdfast` on the package index is not ours, with or without extras
+    strange = re.compile(r"(?:install|add)\s[^\n]*?['\"]?\bholdfast(?!-robustness|\.|/|:)\b(?:\[|['\"]|\s|$)")
+    assert strange.search("pip install holdfast")
+    assert strange.search("pip install 'holdfast[onnx]'")
+    files = [REPOSITORY / "README.md", REPOSITORY / "Makefile", *(REPOSITORY / "docs").rglob("*.md")]
+    files += [*ROOT.rglob("*.py"), *(REPOSITORY / "examples").glob("*.py")]
+    told = {str(file): found[0] for file in files if (found := strange.search(file.read_text(encoding="utf-8")))}
+    assert not told
+
+
+def test_the_distribution_has_its_own_name_and_whole_metadata() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == "holdfast-robustness"
+    assert project["authors"] == [{"name": "the Holdfast developers"}]
+    assert "Typing :: Typed" in project["classifiers"]
+    assert "urls" not in project
+    assert (ROOT / "py.typed").exists()

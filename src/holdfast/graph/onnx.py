@@ -85,7 +85,7 @@ def _loaded(path: str | Path, weights: bool = True) -> tuple[Any, Callable[[Any]
         import onnx
         from onnx import external_data_helper, numpy_helper
     except ImportError:
-        raise UsageError("reading ONNX files needs the onnx package: pip install holdfast[onnx]") from None
+        raise UsageError("reading ONNX files needs the onnx package: pip install onnx") from None
     path = Path(path)
     try:
         model: Any = onnx.load(str(path), load_external_data=False)

@@ -127,7 +127,7 @@ def timm_arch(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[
     try:
         import timm
     except ImportError as fault:
-        raise UsageError(f"--arch timm:{name} needs timm: pip install 'holdfast[timm]' ({fault})") from None
+        raise UsageError(f"--arch timm:{name} needs timm: pip install timm ({fault})") from None
     if not timm.is_model(name):  # also refuses names such as hf-hub:..., which would reach out
         raise UsageError(f"timm has no model '{name}'. {did_you_mean(name, timm.list_models())}"[:500])
     module = timm.create_model(name, pretrained=False)

@@ -28,7 +28,7 @@ def onnx_module(path: Path) -> nn.Module:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise UsageError(f"{path} is an ONNX file; reading it needs: pip install 'holdfast[onnx]'") from None
+        raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     from holdfast.graph.onnx import read_onnx
 
     return read_onnx(path).as_module()
@@ -47,7 +47,7 @@ def hugging_face_module(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
     try:
         from transformers import AutoModelForImageClassification
     except ImportError as fault:
-        raise UsageError(f"{folder} is a Hugging Face folder; it needs: pip install 'holdfast[hf]' ({fault})") from None
+        raise UsageError(f"{folder} is a Hugging Face folder; it needs transformers: pip install transformers ({fault})") from None
     try:
         module, info = AutoModelForImageClassification.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -84,7 +84,7 @@ class SDP(GraphCertifier):
         try:
             import clarabel  # pyright: ignore[reportMissingTypeStubs]
         except ImportError:
-            raise UsageError("the SDP bound needs the clarabel package: pip install holdfast[sdp]") from None
+            raise UsageError("the SDP bound needs the clarabel package: pip install clarabel") from None
         solver: Any = clarabel
         given, n = dual.start(), dual.row.shape[1]
         signed, bends = len(dual.bends), dual.bends.nonzero().squeeze(1)
