@@ -167,6 +167,41 @@ class TestArch:
             import_function("broken_b.py:f")
 
 
+class TestTied:
+    @staticmethod
+    def net(tied=True):
+        layer = nn.Linear(4, 4)
+        return nn.Sequential(layer, nn.ReLU(), layer if tied else nn.Linear(4, 4))
+
+    def test_one_name_of_a_shared_tensor_is_enough(self, tmp_path):
+        from safetensors.torch import save_model
+
+        from holdfast.models.weights import fill
+
+        net, other = self.net(), self.net()
+        save_model(net, str(tmp_path / "w.safetensors"))
+        state = {k: v for k, v in net.state_dict().items() if k.startswith("0.")}
+        notes = fill(other, state, what="tied")
+        assert torch.equal(other(torch.ones(1, 4)), net(torch.ones(1, 4)))
+        assert any("tied to 0." in note for note in notes)
+
+    def test_two_values_for_one_tensor_are_refused(self):
+        from holdfast.models.weights import fill
+
+        with pytest.raises(ModelError, match="shares one tensor"):
+            fill(self.net(), self.net(tied=False).state_dict(), what="tied")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_module.", "_orig_mod.", "_orig_mod.module.", "_module.module."])
+def test_prefixes_of_wrapped_models_are_taken_off(prefix):
+    from holdfast.models.weights import fill
+
+    net, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    notes = fill(other, {prefix + k: v for k, v in net.state_dict().items()}, what="linear")
+    assert torch.equal(net.weight, other.weight)
+    assert len(notes) == prefix.count(".")
+
+
 class TestTimm:
     NAME = "timm:test_resnet"
 
@@ -185,6 +220,16 @@ class TestTimm:
         assert any("num_classes=7" in note for note in loaded.notes)
         assert any("only if declared" in note for note in loaded.notes)
 
+    def test_the_note_names_a_normalisation_only_where_the_tag_decides_it(self, tmp_path):
+        import timm
+
+        torch.save(timm.create_model("resnet34", num_classes=2).state_dict(), tmp_path / "w.pt")
+        tagged = load_model(tmp_path / "w.pt", arch="timm:resnet34.ra4_e3600_r224_in1k")
+        assert "expect the normalisation 0.5,0.5,0.5/0.5,0.5,0.5" in tagged.notes[-1]
+        assert "different normalisations by tag" in load_model(tmp_path / "w.pt", arch="timm:resnet34").notes[-1]
+        with pytest.raises(UsageError, match="no weights 'nosuch' of resnet34"):
+            load_model(tmp_path / "w.pt", arch="timm:resnet34.nosuch")
+
     @pytest.mark.parametrize("name", ["resnet_18", "hf-hub:someone/model", "hf_hub:a/b"])
     def test_unknown_names_reach_nowhere(self, tmp_path, module, no_network, name):
         with pytest.raises(UsageError, match="no model"):
@@ -202,7 +247,7 @@ class TestHuggingFace:
         model = transformers.ResNetForImageClassification(config).eval()
         model.save_pretrained(tmp_path / "hf")
         (tmp_path / "hf" / "preprocessor_config.json").write_text(
-            '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}'
+            '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "do_resize": false}'
         )
         return tmp_path / "hf", model
 
@@ -211,7 +256,7 @@ class TestHuggingFace:
         loaded = load_model(path)
         x = torch.rand(2, 3, 32, 32)
         assert loaded.format is Format.HF_FOLDER
-        assert torch.allclose(loaded.module(x), model(x).logits, atol=1e-6)
+        assert torch.allclose(loaded.module(x), model((x - 0.5) / 0.25).logits, atol=1e-5)
         assert "0.5,0.5,0.5/0.25,0.25,0.25" in loaded.notes[0]
 
     def test_a_missing_head_is_not_filled_with_random_numbers(self, folder):

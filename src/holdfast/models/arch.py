@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.core.errors import ModelError, UnsafeFileError, UsageError, did_you_mean
+from holdfast.models.wrap import Normalisation
 
 __all__ = ["build_arch", "import_function", "timm_arch", "working_folder_on_path"]
 
@@ -122,14 +123,19 @@ def timm_arch(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[
     """A timm architecture sized for the weights at hand; nothing is ever downloaded.
 
     Raises:
-        UsageError: timm is not installed or knows no such model.
+        UsageError: timm is not installed, knows no such model, or no such weights of it.
     """
     try:
         import timm
+        from timm.models import get_pretrained_cfg, list_pretrained
     except ImportError as fault:
         raise UsageError(f"--arch timm:{name} needs timm: pip install timm ({fault})") from None
     if not timm.is_model(name):  # also refuses names such as hf-hub:..., which would reach out
         raise UsageError(f"timm has no model '{name}'. {did_you_mean(name, timm.list_models())}"[:500])
+    bare, dot, tag = name.partition(".")
+    tags = {tagged.partition(".")[2]: tagged for tagged in list_pretrained(f"{bare}.*")}
+    if dot and tag not in tags:
+        raise UsageError(f"timm has no weights '{tag}' of {bare}. {did_you_mean(tag, tags)}"[:500])
     module = timm.create_model(name, pretrained=False)
     config: Mapping[str, Any] = vars(module)["pretrained_cfg"]
     sizes: dict[str, Any] = {}
@@ -142,8 +148,23 @@ def timm_arch(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[
     if sizes:
         module = timm.create_model(name, pretrained=False, **sizes)
     notes = [f"timm's {name} was sized for the weights: {size}={value}" for size, value in sizes.items()]
-    mean, std = ",".join(map(str, config["mean"])), ",".join(map(str, config["std"]))
-    notes.append(f"timm's own weights of {name} expect the normalisation {mean}/{std}; it is applied only if declared")
+    expected: dict[str, list[str]] = {}
+    for own, tagged in {tag: name}.items() if dot else tags.items():
+        known = get_pretrained_cfg(tagged)
+        if known is not None:
+            expected.setdefault(str(Normalisation(tuple(known.mean), tuple(known.std))), []).append(own)
+    if len(expected) == 1:
+        notes.append(
+            f"timm's own weights of {name} expect the normalisation {next(iter(expected))}; it is applied only if declared"
+        )
+    elif expected:
+        kinds = "; ".join(f"{values} for {', '.join(own[:6])}" for values, own in expected.items())
+        notes.append(
+            f"timm's own weights of {bare} expect different normalisations by tag ({kinds}); name the tag, as in "
+            f"timm:{next(iter(tags.values()))}, to be told which; it is applied only if declared"
+        )
+    else:
+        notes.append(f"timm has no weights of {name}, so the normalisation is unknown; declare it if there was one")
     return module, tuple(notes)
 
 

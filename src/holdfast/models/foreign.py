@@ -1,11 +1,10 @@
-"""Files that bring their own architecture: ONNX, Hugging Face, torch.export, TorchScript.
+"""Files that bring their own architecture: ONNX, torch.export, TorchScript.
 
 The last two run code on opening; `holdfast.models.load` comes here only after the guard has admitted the file.
 """
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 
@@ -13,9 +12,9 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import HoldfastError, ModelError, UsageError
-from holdfast.models.wrap import FixedMode, FromHF
+from holdfast.models.wrap import FixedMode
 
-__all__ = ["exported_module", "hugging_face_module", "onnx_module", "torchscript_module"]
+__all__ = ["exported_module", "onnx_module", "torchscript_module"]
 
 
 def onnx_module(path: Path) -> nn.Module:
@@ -32,49 +31,6 @@ def onnx_module(path: Path) -> nn.Module:
     from holdfast.graph.onnx import read_onnx
 
     return read_onnx(path).as_module()
-
-
-def hugging_face_module(folder: Path) -> tuple[nn.Module, tuple[str, ...]]:
-    """An image classifier that ``save_pretrained`` wrote, its logits unwrapped; offline, and no code from the folder.
-
-    Returns:
-        the module and a note of the image processor's normalisation, which is not applied unless declared.
-
-    Raises:
-        UsageError: the extra ``[hf]`` is not installed.
-        ModelError: no image classifier, or damaged.
-    """
-    try:
-        from transformers import AutoModelForImageClassification
-    except ImportError as fault:
-        raise UsageError(f"{folder} is a Hugging Face folder; it needs transformers: pip install transformers ({fault})") from None
-    try:
-        module, info = AutoModelForImageClassification.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-    except Exception as fault:  # transformers raises what its layers raise
-        raise ModelError(
-            f"{folder} is no readable image classifier ({type(fault).__name__}: {str(fault)[:300]})"
-        ) from None
-    missing = sorted(info["missing_keys"])
-    if missing:  # transformers would fill them with random numbers and warn
-        raise ModelError(
-            f"{folder}: weights are missing for {', '.join(missing[:8])}; is it the fine-tuned classifier?"
-        )
-    return FromHF(module), _processor_notes(folder / "preprocessor_config.json")
-
-
-def _processor_notes(path: Path) -> tuple[str, ...]:
-    if not path.is_file() or path.stat().st_size > 1 << 20:
-        return ("the folder has no image processor, so its normalisation is unknown; declare it if there was one",)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not config.get("do_normalize", True):
-            return ("the image processor does not normalise",)
-        mean, std = (",".join(f"{float(v):g}" for v in config[key]) for key in ("image_mean", "image_std"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return ("the image processor's normalisation cannot be read; declare it if there was one",)
-    return (f"the image processor normalises by {mean}/{std}; it is applied only if declared",)
 
 
 def exported_module(path: Path) -> nn.Module:

@@ -13,8 +13,9 @@ from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Subject
 from holdfast.models.arch import build_arch, working_folder_on_path
 from holdfast.models.fingerprint import fingerprint
-from holdfast.models.foreign import exported_module, hugging_face_module, onnx_module, torchscript_module
+from holdfast.models.foreign import exported_module, onnx_module, torchscript_module
 from holdfast.models.guard import Format, admit, inspect_file
+from holdfast.models.hugging_face import hugging_face_module
 from holdfast.models.weights import fill, read_objects, read_state, state_in
 from holdfast.models.wrap import Normalisation, Normalised
 
@@ -72,9 +73,9 @@ def load_model(
         raise UsageError(
             f"{path} is a file of the kind '{contents.format}', which holds its own architecture; leave out --arch"
         )
-    module, notes = _read(path, contents.format, arch, trust)
-    if any(p.dtype == torch.float64 for p in module.parameters()):
-        notes = (*notes, "the model was float64; it runs in float32")
+    module, notes = _read(path, contents.format, arch, trust, normalise is not None)
+    others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
+    notes = (*notes, *(f"some weights are {str(t).removeprefix('torch.')}; the model runs in float32" for t in others))
     module = module.float()
     if normalise is not None:
         module = Normalised(module, normalise)
@@ -88,7 +89,9 @@ def load_model(
     )
 
 
-def _read(path: Path, kind: Format, arch: str | None, trust: bool) -> tuple[nn.Module, tuple[str, ...]]:
+def _read(
+    path: Path, kind: Format, arch: str | None, trust: bool, normalised: bool
+) -> tuple[nn.Module, tuple[str, ...]]:
     match kind:
         case Format.SAFETENSORS | Format.STATE_DICT:
             return _assemble(*read_state(path, kind), arch, path, trust)
@@ -97,7 +100,7 @@ def _read(path: Path, kind: Format, arch: str | None, trust: bool) -> tuple[nn.M
         case Format.ONNX:
             return onnx_module(path), ()
         case Format.HF_FOLDER:
-            return hugging_face_module(path)
+            return hugging_face_module(path, processed=not normalised)
         case Format.PT2:
             return exported_module(path), ()
         case Format.TORCHSCRIPT:

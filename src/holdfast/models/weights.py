@@ -16,7 +16,14 @@ from holdfast.models.guard import Format
 __all__ = ["fill", "read_objects", "read_state", "state_in"]
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "weights")
-_PREFIXES = {"module.": "DataParallel", "_orig_mod.": "torch.compile", "model.": "a wrapper", "net.": "a wrapper"}
+_PREFIXES = {
+    "module.": "DataParallel",
+    "_module.": "Opacus",
+    "_orig_mod.": "torch.compile",
+    "_forward_module.": "Lightning",
+    "model.": "a wrapper",
+    "net.": "a wrapper",
+}
 
 
 def read_state(path: Path, kind: Format) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -82,7 +89,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[
     """Load weights into a module so that every key of either finds its counterpart.
 
     A prefix that wrapping adds to all keys is taken off, with a note; batch norm's ``num_batches_tracked``, which no
-    forward in eval mode reads, may be absent or extra.
+    forward in eval mode reads, may be absent or extra. Tensors that the module shares (tied weights) need one of their
+    names in the file.
 
     Args:
         module: what to fill.
@@ -93,11 +101,14 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[
         what was noticed.
 
     Raises:
-        ModelError: keys are missing or left over, or shapes differ; all are named.
+        ModelError: keys are missing or left over, shapes differ, or the file has two values for what the module
+            shares; all are named.
     """
     own = {key: value for key, value in module.state_dict().items() if not _counter(key)}
     given = {key: value for key, value in state.items() if not _counter(key)}
     given, notes = _without_prefix(given, own)
+    given, tied = _shared(given, own, what)
+    notes += tied
     missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or extra:
         parts = [f"missing: {_some(missing)}"] * bool(missing) + [f"not in the architecture: {_some(extra)}"] * bool(
@@ -114,6 +125,33 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[
     module.load_state_dict(given, strict=False)
     kinds = sorted({_plain(v) for v in given.values() if v.is_floating_point() and v.dtype != torch.float32})
     return (*notes, *(f"some weights are stored as {kind}; the model runs in float32" for kind in kinds))
+
+
+def _shared(given: dict[str, Tensor], own: Mapping[str, Tensor], what: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights with every name of a shared tensor; safetensors keeps one name for it, PyTorch all."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for key, tensor in own.items():
+        if tensor.numel():
+            place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tensor.stride())
+            groups.setdefault((*place, tensor.shape), []).append(key)
+    filled, notes = dict(given), list[str]()
+    for names in groups.values():
+        there = [name for name in names if name in given]
+        odd = [name for name in there if not _same(given[name], given[there[0]])]
+        if odd:
+            raise ModelError(
+                f"{what} shares one tensor under {_some(names)}, and the file has different values for {there[0]} and "
+                f"{odd[0]}; an architecture that does not tie them is needed"
+            )
+        absent = [name for name in names if name not in given]
+        if there and absent:
+            filled |= dict.fromkeys(absent, given[there[0]])
+            notes.append(f"{_some(absent)} is tied to {there[0]}, which the file holds")
+    return filled, notes
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
 
 
 def _without_prefix(given: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

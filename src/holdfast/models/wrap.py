@@ -115,11 +115,19 @@ class OneLogit(nn.Module):
 
 
 class FromHF(nn.Module):
-    """The logits of a Hugging Face classifier, which answers with an object."""
+    """The logits of a Hugging Face classifier, which answers with an object.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: the classifier.
+        classes: what it calls its classes, if it does.
+        multi_label: it decides each label by itself; argmax is not its decision.
+    """
+
+    def __init__(self, module: nn.Module, classes: tuple[str, ...] | None = None, multi_label: bool = False) -> None:
         super().__init__()
         self.module = module
+        self.classes = classes
+        self.multi_label = multi_label
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) pixel values -> (n, K) logits."""
