@@ -21,12 +21,12 @@ from holdfast.core.verdict import Certificate, Status, Verdict, Witness
 EPS = 0.25
 
 
-def _standing(prediction=0, error=False, witness=None, marginal=None, certificate=None):
+def _standing(prediction=0, error=False, failed=False, witness=None, marginal=None, certificate=None):
     """One sample, id 7, of label 0."""
     one = np.ones(1, dtype=np.int64)
     standing = Standing(
-        np.array([7]), np.array([0]), np.array([[1.0, 0.0]]), np.array([prediction]), np.array([error]), np.array([0.5]),
-        one, one, one,
+        np.array([7]), np.array([0]), np.array([[1.0, 0.0]]), np.array([prediction]), np.array([error]), np.array([failed]),
+        np.array([0.5]), one, one, one,
     )  # fmt: skip
     if witness is not None:
         claim = Claim(Witness(witness, "pgd", "00", -1.0), 0.0, "attack:pgd")
@@ -50,6 +50,11 @@ SOUND, CHANCE, GUESS = Guarantee.SOUND, Guarantee.PROBABILISTIC, Guarantee.ESTIM
         (Status.MISCLASSIFIED, {"prediction": 1}),
         (Status.ERROR, {"error": True}),
         (Status.ERROR, {"error": True, "prediction": 1}),
+        (Status.ERROR, {"failed": True}),  # an attack on it failed, and nothing else settles it
+        (Status.ERROR, {"failed": True, "marginal": EPS, "witness": 0.3}),
+        (Status.BROKEN, {"failed": True, "witness": 0.2}),
+        (Status.MISCLASSIFIED, {"failed": True, "prediction": 1}),
+        (Status.CERTIFIED, {"failed": True, "certificate": (EPS, SOUND)}),
         (Status.BROKEN, {"witness": EPS}),
         (Status.UNKNOWN, {"witness": np.nextafter(EPS, 1)}),
         (Status.CERTIFIED, {"certificate": (EPS, SOUND)}),

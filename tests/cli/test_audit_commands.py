@@ -61,8 +61,10 @@ def test_the_gate(holdfast, run: Path, tmp_path: Path) -> None:
     assert holdfast("resume", copy, "--fail-under", "0%").code == 0
     said = holdfast("resume", copy, "--fail-under", "1")
     assert said.code == 1
-    assert "is below 100.0%" in said.out
+    assert "gate FAILED: empirical robust accuracy of at least 100.0 %" in said.out
+    assert json.loads((copy / "report.json").read_text())["gate"]["passed"] is False
     assert holdfast("resume", copy, "--fail-under", "40").code == 2
+    assert holdfast("resume", copy, "--allow-weak").code == 2
     assert holdfast("resume", copy, "--fail-under", "0.9", "--fail-on", "certified").code == 1
 
 

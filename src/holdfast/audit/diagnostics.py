@@ -33,6 +33,8 @@ __all__ = ["diagnose"]
 _SAMPLES = 48
 _STEPS, _LAST = 30, 10
 _FEW = 0.05  # share of samples above which an indicator is called
+_NEAR, _JUMP = 1e-3, 0.25  # smooth models spread by the share _NEAR there
+_GRAIN = 1e-4  # of the largest score: what differs less differs by rounding
 
 
 @dataclass(frozen=True)
@@ -145,24 +147,33 @@ def _finite_difference_agreement(desk: Desk, problem: Problem, grad: Tensor) -> 
 
 
 def _stability(desk: Desk, problem: Problem) -> list[Finding]:
-    """How much the loss jumps among random points at half the budget (IoAF: unstable predictions)."""
-    half = problem.set.with_eps(problem.set.eps / 2)
-    loss = _margin(problem)
-    values = []
-    for k in range(10):
-        scores, _ = desk.logits(uniform_in_ball(half, problem.x, problem.keyed, "half", k), problem.rows)
-        values.append(loss(scores, problem.y, problem.target))
-    spread = torch.stack(values).std(0) / torch.stack(values).mean(0).abs().clamp_min(1e-6)
-    share = float((spread > 1).double().mean())
+    """Whether the margin jumps from point to point (IoAF: unstable predictions).
+
+    Points a thousand times closer together differ a thousand times less where the model is smooth, whatever the margin
+    is; where its answers are noise they differ as much as before.
+    """
+    far, near = (_spread(desk, problem, share) for share in (0.5, 0.5 * _NEAR))
+    size = desk.clean(problem.rows).abs().nan_to_num(posinf=0, neginf=0).amax(1).double()
+    share = float(((near > _JUMP * far) & (far > _GRAIN * size)).double().mean())
     if share <= 0.25:
         return []
     return [
         Finding(
-            "masking.unstable", Severity.WARNING, "predictions jump at random",
-            f"random points at eps/2 change the margin by more than its size on {100 * share:.0f} % of the samples",
+            "masking.unstable", Severity.WARNING, "the margin jumps between neighbouring points",
+            f"on {100 * share:.0f} % of the samples, points {1 / _NEAR:.0f} times closer together differ almost as much "
+            "in their margins as points at eps/2",
             "a noisy loss surface hides gradients: average them (EOT wrapper) and add --suite black-box", {"share": share},
         )
     ]  # fmt: skip
+
+
+def _spread(desk: Desk, problem: Problem, share: float) -> Tensor:
+    """(n,) how far the margins of random points within a share of eps lie apart."""
+    ball, loss, values = problem.set.with_eps(problem.set.eps * share), _margin(problem), []
+    for k in range(10):
+        x = uniform_in_ball(ball, problem.x, problem.keyed, f"spread-{share:g}", k)
+        values.append(loss(desk.logits(x, problem.rows)[0], problem.y, problem.target).double())
+    return torch.stack(values).std(0)
 
 
 def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Finding]:

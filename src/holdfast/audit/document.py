@@ -21,7 +21,7 @@ from holdfast.core.findings import Severity
 from holdfast.core.threat import Goal, Guarantee, Norm
 from holdfast.core.verdict import Status
 
-__all__ = ["SCHEMA_ID", "SCHEMA_VERSION", "Document", "schema"]
+__all__ = ["SCHEMA_ID", "SCHEMA_VERSION", "Document", "Side", "schema"]
 
 SCHEMA_VERSION = "1"
 SCHEMA_ID = "urn:holdfast:report:1"
@@ -30,6 +30,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 Size = Annotated[float, Field(ge=0)]
 Interval = tuple[Share, Share]
+Side = Literal["empirical", "certified"]
+"""The bound that a gate holds: the upper one or the lower one."""
 
 
 def _finite(value: Any) -> Any:
@@ -68,11 +70,12 @@ class Headline(_Part):
     samples: Count
     clean_accuracy: Share
     empirical_robust_accuracy: Share
-    """1 - (MISCLASSIFIED + BROKEN) / samples: an upper bound of the true robust accuracy."""
+    """1 - (MISCLASSIFIED + BROKEN + TIMEOUT + ERROR) / samples: an upper bound of the true robust accuracy once every
+    sample was judged; what could not be judged counts as broken, and makes the run incomplete."""
     certified_robust_accuracy: Share | None
     """CERTIFIED / samples: a lower bound; null when nothing was certified on purpose (`--certify none`)."""
     unknown: Share
-    """Share that is neither broken, misclassified nor certified: the gap between the bounds, never counted robust."""
+    """UNKNOWN and MARGINAL / samples: neither broken nor certified, the gap between the bounds, never counted robust."""
     upper_bound_weak: bool
     """The attacks were hindered (gradient masking, few queries): the upper bound is likely too high."""
     upper_bound_note: str | None = None
@@ -325,14 +328,28 @@ class Hashes(_Part):
     journal: str | None = None
 
 
+class Gate(_Part):
+    """The least robust accuracy that the run was held to (`--fail-under`), and whether it passed."""
+
+    side: Side
+    threshold: Share
+    allow_weak: bool = False
+    """A weak upper bound was accepted (`--allow-weak`)."""
+    passed: bool
+    reasons: list[str]
+    """Why it did not pass; empty if it did."""
+
+
 class Document(_Part):
     """``report.json``."""
 
     schema_version: Literal["1"] = SCHEMA_VERSION
     headline: Headline
     complete: bool
-    """False when a stage did not end or more than 1 % of the samples are errors: the figures are not final."""
+    """False when a stage did not end or a sample could not be judged (TIMEOUT, ERROR): the figures are not final."""
     contradictions: list[Contradiction] = Field(default_factory=list)
+    gate: Gate | None = None
+    """Null when no threshold was asked for."""
     threat: Threat
     subject: SubjectEntry
     model: Model
@@ -356,6 +373,41 @@ class Document(_Part):
         found = Counter(s.status for s in self.samples)
         return {status: found[status] for status in Status}
 
+    def gated(self, threshold: float, side: Side = "empirical", *, allow_weak: bool = False) -> Self:
+        """The same document, held to a threshold.
+
+        Args:
+            threshold: the least robust accuracy, in [0, 1].
+            side: the bound that must reach it.
+            allow_weak: let an upper bound pass that the attacks were too hindered to make.
+        """
+        reasons = self._shortcomings(threshold, side, allow_weak)
+        gate = Gate(side=side, threshold=threshold, allow_weak=allow_weak, passed=not reasons, reasons=reasons)
+        return self.model_copy(update={"gate": gate})
+
+    def _shortcomings(self, threshold: float, side: Side, allow_weak: bool) -> list[str]:
+        """Why a threshold is not reached, in words; nothing if it is."""
+        head, found = self.headline, list[str]()
+        if self.contradictions:
+            found.append("a witness lies inside a certified radius")
+        if not self.complete:
+            found.append("the run is incomplete: its figures are not final")
+        reached = head.empirical_robust_accuracy if side == "empirical" else head.certified_robust_accuracy
+        if reached is None or reached < threshold:
+            share = "unknown, nothing was certified" if reached is None else f"{100 * reached:.1f} %"
+            found.append(f"{side} robust accuracy is {share}, below {100 * threshold:.1f} %")
+        # the lower bound is proved: hindered attacks cannot raise it
+        if side == "empirical" and head.upper_bound_weak and not allow_weak:
+            found.append(f"the upper bound is weak ({head.upper_bound_note}); --allow-weak accepts it")
+        return found
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line ends with: 3 for figures that are not final, 1 for a gate that did not pass, else 0."""
+        if self.contradictions or not self.complete or any(f.severity is Severity.ERROR for f in self.findings):
+            return 3
+        return 1 if self.gate is not None and not self.gate.passed else 0
+
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Self:
         n, head, count = len(self.samples), self.headline, self.counts()
@@ -366,7 +418,10 @@ class Document(_Part):
                 raise ValueError(f"sample {s.id} is BROKEN without a witness")
             if s.status is Status.CERTIFIED and s.certificate is None:
                 raise ValueError(f"sample {s.id} is CERTIFIED without a certificate")
-        lost, certified = count[Status.MISCLASSIFIED] + count[Status.BROKEN], count[Status.CERTIFIED]
+        unjudged = count[Status.TIMEOUT] + count[Status.ERROR]
+        if unjudged and self.complete:
+            raise ValueError(f"{unjudged} samples could not be judged, and the run is said to be complete")
+        lost, certified = count[Status.MISCLASSIFIED] + count[Status.BROKEN] + unjudged, count[Status.CERTIFIED]
         due = {"empirical_robust_accuracy": n - lost, "unknown": n - lost - certified}
         if head.certified_robust_accuracy is not None or certified:
             due["certified_robust_accuracy"] = certified
@@ -374,6 +429,10 @@ class Document(_Part):
             told = getattr(head, name)
             if n and (told is None or abs(told - number / n) > 1e-9):
                 raise ValueError(f"headline.{name} is {told}, the samples make it {number} of {n}")
+        if (gate := self.gate) is not None:
+            reasons = self._shortcomings(gate.threshold, gate.side, gate.allow_weak)
+            if gate.reasons != reasons or gate.passed != (not reasons):
+                raise ValueError(f"the gate is said to have {'passed' if gate.passed else 'failed'}: {gate.reasons}")
         return self
 
     @classmethod

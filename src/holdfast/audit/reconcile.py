@@ -29,7 +29,7 @@ __all__ = ["Units", "compose", "contradictions", "standings", "verdicts"]
 
 Units = Mapping[tuple[str, int], Payload]
 _CURVE_POINTS = 40
-_MOST_ERRORS = 0.01
+_UNJUDGED = (Status.TIMEOUT, Status.ERROR)
 
 
 def standings(context: Context, units: Units) -> list[Standing]:
@@ -60,6 +60,8 @@ def _verdict(s: Standing, k: int, eps: float) -> Verdict:
         status = Status.BROKEN
     elif certificate is not None and certificate.guarantee is not Guarantee.ESTIMATE and certificate.radius >= eps:
         status = Status.CERTIFIED
+    elif s.failed[k]:
+        status = Status.ERROR
     else:
         edge = i in s.marginal and s.marginal[i].witness.distance <= eps
         status = Status.MARGINAL if edge else Status.UNKNOWN
@@ -108,16 +110,19 @@ def compose(
     count = {s: sum(v.status is s for v in found) for s in Status}
     n = max(1, len(found))
     broken, wrong, certified = count[Status.BROKEN], count[Status.MISCLASSIFIED], count[Status.CERTIFIED]
+    unjudged = sum(count[s] for s in _UNJUDGED)
     findings = [f for (_, k), unit in sorted(units.items()) if k == -1 for f in unit.get("findings", ())]
     findings += _refusals(units)
-    weak = [f for f in findings if f["code"].startswith("masking.") and f["severity"] == "warning"]
+    # where both bounds meet, the upper one is exact, whatever hindered the attacks
+    weak = _hindrances(findings) if count[Status.UNKNOWN] + count[Status.MARGINAL] else []
     clashes = contradictions(found)
     attack_names = [r.stage for r in rungs(plan)]
     by_stage = _by_stage(units, seconds)
     top = [by_stage[name] for name in ["clean", *attack_names] if name in by_stage]
-    complete = complete and count[Status.ERROR] <= _MOST_ERRORS * n
-    empirical, proved = (n - wrong - broken) / n, certified / n  # 1 - share would round: equal counts, equal figures
-    clean = sum(v.prediction == v.label and v.status is not Status.ERROR for v in found) / n
+    complete = complete and not unjudged
+    # 1 - share would round: equal counts, equal figures
+    empirical, proved = (n - wrong - broken - unjudged) / n, certified / n
+    clean = sum(int(s.correct.sum()) for s in parts) / n
     return Document.model_validate(
         {
             "headline": {
@@ -125,7 +130,7 @@ def compose(
                 "clean_accuracy": clean,
                 "empirical_robust_accuracy": empirical,
                 "certified_robust_accuracy": None if plan.certify == "none" else proved,
-                "unknown": (len(found) - wrong - broken - certified) / n,
+                "unknown": (len(found) - wrong - broken - unjudged - certified) / n,
                 "upper_bound_weak": bool(weak),
                 "upper_bound_note": _note(context, weak),
                 "marginal": count[Status.MARGINAL],
@@ -136,7 +141,7 @@ def compose(
                     "empirical": _interval(empirical, n),
                     "certified": None if plan.certify == "none" else _interval(proved, n),
                 },
-                "statement": _statement(plan.certify != "none", proved, empirical),
+                "statement": _statement(plan.certify != "none", proved, empirical, unjudged),
             },
             "complete": complete and not clashes,
             "contradictions": clashes,
@@ -160,7 +165,7 @@ def compose(
             "samples": [_sample(v) for v in found],
             "findings": findings,
             "curves": {
-                "eps": _eps_curve(context, units, parts, found), "certified": _radius_curve(found),
+                "eps": _eps_curve(context, units, found), "certified": _radius_curve(found),
                 "queries": _query_curves(context, units, parts),
             },
             "grid": _grid(context, units, found),
@@ -185,9 +190,17 @@ def _interval(share: float, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _statement(certifies: bool, proved: float, empirical: float) -> str:
+def _statement(certifies: bool, proved: float, empirical: float, unjudged: int) -> str:
     left = f"certified {100 * proved:.1f} % <= " if certifies else ""
-    return f"{left}true robust accuracy <= empirical {100 * empirical:.1f} %"
+    line = f"{left}true robust accuracy <= empirical {100 * empirical:.1f} %"
+    if unjudged:
+        return f"{line}, INCOMPLETE: {unjudged} not judged, counted as broken"
+    return line
+
+
+def _hindrances(findings: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Findings that make the upper bound weak."""
+    return [f for f in findings if f["code"].startswith("masking.") and f["severity"] == "warning"]
 
 
 def _note(context: Context, weak: list[dict[str, Any]]) -> str | None:
@@ -246,19 +259,18 @@ def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: M
     }  # fmt: skip
 
 
-def _eps_curve(
-    context: Context, units: Units, parts: Sequence[Standing], found: Sequence[Verdict]
-) -> list[dict[str, Any]]:
+def _eps_curve(context: Context, units: Units, found: Sequence[Verdict]) -> list[dict[str, Any]]:
     eps, n = float(context.plan.exact_eps), max(1, len(found))
-    right = sum(int(s.correct.sum()) for s in parts)
-    near = np.array([v.witness.distance for v in found if v.witness is not None and v.prediction == v.label])
+    judged = [v for v in found if v.prediction == v.label and v.status not in _UNJUDGED]
+    right = len(judged)
+    near = np.array([v.witness.distance for v in judged if v.witness is not None])
     most = max([2 * eps, *np.quantile(near, [0.9]).tolist()] if len(near) else [2 * eps])
     sizes = sorted({*np.linspace(0, most, _CURVE_POINTS).tolist(), eps})
     points = [{"eps": e, "accuracy": (right - int((near <= e).sum())) / n, "kind": "witness"} for e in sizes]
     for e in context.plan.eps_grid:
         mine = [u for (stage, _), u in units.items() if stage == f"eps-grid:{e}"]
         if mine:
-            lost = sum(len(u["broken_here"]) for u in mine)
+            lost = len({v.id for v in judged} & {i for u in mine for i in u["broken_here"]})
             value = float(context.plan.of(eps=e).exact_eps)
             points.append({"eps": value, "accuracy": (right - lost) / n, "kind": "grid"})
     return points
@@ -275,22 +287,20 @@ def _radius_curve(found: Sequence[Verdict]) -> list[dict[str, float]]:
 
 
 def _query_curves(context: Context, units: Units, parts: Sequence[Standing]) -> list[dict[str, Any]]:
-    n, right = sum(len(s.ids) for s in parts), sum(int(s.correct.sum()) for s in parts)
+    n = max(1, sum(len(s.ids) for s in parts))
     curves = []
     for rung in rungs(context.plan):
         if method(rung.method).card.access is Access.WHITE_BOX:  # type: ignore[attr-defined]
             continue
         mine = [u for (stage, _), u in units.items() if stage == rung.stage]
-        before = right - sum(len(u["ids"]) for u in mine)
+        start = sum(len(u["ids"]) for u in mine) / n
+        if not start:
+            continue
         at = sorted(q for u in mine for i, q in zip(u["ids"], u["found_at"], strict=True) if str(i) in u["witnesses"])
-        start = (right - before) / max(1, n)
-        curves.append(
-            {
-                "attack": rung.name,
-                "points": [(0.0, start)] + [(float(q), start - (k + 1) / n) for k, q in enumerate(at)],
-            }
-        )
-    return [c for c in curves if len(c["points"]) > 1]
+        end = max(q for u in mine for q in u["queries"])  # what withstood it withstood it that long
+        points = [(0.0, start), *((float(q), start - (k + 1) / n) for k, q in enumerate(at))]
+        curves.append({"attack": rung.name, "points": [*points, (float(max([end, *at])), points[-1][1])]})
+    return curves
 
 
 def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str, Any] | None:

@@ -23,7 +23,7 @@ from holdfast.audit.journal import Journal, Payload
 from holdfast.audit.plan import Plan
 from holdfast.audit.reconcile import compose, standings
 from holdfast.audit.stages import Stage, stages
-from holdfast.core.errors import DataError, HoldfastError, UsageError
+from holdfast.core.errors import DataError, HoldfastError, ModelError, UsageError
 from holdfast.core.findings import Severity
 from holdfast.models.checks import preflight
 
@@ -81,9 +81,8 @@ def audit(
             for stage in stages(plan):
                 _run_stage(context, stage, journal, units, crew, progress)
             if (_DIAGNOSTICS, _WHOLE) not in units:
-                start = time.monotonic()
-                payload = diagnose(context, standings(context, units))
-                _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, time.monotonic() - start)
+                payload, spent = _diagnosed(context, units)
+                _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, spent)
         finally:
             crew.dismiss()
             torch.set_num_threads(threads)
@@ -227,21 +226,37 @@ def _in_worker(name: str, k: int, units: dict[str, Payload]) -> tuple[Payload, f
     return _unit(_worker, stage, _worker.chunks()[k], units)
 
 
+def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tuple[Payload, float]:
+    """The diagnostics; where they fail nothing is known of the upper bound, and the run is incomplete."""
+
+    def unit(context: Context, ids: np.ndarray, before: Mapping[str, Payload]) -> Payload:
+        return diagnose(context, standings(context, units))
+
+    return _unit(context, Stage(_DIAGNOSTICS, unit, "diagnostics"), np.zeros(0, dtype=np.int64), {})
+
+
 def _unit(context: Context, stage: Stage, ids: np.ndarray, units: Mapping[str, Payload]) -> tuple[Payload, float]:
     """One unit of work; a fault of the model makes its samples errors instead of ending the run."""
     start = time.monotonic()
     try:
         payload = stage.unit(context, ids, units)
-    except HoldfastError:
-        raise
-    except RuntimeError as error:
+    except HoldfastError as error:
+        if context.plan.remote or not isinstance(error, ModelError):
+            raise  # about the command, the folder or the line to an API, not about these samples
+        payload = _fault(ids, stage, error)
+    except Exception as error:  # a user's model may raise anything
         payload = _fault(ids, stage, error)
     return payload, time.monotonic() - start
 
 
-def _fault(ids: np.ndarray, stage: Stage, error: RuntimeError) -> Payload:
+def _fault(ids: np.ndarray, stage: Stage, error: Exception) -> Payload:
     empty = {k: [] for k in ("ids", "forwards", "backwards", "queries", "found_at", "low_margin", "broken_here")}
     extra: Payload = {"broken_on_grid": [], "saved": 0, "still_breaking": 0, "witnesses": {}}
     if stage.name == "clean":
-        extra |= {"scores": [[None, None]] * len(ids), "prediction": [-1] * len(ids), "forwards": [0] * len(ids)}
-    return empty | extra | {"failed": ids.tolist(), "fault": f"{stage.title}: {error}"}
+        extra |= {
+            "ids": ids.tolist(),
+            "scores": [[]] * len(ids),
+            "prediction": [-1] * len(ids),
+            "forwards": [0] * len(ids),
+        }
+    return empty | extra | {"failed": ids.tolist(), "fault": f"{stage.title}: {type(error).__name__}: {error}"}

@@ -20,7 +20,7 @@ from holdfast.audit.context import Context
 from holdfast.audit.journal import Payload
 from holdfast.audit.plan import Plan
 from holdfast.audit.shrink import shrink
-from holdfast.audit.standing import Standing
+from holdfast.audit.standing import Standing, encoded
 from holdfast.audit.suites import SPARED_SHARE, Rung, rungs, transfers
 from holdfast.core.criterion import Misclassified
 from holdfast.core.problem import Problem
@@ -84,12 +84,9 @@ def clean(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
         if context.subject.kind == "smoothed":  # g abstains with not-a-number; the stand-in's scores guide the search
             prediction = prediction.masked_fill(scores.isnan().any(1), -1)
             scores = torch.cat([context.search(part) for part in x.split(context.plan.slots)]).double().cpu()
-    rows = [[v if np.isfinite(v) else None for v in row] for row in scores.tolist()]
-    if context.plan.remote:  # absent classes of an API are -inf, not unknown
-        rows = [[-1e30 if v == -np.inf else v for v in row] for row in scores.tolist()]
     return {
         "ids": ids.tolist(),
-        "scores": rows,
+        "scores": encoded(scores.numpy()),
         "prediction": prediction.tolist(),
         "forwards": [1] * len(ids),
     }

@@ -11,7 +11,9 @@ from holdfast.audit.journal import Payload
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Witness
 
-__all__ = ["Claim", "Standing"]
+__all__ = ["Claim", "Standing", "decoded", "encoded"]
+
+_NEVER = "-inf"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Standing:
         labels: (n,) their labels.
         scores: (n, K) clean scores.
         prediction: (n,) clean predictions.
-        error: (n,) bool: the sample could not be judged.
+        error: (n,) bool: the clean input has no answer that can be judged.
+        failed: (n,) bool: an attack on the sample failed; it is judged only if another stage settles it.
         broken: by id, the nearest witness within eps.
         nearest: by id, the nearest witness at any distance.
         marginal: by id, a witness on the edge that does not hold every way it is asked.
@@ -49,6 +52,7 @@ class Standing:
     scores: np.ndarray
     prediction: np.ndarray
     error: np.ndarray
+    failed: np.ndarray
     low_margin: np.ndarray
     forwards: np.ndarray
     backwards: np.ndarray
@@ -63,12 +67,13 @@ class Standing:
     def of(cls, ids: np.ndarray, labels: np.ndarray, eps: float, units: Mapping[str, Payload]) -> Standing:
         """The standing of a chunk from the payloads of its finished stages, in their order."""
         clean = units["clean"]
-        scores = np.array([[np.nan if v is None else v for v in row] for row in clean["scores"]], dtype=np.float64)
-        failed = {i for unit in units.values() for i in unit.get("failed", ())}
-        error = np.isnan(scores).any(1) | np.isin(ids, list(failed))
+        scores = decoded(clean["scores"])
+        error = np.isnan(scores).any(1) | np.isin(ids, clean.get("failed", ()))
+        attacks = [unit for stage, unit in units.items() if stage.startswith("attack:")]
+        failed = np.isin(ids, [i for unit in attacks for i in unit.get("failed", ())])
         n = len(ids)
         standing = cls(
-            ids, labels, scores, np.array(clean["prediction"], dtype=np.int64), error, np.full(n, np.inf),
+            ids, labels, scores, np.array(clean["prediction"], dtype=np.int64), error, failed, np.full(n, np.inf),
             np.array(clean["forwards"], dtype=np.int64), np.zeros(n, dtype=np.int64), np.array(clean["forwards"]),
         )  # fmt: skip
         for stage, unit in units.items():
@@ -119,6 +124,28 @@ class Standing:
     def open(self) -> np.ndarray:
         """(n,) bool: right, and not broken within eps."""
         return self.correct & ~np.isin(self.ids, list(self.broken))
+
+
+def encoded(scores: np.ndarray) -> list[list[float | str | None]]:
+    """(n, K) scores as JSON can hold them. Minus infinity is a score, that of a class which is never chosen; not a
+    number and plus infinity are none.
+    """
+    return [
+        [v if np.isfinite(v) else _NEVER if v == -np.inf else None for v in row] for row in np.asarray(scores).tolist()
+    ]
+
+
+def decoded(rows: list[list[float | str | None]]) -> np.ndarray:
+    """(n, K) float64 scores from `encoded`; not a number where there is none.
+
+    Example:
+        >>> decoded(encoded(np.array([[1.0, -np.inf, np.inf]]))).tolist()
+        [[1.0, -inf, nan]]
+    """
+    found = np.full((len(rows), max([2, *map(len, rows)])), np.nan)
+    for k, row in enumerate(rows):  # a row without an answer is shorter
+        found[k, : len(row)] = [np.nan if v is None else float(v) for v in row]
+    return found
 
 
 def _claim(stage: str, record: Payload) -> Claim:

@@ -11,12 +11,11 @@ from holdfast.core.errors import DataError, ModelError, UsageError
 if TYPE_CHECKING:
     from holdfast.audit.document import Document
     from holdfast.report import Picture
-    from holdfast.report.junit import Side
 
 __all__ = ["render"]
 
 
-def render(run: Path, document: Document, fail_under: float | None = None, side: Side = "empirical") -> None:
+def render(run: Path, document: Document) -> None:
     """Writes the report files of a run whose model and data can still be opened, or without pictures if they cannot."""
     from holdfast.report import write
 
@@ -25,7 +24,7 @@ def render(run: Path, document: Document, fail_under: float | None = None, side:
     except (DataError, ModelError, UsageError) as fault:
         note(f"the page goes without pictures: {fault}")
         shown = []
-    write(run, document, shown, fail_under=fail_under, side=side)
+    write(run, document, shown)
 
 
 def _pictures(run: Path, document: Document) -> list[Picture]:

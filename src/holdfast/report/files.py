@@ -8,30 +8,20 @@ from pathlib import Path
 from holdfast.audit.document import Document
 from holdfast.core.files import write_whole
 from holdfast.report import junit, page, sarif
-from holdfast.report.junit import Side
 from holdfast.report.pictures import Picture
 
 __all__ = ["write"]
 
 
-def write(
-    run: Path,
-    document: Document,
-    pictures: Sequence[Picture] = (),
-    *,
-    fail_under: float | None = None,
-    side: Side = "empirical",
-) -> None:
+def write(run: Path, document: Document, pictures: Sequence[Picture] = ()) -> None:
     """Writes ``report.json``, ``report.html``, ``report.sarif`` and ``junit.xml``, each whole or not at all.
 
     Args:
         run: the run folder, which exists.
         document: what the audit found.
         pictures: broken samples to show; grey or RGB, the first dozen are used.
-        fail_under: robust accuracy in [0, 1] that the run is held to; None for no threshold.
-        side: the bound that is held to it.
     """
     document.save(run / "report.json")
     write_whole(run / "report.html", page.render(document, pictures))
     write_whole(run / "report.sarif", sarif.render(document))
-    write_whole(run / "junit.xml", junit.render(document, fail_under, side))
+    write_whole(run / "junit.xml", junit.render(document))

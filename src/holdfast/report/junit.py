@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
 from xml.etree import ElementTree as xml
 
 from holdfast.audit.document import Document
 from holdfast.core.findings import Severity
 from holdfast.report.markup import percent, printable
 
-__all__ = ["Side", "render"]
-
-Side = Literal["empirical", "certified"]
+__all__ = ["render"]
 
 
-def render(document: Document, fail_under: float | None = None, side: Side = "empirical") -> str:
-    """Test cases: the threshold (skipped when there is none), the run being whole, and one per finding.
+def render(document: Document) -> str:
+    """Test cases: the gate (skipped when there is none), the run being whole, and one per finding.
 
-    A finding that is an error fails; a warning or a note passes and says itself in the case's output.
-
-    Args:
-        document: what the audit found.
-        fail_under: robust accuracy in [0, 1] that ``side`` must reach.
-        side: the bound that is held to it.
+    Some case fails if, and only if, the exit code is not 0. A finding that is an error fails; a warning or a note passes
+    and says itself in the case's output.
     """
     suite = xml.Element("testsuite", name="holdfast audit", timestamp=_clean(document.environment.when))
-    _threshold(suite, document, fail_under, side)
+    _gate(suite, document)
     whole = _case(suite, "run", "the run is complete and contradicts itself nowhere")
     if document.contradictions:
         ids = ", ".join(str(c.id) for c in document.contradictions)
@@ -51,16 +44,15 @@ def render(document: Document, fail_under: float | None = None, side: Side = "em
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + xml.tostring(root, encoding="unicode") + "\n"
 
 
-def _threshold(suite: xml.Element, document: Document, fail_under: float | None, side: Side) -> None:
-    head = document.headline
-    reached = head.empirical_robust_accuracy if side == "empirical" else head.certified_robust_accuracy
-    wanted = "no threshold" if fail_under is None else f"at least {percent(fail_under)}"
-    case = _case(suite, "threshold", f"{side} robust accuracy, {wanted}")
-    if fail_under is None:
+def _gate(suite: xml.Element, document: Document) -> None:
+    gate, head = document.gate, document.headline
+    if gate is None:
+        case = _case(suite, "threshold", "robust accuracy, no threshold")
         _say(case, "skipped", "no threshold was asked for (--fail-under)", "")
-    elif reached is None or reached < fail_under:
-        told = f"{side} robust accuracy is {percent(reached)}, below {percent(fail_under)}"
-        _say(case, "failure", told, head.statement)
+    else:
+        case = _case(suite, "threshold", f"{gate.side} robust accuracy, at least {percent(gate.threshold)}")
+        if not gate.passed:
+            _say(case, "failure", "; ".join(gate.reasons), head.statement)
     xml.SubElement(case, "system-out").text = _clean(head.statement)
 
 

@@ -96,6 +96,7 @@ def render(document: Document, pictures: Sequence[Picture] = ()) -> str:
         legend=legend_rows(document),
         banners=words.banners(document),
         meaning=words.meaning(document),
+        gate=words.verdict_of(document.gate) if document.gate is not None else None,
         attacker=words.attacker(document.threat),
         security=curves.security(document),
         queries=curves.queries(document) if document.curves.queries else None,

@@ -15,6 +15,7 @@ from holdfast.report.markup import percent
 __all__ = ["render"]
 
 _BROKEN = "holdfast.broken"
+_GATE = "holdfast.gate"
 _CONTRADICTION = "holdfast.contradiction"
 
 
@@ -33,12 +34,24 @@ def render(document: Document) -> str:
                 "rules": list(rules.values()),
             }
         },
-        "invocations": [{"commandLine": document.command, "executionSuccessful": document.complete}],
+        "invocations": [_invocation(document)],
         "results": [_result(document, entry, index[entry.code]) for entry in entries],
         "properties": {"headline": document.headline.model_dump(mode="json")},
     }
     log = {"$schema": "https://json.schemastore.org/sarif-2.1.0.json", "version": "2.1.0", "runs": [run]}
     return json.dumps(log, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _invocation(document: Document) -> dict[str, Any]:
+    """How the command ended; one that ended with a gate that did not pass did its work all the same."""
+    told: dict[str, Any] = {
+        "commandLine": document.command,
+        "executionSuccessful": document.exit_code != 3,
+        "exitCode": document.exit_code,
+    }
+    if document.gate is not None and not document.gate.passed:
+        told["exitCodeDescription"] = "; ".join(document.gate.reasons)
+    return told
 
 
 def _own(document: Document) -> list[FindingEntry]:
@@ -66,6 +79,18 @@ def _own(document: Document) -> list[FindingEntry]:
                 f"({threat.access}): {head.statement}. Unknown: {percent(head.unknown)}, never counted as robust.",
                 remedy="Harden the model (`holdfast harden`), audit it again and compare with `holdfast diff`.",
                 data={"broken": broken, "samples": head.samples},
+            )
+        )
+    if (gate := document.gate) is not None and not gate.passed:
+        weak = " --allow-weak" if gate.allow_weak else ""
+        out.append(
+            FindingEntry(
+                code=_GATE,
+                severity=Severity.ERROR,
+                title="the gate did not pass",
+                message=f"Held to {percent(gate.threshold)} {gate.side} robust accuracy{weak}: {'; '.join(gate.reasons)}.",
+                remedy="Harden the model (`holdfast harden`) or mend what the other findings name, and audit it again.",
+                data={"threshold": gate.threshold},
             )
         )
     return out

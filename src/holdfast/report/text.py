@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -10,13 +12,14 @@ from holdfast.audit.document import Document
 from holdfast.core.verdict import Status
 from holdfast.report.bar import PARTS
 from holdfast.report.markup import count, interval, percent, printable, span
-from holdfast.report.words import banners
+from holdfast.report.words import banners, verdict_of
 
 __all__ = ["plain", "rich_summary", "show"]
 
 _COLOURS = {Status.CERTIFIED: "cyan", Status.BROKEN: "red", Status.MISCLASSIFIED: "magenta"}
 _BAR = {Status.CERTIFIED: "█", Status.BROKEN: "▓", Status.MISCLASSIFIED: "▒"}
 _WIDTH = 60
+_LINE = 140
 
 
 def _clean(text: str) -> str:
@@ -52,8 +55,12 @@ def plain(document: Document) -> str:
     for name, value, bounds in _figures(document):
         out.append(f"{name:<36}{value:>8}" + (f"   95 % interval {bounds}" if bounds else ""))
     out += ["", counts]
+    if document.gate is not None:
+        out.append(f"gate {verdict_of(document.gate)}")
     out += [f"{b.title}: {b.text}" for b in banners(document)]
-    out += [f"{f.severity}: {f.title} [{f.code}]{f' {f.remedy}' if f.remedy else ''}" for f in document.findings]
+    for f in document.findings:
+        said = " ".join(f"{f.severity}: {f.title}. {f.message} {f.remedy} [{f.code}]".split())
+        out += wrap(said, _LINE, subsequent_indent="    ", break_on_hyphens=False)
     return _clean("\n".join(out)) + "\n"
 
 
@@ -82,14 +89,17 @@ def rich_summary(document: Document) -> RenderableType:
         if n:
             key.append(f"{status} {n}  ", style=_COLOURS.get(status, "bright_black"))
     rest: list[Text] = []
+    if (gate := document.gate) is not None:
+        rest.append(Text(_clean(f"gate {verdict_of(gate)}"), style="bold green" if gate.passed else "bold red"))
     for b in banners(document):
         style = "bold red" if b.kind == "bad" else "bold yellow"
         rest.append(Text.assemble((f"{b.title}  ", style), _clean(b.text)))
     for f in document.findings:
         style = {"error": "red", "warning": "yellow"}.get(f.severity, "bright_black")
         rest.append(Text.assemble((f"{f.severity}  ", style), _clean(f.title), (f"  {_clean(f.code)}", "bright_black")))
-        if f.remedy:
-            rest.append(Text(f"    {_clean(f.remedy)}"))
+        for line in (f.message, f.remedy):
+            if line:
+                rest.append(Text(f"    {_clean(line)}"))
     title = Text(_clean(document.headline.statement), style="bold")
     return Group(
         *about, Text(), title, Text(), _bar(document), key, Text(), figures, *([Text()] if rest else []), *rest

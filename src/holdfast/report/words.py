@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.audit.document import Document, Threat
+from holdfast.audit.document import Document, Gate, Threat
 from holdfast.core.threat import Goal, Guarantee, Norm
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent
 
-__all__ = ["Banner", "attacker", "banners", "meaning"]
+__all__ = ["Banner", "attacker", "banners", "meaning", "verdict_of"]
 
 _SIZE = {
     Norm.LINF: "change every input value by at most {eps}",
@@ -51,10 +51,7 @@ def banners(document: Document) -> list[Banner]:
         )
         out.append(Banner("bad", "CONTRADICTION", text))
     if not document.complete:
-        rest = [s.name for s in document.stages if s.status in ("partial", "failed")]
-        where = f" Not ended: {', '.join(rest)}." if rest else ""
-        text = f"The run did not end, or too many samples could not be judged; these figures are not final.{where}"
-        out.append(Banner("warn", "INCOMPLETE", text))
+        out.append(Banner("bad", "INCOMPLETE", f"{_unfinished(document)} These figures are not final."))
     head = document.headline
     if head.upper_bound_weak:
         why = _sentence(head.upper_bound_note or "the attacks were hindered")
@@ -63,6 +60,33 @@ def banners(document: Document) -> list[Banner]:
     elif head.upper_bound_note:
         out.append(Banner("warn", "UPPER BOUND", _sentence(head.upper_bound_note)))
     return out
+
+
+def _unfinished(document: Document) -> str:
+    """Why a run is not complete."""
+    failed = [s.name for s in document.stages if s.status == "failed"]
+    partial = [s.name for s in document.stages if s.status == "partial"]
+    unjudged = document.headline.errors + document.headline.timeouts
+    said: list[str] = []
+    if unjudged:
+        upper = document.headline.empirical_robust_accuracy
+        most = upper + unjudged / max(1, document.headline.samples)
+        said.append(
+            f"{unjudged} of {document.headline.samples} samples could not be judged. They count as broken in the empirical "
+            f"figure of {percent(upper)}; were they all robust, it would be {percent(most)}."
+        )
+    if failed:
+        said.append(f"Failed: {', '.join(failed)}; the finding run.failed says why.")
+    if partial:
+        said.append(f"Not ended: {', '.join(partial)}.")
+    return " ".join(said or ["The run did not end."])
+
+
+def verdict_of(gate: Gate) -> str:
+    """The gate and whether it passed, in one line."""
+    weak = ", a weak upper bound accepted" if gate.allow_weak else ""
+    head = f"{gate.side} robust accuracy of at least {percent(gate.threshold)}{weak}"
+    return f"passed: {head}" if gate.passed else f"FAILED: {head}; {'; '.join(gate.reasons)}"
 
 
 def _sentence(note: str) -> str:

@@ -1,0 +1,146 @@
+"""What could not be judged is never robust; what was judged says nothing that is not true."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from holdfast.audit.plan import Plan
+from holdfast.audit.recheck import recheck
+from holdfast.audit.run import audit
+from holdfast.core.verdict import Status
+
+
+@pytest.fixture(scope="module")
+def smooth(tmp_path_factory):
+    """(data file, module): a small smooth network that is right on all of its 16 inputs."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, 4))
+    x = torch.rand(16, 1, 4, 4) * 0.6 + 0.2
+    with torch.no_grad():
+        base[3].weight *= 3
+        base[3].bias -= base(x).mean(0)
+        y = base(x).argmax(1)
+    file = tmp_path_factory.mktemp("smooth") / "d.npz"
+    np.savez(file, x=x.numpy(), y=y.numpy())
+    return str(file), base.eval()
+
+
+class Wrapped(nn.Module):
+    """A network with something done to its input and its scores."""
+
+    def __init__(self, inner, before=lambda x: None, after=lambda s: s):
+        super().__init__()
+        self.inner, self.before, self.after = inner, before, after
+
+    def forward(self, x):
+        self.before(x)
+        return self.after(self.inner(x))
+
+
+def _two_more(s):
+    return torch.cat([s, torch.full_like(s[:, :2], -float("inf"))], 1)
+
+
+@pytest.mark.parametrize("suite", ["fast", "minimal", "black-box"])
+def test_classes_that_are_never_chosen_change_no_figure(smooth, tmp_path, suite):
+    data, model = smooth
+    plan = Plan.of(data=data, norm="linf", eps="0.05", suite=suite, certify="none", queries=200)
+    plain = audit(plan, tmp_path / "a", model=model)
+    masked = audit(plan, tmp_path / "b", model=Wrapped(model, after=_two_more))
+    assert plain.headline.empirical_robust_accuracy < 1
+    assert (masked.headline.errors, masked.complete) == (0, True)
+    gap = masked.headline.empirical_robust_accuracy - plain.headline.empirical_robust_accuracy
+    assert abs(gap) <= 1 / 16
+    assert recheck(tmp_path / "b", model=Wrapped(model, after=_two_more)).ok
+
+
+def _no_big_batch(x):
+    if len(x) > 64:
+        raise RuntimeError(f"cannot allocate memory for a batch of {len(x)}")
+
+
+def _no_gradient(x):
+    if x.requires_grad:
+        raise ValueError("no gradients today")
+
+
+@pytest.mark.parametrize(
+    ("before", "given", "failed"),
+    [
+        (_no_big_batch, {"suite": "black-box", "norm": "l2", "eps": "0.15", "queries": 1500}, "hopskipjump"),
+        (_no_gradient, {"suite": "fast", "norm": "linf", "eps": "0.02"}, "cosine_margin"),
+        (_no_gradient, {"suite": "minimal", "norm": "l2", "eps": "0.1"}, "ddn"),
+    ],
+)
+def test_a_stage_that_fails_is_named_and_the_rest_is_kept(smooth, tmp_path, before, given, failed):
+    data, model = smooth
+    document = audit(Plan.of(data=data, certify="none", **given), tmp_path, model=Wrapped(model, before=before))
+    head, counts = document.headline, document.counts()
+    assert not document.complete
+    assert document.exit_code == 3
+    assert any(f.code == "run.failed" and failed in f.message for f in document.findings)
+    assert any(s.status == "failed" and failed in s.name for s in document.stages)
+    lost = counts[Status.BROKEN] + counts[Status.MISCLASSIFIED] + counts[Status.ERROR]
+    assert head.errors == counts[Status.ERROR] > 0
+    assert head.empirical_robust_accuracy == (16 - lost) / 16
+    assert "INCOMPLETE" in head.statement
+    assert head.clean_accuracy == 1
+    assert all(p.accuracy <= 1 - head.errors / 16 for p in document.curves.eps)
+
+
+def test_what_one_stage_found_stands_though_another_failed(smooth, tmp_path):
+    data, model = smooth
+    plan = Plan.of(data=data, certify="none", suite="black-box", norm="l2", eps="0.15", queries=1500)
+    document = audit(plan, tmp_path, model=Wrapped(model, before=_no_big_batch))
+    assert any(s.status is Status.BROKEN and s.witness.attack == "square" for s in document.samples)
+    assert not document.gated(0.0).gate.passed
+
+
+def test_failed_certificates_leave_the_upper_bound_as_it_is(smooth, tmp_path, monkeypatch):
+    from holdfast.certify.bounds.ibp import IBP
+
+    def fail(*_, **__):
+        raise RuntimeError("no bound today")
+
+    monkeypatch.setattr(IBP, "bounds", fail)
+    data, model = smooth
+    plan = Plan.of(data=data, certify="ibp", suite="minimal", norm="linf", eps="0.02")
+    document = audit(plan, tmp_path, model=model)
+    assert not document.complete
+    assert any(s.name == "certificates" and s.status == "failed" for s in document.stages)
+    assert document.headline.errors == 0
+    assert document.headline.certified_robust_accuracy == 0
+    assert 0 < document.headline.empirical_robust_accuracy < 1
+
+
+def test_a_smooth_network_does_not_jump(smooth, tmp_path):
+    """At this eps the margins of random points lie around 0, so that their spread is large beside them."""
+    data, model = smooth
+    for eps in ("0.3", "0.8"):
+        document = audit(Plan.of(data=data, norm="l2", eps=eps, certify="none"), tmp_path / eps, model=model)
+        assert not [f.code for f in document.findings if f.code.startswith("masking.")]
+        assert not document.headline.upper_bound_weak
+
+
+class Hashed(nn.Module):
+    """Scores with a deterministic noise of the input's bits added."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        s = self.inner(x)
+        return s + 3 * torch.sin(1e7 * x.flatten(1).sum(1, keepdim=True) * torch.arange(1, 5))
+
+
+def test_a_network_that_jumps_is_said_to(smooth, tmp_path):
+    data, model = smooth
+    with torch.no_grad():
+        x = torch.from_numpy(np.load(data)["x"])
+        right = Hashed(model)(x).argmax(1)
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=right.numpy())
+    plan = Plan.of(data=str(tmp_path / "d.npz"), norm="linf", eps="0.1", certify="none")
+    document = audit(plan, tmp_path / "run", model=Hashed(model).eval())
+    assert "masking.unstable" in {f.code for f in document.findings}
