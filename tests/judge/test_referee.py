@@ -283,3 +283,99 @@ def test_a_tie_for_a_later_class_does_not_count():
     out = Referee(Threshold(slope=0.0)).judge(problem, _at(problem, 0.5))
     assert out.margin.tolist() == [0]
     assert out.ruling == (Ruling.MARGINAL,)
+
+
+class Narrow(Threshold):
+    """Its forward insists on float32, whatever it is given."""
+
+    def forward(self, x):
+        return super().forward(torch.nn.functional.linear(x.float(), torch.eye(4)).to(self.weight.dtype)).float()
+
+
+class InFloat32(Narrow):
+    """A plain float32 tensor as a kernel: in float64 the product of two types raises."""
+
+    def forward(self, x):
+        return Threshold.forward(self, x @ torch.eye(4))
+
+
+class Uncopied(Threshold):
+    """Cannot be copied, as compiled and exported modules."""
+
+    def __deepcopy__(self, memo):
+        raise NotImplementedError("no copies")
+
+
+class Fussy(Threshold):
+    """Raises an error of its own in float64."""
+
+    def forward(self, x):
+        if x.dtype is torch.float64:
+            raise KeyError("float64")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("model", [InFloat32(), Uncopied(), Fussy(), nn.Sequential(Threshold()).half()])
+def test_a_model_that_has_no_float64_is_judged_in_its_own_type_and_it_is_said(model):
+    dtype = next(model.parameters()).dtype
+    problem = _problem(2, dtype=dtype)
+    referee = Referee(model, batch=4)
+    assert "float64" in referee.finding(problem.x).message
+    out = referee.judge(problem, _at(problem, 0.55, 0.45))
+    assert out.ruling == (Ruling.HOLDS, Ruling.MARGINAL)
+    assert out.runs == ("batch 4", "batch 1")
+    again = Referee(model, batch=4)  # without a word beforehand
+    assert again.judge(problem, _at(problem, 0.55, 0.45)).runs == ("batch 4", "batch 1")
+    assert "float" in again.without_double or "copies" in again.without_double
+
+
+def test_a_model_that_has_float64_is_judged_there_too_and_nothing_is_said():
+    problem = _problem()
+    for model in (Threshold(), Threshold(dtype=torch.float64), Narrow()):
+        held = _problem(dtype=next(model.parameters()).dtype)
+        referee = Referee(model)
+        assert referee.finding(held.x) is None
+        assert referee.judge(held, _at(held, 0.55)).runs == ("batch 64", "batch 1", "float64")
+    assert Referee(Coin(), draws=5).judge(problem, _at(problem, 0.55)).runs == ("5 fresh draws at batch 64",)
+
+
+def test_a_half_precision_model_is_broken_where_it_is_as_it_runs():
+    """1 + 2^-12 rounds to 1 in float16: the witness is one of the model that runs, not of the one in real numbers."""
+
+    class Rounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = nn.Parameter(torch.tensor([1.0, 1.0]).half())
+
+        def forward(self, x):
+            grown = self.one[0] + x[:, 0] * 2.0**-12  # 1 in float16 up to x = 2
+            return torch.stack([grown - 1, x[:, 1] * 2.0**-14], 1)
+
+    x0, x = torch.tensor([[1.0, 0.0]]).half(), torch.tensor([[1.0, 0.5]]).half()
+    problem = Problem.of(x0, torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.5, 1, dtype=torch.float16))
+    assert Referee(Rounded()).judge(problem, x).ruling == (Ruling.HOLDS,)
+
+
+def test_a_model_that_writes_into_its_input_moves_no_witness():
+    class Clamping(Threshold):
+        def forward(self, x):
+            with torch.no_grad():
+                x.clamp_(0.45, 0.5)
+            return super().forward(x)
+
+    for dtype in (torch.float32, torch.float64):
+        problem = _problem(dtype=dtype)
+        x = _at(problem, 0.55)
+        out = Referee(Clamping(dtype=dtype)).judge(problem, x)
+        assert torch.equal(out.x, _at(problem, 0.55))
+        assert out.ruling == (Ruling.MARGINAL,)
+
+
+def test_a_model_that_takes_no_empty_batch_is_not_given_one():
+    class Proud(Threshold):
+        def forward(self, x):
+            assert len(x)
+            return super().forward(x)
+
+    problem = _problem(2).select(np.zeros(0, dtype=np.int64))
+    assert Referee(Proud()).judge(problem, problem.x).margin.shape == (0,)

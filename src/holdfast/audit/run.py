@@ -127,6 +127,8 @@ def _preflight(context: Context, journal: Journal, units: dict[tuple[str, int], 
             lines = "\n".join(f"  {f.title}: {f.message} -> {f.remedy}" for f in errors)
             raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
         randomised = any(f.code == "model.randomised" for f in found)
+        if not randomised:
+            found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
         payload: Payload = {"findings": [_plain(f.as_dict()) for f in found], "randomised": randomised}
         _enter(journal, units, _PREFLIGHT, _WHOLE, payload, time.monotonic() - start)
     return replace(context, randomised=units[_PREFLIGHT, _WHOLE]["randomised"])

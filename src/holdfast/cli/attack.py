@@ -194,7 +194,7 @@ def attack(
         "adversarial_as_they_are": int(wrong.sum()), "broken": int(broken.sum()),
         "success": float(broken.sum() / max(1, (~wrong).sum())),
         "median_distance": float(np.median(distance[broken])) if broken.any() else None,
-        "not_upheld": int((~holds).sum()), "forwards": int(found.ledger.forwards.sum()),
+        "not_upheld": int((~holds).sum()), "judged_at": list(judged.runs), "forwards": int(found.ledger.forwards.sum()),
         "backwards": int(found.ledger.backwards.sum()), "queries": int(found.ledger.queries.sum()),
         "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": subject, "views": views,
     }  # fmt: skip

@@ -3,6 +3,10 @@
 A witness holds if it lies in the set without any tolerance and the criterion holds at the referee's own fixed batch, at
 batch 1 and, where the model allows it, in float64. One on the edge is moved outward along its own direction, inside the
 set, until it holds; if it cannot, it is marginal: listed, not counted as broken.
+
+Not every model can be asked in float64: its forward may insist on float32, its weights may be quantised. A model in
+float16 or bfloat16 is another function in float64, as far from it as its rounding reaches. Such models are judged in
+their own type alone, and the judgement says so.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.judge.desk import Model, evaluating
 from holdfast.numerics.distance import between, contains
@@ -47,6 +52,7 @@ class Judgement:
         share: (n,) for randomised models the share of draws that broke; 1 or 0 for others.
         interval: (n, 2) its 95 % interval.
         forwards: samples sent through the model.
+        runs: the ways in which the model was asked, in words.
     """
 
     ruling: tuple[Ruling, ...]
@@ -57,6 +63,7 @@ class Judgement:
     share: Tensor
     interval: Tensor
     forwards: int
+    runs: tuple[str, ...] = ()
 
 
 class Referee:
@@ -67,14 +74,43 @@ class Referee:
         model: the attacked model.
         batch: the referee's own fixed batch; the last one is filled up with copies.
         draws: 0 for a deterministic model; otherwise how many fresh draws vote.
-        exact: also ask in float64, where the model is a module whose parameters can be converted.
+        exact: also ask in float64, where the model is a module that can be; `without_double` says why it is not.
         """
         self.model, self.batch, self.draws, self.forwards = model, batch, draws, 0
-        self._double = _in_double(model) if exact and not draws else None
+        self._double: Callable[[Tensor], Tensor] | None = None
+        self.without_double = ""
+        if exact and not draws:
+            self._double, self.without_double = _in_double(model)
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The ways in which the model is asked, in words."""
+        if self.draws:
+            return (f"{self.draws} fresh draws at batch {self.batch}",)
+        double = () if self._double is None else ("float64",)
+        return (f"batch {self.batch}", "batch 1", *double)
+
+    def finding(self, x: Tensor) -> Finding | None:
+        """What is to be said before anything is judged, from an answer to some inputs: that float64 is not asked."""
+        with torch.no_grad(), evaluating(self.model):
+            self._ask_double(x)
+        if not self.without_double or not isinstance(self.model, nn.Module):
+            return None
+        return Finding(
+            "referee.own_type", Severity.NOTE, "witnesses are judged in the model's own type",
+            f"{self.without_double[:1].upper()}{self.without_double[1:]}. Witnesses are asked again as they are, at "
+            f"{' and '.join(self.runs)}.",
+        )  # fmt: skip
 
     def judge(self, problem: Problem, x: Tensor) -> Judgement:
         """Rules on the claim that each of x (n, \\*features) is a witness of its problem."""
         before = self.forwards
+        if not len(x):  # not every model takes an empty batch
+            none = torch.zeros(0, dtype=torch.float64, device=x.device)
+            return Judgement((), x, none, none, none, none, none.view(0, 2), 0, self.runs)
+        if not len(x):  # not every model takes an empty batch
+            none = torch.zeros(0, dtype=torch.float64, device=x.device)
+            return Judgement((), x, none, none, none, none, none.view(0, 2), 0, self.runs)
         with torch.no_grad(), evaluating(self.model):
             if self.draws:
                 return self._vote(problem, x, before)
@@ -89,8 +125,9 @@ class Referee:
         share = holds.double()
         distance = between(problem.set.norm, x, problem.x)
         return Judgement(
-            ruling, x, margin, rounding, distance, share, torch.stack([share, share], 1), self.forwards - before
-        )
+            ruling, x, margin, rounding, distance, share, torch.stack([share, share], 1), self.forwards - before,
+            self.runs,
+        )  # fmt: skip
 
     def _outward(
         self, problem: Problem, x: Tensor, margin: Tensor, rounding: Tensor, inside: Tensor
@@ -111,8 +148,9 @@ class Referee:
     def _margins(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) the worst margin over the ways to ask, and how much they differ."""
         ways = [self._ask(self.model, x, self.batch), self._ask(self.model, x, 1)]
-        if self._double is not None:
-            ways.append(self._ask(self._double, x.double(), self.batch))
+        double = self._ask_double(x)
+        if double is not None and double.shape == ways[0].shape:
+            ways.append(double)
         margins = []
         for scores in ways:
             margin = problem.criterion.margin(scores.double(), problem.y, problem.target)
@@ -121,9 +159,18 @@ class Referee:
         stacked = torch.stack(margins)
         return stacked.amax(0), stacked.amax(0) - stacked.amin(0)
 
+    def _ask_double(self, x: Tensor) -> Tensor | None:
+        """The scores in float64; a model that turns out not to run there is from then on judged in its own type."""
+        if self._double is None:
+            return None
+        try:
+            return self._ask(self._double, x.double(), self.batch)
+        except Exception as fault:  # the model's own code, in a type that it never claimed to serve, may raise anything
+            self._double = None
+            self.without_double = f"the model does not run in float64 ({type(fault).__name__}: {str(fault)[:200]})"
+            return None
+
     def _ask(self, model: Model, x: Tensor, batch: int) -> Tensor:
-        if not len(x):
-            return model(x)
         self.forwards += len(x)
         parts: list[Tensor] = []
         for part in x.split(batch):
@@ -151,16 +198,19 @@ class Referee:
         stacked = torch.stack(margins)
         return Judgement(
             ruling, x, stacked.mean(0), stacked.std(0, correction=min(1, self.draws - 1)),
-            between(problem.set.norm, x, problem.x), share, interval, self.forwards - before,
+            between(problem.set.norm, x, problem.x), share, interval, self.forwards - before, self.runs,
         )  # fmt: skip
 
 
-def _in_double(model: Model) -> Callable[[Tensor], Tensor] | None:
-    """The same network in float64, or None where it cannot be had."""
+def _in_double(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:
+    """The same network in float64; or None and why."""
     if not isinstance(model, nn.Module):
-        return None
+        return None, "the model is no module"
+    narrow = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.dtype in (torch.float16, torch.bfloat16)}
+    if narrow:
+        kind = str(narrow.pop()).removeprefix("torch.")
+        return None, f"the model computes in {kind}: in float64 it is another function"
     try:
-        double = copy.deepcopy(model).double().eval()
-    except (RuntimeError, TypeError, ValueError):
-        return None
-    return double
+        return copy.deepcopy(model).double().eval(), ""
+    except Exception as fault:  # compiled, quantised and exported modules refuse each in its own way
+        return None, f"the model cannot be converted to float64 ({type(fault).__name__}: {str(fault)[:200]})"
