@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.numerics.distance import between, box, contains, distance, dual_norm, on_grid, within
+from holdfast.numerics.distance import between, box, contains, distance, dual_norm, measured, on_grid, within
 from holdfast.numerics.project import linf_bounds, project, snap_to_grid
 
 NORMS = list(Norm)
@@ -303,3 +303,46 @@ def test_distances_in_float64_do_not_overflow_or_round(norm: Norm) -> None:
         1.0 if norm is Norm.L0 else float(delta[0, 0])
     )
     assert distance(norm, delta).item() == pytest.approx(exact, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("steps", "low", "high"), [(255, 0.0, 1.0), (1, 0.0, 255.0), (127, -1.0, 1.0)])
+def test_a_change_of_so_many_levels_is_inside_and_one_more_is_not(
+    steps: int, low: float, high: float, dtype: torch.dtype
+) -> None:
+    """The type's rounding of two levels may lie further apart than the levels; distances on a grid are those of levels."""
+    grid = Fraction(1, steps)
+    last = round((high - low) * steps)
+    level = torch.arange(last + 1, dtype=torch.float64)
+    value = (low + level / steps).to(dtype)[:, None]
+    if dtype is torch.bfloat16:  # its levels merge: those that are told apart
+        kept = torch.cat([torch.tensor([True]), value[1:, 0] != value[:-1, 0]])[:40].nonzero()[:, 0]
+        value, level, last = value[kept], level[kept], len(kept) - 1
+    for k in (1, 8):
+        x, up, over = value[: last - k], value[k:last], value[k + 1 :]
+        for norm in (Norm.LINF, Norm.L1, Norm.L2):
+            ball = LpBall.uniform(norm, k * grid, len(x), low, high, grid=grid, dtype=dtype)
+            assert contains(ball, up, x).all()
+            assert contains(ball.select(torch.arange(len(x))), x, up).all()
+            assert not contains(ball, over, x).any()
+            assert torch.equal(measured(ball, up, x), torch.full((len(x),), k / steps, dtype=torch.float64))
+            if dtype is not torch.bfloat16:
+                assert torch.equal(project(ball, torch.full_like(x, high), x), up)
+                assert torch.equal(project(ball, torch.full_like(up, low), up), x)
+                assert torch.equal(snap_to_grid(ball, project(replace(ball, grid=None), over, x), x), up)
+
+
+def test_an_eps_just_below_a_level_does_not_reach_it() -> None:
+    x = torch.arange(248)[:, None] / 255
+    eps = torch.nextafter(torch.tensor(8 / 255, dtype=torch.float64), torch.tensor(0.0).double())
+    ball = LpBall.uniform(Norm.LINF, float(eps), 248, grid=Fraction(1, 255))
+    up = torch.arange(8, 256)[:, None] / 255
+    assert not contains(ball, up, x).any()
+    assert torch.equal(project(ball, torch.ones_like(x), x), torch.arange(7, 255)[:, None] / 255)
+
+
+def test_off_the_grid_distances_are_those_of_the_values() -> None:
+    ball = LpBall.uniform(Norm.LINF, Fraction(8, 255), 1, grid=Fraction(1, 255))
+    x, near, far = (torch.tensor([[v / 255]]) for v in (10.5, 18.0, 19.0))
+    assert contains(ball, near, x)
+    assert not contains(ball, far, x)

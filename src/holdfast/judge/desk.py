@@ -19,7 +19,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
-from holdfast.numerics.distance import between, contains
+from holdfast.numerics.distance import contains, measured
 
 __all__ = ["Desk", "Model", "evaluating"]
 
@@ -333,11 +333,12 @@ class Desk:
                 if len(rows) < len(x):
                     x, index, y, target, holds = x[rows], index[rows], y[rows], target[rows], holds[rows]
             clean = p.x[index]
-            size = between(p.set.norm, x, clean)
+            part = p.set.select(index)
+            size = measured(part, x, clean)
             nearer = holds & (size < self.distance[index])
             if x.device.type == "cpu" and not nearer.any():
                 return
-            holds = nearer & contains(p.set.select(index), x, clean, size)
+            holds = nearer & contains(part, x, clean, size)
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))

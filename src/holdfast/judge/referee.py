@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.judge.desk import Model, evaluating
-from holdfast.numerics.distance import between, contains
+from holdfast.numerics.distance import contains, measured
 from holdfast.numerics.project import project
 from holdfast.numerics.stats import clopper_pearson
 
@@ -123,7 +123,7 @@ class Referee:
             for h, i in zip(holds.tolist(), inside.tolist(), strict=True)
         )
         share = holds.double()
-        distance = between(problem.set.norm, x, problem.x)
+        distance = measured(problem.set, x, problem.x)
         return Judgement(
             ruling, x, margin, rounding, distance, share, torch.stack([share, share], 1), self.forwards - before,
             self.runs,
@@ -198,7 +198,7 @@ class Referee:
         stacked = torch.stack(margins)
         return Judgement(
             ruling, x, stacked.mean(0), stacked.std(0, correction=min(1, self.draws - 1)),
-            between(problem.set.norm, x, problem.x), share, interval, self.forwards - before, self.runs,
+            measured(problem.set, x, problem.x), share, interval, self.forwards - before, self.runs,
         )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "dual_norm",
     "grid_index",
     "grid_value",
+    "measured",
     "on_grid",
     "per_sample",
     "vector_norm",
@@ -87,6 +88,35 @@ def difference(x_adv: Tensor, x: Tensor) -> Tensor:
     return x_adv.to(torch.float64, copy=True).sub_(x)
 
 
+def measured(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
+    """(n,) float64 lp distance as the set counts it: on a grid in its levels, not in what a type makes of them.
+
+    8 grey levels are 8/255, although float32(k / 255) of two levels may differ by a little more.
+
+    Args:
+        set: of n samples; its norm and its grid count.
+        x_adv: (n, \\*features).
+        x: (n, \\*features); a feature off the grid is counted as it stands.
+
+    Example:
+        >>> ball = LpBall.uniform(Norm.LINF, 8 / 255, 1, grid=Fraction(1, 255))
+        >>> x, up = torch.tensor([[0.0]]), torch.tensor([[8.0]]) / 255
+        >>> measured(ball, up, x).item() == 8 / 255 < between(Norm.LINF, up, x).item()
+        True
+    """
+    if set.grid is None or set.norm is Norm.L0:
+        return between(set.norm, x_adv, x)
+    steps = (_level(set, x_adv) - _level(set, x)) * set.grid.numerator
+    return distance(set.norm, steps) / set.grid.denominator
+
+
+def _level(set: LpBall, x: Tensor) -> Tensor:
+    """(n, \\*features) float64: the level of each value; of one off the grid its place between two."""
+    index = grid_index(set, x)
+    near = index.round()
+    return torch.where(grid_value(set, near, x.dtype) == x, near, index)
+
+
 def dual_norm(norm: Norm, g: Tensor) -> Tensor:
     """(n,) float64 ``max <g, d>`` over ``||d||_p <= 1``.
 
@@ -132,14 +162,14 @@ def within(x_adv: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def contains(set: LpBall, x_adv: Tensor, x: Tensor, size: Tensor | None = None) -> Tensor:
     """Whether each point lies in its set, with no tolerance.
 
-    The float64 distance is at most eps, the values are finite and between the bounds, equal to x where the mask is
-    False, and on the grid if there is one.
+    The float64 distance is at most eps (see `measured`), the values are finite and between the bounds, equal to x where
+    the mask is False, and on the grid if there is one.
 
     Args:
         set: of n samples.
         x_adv: (n, \\*features).
         x: (n, \\*features), the clean inputs.
-        size: (n,) float64 ``between`` of the two, if it is known.
+        size: (n,) float64 ``measured`` between the two, if it is known.
 
     Returns:
         (n,) bool.
@@ -151,7 +181,7 @@ def contains(set: LpBall, x_adv: Tensor, x: Tensor, size: Tensor | None = None) 
         [True, False]
     """
     # `within` is false of what is not finite.
-    size = between(set.norm, x_adv, x) if size is None else size
+    size = measured(set, x_adv, x) if size is None else size
     inside = (size <= set.eps) & within(x_adv, *box(set, x))
     return inside if set.grid is None else inside & on_grid(set, x_adv)
 
