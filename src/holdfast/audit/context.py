@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +21,7 @@ from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.sets import LpBall
+from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Goal
 from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
@@ -31,7 +32,7 @@ from holdfast.judge.referee import Referee
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
-from holdfast.models.wrap import Normalisation, Normalised
+from holdfast.models.wrap import Normalisation, Normalised, Ranged, with_two_classes
 from holdfast.numerics.stats import binomial_p_value
 
 __all__ = ["Context"]
@@ -68,7 +69,7 @@ class Context:
     @classmethod
     def open(cls, plan: Plan, folder: RunFolder, model: nn.Module | None = None) -> Context:
         """Loads the model and the data of a plan; ``model`` is the module itself where the plan names no file."""
-        data = load_data(plan.data)
+        data = _data(plan, plan.data)
         if plan.samples is not None:
             data = data.head(plan.samples)
         found, subject, source, notes = _model(plan, model)
@@ -103,6 +104,11 @@ class Context:
     def device(self) -> torch.device:
         """Where the model runs."""
         return torch.device(self.plan.device)
+
+    @property
+    def grid(self) -> Fraction | FeatureGrid | None:
+        """The valid values that witnesses are also judged on."""
+        return self.plan.threat.grid if self.plan.table is None else self.plan.table.grid
 
     @property
     def settings(self) -> Settings:
@@ -170,7 +176,7 @@ class Context:
         Raises:
             UsageError: their inputs have another shape.
         """
-        data = load_data(name)
+        data = _data(self.plan, name)
         if data.x.shape[1:] != self.data.x.shape[1:]:
             shapes = [tuple(d.x.shape[1:]) for d in (data, self.data)]
             raise UsageError(f"{name} has inputs of shape {shapes[0]}, the attacked data of shape {shapes[1]}")
@@ -178,8 +184,9 @@ class Context:
 
     def _problem(self, x: Tensor, y: Tensor, ids: np.ndarray, eps: float | Tensor | None) -> Problem:
         plan = self.plan
+        mask = None if plan.table is None or plan.table.mask is None else plan.table.mask.to(self.device)
         ball = LpBall.uniform(
-            plan.norm, plan.exact_eps, len(ids), plan.low, plan.high, device=self.device, dtype=x.dtype
+            plan.norm, plan.exact_eps, len(ids), plan.low, plan.high, mask=mask, device=self.device, dtype=x.dtype
         )  # fmt: skip
         target = None
         if plan.goal is Goal.TARGETED:
@@ -207,10 +214,22 @@ class SmoothedPredictor:
         return shares.masked_fill(abstains.unsqueeze(1), float("nan"))
 
 
+def _data(plan: Plan, name: str) -> Dataset:
+    data = load_data(name, classes=plan.class_names)
+    return data if plan.table is None else plan.table.to_units(data)
+
+
+def _fitted(plan: Plan, module: nn.Module) -> nn.Module:
+    """The module as the plan's data need it: columns get their own values back."""
+    return module if plan.table is None else Ranged(module, plan.table.low, plan.table.width)
+
+
 def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tuple[str, ...]]:
     normalise = None if plan.normalise is None else Normalisation(*plan.normalise)
     if model is not None:
-        module = model if normalise is None else Normalised(model, normalise)
+        module = _fitted(
+            plan, with_two_classes(model if normalise is None else Normalised(model, normalise), plan.binary)
+        )
         return module.to(plan.device), Subject("model", fingerprint(module)), type(model).__name__, ()
     if plan.model is None:
         raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or pass the module to audit() in Python")
@@ -220,5 +239,10 @@ def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tu
             token_env="HOLDFAST_API_TOKEN" if "HOLDFAST_API_TOKEN" in os.environ else None,
         )  # fmt: skip
         return api, api.subject, plan.model, ()
-    loaded = load_model(plan.model, arch=plan.arch, trust=plan.trust, normalise=normalise, device=plan.device)
-    return loaded.module, loaded.subject, loaded.source, loaded.notes
+    loaded = load_model(
+        plan.model, arch=plan.arch, trust=plan.trust, normalise=normalise, binary=plan.binary, device=plan.device
+    )
+    if plan.table is None:
+        return loaded.module, loaded.subject, loaded.source, loaded.notes
+    module = _fitted(plan, loaded.module).to(plan.device)
+    return module, Subject("model", fingerprint(module)), loaded.source, loaded.notes

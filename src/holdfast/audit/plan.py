@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
+from holdfast.data.table import Table
 
 __all__ = ["Plan", "names_of"]
 
@@ -25,7 +26,10 @@ class Plan(BaseModel):
         arch: ``package.module:function`` that builds the architecture of a state dict, or ``timm:NAME``.
         trust: open files that can run code.
         normalise: mean and standard deviation per channel that the deployment applies before the model.
+        binary: the model has one output: the logit, or the probability, of class 1 of 2.
         data: what to audit on: a file, a folder or ``digits:test``.
+        class_names: names of the classes in the model's order; labels that are names are numbered by it.
+        table: range, type and immutability of the columns, where the data are a table of their own values.
         train_data: the training set, where the attacker knows it (survey row T06).
         surrogate: file of a model that the attacker owns, for transfer, or several for an ensemble.
         surrogate_arch: builds its architecture; one for all, or one for each.
@@ -60,7 +64,10 @@ class Plan(BaseModel):
     arch: str | None = None
     trust: bool = False
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    binary: Literal["logit", "probability"] | None = None
     data: str = "digits:test"
+    class_names: tuple[str, ...] | None = None
+    table: Table | None = None
     train_data: str | None = None
     surrogate: str | tuple[str, ...] | None = None
     surrogate_arch: str | tuple[str, ...] | None = None
@@ -127,6 +134,8 @@ class Plan(BaseModel):
         owned, built = len(names_of(self.surrogate)), len(names_of(self.surrogate_arch))
         if built not in (0, 1, owned):
             raise UsageError(f"{owned} surrogates with {built} architectures; give one for all, or one for each")
+        if self.table is not None and (self.grid is not None or (self.low, self.high) != (0.0, 1.0)):
+            raise UsageError("a table has ranges and whole numbers by column; leave out --grid, low and high")
         if self.grid is not None and parse_eps(self.grid) == 0:
             raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
 

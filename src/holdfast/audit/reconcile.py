@@ -305,13 +305,13 @@ def _query_curves(context: Context, units: Units, parts: Sequence[Standing]) -> 
 
 def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str, Any] | None:
     mine = [u for (stage, _), u in units.items() if stage == "grid"]
-    if context.plan.grid is None or not mine:
+    if context.grid is None or not mine:
         return None
     wrong = sum(v.status is Status.MISCLASSIFIED for v in found)
     lost = sum(len(u["broken_on_grid"]) for u in mine)
     n = max(1, len(found))
     return {
-        "grid": context.plan.grid,
+        "grid": context.plan.grid or str(context.grid),
         "empirical_robust_accuracy": (n - wrong - lost) / n,
         "pictures_saved": sum(u["saved"] for u in mine),
         "pictures_still_breaking": sum(u["still_breaking"] for u in mine),

@@ -65,6 +65,8 @@ def stages(plan: Plan) -> list[Stage]:
     todo.append(Stage("shrink", shrinking, "nearest witnesses"))
     if plan.grid is not None:
         todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid}"))
+    elif plan.table is not None and plan.table.grid is not None:
+        todo.append(Stage("grid", on_grid, "witnesses with whole numbers in integer columns"))
     if plan.certify != "none":
         todo.append(Stage("certificates", certificates, f"certificates ({plan.certify})"))
     return todo
@@ -236,7 +238,7 @@ def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> 
     if not len(chosen):
         return payload
     problem = context.problem(chosen)
-    problem = replace(problem, set=replace(problem.set, grid=context.plan.threat.grid))
+    problem = replace(problem, set=replace(problem.set, grid=context.grid))
     first = [standing.broken[i].witness.sha256 for i in chosen.tolist()]
     x = torch.stack([context.folder.witness(sha).to(context.device) for sha in first])
     snapped = snap_to_grid(problem.set, x, problem.x)

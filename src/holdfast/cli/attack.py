@@ -40,6 +40,9 @@ def attack(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     norm: o.NormName = None,
@@ -142,7 +145,8 @@ def attack(
     if eps is None and tool.card.norms and tool.card.formulation is Formulation.BUDGET:
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=o.several(surrogate),
         surrogate_arch=o.several(surrogate_arch), answers=answers, classes=classes, max_queries=max_queries, seed=seed,
         device=device,

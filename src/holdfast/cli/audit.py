@@ -50,6 +50,9 @@ def audit(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     train_data: Annotated[
         str | None,
@@ -104,7 +107,8 @@ def audit(
     plan = Plan.of(
         **base
         | given(
-            model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, train_data=train_data,
+            model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, train_data=train_data,
             samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
             grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
             top_k=top_k, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), answers=answers,

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.console import note, progress, say, say_json
+from holdfast.cli.console import table as printed
 from holdfast.cli.opening import opened
 
 __all__ = ["attacks"]
@@ -22,6 +23,9 @@ def attacks(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     norm: o.NormName = None,
@@ -54,7 +58,8 @@ def attacks(
     from holdfast.report.comparison import write_comparison
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, goal=goal, answers=answers, classes=classes, max_queries=max_queries, seed=seed, device=device,
     )  # fmt: skip
     plan = context.plan
@@ -78,7 +83,7 @@ def attacks(
         say_json(answer)
         return
     say(f"{found.norm}: {found.samples} samples that were right, {found.passes} passes each, seed {plan.seed}")
-    table(
+    printed(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [
             (e.name, f"{e.success:.1%}", "none" if e.median is None else f"{e.median:.4g}", f"{e.area:.4g}",

@@ -53,6 +53,9 @@ def certify(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     norm: o.NormName = None,
@@ -77,7 +80,8 @@ def certify(
     from holdfast.certify.set_certifier import SetCertifier
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, radius_max=radius_max, seed=seed, device=device,
     )  # fmt: skip
     tools = _tools(_chosen(names, context), set_)

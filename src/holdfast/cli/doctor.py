@@ -25,6 +25,9 @@ def doctor(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     norm: o.NormName = None,
@@ -44,7 +47,8 @@ def doctor(
     from holdfast.models.checks import preflight
 
     context = opened(
-        Path(), model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        Path(), model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, answers=answers, classes=classes, max_queries=max_queries, device=device,
     )  # fmt: skip
     found = preflight(context.model, context.data, context.plan.threat, device=context.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,10 +12,15 @@ from holdfast.cli.console import voice
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Goal, Norm
 
+if TYPE_CHECKING:
+    from holdfast.data.table import Table
+
 __all__ = [
     "Answers",
     "Arch",
+    "Binary",
     "Certify",
+    "ClassNames",
     "Classes",
     "Data",
     "Device",
@@ -39,12 +44,15 @@ __all__ = [
     "Suite",
     "Surrogate",
     "SurrogateArch",
+    "TableFile",
     "TopK",
     "Trust",
     "Verbose",
     "assignments",
+    "class_names",
     "normalisation",
     "several",
+    "table",
 ]
 
 _MODEL, _THREAT, _RUN = "Model and data", "Threat", "Run"
@@ -80,6 +88,24 @@ Normalise = Annotated[
     typer.Option(
         help="Normalisation that the deployment applies, per channel: 0.5,0.5,0.5/0.25,0.25,0.25.",
         metavar="MEAN/STD", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Binary = Annotated[
+    Literal["logit", "probability"] | None,
+    typer.Option(help="The model has one output: the logit, or the probability, of class 1.", rich_help_panel=_MODEL),
+]
+ClassNames = Annotated[
+    str | None,
+    typer.Option(
+        help="Names of the classes in the model's order; labels or folders that are names are numbered by it.",
+        metavar="NAME,...|FILE", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+TableFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--table", help="Columns of a table: range, integer or not, immutable or not (YAML).",
+        metavar="FILE", rich_help_panel=_MODEL,
     ),
 ]  # fmt: skip
 Data = Annotated[
@@ -212,6 +238,24 @@ def normalisation(text: str | None) -> tuple[tuple[float, ...], tuple[float, ...
 
     declared = Normalisation.parse(text)
     return declared.mean, declared.std
+
+
+def class_names(text: str | None) -> tuple[str, ...] | None:
+    """``NAME,NAME,...``, or a file with a name on each line."""
+    if text is None:
+        return None
+    path = Path(text)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    return tuple(name.strip() for name in lines if name.strip())
+
+
+def table(path: Path | None) -> Table | None:
+    """A table's columns from its file."""
+    if path is None:
+        return None
+    from holdfast.data.table import Table
+
+    return Table.read(path)
 
 
 def several(values: list[str] | None) -> tuple[str, ...] | None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.console import note, progress, say, say_json
+from holdfast.cli.console import table as printed
 from holdfast.cli.opening import opened
 from holdfast.core.errors import UsageError
 
@@ -33,6 +34,9 @@ def posthoc(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     held_out: Annotated[
@@ -81,7 +85,8 @@ def posthoc(
     from holdfast.report.studies import posthoc_page
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, seed=seed, device=device,
     )  # fmt: skip
     module, ids = _module(context), np.arange(len(context.data))
@@ -111,7 +116,7 @@ def posthoc(
         say_json(found.as_dict())
         return
     say(f"{found.norm} <= {found.eps}, {found.samples} samples, {', '.join(found.attacks)}, seed {found.seed}")
-    table(
+    printed(
         ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
         [
             (r.name, f"{r.accuracy:.1%}", f"{r.calibration:.1%}", _share(r.robust), _share(r.from_original),
@@ -130,6 +135,9 @@ def unseen(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    binary: o.Binary = None,
+    class_names: o.ClassNames = None,
+    table: o.TableFile = None,
     data: o.Data = None,
     samples: o.Samples = None,
     known: Annotated[
@@ -163,7 +171,8 @@ def unseen(
     from holdfast.report.studies import unseen_page
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), data=data, samples=samples,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), seed=seed,
         device=device,
     )  # fmt: skip
@@ -183,7 +192,7 @@ def unseen(
     if format_ is o.FormatName.JSON:
         say_json(found.as_dict())
         return
-    table(
+    printed(
         ("attack", "kind", "norm", "eps", "robust", "broken by it alone", "passes"),
         [(r.title, r.kind, r.norm, f"{r.eps:.4g}", f"{r.robust:.1%}", r.only, r.passes) for r in found.rows],
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Norm
 
-__all__ = ["AffineImage", "LpBall", "PerturbationSet"]
+__all__ = ["AffineImage", "FeatureGrid", "LpBall", "PerturbationSet"]
 
 
 class PerturbationSet(ABC):
@@ -29,6 +29,20 @@ class PerturbationSet(ABC):
 
 
 @dataclass(frozen=True)
+class FeatureGrid:
+    """Valid values by feature of a vector: whole multiples of ``1 / steps`` above ``lower``, any value where 0.
+
+    Attributes:
+        steps: for each feature the number of steps in a unit (a whole number), or 0.
+    """
+
+    steps: tuple[float, ...]
+
+    def __str__(self) -> str:
+        return f"of {sum(s > 0 for s in self.steps)} integer columns"
+
+
+@dataclass(frozen=True)
 class LpBall(PerturbationSet):
     """``{x' : ||x' - x||_p <= eps, lower <= x' <= upper, x' = x where mask is 0}``, on a grid if there is one.
 
@@ -38,7 +52,7 @@ class LpBall(PerturbationSet):
         lower: least feature values: a scalar tensor, or (n or 1, \\*features).
         upper: largest feature values, likewise.
         mask: None, or bool (n or 1, \\*features): True where a feature may change.
-        grid: None, or the exact distance of neighbouring valid feature values, counted from ``lower``.
+        grid: None, or the exact distance of neighbouring valid feature values, counted from ``lower``, or steps by feature.
 
     Example:
         >>> ball = LpBall.uniform(Norm.LINF, 0.1, 3)
@@ -51,7 +65,7 @@ class LpBall(PerturbationSet):
     lower: Tensor
     upper: Tensor
     mask: Tensor | None = None
-    grid: Fraction | None = None
+    grid: Fraction | FeatureGrid | None = None
 
     def __post_init__(self) -> None:
         if self.eps.ndim != 1 or self.eps.dtype != torch.float64:

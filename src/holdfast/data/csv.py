@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from holdfast.core.errors import DataError, did_you_mean
 from holdfast.data.archive import human
-from holdfast.data.dataset import Dataset
+from holdfast.data.dataset import Dataset, class_order
 
 __all__ = ["MAX_CELLS", "MAX_FILE", "load_csv"]
 
@@ -22,15 +22,22 @@ _USUAL = ("label", "y", "target", "class")
 
 
 def load_csv(
-    path: str | Path, *, label: str | None = None, max_file: int = MAX_FILE, max_cells: int = MAX_CELLS
+    path: str | Path,
+    *,
+    label: str | None = None,
+    classes: Sequence[str] | None = None,
+    max_file: int = MAX_FILE,
+    max_cells: int = MAX_CELLS,
 ) -> Dataset:
     """Read a table whose first row names the columns; every column but the label is a float32 feature.
 
-    Labels are integers; if any is text, all are names and their sorted order gives the classes.
+    Labels are integers; if any is text, all are names: their order is that of ``classes``, else the alphabet's, with a
+    note of it.
 
     Args:
         path: the file; UTF-8, comma-separated, cells quoted with ``"`` where needed.
         label: name of the label column; otherwise the one called label, y, target or class.
+        classes: names of the classes in the model's order.
         max_file: most bytes that the file may have, looked at before reading.
         max_cells: most cells that are read.
 
@@ -51,8 +58,9 @@ def load_csv(
     if not labels:
         raise DataError(f"{path} has a header and no rows")
     x = np.frombuffer(cells, np.float32).reshape(len(labels), len(header) - 1).copy()
-    y, classes = _numbered(labels)
-    return Dataset.of(x, y, name=path.name, classes=classes)
+    y, found, notes = _numbered(labels, classes, path)
+    features = [name.strip() for i, name in enumerate(header) if i != at]
+    return Dataset.of(x, y, name=path.name, notes=notes, classes=found, features=features)
 
 
 def _label_column(header: list[str], label: str | None, path: Path) -> int:
@@ -92,13 +100,15 @@ def _read(rows: Iterator[list[str]], header: list[str], at: int, path: Path, max
     return cells, labels
 
 
-def _numbered(labels: list[str]) -> tuple[np.ndarray, list[str] | None]:
+def _numbered(
+    labels: list[str], classes: Sequence[str] | None, path: Path
+) -> tuple[np.ndarray, Sequence[str] | None, list[str]]:
     try:
-        return np.array([int(text) for text in labels], np.int64), None
+        return np.array([int(text) for text in labels], np.int64), classes, []
     except ValueError:
-        classes = sorted(set(labels))
-        number = {name: i for i, name in enumerate(classes)}
-        return np.array([number[name] for name in labels], np.int64), classes
+        order, notes = class_order(labels, classes, str(path))
+        number = {name: i for i, name in enumerate(order)}
+        return np.array([number[name] for name in labels], np.int64), order, notes
 
 
 def _is_number(text: str) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import DataError, UsageError
+from holdfast.core.errors import DataError, UsageError, did_you_mean
 
-__all__ = ["Dataset", "fingerprint_arrays"]
+__all__ = ["Dataset", "class_order", "fingerprint_arrays"]
 
 
 def fingerprint_arrays(*arrays: np.ndarray | Tensor) -> str:
@@ -45,6 +45,7 @@ class Dataset:
         sha256: hash of x and y.
         notes: every conversion that was made on the way in.
         classes: names of the labels 0, 1, ..., if known.
+        features: names of the columns of a table, if known.
     """
 
     x: Tensor
@@ -53,6 +54,7 @@ class Dataset:
     sha256: str
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    features: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -63,6 +65,7 @@ class Dataset:
         name: str = "arrays",
         notes: Sequence[str] = (),
         classes: Sequence[str] | None = None,
+        features: Sequence[str] | None = None,
     ) -> Dataset:
         """Check arrays and make a data set of them, noting each conversion: uint8 / 255, other floats to float32.
 
@@ -72,6 +75,7 @@ class Dataset:
             name: where they came from.
             notes: what was already done to them.
             classes: names of the labels.
+            features: names of the columns of a table.
 
         Raises:
             DataError: no samples, unusable types, or labels that are not n integers; the message names the fix.
@@ -85,7 +89,7 @@ class Dataset:
         labels = _labels(torch.as_tensor(y), len(samples))
         return cls(
             samples, labels, name, fingerprint_arrays(samples, labels), (*notes, *more),
-            None if classes is None else tuple(classes),
+            None if classes is None else tuple(classes), None if features is None else tuple(features),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -103,6 +107,38 @@ class Dataset:
             return self
         x, y = self.x[:n], self.y[:n]
         return replace(self, x=x, y=y, sha256=fingerprint_arrays(x, y))
+
+
+def class_order(names: Iterable[str], classes: Sequence[str] | None, source: str) -> tuple[list[str], list[str]]:
+    """The order in which named classes are numbered, and a note of it where nobody chose it.
+
+    Args:
+        names: those that occur.
+        classes: the order that was given: the model's.
+        source: for errors.
+
+    Raises:
+        DataError: a name that the given order lacks, or one given twice.
+
+    Example:
+        >>> class_order(["no", "yes", "no"], ["yes", "no"], "survey.csv")
+        (['yes', 'no'], [])
+    """
+    found = sorted(set(names))
+    if classes is None:
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(found[:20])) + (", ..." if len(found) > 20 else "")
+        return found, [
+            f"the classes are numbered alphabetically ({listed}); if the model numbers them otherwise, give its order: "
+            "--class-names NAME,NAME,..."
+        ]
+    if len(set(classes)) != len(classes):
+        raise DataError(f"--class-names gives a name twice: {', '.join(classes)[:200]}")
+    strange = [name for name in found if name not in classes]
+    if strange:
+        raise DataError(
+            f"{source} has a class '{strange[0]}' that --class-names lacks. {did_you_mean(strange[0], classes)}"
+        )
+    return list(classes), []
 
 
 def _features(x: Tensor) -> tuple[Tensor, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from holdfast.core.errors import DataError
 from holdfast.data.archive import human
-from holdfast.data.dataset import Dataset
+from holdfast.data.dataset import Dataset, class_order
 from holdfast.data.npz import MAX_BYTES
 
 __all__ = ["load_image_folder"]
@@ -25,25 +26,33 @@ _READERS = (
 _CHANNELS = {"L": 1, "RGB": 3}
 
 
-def load_image_folder(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Dataset:
-    """Read ``FOLDER/CLASS/picture.png``: labels are the sorted class folders, pictures in sorted order within them.
+def load_image_folder(path: str | Path, *, classes: Sequence[str] | None = None, max_bytes: int = MAX_BYTES) -> Dataset:
+    """Read ``FOLDER/CLASS/picture.png``: labels are the class folders, pictures in sorted order within them.
+
+    Folders are numbered in the order of ``classes``, else in that of the alphabet, with a note of it.
 
     All pictures must have one size: resizing is part of the model's preprocessing and nothing here guesses it.
     Black-and-white, palette and alpha pictures become L or RGB, with a note.
 
     Args:
         path: the folder.
+        classes: names of the classes in the model's order.
         max_bytes: most that all pixels may take as float32.
 
     Raises:
         DataError: no class folders or pictures, an unreadable picture, mixed sizes, too much data.
     """
     root = Path(path)
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
+    found = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not found:
         raise DataError(f"{root} has no class folders; wanted {root}/CLASS/picture.png")
+    order, notes = class_order(found, classes, str(root))
     files = [
-        (p, label) for label, name in enumerate(classes) for p in sorted((root / name).iterdir()) if _is_picture(p)
+        (p, label)
+        for label, name in enumerate(order)
+        if name in found
+        for p in sorted((root / name).iterdir())
+        if _is_picture(p)
     ]
     if not files:
         raise DataError(f"{root} has class folders without pictures in them")
@@ -58,8 +67,8 @@ def load_image_folder(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Datase
                 raise DataError(f"{file} is damaged or truncated ({fault})") from None
         x[row] = pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
     converted = sorted(modes - {mode})
-    notes = [f"pictures of mode {', '.join(converted)} were converted to {mode}"] if converted else []
-    return Dataset.of(x, np.array([label for _, label in files]), name=root.name, notes=notes, classes=classes)
+    notes += [f"pictures of mode {', '.join(converted)} were converted to {mode}"] if converted else []
+    return Dataset.of(x, np.array([label for _, label in files]), name=root.name, notes=notes, classes=order)
 
 
 def _is_picture(path: Path) -> bool:

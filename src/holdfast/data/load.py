@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from holdfast.core.errors import DataError
@@ -14,10 +16,14 @@ from holdfast.data.npz import load_npz
 __all__ = ["load_data"]
 
 
-def load_data(spec: str | Path) -> Dataset:
+def load_data(spec: str | Path, *, classes: Sequence[str] | None = None) -> Dataset:
     """Read ``digits``, ``digits:train``, ``digits:test``, an npz or csv file, or a folder of class folders.
 
     A file's kind is told by its content, not by its name.
+
+    Args:
+        spec: which.
+        classes: names of the classes in the model's order; they number the labels that are names.
 
     Raises:
         DataError: nothing there, or nothing that can be read.
@@ -29,10 +35,10 @@ def load_data(spec: str | Path) -> Dataset:
     """
     text = str(spec)
     if text == "digits" or text.startswith("digits:"):
-        return load_digits(text.partition(":")[2] or "all")
+        return _named(load_digits(text.partition(":")[2] or "all"), classes)
     path = Path(spec)
     if path.is_dir():
-        return load_image_folder(path)
+        return load_image_folder(path, classes=classes)
     if not path.is_file():
         raise DataError(
             f"there is no data at {path}; wanted an .npz or .csv file, a folder of class folders, or 'digits'"
@@ -40,7 +46,7 @@ def load_data(spec: str | Path) -> Dataset:
     with path.open("rb") as file:
         start = file.read(4096)
     if start.startswith(b"PK"):
-        return load_npz(path)
+        return _named(load_npz(path), classes)
     if not start:
         raise DataError(f"{path} is empty")
     if start.startswith(b"\x93NUMPY"):
@@ -51,4 +57,9 @@ def load_data(spec: str | Path) -> Dataset:
         raise DataError(
             f"{path} is neither an npz archive nor a csv table; save the data with np.savez(file, x=..., y=...)"
         )
-    return load_csv(path)
+    return load_csv(path, classes=classes)
+
+
+def _named(data: Dataset, classes: Sequence[str] | None) -> Dataset:
+    """Data whose labels are numbers, with the names that were given for them."""
+    return data if classes is None else replace(data, classes=tuple(classes))

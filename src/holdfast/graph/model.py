@@ -164,3 +164,9 @@ class GraphModule(nn.Module):
                 if consumers[j][-1] == i:  # its last reader: free it
                     values.pop(j, None)
         return values[len(self.graph.nodes) - 1]
+
+    def before_last(self) -> GraphModule:
+        """The module without its last operation."""
+        held = ({key: getattr(self, name).detach() for key, name in names.items()} for names in self._names[:-1])
+        nodes = tuple(replace(n, tensors=t) for n, t in zip(self.graph.nodes[:-1], held, strict=True))
+        return GraphModule(replace(self.graph, nodes=nodes))

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Subject
+from holdfast.graph.model import GraphModule
 from holdfast.models.arch import build_arch, working_folder_on_path
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.foreign import exported_module, onnx_module, torchscript_module
 from holdfast.models.guard import Format, admit, inspect_file
 from holdfast.models.hugging_face import hugging_face_module
 from holdfast.models.weights import fill, read_objects, read_state, state_in
-from holdfast.models.wrap import Normalisation, Normalised
+from holdfast.models.wrap import Normalisation, Normalised, with_two_classes
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -48,6 +50,7 @@ def load_model(
     *,
     arch: str | None = None,
     normalise: Normalisation | None = None,
+    binary: Literal["logit", "probability"] | None = None,
     trust: bool = False,
     device: torch.device | str = "cpu",
 ) -> LoadedModel:
@@ -58,6 +61,7 @@ def load_model(
             image classifier or, with ``trust`` only, a pickled module, a TorchScript or a ``.pt2`` archive.
         arch: ``package.module:function``, ``file.py:function`` or ``timm:NAME``: what builds the module.
         normalise: declared normalisation, put in front of the model.
+        binary: the model has one output: the logit, or the probability, of class 1 of 2.
         trust: open files whose opening can run code.
         device: where the model goes.
 
@@ -77,6 +81,12 @@ def load_model(
     others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     notes = (*notes, *(f"some weights are {str(t).removeprefix('torch.')}; the model runs in float32" for t in others))
     module = module.float()
+    if binary is not None:
+        module, without = _before_sigmoid(module) if binary == "probability" else (module, False)
+        notes = (
+            (*notes, "the sigmoid at the end of the file is left out: its logit decides alike") if without else notes
+        )
+        module = with_two_classes(module, "logit" if without else binary)
     if normalise is not None:
         module = Normalised(module, normalise)
         notes = (*notes, f"declared normalisation {normalise} put in front of the model")
@@ -87,6 +97,13 @@ def load_model(
     return LoadedModel(
         module, Subject("model", fingerprint(module)), source, contents.format, notes, bool(contents.runs)
     )
+
+
+def _before_sigmoid(module: nn.Module) -> tuple[nn.Module, bool]:
+    """A graph without the sigmoid that it ends in, which would flatten the loss, and whether there was one."""
+    if not isinstance(module, GraphModule) or module.graph.nodes[-1].op != "sigmoid":
+        return module, False
+    return module.before_last(), True
 
 
 def _read(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isfinite, log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ __all__ = [
     "Normalisation",
     "Normalised",
     "OneLogit",
+    "OneProbability",
+    "Ranged",
+    "with_two_classes",
 ]
 
 
@@ -47,7 +51,7 @@ class Normalisation:
 
     @classmethod
     def parse(cls, text: str) -> Normalisation:
-        """Read ``MEAN,MEAN,MEAN/STD,STD,STD``.
+        """Read ``MEAN,MEAN,MEAN/STD,STD,STD``; a deviation may be a fraction, as 1/255.
 
         Raises:
             UsageError: not of that form.
@@ -56,12 +60,13 @@ class Normalisation:
         try:
             if not slash:
                 raise ValueError
-            return cls(tuple(map(float, mean.split(","))), tuple(map(float, std.split(","))))
-        except ValueError as fault:
+            return cls(tuple(map(float, mean.split(","))), tuple(float(Fraction(s)) for s in std.split(",")))
+        except (ValueError, ZeroDivisionError) as fault:
             if isinstance(fault, UsageError):
                 raise
             raise UsageError(
-                f"'{text}' is no normalisation; write MEAN/STD, or M,M,M/S,S,S for three channels"
+                f"'{text}' is no normalisation; write MEAN/STD, or M,M,M/S,S,S for three channels (0/1/255 is mean 0, "
+                "deviation 1/255)"
             ) from None
 
     def __str__(self) -> str:
@@ -108,10 +113,67 @@ class OneLogit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> (n, 2)."""
-        s = self.module(x).reshape(len(x), -1)
+        s = _column(self.module(x))
         if s.shape[1] != 1:
             raise ModelError(f"OneLogit wraps a model with one output; this one has {s.shape[1]}")
         return torch.cat([torch.zeros_like(s), s], 1)
+
+
+class OneProbability(nn.Module):
+    """A binary model that answers with the probability p of class 1, as two classes with probabilities (1 - p, p).
+
+    Example:
+        >>> OneProbability(nn.Identity())(torch.tensor([[0.75]]))
+        tensor([[0.2500, 0.7500]])
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, \\*) -> (n, 2)."""
+        p = _column(self.module(x))
+        if p.shape[1] != 1:
+            raise ModelError(f"OneProbability wraps a model with one output; this one has {p.shape[1]}")
+        return torch.cat([1 - p, p], 1)
+
+
+def _column(out: Tensor) -> Tensor:
+    """(n,) or (n, \\*) as (n, features), also for n = 0."""
+    return out.unsqueeze(1) if out.ndim == 1 else out.flatten(1)
+
+
+def with_two_classes(module: nn.Module, binary: Literal["logit", "probability"] | None) -> nn.Module:
+    """A model with one output, which is the logit or the probability of class 1, as one with two classes."""
+    return module if binary is None else {"logit": OneLogit, "probability": OneProbability}[binary](module)
+
+
+class Ranged(nn.Module):
+    """``module(low + x * width)``: columns in units of their ranges become the columns' own values.
+
+    Example:
+        >>> Ranged(nn.Identity(), torch.tensor([20.0]), torch.tensor([40.0]))(torch.tensor([[0.25]]))
+        tensor([[30.]])
+    """
+
+    low: Tensor
+    width: Tensor
+
+    def __init__(self, module: nn.Module, low: Tensor, width: Tensor) -> None:
+        """Args:
+        module: takes the columns' own values.
+        low: (columns,) least values.
+        width: (columns,) widths of the ranges.
+        """
+        super().__init__()
+        self.module = module
+        self.register_buffer("low", low.float(), persistent=False)
+        self.register_buffer("width", width.float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, columns) in [0, 1] -> the module's output."""
+        return self.module(self.low + x * self.width)
 
 
 class FromHF(nn.Module):

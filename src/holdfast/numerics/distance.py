@@ -23,6 +23,7 @@ __all__ = [
     "distance",
     "dual_norm",
     "grid_index",
+    "grid_steps",
     "grid_value",
     "measured",
     "on_grid",
@@ -106,8 +107,12 @@ def measured(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
     """
     if set.grid is None or set.norm is Norm.L0:
         return between(set.norm, x_adv, x)
-    steps = (_level(set, x_adv) - _level(set, x)) * set.grid.numerator
-    return distance(set.norm, steps) / set.grid.denominator
+    steps, unit = grid_steps(set, x.device)
+    levels = _level(set, x_adv) - _level(set, x)
+    if isinstance(steps, int):
+        return distance(set.norm, levels * unit) / steps
+    free = x_adv.double() - x.double()  # of features without a grid
+    return distance(set.norm, torch.where(levels.isnan(), free, levels / steps))
 
 
 def _level(set: LpBall, x: Tensor) -> Tensor:
@@ -187,7 +192,7 @@ def contains(set: LpBall, x_adv: Tensor, x: Tensor, size: Tensor | None = None) 
 
 
 def on_grid(set: LpBall, x_adv: Tensor) -> Tensor:
-    """(n,) bool: every value is the dtype's rounding of ``lower + k * grid`` for an integer k.
+    """(n,) bool: every value is the dtype's rounding of ``lower + k * grid`` for an integer k, where it has a grid.
 
     Example:
         >>> from fractions import Fraction
@@ -196,22 +201,26 @@ def on_grid(set: LpBall, x_adv: Tensor) -> Tensor:
         [True, False]
     """
     value = grid_value(set, grid_index(set, x_adv).round(), x_adv.dtype)
-    return (value == x_adv).flatten(1).all(1)
+    return ((value == x_adv) | value.isnan()).flatten(1).all(1)
 
 
 def grid_index(set: LpBall, x: Tensor) -> Tensor:
-    """(n, \\*features) float64: x counted in grid steps from the lower bound, not rounded."""
-    grid = _grid(set)
-    return (x.double() - set.lower.double()) * grid.denominator / grid.numerator
+    """(n, \\*features) float64: x counted in grid steps from the lower bound, not rounded; NaN where there is no grid."""
+    steps, unit = grid_steps(set, x.device)
+    return (x.double() - set.lower.double()) * steps / unit
 
 
 def grid_value(set: LpBall, index: Tensor, dtype: torch.dtype) -> Tensor:
     """(n, \\*features) the value at a whole index; k * numerator is exact, so k/255 is what a decoder gives."""
-    grid = _grid(set)
-    return (set.lower.double() + index * grid.numerator / grid.denominator).to(dtype)
+    steps, unit = grid_steps(set, index.device)
+    return (set.lower.double() + index * unit / steps).to(dtype)
 
 
-def _grid(set: LpBall) -> Fraction:
+def grid_steps(set: LpBall, device: torch.device) -> tuple[int | Tensor, int]:
+    """How many steps there are in how many units: the grid's denominator and numerator."""
     if set.grid is None:
         raise UsageError("this set has no grid; give one, for example Fraction(1, 255)")
-    return set.grid
+    if isinstance(set.grid, Fraction):
+        return set.grid.denominator, set.grid.numerator
+    steps = torch.tensor(set.grid.steps, dtype=torch.float64, device=device)
+    return steps.masked_fill(steps == 0, torch.nan), 1

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from holdfast.core.arrays import rising
-from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.capped import room, settled, solve_capped
-from holdfast.numerics.distance import between, box, contains, difference, grid_index, grid_value, per_sample
+from holdfast.numerics.distance import (
+    between,
+    box,
+    contains,
+    difference,
+    grid_index,
+    grid_steps,
+    grid_value,
+    per_sample,
+)
 
 __all__ = ["linf_bounds", "project", "project_on_simplex", "round_toward", "snap_to_grid"]
 
@@ -189,9 +197,9 @@ def linf_bounds(set: LpBall, x: Tensor) -> tuple[Tensor, Tensor]:
 def snap_to_grid(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
     """The grid point between x and x_adv next to x_adv, feature by feature: a point inside stays inside.
 
-    Values on the grid keep their value. x must lie on the grid; a feature with no grid point between is x. Where a level
-    is missed by rounding alone (float32(k / 255) plus eps ends a unit below the level that is eps away) it is taken, if
-    the set reaches so far.
+    Values on the grid and those of features without one keep their value. x must lie on the grid; a feature with no
+    grid point between is x. Where a level is missed by rounding alone (float32(k / 255) plus eps ends a unit below the
+    level that is eps away) it is taken, if the set reaches so far.
 
     Args:
         set: of n samples, with a grid.
@@ -207,8 +215,6 @@ def snap_to_grid(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
         >>> snap_to_grid(ball, torch.tensor([[0.9, 0.1, 0.75]]), torch.tensor([[0.25, 0.5, 0.5]])).tolist()
         [[0.75, 0.25, 0.75]]
     """
-    if set.grid is None:
-        raise UsageError("this set has no grid; give one, for example Fraction(1, 255)")
     index = grid_index(set, x_adv)
     # The division may round past a whole number, so both neighbours of the nearest one are asked for their values.
     nearest = index.round()
@@ -217,11 +223,13 @@ def snap_to_grid(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
     toward = torch.where(up, torch.where(at <= x_adv, at, below), torch.where(at >= x_adv, at, above))
     passed = torch.where(up, toward < x, toward > x)
     strict = torch.where(passed | (x_adv == x), x, toward)
+    strict = torch.where(index.isnan(), x_adv, strict)  # features without a grid
     # within a few units of the type, counted in steps
     reach = torch.maximum(
         set.upper.abs().amax().double(), x.abs().amax().double() if x.numel() else set.eps.new_zeros(())
     )
-    unit = 4 * torch.finfo(x.dtype).eps * reach * set.grid.denominator / set.grid.numerator
+    steps, width = grid_steps(set, x.device)
+    unit = 4 * torch.finfo(x.dtype).eps * reach * steps / width
     near = ((index - nearest).abs() <= unit) & (x_adv != x)
     if x.device.type == "cpu" and not near.any():
         return strict
