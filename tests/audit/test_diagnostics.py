@@ -165,6 +165,7 @@ def test_a_plain_ascent_that_beats_the_suite_is_told(trained, tmp_path, monkeypa
 
     idle = (suites.Rung("idle", "cosine_margin", {"steps": 1, "targets": 1}, lambda s: s.ids < 0),)
     monkeypatch.setattr(suites, "_FAST", idle)
+    monkeypatch.setattr(suites, "_blind", lambda plan: ())  # nor does anything take over
     _, data, model = trained
     plan = Plan.of(data=str(data), samples=24, norm="linf", eps="1/16", suite="fast", certify="none", seed=1)
     document = audit(plan, tmp_path / "run", model=model)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.audit.context import Context
+from holdfast.audit.gradients import difference_agrees, is_zero, margin_of
 from holdfast.audit.journal import Payload
 from holdfast.audit.standing import Standing
 from holdfast.audit.suites import rungs
@@ -21,9 +22,9 @@ from holdfast.core.draws import Draws
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
-from holdfast.core.threat import Access, Goal, Norm
+from holdfast.core.threat import Access, Norm
 from holdfast.judge.desk import Desk, evaluating
-from holdfast.numerics.losses import Loss, cross_entropy, margin, margin_targeted
+from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
 from holdfast.numerics.steps import steepest
@@ -76,8 +77,8 @@ def _walk(desk: Desk, problem: Problem) -> _Walk:
     eps = problem.flat(problem.set.eps).to(x.dtype)
     zeros, holds, values = [], [], []
     for _ in range(_STEPS):
-        g = desk.gradient(x, problem.rows, _margin(problem), problem.y, problem.target)
-        zeros.append(_is_zero(g.grad))
+        g = desk.gradient(x, problem.rows, margin_of(problem), problem.y, problem.target)
+        zeros.append(is_zero(g.grad))
         holds.append(problem.criterion.holds(g.scores, problem.y, problem.target))
         values.append(g.value)
         direction = g.grad.sign() if problem.set.norm is Norm.L0 else steepest(problem.set.norm, g.grad)
@@ -88,21 +89,12 @@ def _walk(desk: Desk, problem: Problem) -> _Walk:
     return _Walk(torch.stack(zeros).double().mean(0), torch.stack(holds).any(0), holds[-1], moving)
 
 
-def _margin(problem: Problem) -> Loss:
-    return margin() if problem.goal is Goal.UNTARGETED else margin_targeted()
-
-
-def _is_zero(grad: Tensor) -> Tensor:
-    flat = grad.flatten(1)
-    return ~flat.isfinite().all(1) | (flat.abs().amax(1) == 0)
-
-
 def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
     """Zero and saturated gradients; gradients that disagree with finite differences."""
     found: list[Finding] = []
-    plain = desk.gradient(problem.x, problem.rows, _margin(problem), problem.y, problem.target)
+    plain = desk.gradient(problem.x, problem.rows, margin_of(problem), problem.y, problem.target)
     ce = desk.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
-    zero, saturated = _is_zero(plain.grad), _is_zero(ce.grad) & ~_is_zero(plain.grad)
+    zero, saturated = is_zero(plain.grad), is_zero(ce.grad) & ~is_zero(plain.grad)
     if float(zero.double().mean()) > _FEW:
         found.append(
             Finding(
@@ -121,7 +113,7 @@ def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
                 {"share": float(saturated.double().mean())},
             )
         )  # fmt: skip
-    agree = _finite_difference_agreement(desk, problem, plain.grad)
+    agree = difference_agrees(desk, problem, problem.x, plain.grad).double().mean()
     if float(agree) < 0.5:
         found.append(
             Finding(
@@ -132,18 +124,6 @@ def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
             )
         )  # fmt: skip
     return found
-
-
-def _finite_difference_agreement(desk: Desk, problem: Problem, grad: Tensor) -> Tensor:
-    """Share of samples whose derivative along their own gradient is within half of the central difference."""
-    h = 1e-3 * float((problem.set.upper - problem.set.lower).max())
-    direction = steepest(Norm.LINF, grad)
-    loss = _margin(problem)
-    up, _ = desk.logits(problem.x + h * direction, problem.rows)
-    down, _ = desk.logits(problem.x - h * direction, problem.rows)
-    change = (loss(up, problem.y, problem.target) - loss(down, problem.y, problem.target)) / (2 * h)
-    slope = (grad * direction).flatten(1).sum(1)
-    return ((change - slope).abs() <= 0.5 * slope.abs() + 1e-6).double().mean()
 
 
 def _stability(desk: Desk, problem: Problem) -> list[Finding]:
@@ -169,7 +149,7 @@ def _stability(desk: Desk, problem: Problem) -> list[Finding]:
 
 def _spread(desk: Desk, problem: Problem, share: float) -> Tensor:
     """(n,) how far the margins of random points within a share of eps lie apart."""
-    ball, loss, values = problem.set.with_eps(problem.set.eps * share), _margin(problem), []
+    ball, loss, values = problem.set.with_eps(problem.set.eps * share), margin_of(problem), []
     for k in range(10):
         x = uniform_in_ball(ball, problem.x, problem.keyed, f"spread-{share:g}", k)
         values.append(loss(desk.logits(x, problem.rows)[0], problem.y, problem.target).double())
@@ -240,17 +220,32 @@ def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
 
 
 def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
-    """What a reader must know to judge the figure."""
+    """What a reader must know to judge the figure: which attacks ran, and on how many samples."""
     n = sum(len(s.ids) for s in parts)
     plan = context.plan
-    return [
+    ran = {r.name: sum(len(s.tried.get(r.stage, ())) for s in parts) for r in rungs(plan)}
+    ran = {name: tried for name, tried in ran.items() if tried}
+    worst = (
+        ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or "no attack: no sample was classified right"
+    )
+    found = [
         Finding(
             "report.scope", Severity.NOTE, "what the upper bound stands on",
-            f"{plan.threat.describe()}; suite {plan.suite}, seed {plan.seed}, {n} samples, worst case over "
-            f"{', '.join(r.name for r in rungs(plan))}",
-            "", {"samples": n, "attacks": len(rungs(plan))},
+            f"{plan.threat.describe()}; suite {plan.suite}, seed {plan.seed}, {n} samples, worst case over {worst}",
+            "", {"samples": n, "attacks": len(ran)},
         )
     ]  # fmt: skip
+    if blind := sum(len(s.hindered) for s in parts):
+        right = sum(int(s.correct.sum()) for s in parts)
+        found.append(
+            Finding(
+                "gradients.hindered", Severity.NOTE, "gradients that lead nowhere",
+                f"on {blind} of {right} samples the first attack left standing, the gradient is zero, undefined or does not "
+                "describe the model; attacks that only ask scores and labels were run there at full strength",
+                "wrap the operation that hides the gradient with a BPDA backward, and audit again", {"samples": blind},
+            )
+        )  # fmt: skip
+    return found
 
 
 def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:

@@ -205,6 +205,10 @@ class AttackRun(_Part):
     title: str
     broken: Count
     """Samples that it broke first."""
+    samples: Count = 0
+    """Samples that it was run on."""
+    note: str = ""
+    """What sets it apart from others of its title: parameters, and where it is run."""
     forwards: Count = 0
     backwards: Count = 0
     queries: Count = 0
@@ -212,7 +216,7 @@ class AttackRun(_Part):
 
 
 class Suite(_Part):
-    """The attacks that were run, and how hard certified samples were attacked."""
+    """The attacks that were run on any sample, and how hard certified samples were attacked."""
 
     name: str
     stamp: str | None = None

@@ -169,7 +169,7 @@ def compose(
                 "queries": _query_curves(context, units, parts),
             },
             "grid": _grid(context, units, found),
-            "methods": _methods(context),
+            "methods": _methods(context, parts),
             "not_tested": _not_tested(context),
             "stages": _stages(context, units, seconds),
             "seed": plan.seed,
@@ -238,16 +238,18 @@ def _by_stage(units: Units, seconds: Mapping[str, float]) -> dict[str, dict[str,
 
 
 def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: Mapping[str, float]) -> dict[str, Any]:
-    rows, last = [], rungs(context.plan)[-1]
+    rows, last = [], [r for r in rungs(context.plan) if not r.takes_over][-1]
     proved = {i for s in parts for i in s.proved}
-    tried: dict[str, set[int]] = {}
+    tried = _tried(context, parts)
     for rung in rungs(context.plan):
         mine = [u for (stage, _), u in units.items() if stage == rung.stage]
-        tried[rung.name] = {i for u in mine for i in u["ids"]}
+        if not tried[rung.name]:
+            continue
         first = {i for s in parts for i, c in s.broken.items() if c.stage == rung.stage}
         rows.append(
             {
                 "name": rung.name, "title": method(rung.method).card.title, "broken": len(first),  # type: ignore[attr-defined]
+                "samples": len(tried[rung.name]), "note": _note_of(rung),
                 **{k: sum(sum(u[k]) for u in mine) for k in ("forwards", "backwards", "queries")},
                 "seconds": seconds.get(rung.stage, 0.0),
             }
@@ -257,6 +259,17 @@ def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: M
         "certified_attacked": len(proved & set().union(*tried.values())),
         "certified_full_ladder": len(proved & tried[last.name]),
     }  # fmt: skip
+
+
+def _tried(context: Context, parts: Sequence[Standing]) -> dict[str, set[int]]:
+    """The ids that each attack ran on."""
+    return {r.name: set().union(*(s.tried.get(r.stage, ()) for s in parts)) for r in rungs(context.plan)}
+
+
+def _note_of(rung: Rung) -> str:
+    """What sets an attack apart from others of its name."""
+    given = ", ".join(f"{name} {value}" for name, value in rung.parameters.items())
+    return "; ".join(filter(None, [given, "where gradients lead nowhere" if rung.takes_over else ""]))
 
 
 def _eps_curve(context: Context, units: Units, found: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -318,8 +331,10 @@ def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str,
     }
 
 
-def _methods(context: Context) -> list[dict[str, Any]]:
-    chosen: list[tuple[str, Mapping[str, Any]]] = [(r.method, r.parameters) for r in _distinct(rungs(context.plan))]
+def _methods(context: Context, parts: Sequence[Standing]) -> list[dict[str, Any]]:
+    tried = _tried(context, parts)
+    ran = _distinct(r for r in rungs(context.plan) if tried[r.name])
+    chosen: list[tuple[str, Mapping[str, Any]]] = [(r.method, r.parameters) for r in ran]
     certifier = {"none": None, "smoothing": "cohen"}.get(context.plan.certify, context.plan.certify.replace("-", "_"))
     if certifier is not None:
         chosen.append((certifier, {}))

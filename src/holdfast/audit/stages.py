@@ -52,10 +52,13 @@ class Stage:
 def stages(plan: Plan) -> list[Stage]:
     """The stages of a plan, in order; the whole-run ones (pre-flight, diagnostics, reconciliation) are the driver's."""
     from holdfast.audit.certificates import certificates, triage
+    from holdfast.audit.gradients import hindered
     from holdfast.audit.probe import probe
 
     todo = [Stage("clean", clean, "clean predictions")]
     attacks = [Stage(r.stage, _attacking(r), f"attack {r.name}") for r in rungs(plan)]
+    if plan.suite in ("fast", "minimal"):  # asked once there is something to compare with
+        attacks.insert(1, Stage("gradients", hindered, "use of the gradients"))
     if plan.suite == "fast" and plan.certify in ("crown", "ibp", "alpha-crown"):
         # what the first rung breaks needs no proof, what is proved may be spared the dear rungs
         attacks.insert(1, Stage("triage", triage, "certificates at eps"))

@@ -40,6 +40,8 @@ class Standing:
         nearest: by id, the nearest witness at any distance.
         marginal: by id, a witness on the edge that does not hold every way it is asked.
         proved: ids that a cheap certificate proved at eps.
+        hindered: ids on which the gradients of the model lead nowhere.
+        tried: by attack stage, the ids that it ran on.
         certificates: by id.
         low_margin: (n,) the least margin that any attack reached; inf where none was tried.
         forwards: (n,) in the attack stages and the clean pass.
@@ -61,6 +63,8 @@ class Standing:
     nearest: dict[int, Claim] = field(default_factory=dict)
     marginal: dict[int, Claim] = field(default_factory=dict)
     proved: set[int] = field(default_factory=set)
+    hindered: set[int] = field(default_factory=set)
+    tried: dict[str, set[int]] = field(default_factory=dict)
     certificates: dict[int, Certificate] = field(default_factory=dict)
 
     @classmethod
@@ -91,11 +95,13 @@ class Standing:
         for key, record in unit.get("marginal", {}).items():
             self.marginal.setdefault(int(key), _claim(stage, record))
         self.proved.update(unit.get("proved", ()))
+        self.hindered.update(unit.get("hindered", ()))
         for key, record in unit.get("certificates", {}).items():
             self.certificates[int(key)] = Certificate(**record | {"guarantee": Guarantee(record["guarantee"])})
         if stage.startswith("attack:"):
             at = {int(i): k for k, i in enumerate(self.ids.tolist())}
             rows = [at[i] for i in unit.get("ids", ())]
+            self.tried[stage] = {int(i) for i in unit.get("ids", ())}
             for name in ("forwards", "backwards", "queries"):
                 getattr(self, name)[rows] += np.array(unit[name], dtype=np.int64) if rows else 0
             if rows:
@@ -119,6 +125,11 @@ class Standing:
         """(n,) share of the clean margin that the attacks have taken away; 0 where none was tried."""
         gone = self.clean_margin - np.where(np.isfinite(self.low_margin), self.low_margin, self.clean_margin)
         return gone / np.maximum(self.clean_margin, 1e-12)
+
+    @property
+    def is_hindered(self) -> np.ndarray:
+        """(n,) bool: the gradients of the model lead nowhere."""
+        return np.isin(self.ids, list(self.hindered))
 
     @property
     def open(self) -> np.ndarray:

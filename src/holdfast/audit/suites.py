@@ -2,12 +2,13 @@
 
 `standard` is AutoAttack's composition and is never tuned. `fast` is a ladder ordered by cost: what a cheap step breaks, the
 dear ones never see. `minimal` looks for the nearest witness of every sample, whatever eps is. `black-box` asks queries only.
+On samples whose gradients lead nowhere, `fast` and `minimal` run what `black-box` runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class Rung:
         spares: certified samples are left out, but for the keyed share.
         nearest: it looks for the nearest witness at any distance, of broken samples too.
         under: for an attack inside a budget, with ``nearest``: its eps as a share of the nearest distance known.
+        takes_over: it stands in for the others where gradients lead nowhere, and has nothing to do elsewhere.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Rung:
     spares: bool = False
     nearest: bool = False
     under: float | None = None
+    takes_over: bool = False
 
     def attack(self) -> Attack[Any, Any]:
         """The attack with its parameters."""
@@ -82,7 +85,7 @@ _FAST = (
         _came_close(0.65),
         spares=True,
     ),
-    Rung("square_short", "square", {"queries": 2000}, _came_close(0.7), spares=True),
+    Rung("square_short", "square", {"queries": 2000}, lambda s: _came_close(0.7)(s) & ~s.is_hindered, spares=True),
 )
 
 
@@ -111,9 +114,9 @@ def rungs(plan: Plan) -> tuple[Rung, ...]:
     if plan.suite == "standard":
         ladder = _STANDARD
     elif plan.suite == "fast":
-        ladder = _FAST_L0 if plan.norm is Norm.L0 else _FAST
+        ladder = (*(_FAST_L0 if plan.norm is Norm.L0 else _FAST), *_blind(plan))
     elif plan.suite == "minimal":
-        ladder = _MINIMAL[plan.norm] + ((_INSIDE,) if plan.norm is Norm.LINF else ())
+        ladder = (*_MINIMAL[plan.norm], *((_INSIDE,) if plan.norm is Norm.LINF else ()), *_blind(plan))
     else:
         ladder = _black_box(plan)
     return tuple(r for r in ladder if Attack.supports(_card(r), plan.norm, plan.goal))
@@ -127,6 +130,15 @@ def _black_box(plan: Plan) -> tuple[Rung, ...]:
     if plan.surrogate is not None or plan.train_data is not None:
         ladder.insert(0, Rung("surrogate_transfer", "surrogate_transfer"))
     return tuple(ladder)
+
+
+def _blind(plan: Plan) -> tuple[Rung, ...]:
+    """What takes over where gradients lead nowhere: scores at full strength, then labels, should the scores be flat too."""
+    return tuple(
+        replace(rung, name=f"{rung.name}_blind", wants=lambda s: s.is_hindered, spares=True, takes_over=True)
+        for rung in _black_box(plan)
+        if not transfers(rung)
+    )
 
 
 def stamp(plan: Plan) -> str:
