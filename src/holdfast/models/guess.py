@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 __all__ = ["Slip", "helping_slip", "working_layouts"]
@@ -54,7 +55,7 @@ def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least
     """
     right = predicted == y
     helping: list[Slip] = []
-    for name, cause, remedy, answer in (*_shifted(predicted), *_changed(model, x)):
+    for name, cause, remedy, answer in (*_renumbered(predicted, y), *_changed(model, x)):
         now = answer == y
         mended, spoilt = int((now & ~right).sum()), int((right & ~now).sum())
         if mended - spoilt > max(0.03 * len(y), 3 * sqrt(mended + spoilt)):
@@ -80,7 +81,8 @@ def working_layouts(model: Model, x: Tensor) -> list[str]:
     return [words for words, change in layouts if _runs(model, change(x))]
 
 
-def _shifted(predicted: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
+def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
+    """The usual ways in which labels and model count the same classes differently."""
     yield (
         "labels+1",
         "The labels seem to count one higher than the model.",
@@ -88,6 +90,29 @@ def _shifted(predicted: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
         predicted + 1,
     )
     yield "labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels.", predicted - 1
+    order = _order(predicted, y)
+    if order is None:
+        return
+    moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(order.tolist()) if k != v]
+    yield (
+        "labels-order", f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
+        "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.", order[predicted],
+    )  # fmt: skip
+
+
+def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
+    """(K,) the label of the data for each class of the model that fits best, or None where too few rows would tell.
+
+    With five rows for each class or fewer, some order fits well by chance.
+    """
+    k = 1 + int(torch.maximum(predicted.max(), y.max()))
+    if len(y) < 5 * k:
+        return None
+    counts = torch.zeros(k, k, dtype=torch.int64).index_put_(
+        (predicted.cpu(), y.cpu()), torch.tensor(1), accumulate=True
+    )
+    order = torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1])
+    return None if torch.equal(order, torch.arange(k)) else order.to(y.device)
 
 
 def _changed(model: Model, x: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
@@ -100,9 +125,11 @@ def _changed(model: Model, x: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
 
 
 def _changes(x: Tensor) -> Iterator[tuple[str, str, str, Callable[[Tensor], Tensor]]]:
+    if x.ndim == 2:
+        return  # a table: brightness, channels and pictures' scales mean nothing there
     yield (
         "scale-255", "The model seems to expect 0..255.",
-        "Declare the normalisation: mean 0, std 1/255 = 0.00392157.", lambda t: t * 255,
+        "Declare it: --normalise 0/1/255 (mean 0, deviation 1/255).", lambda t: t * 255,
     )  # fmt: skip
     yield (
         "inverted", "The model seems to expect inverted brightness.",
@@ -112,7 +139,7 @@ def _changes(x: Tensor) -> Iterator[tuple[str, str, str, Callable[[Tensor], Tens
     for whose, (mean, std) in _KNOWN.get(channels, {}).items():
         yield (
             f"normalisation-{whose}", f"The model seems to expect {whose} normalisation.",
-            f"Declare it: {','.join(map(str, mean))}/{','.join(map(str, std))}.", _standardise(x, mean, std),
+            f"Declare it: --normalise {','.join(map(str, mean))}/{','.join(map(str, std))}.", _standardise(x, mean, std),
         )  # fmt: skip
     if channels == 3:
         yield (
