@@ -211,7 +211,7 @@ def test_a_journal_of_another_model_is_refused(finished, plan, trained, tmp_path
     folder = RunFolder(out)
     other = Plan.of(**plan.model_dump() | {"seed": 4})
     with pytest.raises(JournalError, match="another plan"):
-        folder.create(other)
+        folder.check(other)
     module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     found = recheck(out, model=module)
     assert not found.ok
@@ -220,8 +220,7 @@ def test_a_journal_of_another_model_is_refused(finished, plan, trained, tmp_path
 
 def test_a_second_process_is_kept_out(plan, tmp_path):
     folder = RunFolder(tmp_path / "run")
-    folder.create(plan)
-    with folder.locked(), pytest.raises(JournalError, match="another process"):
+    with folder.begin(plan), pytest.raises(JournalError, match="another process"):
         audit(plan, tmp_path / "run")
 
 

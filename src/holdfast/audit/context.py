@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from holdfast.attacks.common.ensemble import Ensemble
 from holdfast.attacks.engine import Settings
+from holdfast.audit.consent import admit
 from holdfast.audit.folder import RunFolder
+from holdfast.audit.places import importable
 from holdfast.audit.plan import Plan, names_of
 from holdfast.audit.substitute import trained_surrogate
 from holdfast.certify.oracle_certifier import ModuleAsk
@@ -39,6 +42,7 @@ __all__ = ["Context"]
 
 _RANDOMISED_DRAWS = 25
 _SURROGATE_COPIES = 16
+_TOKEN = "HOLDFAST_API_TOKEN"
 _PREDICT_DRAWS, _PREDICT_ALPHA = 1000, 0.001
 
 
@@ -55,6 +59,7 @@ class Context:
         source: where the model came from, for people.
         notes: what was noticed on opening.
         randomised: the model's answers differ from one forward to the next.
+        at: the plan with its files where they are now; None: where the plan says.
     """
 
     plan: Plan
@@ -65,18 +70,34 @@ class Context:
     source: str
     notes: tuple[str, ...] = ()
     randomised: bool = False
+    at: Plan | None = None
 
     @classmethod
-    def open(cls, plan: Plan, folder: RunFolder, model: nn.Module | None = None) -> Context:
-        """Loads the model and the data of a plan; ``model`` is the module itself where the plan names no file."""
-        data = _data(plan, plan.data)
+    def open(cls, plan: Plan, folder: RunFolder, model: nn.Module | None = None, *, at: Plan | None = None) -> Context:
+        """Loads the model and the data of a plan; ``model`` is the module itself where the plan names no file.
+
+        Raises:
+            UnsafeFileError: it would run code that only a plan file names.
+            BudgetError: it would ask an API that only a plan file names, or there is no budget for it.
+        """
+        place = plan if at is None else at
+        admit(place, given=model is not None)
+        data = _data(place, place.data)
         if plan.samples is not None:
             data = data.head(plan.samples)
-        found, subject, source, notes = _model(plan, model)
+        with importable(place, folder):
+            found, subject, source, notes = _model(place, model)
+        if at is not None:  # the document names files as the plan does, wherever they are now
+            if data.name == Path(at.data).name:
+                data = replace(data, name=Path(plan.data).name)
+            if at.model != plan.model and at.model is not None and plan.model is not None:
+                source = source.replace(str(Path(at.model)), str(Path(plan.model)), 1)
+            if at.arch != plan.arch and at.arch is not None and plan.arch is not None:
+                source = source.replace(f"({at.arch})", f"({plan.arch})")
         if plan.certify == "smoothing":
             detail = f"sigma={plan.sigma:g}, predictor of {_PREDICT_DRAWS} draws at alpha {_PREDICT_ALPHA:g}, seed {plan.seed}"
             subject = Subject("smoothed", subject.sha256, detail)
-        return cls(plan, folder, found, subject, data, source, (*notes, *data.notes))
+        return cls(plan, folder, found, subject, data, source, (*notes, *data.notes), at=at)
 
     @cached_property
     def model(self) -> Model:
@@ -136,7 +157,7 @@ class Context:
     @cached_property
     def surrogate(self) -> nn.Module:
         """The attacker's own model: that of the plan, an ensemble of several, or one trained on the data the attacker knows."""
-        plan = self.plan
+        plan = self.plan if self.at is None else self.at
         if plan.train_data is not None and plan.surrogate is None:
             return trained_surrogate(plan, self.folder, self.classes)
         if plan.surrogate is None:
@@ -236,7 +257,8 @@ def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tu
     if plan.remote:
         api = HttpModel(
             plan.model, classes=plan.classes or 0, max_queries=plan.max_queries, access=plan.answers, top_k=plan.top_k,
-            token_env="HOLDFAST_API_TOKEN" if "HOLDFAST_API_TOKEN" in os.environ else None,
+            # a token goes to no host but the one that the caller named himself
+            token_env=_TOKEN if _TOKEN in os.environ and "model" not in plan.theirs else None,
         )  # fmt: skip
         return api, api.subject, plan.model, ()
     loaded = load_model(

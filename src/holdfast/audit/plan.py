@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
@@ -17,14 +17,27 @@ from holdfast.data.table import Table
 
 __all__ = ["Plan", "names_of"]
 
+_FIRST = frozenset(
+    {
+        "schema_version", "model", "arch", "trust", "normalise", "data", "train_data", "surrogate", "surrogate_arch",
+        "samples", "norm", "eps", "low", "high", "goal", "suite", "certify", "radius_max", "sigma", "smoothing_samples",
+        "grid", "eps_grid", "queries", "top_k", "answers", "classes", "max_queries", "seed", "chunk", "slots", "device",
+    }
+)  # fmt: skip
+"""The fields that plans had when the first runs were made; a later one counts in the hash only where it is no default, so
+that the hash of an old run stays what it was."""
+
 
 class Plan(BaseModel):
     """What an audit does. Sizes are exact: write eps as ``8/255``.
 
+    Two plans that say the same are one plan: the hash is of exact values, whatever way they were written, and leaves out what
+    decides no figure (`trust`, and the budget `max_queries`).
+
     Attributes:
         model: file of the deployed model, or the URL of a prediction API; None for a module handed over in Python.
         arch: ``package.module:function`` that builds the architecture of a state dict, or ``timm:NAME``.
-        trust: open files that can run code.
+        trust: open files that can run code; never taken from a file.
         normalise: mean and standard deviation per channel that the deployment applies before the model.
         binary: the model has one output: the logit, or the probability, of class 1 of 2.
         data: what to audit on: a file, a folder or ``digits:test``.
@@ -57,7 +70,7 @@ class Plan(BaseModel):
         device: where the model runs.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     schema_version: Literal["1"] = "1"
     model: str | None = None
@@ -94,10 +107,17 @@ class Plan(BaseModel):
     slots: int = Field(default=256, ge=1)
     device: str = "cpu"
 
+    _theirs: frozenset[str] = PrivateAttr(default=frozenset())
+    _may_ask: bool = PrivateAttr(default=False)
+
     @field_validator("eps", "radius_max", "grid", mode="before")
     @classmethod
     def _exact(cls, value: Any) -> Any:
-        return None if value is None else str(parse_eps(value))
+        """The size as it was typed, since that is how its reader thinks of it; the hash is of `parse_eps`'s value."""
+        if value is None:
+            return None
+        exact = parse_eps(value)
+        return value.strip() if isinstance(value, str) else str(exact if isinstance(value, Fraction) else value)
 
     @field_validator("eps_grid", mode="before")
     @classmethod
@@ -171,14 +191,49 @@ class Plan(BaseModel):
         return 2 * self.exact_eps if self.radius_max is None else parse_eps(self.radius_max)
 
     @property
+    def theirs(self) -> frozenset[str]:
+        """The fields that were read from a file and that nobody confirmed since; see `holdfast.audit.consent`."""
+        return self._theirs
+
+    @property
+    def may_ask(self) -> bool:
+        """Whether the caller agreed to ask the API that only the file names."""
+        return self._may_ask
+
+    def confirmed(self, *, may_ask: bool = False, **values: Any) -> Plan:
+        """The plan with some values that the caller gives, which are his own from then on."""
+        plan = self.model_copy(update=values)
+        plan._theirs, plan._may_ask = self._theirs - values.keys(), may_ask
+        return plan
+
+    def decisive(self) -> dict[str, Any]:
+        """What decides the figures, by field: exact values, in one way of writing."""
+        values = self.model_dump(mode="json")
+        for name in ("eps", "radius_max", "grid"):
+            values[name] = None if values[name] is None else str(parse_eps(values[name]))
+        later = {k for k in values.keys() - _FIRST if values[k] == type(self).model_fields[k].get_default()}
+        return {k: v for k, v in values.items() if k not in later} | {"trust": False, "max_queries": None}
+
+    @property
     def sha256(self) -> str:
-        """Hash of the plan in canonical form."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Hash of what is decisive: the same for the plan that `read` makes of `to_yaml`."""
+        text = json.dumps(self.decisive(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def differences(self, other: Plan) -> list[str]:
+        """In words, each field in which another plan decides otherwise."""
+        mine, theirs = self.decisive(), other.decisive()
+        shown = (self.model_dump(mode="json"), other.model_dump(mode="json"))
+        return [
+            f"{name} {_words(shown[0][name])} there, {_words(shown[1][name])} here"
+            for name in shown[0]
+            if mine.get(name) != theirs.get(name)
+        ]
+
     def to_yaml(self) -> str:
-        """The plan as YAML, defaults included."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        """The plan as YAML, defaults included; but for trust, which no file can grant."""
+        values = self.model_dump(mode="json", exclude={"trust"})
+        return yaml.dump(values, Dumper=_ExactDumper, sort_keys=False, allow_unicode=True)
 
     @classmethod
     def of(cls, **values: Any) -> Plan:
@@ -204,15 +259,31 @@ class Plan(BaseModel):
             raise UsageError(f"plan: {where}: {first['msg']} (got {first['input']!r})") from None
 
     @classmethod
-    def read(cls, path: Path) -> Plan:
-        """A plan from a YAML file; tags, duplicate and unknown keys are refused."""
+    def read(cls, path: Path, **given: Any) -> Plan:
+        """A plan from a YAML file; tags, duplicate and unknown keys are refused.
+
+        Args:
+            path: the file.
+            given: values in the place of the file's; they are the caller's own word, as nothing in the file is.
+
+        Raises:
+            UsageError: no such file, or no plan.
+        """
         try:
-            values = yaml.load(path.read_text(), Loader=_StrictLoader)
-        except yaml.YAMLError as error:
+            values = yaml.load(path.read_bytes().decode("utf-8"), Loader=_StrictLoader)
+        except OSError as error:
+            raise UsageError(f"cannot read the plan {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: {error}") from None
-        if not isinstance(values, dict):
+        if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
             raise UsageError(f"{path}: a plan is a mapping of names to values")
-        return cls.of(**values)
+        plan = cls.of(**values | {"trust": False} | given)
+        plan._theirs = frozenset(values) - given.keys()
+        return plan
+
+
+def _words(value: Any) -> str:
+    return "none" if value in (None, [], ()) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -223,6 +294,20 @@ def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
         ((), ('a.pt',), ('a.pt', 'b.pt'))
     """
     return () if value is None else (value,) if isinstance(value, str) else value
+
+
+class _ExactDumper(yaml.SafeDumper):
+    """Safe dumping whose texts are read back as they were.
+
+    PyYAML folds a text that holds other line breaks than a newline (U+0085, U+2028, a carriage return) in its plain and
+    single-quoted styles, and they come back as spaces; in double quotes each is escaped.
+    """
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_ExactDumper.add_representer(str, _ExactDumper.represent_str)
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -16,6 +16,7 @@ from holdfast.audit.context import Context
 from holdfast.audit.document import Document
 from holdfast.audit.folder import RunFolder
 from holdfast.audit.journal import Journal
+from holdfast.audit.places import Places
 from holdfast.audit.reconcile import compose, standings
 from holdfast.audit.standing import Claim
 from holdfast.core.errors import DataError, JournalError
@@ -47,20 +48,24 @@ class Recheck:
         return not self.problems
 
 
-def recheck(out: Path | str, *, model: nn.Module | None = None) -> Recheck:
+def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places | None = None) -> Recheck:
     """Judges every witness and certificate of a run anew, and the report against the journal.
 
     Args:
         out: the run's folder.
         model: the module, where the plan names no file.
+        places: where files are that moved since, and what the plan may do that only its file says.
 
     Raises:
-        JournalError: the folder belongs to another plan, model or data.
+        JournalError: the folder belongs to another plan, model or data, or the run is unfinished.
+        UnsafeFileError: the plan names code to run, and nobody said that it may.
+        BudgetError: the plan names a prediction API, and nobody said that it may be asked.
     """
     folder = RunFolder(Path(out))
     plan = folder.plan()
     result = Recheck()
-    context = Context.open(plan, folder, model)
+    context = Context.open(plan, folder, model, at=(places or Places()).located(plan, folder))
+    _refuse_unfinished(folder)
     try:
         report = Document.load(folder.report_file)
     except DataError as error:
@@ -85,11 +90,21 @@ def recheck(out: Path | str, *, model: nn.Module | None = None) -> Recheck:
     return result
 
 
+def _refuse_unfinished(folder: RunFolder) -> None:
+    """A run without a report is no altered run, but one that has not come to its end."""
+    if folder.report_file.exists():
+        return
+    done = len(Journal.finished(folder.journal_file))
+    raise JournalError(
+        f"{folder.path} is unfinished: it has no report, and {done} units of its work are done; go on with: holdfast resume "
+        f"{folder.path}"
+    )
+
+
 def _compare(context: Context, report: Document, units: object, journal: Journal, result: Recheck) -> None:
     """The report must be what the journal gives."""
     again = compose(
-        context, units, journal.seconds(), command=report.command, when=report.environment.when,  # type: ignore[arg-type]
-        journal=report.hashes.journal, complete=report.complete,
+        context, units, journal.seconds(), facts=journal.facts(), journal=report.hashes.journal,  # type: ignore[arg-type]
     )  # fmt: skip
     for name in ("headline", "samples", "findings", "threat", "subject", "curves", "cost", "hashes", "suite", "grid"):
         if getattr(again, name) != getattr(report, name):

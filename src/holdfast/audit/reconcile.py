@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from holdfast.core.threat import Access, Guarantee
 from holdfast.core.verdict import Status, Verdict, Witness
 from holdfast.numerics.stats import clopper_pearson
 
-__all__ = ["Units", "compose", "contradictions", "standings", "verdicts"]
+__all__ = ["Units", "compose", "contradictions", "environment", "missing", "standings", "verdicts"]
 
 Units = Mapping[tuple[str, int], Payload]
 _CURVE_POINTS = 40
@@ -98,12 +100,18 @@ def compose(
     units: Units,
     seconds: Mapping[str, float],
     *,
-    command: str,
-    when: str,
+    facts: Mapping[str, str],
     journal: str | None,
-    complete: bool,
 ) -> Document:
-    """The document of a run as far as it got."""
+    """The document of a run as far as it got.
+
+    Args:
+        context: the run's plan, model and data.
+        units: the finished ones.
+        seconds: working seconds by stage.
+        facts: the journal's: the ``command`` and the ``environment`` of the run, as JSON.
+        journal: hash of the journal's file.
+    """
     plan = context.plan
     parts = standings(context, units)
     found = verdicts(context, parts)
@@ -119,7 +127,7 @@ def compose(
     attack_names = [r.stage for r in rungs(plan)]
     by_stage = _by_stage(units, seconds)
     top = [by_stage[name] for name in ["clean", *attack_names] if name in by_stage]
-    complete = complete and not unjudged
+    complete = not unjudged and not missing(context, units) and not any("fault" in unit for unit in units.values())
     # 1 - share would round: equal counts, equal figures
     empirical, proved = (n - wrong - broken - unjudged) / n, certified / n
     clean = sum(int(s.correct.sum()) for s in parts) / n
@@ -173,16 +181,28 @@ def compose(
             "not_tested": _not_tested(context),
             "stages": _stages(context, units, seconds),
             "seed": plan.seed,
-            "command": command,
-            "environment": {
-                "python": sys.version.split()[0], "torch": torch.__version__, "holdfast": __version__,
-                "device": plan.device, "threads": torch.get_num_threads(), "platform": platform.platform(), "when": when,
-            },
+            "command": facts["command"],
+            "environment": json.loads(facts["environment"]),
             "hashes": {
                 "plan": plan.sha256, "model": context.subject.sha256, "data": context.data.sha256, "journal": journal,
             },
         }
     )  # fmt: skip
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Where and when this is, for the document."""
+    return {
+        "python": sys.version.split()[0], "torch": torch.__version__, "holdfast": __version__, "device": device,
+        "threads": torch.get_num_threads(), "platform": platform.platform(),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
+def missing(context: Context, units: Units) -> list[tuple[str, int]]:
+    """The units of the plan that the journal does not have."""
+    wanted = [(stage.name, k) for stage in stages(context.plan) for k in range(len(context.chunks()))]
+    return [key for key in [("preflight", -1), *wanted, ("diagnostics", -1)] if key not in units]
 
 
 def _interval(share: float, n: int) -> tuple[float, float]:

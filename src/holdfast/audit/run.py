@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,13 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from holdfast.audit.consent import needs_trust
 from holdfast.audit.context import Context
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
-from holdfast.audit.folder import RunFolder
-from holdfast.audit.journal import Journal, Payload
+from holdfast.audit.folder import PREFLIGHT, RunFolder
+from holdfast.audit.journal import Journal, Key, Payload
+from holdfast.audit.places import Places
 from holdfast.audit.plan import Plan
-from holdfast.audit.reconcile import compose, standings
+from holdfast.audit.reconcile import compose, environment, standings
 from holdfast.audit.stages import Stage, stages
 from holdfast.core.errors import DataError, HoldfastError, ModelError, UsageError
 from holdfast.core.findings import Severity
@@ -32,7 +35,7 @@ __all__ = ["Progress", "audit", "resume"]
 Progress = Callable[[str, int, int], None]
 """Told (stage title, chunks done, chunks)."""
 
-_PREFLIGHT, _DIAGNOSTICS = "preflight", "diagnostics"
+_DIAGNOSTICS = "diagnostics"
 _WHOLE = -1  # the chunk number of stages that look at the whole run
 _TRIES = 2
 
@@ -64,74 +67,118 @@ def audit(
         DataError: the pre-flight found an error in the data or the model.
         JournalError: the folder belongs to something else.
     """
+    return _run(plan, RunFolder(Path(out)), model, None, workers, command, progress)
+
+
+def resume(
+    out: Path | str, *, model: nn.Module | None = None, places: Places | None = None, workers: int = 1,
+    command: str = "", progress: Progress | None = None,
+) -> Document:  # fmt: skip
+    """Continues a run that was interrupted; gives what an uninterrupted run gives.
+
+    Args:
+        out: the run's folder.
+        model: the module, where the plan names no file.
+        places: where files are that moved since, and what the plan may do that only its file says.
+        workers: processes.
+        command: as in `audit`; that of the first start is kept.
+        progress: told about each finished chunk.
+
+    Raises:
+        UsageError: there is no run in the folder.
+        UnsafeFileError: the plan names code to run, and nobody said that it may.
+        BudgetError: the plan names a prediction API, and nobody said that it may be asked.
+        JournalError: the model or the data are not those of the run.
+    """
     folder = RunFolder(Path(out))
-    folder.create(plan)
-    with folder.locked():
-        context = Context.open(plan, folder, model)
-        if workers > 1 and model is not None:
-            raise UsageError(
-                "several workers need a model that they can load; name a file in the plan, or use workers=1"
-            )
+    plan = folder.plan()
+    located = (places or Places()).located(plan, folder)
+    return _run(plan, folder, model, located, workers, command, progress)
+
+
+def _run(
+    plan: Plan, folder: RunFolder, model: nn.Module | None, at: Plan | None, workers: int, command: str,
+    progress: Progress | None,
+) -> Document:  # fmt: skip
+    """Everything that may refuse comes before the folder is touched; the journal is written to from then on."""
+    if workers > 1 and model is not None:
+        raise UsageError("several workers need a model that they can load; name a file in the plan, or use workers=1")
+    going_on = folder.check(plan)
+    context = Context.open(plan, folder, model, at=at)
+    looked: tuple[Payload, float] | None = None
+    if going_on:
+        Journal(folder.journal_file, context.identity)
+    else:
+        looked = _preflight(context)
+    with folder.begin(plan, command):
         journal = Journal(folder.journal_file, context.identity)
-        units = journal.units()
+        units = _redo_failed(journal.units(), plan)
+        before = len(units)
         threads, crew = torch.get_num_threads(), _Crew(workers)
         try:
             torch.set_num_threads(max(1, threads // workers))
-            context = _preflight(context, journal, units)
+            if PREFLIGHT not in units:
+                payload, seconds = looked or _preflight(context)
+                _enter(journal, units, *PREFLIGHT, payload, seconds)
+            context = replace(context, randomised=units[PREFLIGHT]["randomised"])
             for stage in stages(plan):
                 _run_stage(context, stage, journal, units, crew, progress)
             if (_DIAGNOSTICS, _WHOLE) not in units:
                 payload, spent = _diagnosed(context, units)
                 _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, spent)
+            if len(units) > before or "environment" not in journal.facts():
+                told = folder.about().get("command") or _command(folder, plan)
+                journal.note({"command": told, "environment": json.dumps(environment(plan.device))})
+            facts = journal.facts()
         finally:
             crew.dismiss()
             torch.set_num_threads(threads)
-            seconds = journal.seconds()
+            seconds_by_stage = journal.seconds()
             sha256 = journal.close()
-        when = datetime.now(UTC).isoformat(timespec="seconds")
-        failed = any("fault" in u for u in units.values())
-        document = compose(
-            context, units, seconds, command=command or f"holdfast audit --plan {folder.plan_file}", when=when,
-            journal=sha256, complete=not failed,
-        )  # fmt: skip
+        document = compose(context, units, seconds_by_stage, facts=facts, journal=sha256)
         document.save(folder.report_file)
     return document
 
 
-def resume(
-    out: Path | str, *, model: nn.Module | None = None, workers: int = 1, command: str = "",
-    progress: Progress | None = None,
-) -> Document:  # fmt: skip
-    """Continues a run that was interrupted; gives what an uninterrupted run gives.
+def _command(folder: RunFolder, plan: Plan) -> str:
+    """What repeats the run, where it was not begun by a command line."""
+    if plan.model is None:
+        return f"audit(Plan.read(Path({str(folder.plan_file)!r})), {str(folder.path)!r}, model=...)"
+    consent = ["--model", plan.model] if plan.remote else ["--trust"] if plan.trust or needs_trust(plan) else []
+    return shlex.join(["holdfast", "audit", "--plan", str(folder.plan_file), *consent, "--out", str(folder.path)])
 
-    Raises:
-        UsageError: there is no run in the folder.
-    """
-    plan = RunFolder(Path(out)).plan()
-    return audit(plan, out, model=model, workers=workers, command=command, progress=progress)
+
+def _redo_failed(units: dict[Key, Payload], plan: Plan) -> dict[Key, Payload]:
+    """The units but for those that failed, and what was built on them: the cause may be mended by now."""
+    order = [s.name for s in stages(plan)]
+    first: dict[int, int] = {}
+    for (stage, k), unit in units.items():
+        if "fault" in unit and stage in order:
+            first[k] = min(first.get(k, len(order)), order.index(stage))
+    if not first and "fault" not in units.get((_DIAGNOSTICS, _WHOLE), {}):
+        return units
+    stale = {(name, k) for k, begin in first.items() for name in order[begin:]} | {(_DIAGNOSTICS, _WHOLE)}
+    return {key: unit for key, unit in units.items() if key not in stale}
 
 
 def _enter(journal: Journal, units: dict[tuple[str, int], Payload], stage: str, chunk: int, payload: Payload,
            seconds: float) -> None:  # fmt: skip
-    journal.write(stage, chunk, payload, seconds)
-    units[stage, chunk] = payload
+    units[stage, chunk] = journal.write(stage, chunk, payload, seconds)
 
 
-def _preflight(context: Context, journal: Journal, units: dict[tuple[str, int], Payload]) -> Context:
-    """What is wrong with the pair of model and data; an error stops the run before anything is spent."""
-    if (_PREFLIGHT, _WHOLE) not in units:
-        start = time.monotonic()
-        found = preflight(context.base, context.data, context.plan.threat, device=context.device)
-        errors = [f for f in found if f.severity is Severity.ERROR]
-        if errors:
-            lines = "\n".join(f"  {f.title}: {f.message} -> {f.remedy}" for f in errors)
-            raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
-        randomised = any(f.code == "model.randomised" for f in found)
-        if not randomised:
-            found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
-        payload: Payload = {"findings": [_plain(f.as_dict()) for f in found], "randomised": randomised}
-        _enter(journal, units, _PREFLIGHT, _WHOLE, payload, time.monotonic() - start)
-    return replace(context, randomised=units[_PREFLIGHT, _WHOLE]["randomised"])
+def _preflight(context: Context) -> tuple[Payload, float]:
+    """What is wrong with the pair of model and data; an error stops the run before anything is spent or written."""
+    start = time.monotonic()
+    found = preflight(context.base, context.data, context.plan.threat, device=context.device)
+    errors = [f for f in found if f.severity is Severity.ERROR]
+    if errors:
+        lines = "\n".join(f"  {f.title}: {f.message} -> {f.remedy}" for f in errors)
+        raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
+    randomised = any(f.code == "model.randomised" for f in found)
+    if not randomised:
+        found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
+    payload: Payload = {"findings": [_plain(f.as_dict()) for f in found], "randomised": randomised}
+    return payload, time.monotonic() - start
 
 
 def _plain(finding: dict[str, object]) -> dict[str, object]:
@@ -202,7 +249,7 @@ class _Crew:
 
     def pool(self, context: Context) -> ProcessPoolExecutor:
         if self._pool is None:
-            given = (context.plan, context.folder.path, context.randomised, torch.get_num_threads())
+            given = (context.plan, context.at, context.folder.path, context.randomised, torch.get_num_threads())
             self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _open_worker, given)
         return self._pool
 
@@ -215,10 +262,10 @@ class _Crew:
 _worker: Context | None = None
 
 
-def _open_worker(plan: Plan, out: Path, randomised: bool, threads: int) -> None:
+def _open_worker(plan: Plan, at: Plan | None, out: Path, randomised: bool, threads: int) -> None:
     global _worker
     torch.set_num_threads(threads)
-    _worker = replace(Context.open(plan, RunFolder(out)), randomised=randomised)
+    _worker = replace(Context.open(plan, RunFolder(out), at=at), randomised=randomised)
 
 
 def _in_worker(name: str, k: int, units: dict[str, Payload]) -> tuple[Payload, float]:

@@ -17,6 +17,8 @@ from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.audit.document import Document, Side
+    from holdfast.audit.places import Places
+    from holdfast.audit.plan import Plan
 
 __all__ = ["audit", "finish", "recheck", "resume"]
 
@@ -41,6 +43,34 @@ AllowWeak = Annotated[
         rich_help_panel="Answer",
     ),
 ]  # fmt: skip
+_MOVED = "Files that moved"
+MovedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Where the model is now; an API's URL, to ask it.", metavar="FILE|URL", rich_help_panel=_MOVED
+    ),
+]
+MovedArch = Annotated[
+    str | None,
+    typer.Option("--arch", help="What builds it now.", metavar="MODULE:FUNCTION", rich_help_panel=_MOVED),
+]
+MovedData = Annotated[
+    str | None, typer.Option("--data", help="Where the data are now.", metavar="FILE", rich_help_panel=_MOVED)
+]
+MovedTraining = Annotated[
+    str | None,
+    typer.Option("--train-data", help="Where the training set is now.", metavar="FILE", rich_help_panel=_MOVED),
+]
+MovedSurrogate = Annotated[
+    list[str] | None,
+    typer.Option("--surrogate", help="Where the surrogates are now.", metavar="FILE,...", rich_help_panel=_MOVED),
+]
+MovedSurrogateArch = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--surrogate-arch", help="What builds them now.", metavar="MODULE:FUNCTION,...", rich_help_panel=_MOVED
+    ),
+]
 Workers = Annotated[int, typer.Option(help="Processes.", min=1, metavar="K", rich_help_panel="Run")]
 
 
@@ -103,27 +133,32 @@ def audit(
     from holdfast.audit.plan import Plan
     from holdfast.audit.run import audit as run
 
-    base = {} if plan_file is None else Plan.read(plan_file).model_dump(mode="json")
-    plan = Plan.of(
-        **base
-        | given(
+    values = given(
             model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, train_data=train_data,
             samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
             grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
             top_k=top_k, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), answers=answers,
             classes=classes, max_queries=max_queries, seed=seed, device=device_named(device),
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    plan = Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values)
+    plan = _agreed(plan)
     if plan.model is None:
         raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
-    with progress(f"continue with: holdfast resume {out}") as tell:
+    with progress(f"continue with: {_resuming(out, plan)}") as tell:
         document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
-    finish(out, document, gate, format_)
+    finish(out, document, gate, format_, at=plan)
 
 
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    model: MovedModel = None,
+    arch: MovedArch = None,
+    trust: o.Trust = None,
+    data: MovedData = None,
+    train_data: MovedTraining = None,
+    surrogate: MovedSurrogate = None,
+    surrogate_arch: MovedSurrogateArch = None,
     workers: Workers = 1,
     fail_under: FailUnder = None,
     fail_on: FailOn = "empirical",
@@ -134,23 +169,36 @@ def resume(
 ) -> None:
     """Continue an interrupted audit; gives what an uninterrupted one gives."""
     gate = _gate(fail_under, fail_on, allow_weak)
+    from holdfast.audit.folder import RunFolder
     from holdfast.audit.run import resume as again
 
-    with progress(f"continue with: holdfast resume {run}") as tell:
-        document = again(run, workers=workers, progress=tell)
-    finish(run, document, gate, format_)
+    moved = _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch)
+    at = moved.located(RunFolder(run).plan(), RunFolder(run))
+    with progress(f"continue with: {_resuming(run, at)}") as tell:
+        document = again(run, places=moved, workers=workers, progress=tell)
+    finish(run, document, gate, format_, at=at)
 
 
 def recheck(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
+    model: MovedModel = None,
+    arch: MovedArch = None,
+    trust: o.Trust = None,
+    data: MovedData = None,
+    train_data: MovedTraining = None,
+    surrogate: MovedSurrogate = None,
+    surrogate_arch: MovedSurrogateArch = None,
     format_: o.Format = o.FormatName.TEXT,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Judge every witness and certificate of a run anew; exits with 0 only if all hold."""
+    """Judge every witness and certificate of a run anew; exits with 0 only if all hold.
+
+    Files that moved since are named with --model, --arch and --data; their hashes decide whether they are the run's.
+    """
     from holdfast.audit.recheck import recheck as again
 
-    found = again(run)
+    found = again(run, places=_places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch))
     if format_ is o.FormatName.JSON:
         say_json({k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems")})
     else:
@@ -164,14 +212,46 @@ def recheck(
         raise typer.Exit(_FAILS)
 
 
-def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatName) -> None:
+def _places(
+    run: Path, model: str | None, arch: str | None, trust: bool | None, data: str | None, train_data: str | None,
+    surrogate: list[str] | None, surrogate_arch: list[str] | None,
+) -> Places:  # fmt: skip
+    from holdfast.audit.folder import RunFolder
+    from holdfast.audit.places import Places
+
+    plan = RunFolder(run).plan()
+    return Places(
+        model, arch, data, train_data, o.several(surrogate), o.several(surrogate_arch), trust=bool(trust),
+        may_ask=plan.remote and model is None and _agreed(plan).may_ask,
+    )  # fmt: skip
+
+
+def _agreed(plan: Plan) -> Plan:
+    """The plan, with a person's consent where only its file names an API; off a terminal nobody is asked."""
+    if not (plan.remote and "model" in plan.theirs and sys.stdin.isatty()):
+        return plan
+    budget = "no budget" if plan.max_queries is None else f"at most {plan.max_queries} rows"
+    question = f"The plan's file names an API. Send data to {plan.model} ({budget}; no token, for that give --model)?"
+    return plan.confirmed(may_ask=typer.confirm(question))
+
+
+def _resuming(run: Path, plan: Plan) -> str:
+    """The command that goes on with a run, with the consent that it will need."""
+    from holdfast.audit.consent import needs_trust
+
+    words = ["holdfast", "resume", str(run)]
+    words += ["--model", str(plan.model)] if plan.remote else ["--trust"] if plan.trust or needs_trust(plan) else []
+    return shlex.join(words)
+
+
+def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatName, *, at: Plan | None = None) -> None:
     """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
     from holdfast.cli.rendering import render
     from holdfast.report.text import show
 
     if gate is not None:
         document = document.gated(gate.threshold, gate.side, allow_weak=gate.allow_weak)
-    render(run, document)
+    render(run, document, at=at)
     if format_ is o.FormatName.JSON:
         say_json(document.model_dump(mode="json"))
     else:

@@ -96,5 +96,5 @@ def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
     )
     with progress() as tell:
         document = audit(plan, out / name, command=command, progress=tell)
-    render(out / name, document)
+    render(out / name, document, at=plan)
     return document

@@ -1,0 +1,108 @@
+"""Where the files of a run are now: it may be looked at from another folder, on another machine, years later.
+
+Paths in a plan are as they were typed. They are looked for in the folder in which the run was begun, in the run's own folder
+and in the current one; a file that is in none of them is named by the caller. Whether it is the right one is for its hash to
+say, not for its path.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from holdfast.audit.folder import RunFolder
+from holdfast.audit.plan import Plan, names_of
+from holdfast.core.errors import DataError, UsageError
+
+__all__ = ["Places", "importable"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """What the caller says of a run that was begun before.
+
+    Attributes:
+        model: where the model file is now; for a prediction API its URL, which is the consent to ask it and to send it the
+            token.
+        arch: what builds it, where that has moved; naming code is the consent to run it.
+        data: where the data are now.
+        train_data: likewise.
+        surrogate: likewise.
+        surrogate_arch: likewise.
+        trust: open files and run code that the plan names.
+        may_ask: ask the prediction API that the plan names, without a token.
+    """
+
+    model: str | None = None
+    arch: str | None = None
+    data: str | None = None
+    train_data: str | None = None
+    surrogate: str | tuple[str, ...] | None = None
+    surrogate_arch: str | tuple[str, ...] | None = None
+    trust: bool = False
+    may_ask: bool = False
+
+    def located(self, plan: Plan, folder: RunFolder) -> Plan:
+        """The plan with its files where they are; its own text and hash stay what the run is known by.
+
+        Raises:
+            DataError: a file is in none of the places; the message names them and the flag.
+            UsageError: another API than the run's.
+        """
+        if plan.remote and self.model not in (None, plan.model):
+            raise UsageError(f"this run asked {plan.model}, and {self.model} is another model; start a new run for it")
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trust", "may_ask")}
+        given = {k: v for k, v in given.items() if v is not None}
+        found = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
+        roots = _roots(folder)
+        moved = {}
+        for name in ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch"):
+            value = getattr(plan, name)
+            if value is not None and name not in given:
+                paths = tuple(_find(v, roots, name) for v in names_of(value))
+                moved[name] = paths if isinstance(value, tuple) else paths[0]
+        return found.model_copy(update=moved)  # and not confirmed: whose word they are stays as it was
+
+
+def _roots(folder: RunFolder) -> list[Path]:
+    start = folder.about().get("start")
+    begun = [] if start is None else [Path(start)]
+    return [*begun, folder.path.absolute(), Path.cwd()]
+
+
+def _find(text: str, roots: list[Path], name: str) -> str:
+    """The first place where a name is one of a file; names of other things stay as they are."""
+    source, colon, rest = text.rpartition(":")
+    if colon and source.endswith(".py"):
+        return f"{_find(source, roots, name)}:{rest}"
+    if name in ("arch", "surrogate_arch") and colon:
+        return text
+    if text.startswith(("http://", "https://", "timm:")) or (name.endswith("data") and text.split(":")[0] == "digits"):
+        return text
+    for root in dict.fromkeys(roots):
+        if (root / text).exists():
+            return str(root / text)
+    if colon:
+        return text
+    looked = ", ".join(str(root) for root in dict.fromkeys(roots))
+    raise DataError(
+        f"there is no {name.replace('_', ' ')} at {text}, looked for in {looked}; "
+        f"say where it is with --{name.replace('_', '-')}"
+    )
+
+
+@contextmanager
+def importable(plan: Plan, folder: RunFolder) -> Iterator[None]:
+    """Modules of the folder in which the run was begun, for a plan that may run code."""
+    start = folder.about().get("start")
+    if start is None or not plan.trust or not Path(start).is_dir():
+        yield
+        return
+    sys.path.append(start)
+    try:
+        yield
+    finally:
+        sys.path.remove(start)
