@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["doctor"]
 
 _ERRORS = 2
+_ROWS, _BATCH = 200, 64
+_OWN = ("--format", "-q", "--quiet", "-v", "--verbose")
+_UNASKED = ("model.call", "model.output", "model.one_logit", "model.nan", "labels.range", "labels.negative", "data.nan")
 _STYLES = {"error": "red", "warning": "yellow", "note": None}
 
 
@@ -40,9 +45,14 @@ def doctor(
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Look at a model and its data together; exits with 2 if an audit would not start. Nothing is changed."""
+    """Look at a model and its data together; exits with 2 if an audit would not start. Nothing is changed.
+
+    It prints the clean accuracy, how the classes are numbered, what is wrong and what mends it, whether the bounds know the
+    model, how long an audit would take, and the command that starts it.
+    """
     from pathlib import Path
 
+    from holdfast.audit.outlook import outlook
     from holdfast.core.findings import Severity
     from holdfast.models.checks import preflight
 
@@ -53,18 +63,57 @@ def doctor(
     )  # fmt: skip
     found = preflight(context.model, context.data, context.plan.threat, device=context.device)
     errors = [f for f in found if f.severity is Severity.ERROR]
+    accuracy = None if any(f.code in _UNASKED for f in errors) or not context.differentiable else _accuracy(context)
     bounds = _bounds(context) if context.differentiable and not errors else ""
+    cost = str(outlook(context)) if context.differentiable and not errors else ""
+    command = _command(context, [str(f.data["flags"]) for f in found if f.data.get("flags")])
+    names = dict(enumerate(context.data.classes or ()))
     if format_ is o.FormatName.JSON:
-        say_json({"source": context.source, "findings": [f.as_dict() for f in found], "bounds": bounds})
+        say_json(
+            {
+                "source": context.source, "findings": [f.as_dict() for f in found], "clean_accuracy": accuracy,
+                "classes": names, "bounds": bounds, "time": cost, "command": command,
+            }
+        )  # fmt: skip
     else:
         say(f"{context.source}")
         say(f"{context.data.name}: {len(context.data)} samples of {'x'.join(map(str, context.data.x.shape[1:]))}")
+        if names:
+            say(f"classes: {', '.join(f'{k} {name}' for k, name in names.items())}")
+        if accuracy is not None:
+            say(f"clean accuracy: {accuracy:.1%} of the first {min(len(context.data), _ROWS)} samples")
         for f in found:
             say(f"{f.severity}: {f.title} [{f.code}]. {f.message} {f.remedy}".rstrip(), style=_STYLES[f.severity])
         say(f"certificates: {bounds or 'not looked at'}")
-        say("an audit can start" if not errors else f"{len(errors)} error(s) to mend first")
+        if cost:
+            say(f"time of an audit (suite {context.plan.suite}): {cost}")
+        say("an audit can start:" if not errors else f"{len(errors)} error(s) to mend first; then:")
+        say(f"  {command}")
     if errors:
         raise typer.Exit(_ERRORS)
+
+
+def _accuracy(context: Context) -> float:
+    """Clean accuracy on the first samples."""
+    import numpy as np
+    import torch
+
+    from holdfast.judge.desk import evaluating
+
+    ids = np.arange(min(len(context.data), _ROWS))
+    with torch.no_grad(), evaluating(context.model):
+        out = torch.cat([context.model(part) for part in context.inputs(ids).split(_BATCH)])
+    return float((out.argmax(1) == context.labels(ids)).double().mean())
+
+
+def _command(context: Context, flags: list[str]) -> str:
+    """The command line of an audit: what was typed, and what the findings say is missing."""
+    typed = sys.argv[1:]
+    typed = typed[typed.index("doctor") + 1 :] if "doctor" in typed else typed
+    kept = [t for k, t in enumerate(typed) if t not in _OWN and (k == 0 or typed[k - 1] != "--format")]
+    remote = ["--suite", "black-box", "--certify", "none"] if not context.differentiable else []
+    named = [] if "--out" in kept else ["--out", "runs/first"]
+    return " ".join([shlex.join(["holdfast", "audit", *kept, *remote, *named]), *dict.fromkeys(flags)])
 
 
 def _bounds(context: Context) -> str:

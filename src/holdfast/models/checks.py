@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import sqrt
@@ -13,7 +14,8 @@ from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
 from holdfast.data.checks import check_data
 from holdfast.data.dataset import Dataset
-from holdfast.models.guess import helping_slip, working_layouts
+from holdfast.models.guess import Slip, helping_slip, working_layouts
+from holdfast.models.wrap import FromHF
 
 __all__ = ["preflight"]
 
@@ -52,7 +54,7 @@ def preflight(
     """
     rows = data.x[:samples].flatten(1).isfinite().all(1)
     x, y = data.x[:samples][rows].to(device), data.y[:samples][rows].to(device)
-    found = _mode(model)
+    found = [*_mode(model), *_kind(model, data)]
     if not len(x):
         return [*found, *check_data(data, threat)]
     with _asking(model), torch.no_grad():
@@ -69,7 +71,7 @@ def preflight(
             if isinstance(model, nn.Module):
                 found += _steadiness(model, x)
             if not any(f.severity is Severity.ERROR for f in about_data):  # else accuracy would only echo that
-                found += _accuracy(model, x, y, out)
+                found += _accuracy(model, x, y, out, data.classes)
     return found
 
 
@@ -118,6 +120,37 @@ def _failed(model: Model, x: Tensor, fault: Exception) -> Finding:
     )  # fmt: skip
 
 
+def _kind(model: Model, data: Dataset) -> list[Finding]:
+    """What the model says of itself: the kind of its decision, and what it calls its classes."""
+    said = [m for m in model.modules() if isinstance(m, FromHF)] if isinstance(model, nn.Module) else []
+    found: list[Finding] = []
+    if any(m.multi_label for m in said):
+        found.append(
+            Finding(
+                "model.multi_label", Severity.ERROR, "a multi-label classifier",
+                "The model decides each label by itself (problem_type: multi_label_classification); the largest logit, which "
+                "an audit asks for, is not its decision.",
+                "Audit one label at a time: wrap the model so that it gives the two logits (0, logit of the label).",
+            )
+        )  # fmt: skip
+    for m in said:
+        own, given = m.classes, data.classes
+        if own and given and own != given and set(own) >= set(given):
+            found.append(
+                Finding(
+                    "labels.order", Severity.ERROR, "classes in another order than the model's",
+                    f"The model numbers its classes {_listed(own)}; the data {_listed(given)}.",
+                    "Number them as the model does: add the flag below to the command.",
+                    {"flags": shlex.join(("--class-names", ",".join(own)))},
+                )
+            )  # fmt: skip
+    return found
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{k} {name}" for k, name in enumerate(names[:8])) + (", ..." if len(names) > 8 else "")
+
+
 def _shape(out: object, x: Tensor) -> Finding | None:
     if not isinstance(out, Tensor):
         return Finding(
@@ -129,7 +162,8 @@ def _shape(out: object, x: Tensor) -> Finding | None:
         return Finding(
             "model.one_logit", Severity.ERROR, "the model has a single output",
             f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; a decision needs two classes or more.",
-            "If it is the logit of class 1 of 2, wrap it: holdfast.models.OneLogit(model).",
+            "If it is the logit, or the probability, of class 1 of 2, add --binary logit or --binary probability; in Python "
+            "wrap it: holdfast.models.OneLogit(model).",
         )  # fmt: skip
     if out.ndim != 2 or len(out) != len(x):
         return Finding(
@@ -222,7 +256,14 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
     return []
 
 
-def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor) -> list[Finding]:
+def _flags(slip: Slip, names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """What to add to the command line; classes in another order can be named where the data have names."""
+    if names is not None and slip.order and max(slip.order) < len(names):
+        return ("--class-names", ",".join(names[k] for k in slip.order))
+    return slip.flags
+
+
+def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str, ...] | None = None) -> list[Finding]:
     predicted, n, k = out.argmax(1), len(x), out.shape[1]
     accuracy = float((predicted == y).double().mean())
     measured: dict[str, float | int | str] = {"accuracy": accuracy, "samples": n}
@@ -233,7 +274,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor) -> list[Finding]:
         )
         cause = " No usual slip explains it."
     if slip is not None:
-        measured |= {"slip": slip.name, "accuracy_then": slip.accuracy}
+        measured |= {"slip": slip.name, "accuracy_then": slip.accuracy, "flags": shlex.join(_flags(slip, names))}
         cause, remedy = f" {slip.cause} With that changed: {slip.accuracy:.1%}.", slip.remedy
         if slip.rivals:
             cause += f" As good, to within 3 points: {', '.join(slip.rivals)}."

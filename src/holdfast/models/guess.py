@@ -34,13 +34,17 @@ class Slip:
         remedy: what to do about it.
         accuracy: what the model reaches with the change.
         rivals: names of other changes that do as well, to within 3 points.
+        flags: what to add to the command line, where flags can do it.
+        order: the label of the data for each class of the model, where the classes are in another order.
     """
 
     name: str
     cause: str
     remedy: str
-    accuracy: float
+    accuracy: float = 0.0
     rivals: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    order: tuple[int, ...] = ()
 
 
 def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least: float) -> Slip | None:
@@ -55,11 +59,11 @@ def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least
     """
     right = predicted == y
     helping: list[Slip] = []
-    for name, cause, remedy, answer in (*_renumbered(predicted, y), *_changed(model, x)):
+    for change, answer in (*_renumbered(predicted, y), *_changed(model, x)):
         now = answer == y
         mended, spoilt = int((now & ~right).sum()), int((right & ~now).sum())
         if mended - spoilt > max(0.03 * len(y), 3 * sqrt(mended + spoilt)):
-            helping.append(Slip(name, cause, remedy, float(now.double().mean())))
+            helping.append(replace(change, accuracy=float(now.double().mean())))
     helping = [slip for slip in helping if slip.accuracy >= at_least]
     if not helping:
         return None
@@ -81,23 +85,23 @@ def working_layouts(model: Model, x: Tensor) -> list[str]:
     return [words for words, change in layouts if _runs(model, change(x))]
 
 
-def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
+def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Slip, Tensor]]:
     """The usual ways in which labels and model count the same classes differently."""
     yield (
-        "labels+1",
-        "The labels seem to count one higher than the model.",
-        "Subtract 1 from the labels.",
+        Slip("labels+1", "The labels seem to count one higher than the model.", "Subtract 1 from the labels."),
         predicted + 1,
     )
-    yield "labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels.", predicted - 1
+    yield Slip("labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels."), predicted - 1
     order = _order(predicted, y)
     if order is None:
         return
     moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(order.tolist()) if k != v]
-    yield (
+    slip = Slip(
         "labels-order", f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
-        "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.", order[predicted],
+        "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.",
+        order=tuple(order.tolist()),
     )  # fmt: skip
+    yield slip, order[predicted]
 
 
 def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
@@ -115,42 +119,42 @@ def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
     return None if torch.equal(order, torch.arange(k)) else order.to(y.device)
 
 
-def _changed(model: Model, x: Tensor) -> Iterator[tuple[str, str, str, Tensor]]:
-    for name, cause, remedy, change in _changes(x):
+def _changed(model: Model, x: Tensor) -> Iterator[tuple[Slip, Tensor]]:
+    for slip, change in _changes(x):
         try:
             answer = model(change(x)).argmax(1)
         except Exception:  # a model may refuse such inputs; then this was not the slip
             continue
-        yield name, cause, remedy, answer
+        yield slip, answer
 
 
-def _changes(x: Tensor) -> Iterator[tuple[str, str, str, Callable[[Tensor], Tensor]]]:
+def _changes(x: Tensor) -> Iterator[tuple[Slip, Callable[[Tensor], Tensor]]]:
     if x.ndim == 2:
         return  # a table: brightness, channels and pictures' scales mean nothing there
-    yield (
-        "scale-255", "The model seems to expect 0..255.",
-        "Declare it: --normalise 0/1/255 (mean 0, deviation 1/255).", lambda t: t * 255,
-    )  # fmt: skip
-    yield (
-        "inverted", "The model seems to expect inverted brightness.",
-        "Save 1 - x.", lambda t: 1 - t,
-    )  # fmt: skip
+    yield _normalisation("scale-255", "0..255", "0/1/255"), lambda t: t * 255
+    yield Slip("inverted", "The model seems to expect inverted brightness.", "Save 1 - x."), lambda t: 1 - t
     channels = x.shape[1] if x.ndim == 4 else 0
     for whose, (mean, std) in _KNOWN.get(channels, {}).items():
+        numbers = f"{','.join(map(str, mean))}/{','.join(map(str, std))}"
         yield (
-            f"normalisation-{whose}", f"The model seems to expect {whose} normalisation.",
-            f"Declare it: --normalise {','.join(map(str, mean))}/{','.join(map(str, std))}.", _standardise(x, mean, std),
-        )  # fmt: skip
+            _normalisation(f"normalisation-{whose}", f"{whose} normalisation", numbers),
+            _standardise(x, mean, std),
+        )
     if channels == 3:
         yield (
-            "channel-order", "The channels seem to be in the other order (RGB and BGR).",
-            "Save x[:, ::-1].", lambda t: t.flip(1),
-        )  # fmt: skip
+            Slip("channel-order", "The channels seem to be in the other order (RGB and BGR).", "Save x[:, ::-1]."),
+            lambda t: t.flip(1),
+        )
     if x.ndim == 4 and x.shape[2] == x.shape[3]:
         yield (
-            "transposed", "Height and width seem to be swapped.",
-            "Save x.transpose(0, 1, 3, 2).", lambda t: t.transpose(2, 3),
-        )  # fmt: skip
+            Slip("transposed", "Height and width seem to be swapped.", "Save x.transpose(0, 1, 3, 2)."),
+            lambda t: t.transpose(2, 3),
+        )
+
+
+def _normalisation(name: str, what: str, numbers: str) -> Slip:
+    flags = ("--normalise", numbers)
+    return Slip(name, f"The model seems to expect {what}.", f"Add {' '.join(flags)} to the command.", flags=flags)
 
 
 def _standardise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:

@@ -1,0 +1,75 @@
+"""``holdfast doctor`` as the front door: accuracy, how classes are numbered, what mends it, the command to paste."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A linear model of three columns in ranges of their own, with the data that it was made for."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    units = torch.rand(60, 3)
+    own = units * torch.tensor([80.0, 1e5, 1.0]) + torch.tensor([18.0, 0.0, 0.0])
+    own[:, 0].round_()
+    with torch.no_grad():
+        model.weight /= torch.tensor([80.0, 1e5, 1.0])
+        model.bias -= model(own).mean(0)
+    save_file(model.state_dict(), "net.safetensors")
+    Path("net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(3, 2)\n")
+    Path("t.yaml").write_text(
+        "columns:\n  age: {low: 18, high: 98, type: integer}\n  pay: {high: 100000}\n  sex: {immutable: true}\n"
+    )
+    y = ["yes" if k == 0 else "no" for k in model(own).argmax(1).tolist()]
+    rows = [",".join([*map(repr, map(float, row)), label]) for row, label in zip(own.tolist(), y, strict=True)]
+    Path("t.csv").write_text("age,pay,sex,label\n" + "\n".join(rows) + "\n")
+    return tmp_path
+
+
+ON = ("--model", "net.safetensors", "--arch", "net.py:net", "--data", "t.csv", "--table", "t.yaml")
+
+
+def test_the_command_that_doctor_prints_mends_the_order_of_the_classes(holdfast, table: Path) -> None:
+    said = holdfast("doctor", *ON)
+    assert said.code == 2
+    assert "classes: 0 no, 1 yes" in said.out
+    assert "clean accuracy: 0.0%" in said.out
+    assert "another order" in said.out
+    assert "inverted" not in said.out
+    command = said.out.splitlines()[-1].strip()
+    assert command.endswith("--class-names yes,no")
+    said = holdfast(*shlex.split(command)[1:], "--certify", "none", "--samples", "10")
+    assert said.code == 0, said.err
+    report = json.loads((table / "runs/first/report.json").read_text())
+    assert report["data"]["class_names"] == ["yes", "no"]
+    assert report["grid"]["grid"] == "of 1 integer columns"
+
+
+def test_doctor_says_how_well_the_model_does_and_how_long_an_audit_takes(holdfast, table: Path) -> None:
+    said = holdfast("doctor", *ON, "--class-names", "yes,no", "--format", "json")
+    assert said.code == 0, said.err
+    answer = json.loads(said.out)
+    assert answer["clean_accuracy"] == 1.0
+    assert answer["classes"] == {"0": "yes", "1": "no"}
+    assert "if none does" in answer["time"]
+    assert answer["command"].startswith("holdfast audit --model net.safetensors")
+    assert "--format" not in answer["command"]
+
+
+def test_the_attack_of_a_table_leaves_its_immutable_column_alone(holdfast, table: Path) -> None:
+    said = holdfast("attack", "pgd", *ON, "--class-names", "yes,no", "--eps", "0.3", "--out", "a")
+    assert said.code == 0, said.err
+    with np.load("a/adversarial.npz") as found:
+        moved = found["x_adv"] != found["x"]
+        assert found["found"].sum() > 5
+        assert moved[found["found"]].any(0).tolist() == [True, True, False]
