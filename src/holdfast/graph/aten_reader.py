@@ -1,9 +1,14 @@
-"""Translates one ATen call after the other; what each becomes stands in `aten_values` and `aten_shapes`."""
+"""Translates one ATen call after the other; what each becomes stands in `aten_values` and `aten_shapes`.
+
+What is held for every call, whatever its handler does: nothing that was given stays unread, nothing is drawn at
+random, nothing is written in place, and every value has the type in which the model runs (whole numbers only where
+they are moved about or looked up in an embedding).
+"""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,24 +16,33 @@ import torch
 from torch import Tensor, fx
 
 from holdfast.core.errors import HoldfastError, UnsupportedError
+from holdfast.graph.aten_call import Call, Handler, call_name, where_of
 from holdfast.graph.build import Builder, Value
 
-__all__ = ["Handler", "Reader", "Size", "call_name", "tuple_of"]
+__all__ = ["Reader", "Size", "is_random"]
 
 
 @dataclass(frozen=True)
 class Size:
     """A number that the batch size enters; ``value`` is what it is for a batch of one."""
 
-    value: int
+    value: int | float | bool
 
 
 Held = Value | Size | list[Value]
 
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
 
-def call_name(node: fx.Node) -> str:
-    """A call's name in the tables, and as a person would look for it."""
-    return "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.").split(".")[0]
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a call draws random numbers, by PyTorch's own mark; a dropout that is off does not."""
+    target = node.target
+    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+    given |= dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    off = [name for name in ("train", "training") if name in given and given[name] is False]
+    return not off and given.get("dropout_p", 1) != 0 and not ("dropout" in call_name(node) and given.get("p") == 0)
 
 
 class Reader:
@@ -39,96 +53,142 @@ class Reader:
     Args:
         builder: what the graph is built with.
         handlers: what each call becomes, by its name.
+        whole: names of the calls that serve whole numbers: what moves them, and embeddings.
     """
 
-    def __init__(self, builder: Builder, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, builder: Builder, handlers: Mapping[str, Handler], whole: frozenset[str]) -> None:
         self.builder = builder
         self.handlers = handlers
+        self.whole = whole
         self.values: dict[fx.Node, Held] = {}
 
     def call(self, node: fx.Node) -> Held:
-        """The value of one call."""
+        """The value of one call.
+
+        Raises:
+            UnsupportedError: the graph does not serve it; the message names the call and the line of the model.
+        """
         inputs = [self.values[n] for n in node.all_input_nodes]
-        if isinstance(node.meta.get("val"), torch.SymInt | int):
-            return Size(self._size(node))
+        touched = any(isinstance(v, int | list) for v in inputs)
+        if isinstance(node.meta.get("val"), _NUMBERS):
+            return self._size(node, touched)
         if call_name(node).startswith("_assert"):
             return Size(0)
+        self._refuse(node)
+        if node.target is operator.getitem:
+            return self._entry(node)
+        if not touched:
+            return self._constant(node)
         handler = self.handlers.get(call_name(node))
-        if node.target is not operator.getitem and not any(isinstance(v, int | list) for v in inputs):
-            target = node.target
-            assert callable(target)
-            return target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))
-        if handler is None:
-            raise UnsupportedError(f"the model uses '{call_name(node)}', which the graph does not know")
+        if handler is None or not isinstance(node.target, torch._ops.OpOverload):
+            raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
+        self._same_type(node)
         try:
-            return handler(self, node)
+            call = Call(self, node)
+            value = handler(call)
+            call.close()
         except HoldfastError:
             raise
-        except (RuntimeError, IndexError, TypeError, ValueError, AssertionError) as error:
-            raise UnsupportedError(f"'{call_name(node)}' cannot be read: {error}") from error
+        except (RuntimeError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
+            # whatever a handler or PyTorch stumbles over in a setting that nobody thought of
+            raise UnsupportedError(f"'{call_name(node)}'{where_of(node)} cannot be read: {error}") from error
+        return value
 
-    def _size(self, node: fx.Node) -> int:
-        """A size for a batch of one."""
-        first = self.values[node.all_input_nodes[0]] if node.all_input_nodes else None
-        if isinstance(first, int):  # a size of a value that depends on the input
-            return ([1] * self.builder.lead + list(self.builder.shape(first)))[int(node.args[1])]  # type: ignore[arg-type]
+    def _refuse(self, node: fx.Node) -> None:
+        """What no call may do."""
+        if is_random(node):
+            raise UnsupportedError(
+                f"the model is random: it draws numbers with '{call_name(node)}'{where_of(node)} in eval mode too, so no "
+                "graph and no proof holds for it; switch the noise off in eval mode, or attack it as a randomised model"
+            )
+        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+            raise UnsupportedError(
+                f"'{call_name(node)}'{where_of(node)} writes in place, which the graph cannot follow here; "
+                "write the operation without its underscore"
+            )
+
+    def _constant(self, node: fx.Node) -> Held:
+        """A call that no input enters, as PyTorch itself computes it."""
         target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
+            raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         assert callable(target)
-        return int(target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain)))
+        value = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))
+        if call_name(node) in (
+            "empty",
+            "empty_like",
+            "new_empty",
+            "empty_strided",
+            "new_empty_strided",
+            "empty_permuted",
+        ):
+            if not value.is_floating_point():
+                raise UnsupportedError(f"'{call_name(node)}'{where_of(node)}: the values of memory that nobody wrote")
+            value = torch.full_like(value, torch.nan)  # what nobody wrote must never pass for a number
+        return list(value) if isinstance(value, tuple) else value
+
+    def _same_type(self, node: fx.Node) -> None:
+        """Holds that a call keeps the type in which the model runs."""
+        name = call_name(node)
+        results = node.meta["val"]
+        results = [results] if isinstance(results, Tensor) else list(results)
+        for source in node.all_input_nodes:
+            value = self.values[source]
+            if not isinstance(value, int | list):
+                continue
+            kinds = source.meta["val"]
+            kind = (kinds if isinstance(kinds, Tensor) else kinds[0]).dtype
+            if not kind.is_floating_point and name not in self.whole:
+                raise UnsupportedError(
+                    f"'{name}'{where_of(node)} of {kind} values that depend on the input; the graph computes with "
+                    "real numbers and serves whole ones in embeddings alone"
+                )
+            if kind.is_floating_point and kind != self.builder.dtype:
+                raise UnsupportedError(
+                    f"'{name}'{where_of(node)} of {kind} in a model that runs in {self.builder.dtype}"
+                )
+            if name != "embedding" and results[0].dtype != kind:
+                raise UnsupportedError(
+                    f"'{name}'{where_of(node)} gives {results[0].dtype} from {kind}: a conversion in the middle of the "
+                    "model; the graph serves models that run in one type"
+                )
+
+    def _entry(self, node: fx.Node) -> Value:
+        """One result of several."""
+        source, place = node.args
+        assert isinstance(source, fx.Node)
+        values = self.values[source]
+        if not isinstance(values, list) or not isinstance(place, int) or place >= len(values):
+            raise UnsupportedError(
+                f"'{call_name(source)}'{where_of(source)}, whose second result, such as positions, is used; the graph "
+                "serves the first"
+            )
+        return values[place]
+
+    def _size(self, node: fx.Node, touched: bool) -> Size:
+        """A size for a batch of one."""
+        target = node.target
+        if touched:  # a size of a value that depends on the input
+            first = self.values[node.all_input_nodes[0]]
+            if call_name(node) != "sym_size" or not isinstance(first, int):
+                raise UnsupportedError(
+                    f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know"
+                )
+            return Size(([1] * self.builder.lead + list(self.builder.shape(first)))[int(node.args[1])])  # type: ignore[arg-type]
+        assert callable(target)
+        return Size(target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain)))
 
     def _plain(self, node: fx.Node) -> Any:
         value = self.values[node]
         return value.value if isinstance(value, Size) else value
 
-    def get(self, node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-        """An argument of a call, by position or by name, as it stands."""
-        return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-    def x(self, node: fx.Node, position: int = 0) -> int:
-        """An argument that must depend on the input."""
-        value = self.operand(node.args[position])
-        if isinstance(value, Tensor):
-            raise UnsupportedError(f"'{node.target}' of a constant and a value that depends on the input")
-        return value
-
     def operand(self, argument: Any) -> Value:
         """A number, a constant or a value that depends on the input."""
         if not isinstance(argument, fx.Node):
+            if isinstance(argument, complex):
+                raise UnsupportedError("a complex number; the graph computes with real ones")
             return torch.tensor(argument, dtype=torch.float64)
         value = self.values[argument]
         if isinstance(value, Size | list):
             raise UnsupportedError("arithmetic on the batch size or on a list")
         return value
-
-    def constant(self, argument: Any) -> Tensor | None:
-        """A weight, or None."""
-        value = None if argument is None else self.operand(argument)
-        if isinstance(value, int):
-            raise UnsupportedError("an operation whose weights depend on the input")
-        return value
-
-    def feature_dim(self, node: fx.Node, dim: int) -> int:
-        """A dimension of the node's first input without the batch."""
-        return self.dim_of(node, self.x(node), dim)
-
-    def dim_of(self, node: fx.Node, x: int, dim: int) -> int:
-        """A dimension of a value without the batch."""
-        rank = len(self.builder.shape(x)) + self.builder.lead
-        if dim % rank < self.builder.lead:
-            raise UnsupportedError(f"'{call_name(node)}' along the batch")
-        return dim % rank - self.builder.lead
-
-    def feature_dims(self, node: fx.Node, dims: Any) -> list[int]:
-        """Several of them; None is all, which the batch would join."""
-        if dims is None or dims == []:
-            dims = range(len(self.builder.shape(self.x(node))) + self.builder.lead)
-        return [self.feature_dim(node, d) for d in ([dims] if isinstance(dims, int) else dims)]
-
-
-def tuple_of(value: Any, k: int) -> tuple[int, ...]:
-    """An argument that is one number for all k dimensions or a number for each."""
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return values * k if len(values) == 1 else values
-
-
-Handler = Callable[[Reader, fx.Node], Value | list[Value]]

@@ -1,4 +1,4 @@
-"""What the graph makes of ATen calls of images and shapes: convolutions, pools, moving and picking entries."""
+"""What the graph makes of ATen calls of shapes: moving, picking and writing entries. Those of images: `aten_images`."""
 
 from __future__ import annotations
 
@@ -6,378 +6,301 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.aten_reader import Handler, Reader, call_name, tuple_of
+from holdfast.graph.aten_call import Call, Handler, where_of
 from holdfast.graph.build import Value
 
 __all__ = ["SHAPES"]
 
 
-def _conv(r: Reader, node: fx.Node) -> Value:
-    weight, bias = r.constant(node.args[1]), r.constant(r.get(node, 2, "bias"))
-    assert weight is not None
-    k = weight.ndim - 2
-    stride, dilation = tuple_of(r.get(node, 3, "stride", 1), k), tuple_of(r.get(node, 5, "dilation", 1), k)
-    padding = r.get(node, 4, "padding", 0)
-    if padding == "same":
-        totals = [d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True)]
-        pads = [(total // 2, total - total // 2) for total in totals]
-    else:
-        pads = [(p, p) for p in tuple_of(0 if padding == "valid" else padding, k)]
-    return r.builder.conv(r.x(node), weight, bias, stride, pads, dilation, r.get(node, 6, "groups", 1))
-
-
-def _reshape(r: Reader, node: fx.Node) -> Value:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    before, after, lead = source.meta["val"].shape, node.meta["val"].shape, r.builder.lead
+def _reshape(c: Call) -> Value:
+    before, after, lead = c.full_shape(c.first), c.result_shape, c.b.lead
+    c.skip(*c.names[1:])  # the shape of the result says it
     mixed = lead and (not after or str(before[0]) != str(after[0]))
     if mixed or not all(isinstance(s, int) for s in after[lead:]):
-        raise UnsupportedError(f"'{call_name(node)}' that mixes the batch with the features")
-    return r.builder.reshape(r.x(node), after[lead:])
+        raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that mixes the batch with the features")
+    return c.b.reshape(c.x, after[lead:])
 
 
-def _permute(r: Reader, node: fx.Node) -> Value:
-    lead = r.builder.lead
-    rank = len(r.builder.shape(r.x(node))) + lead
-    dims = [d % rank for d in r.get(node, 1, "dims", range(rank)[::-1])]
+def _permute(c: Call) -> Value:
+    lead, rank = c.b.lead, c.rank
+    dims = [d % rank for d in (c.get("dims") if c.has("dims") else range(rank)[::-1])]
     if lead and dims[0] != 0:
-        raise UnsupportedError(f"'{call_name(node)}' that moves the batch")
-    return r.builder.permute(r.x(node), [d - lead for d in dims[lead:]])
+        raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that moves the batch")
+    return c.b.permute(c.x, [d - lead for d in dims[lead:]])
 
 
-def _transpose(r: Reader, node: fx.Node) -> Value:
-    i, j = (r.feature_dim(node, d) for d in (node.args[1:3] or (0, 1)))  # type: ignore[arg-type]
-    dims = list(range(len(r.builder.shape(r.x(node)))))
+def _transpose(c: Call) -> Value:
+    names = c.names[1:]
+    i, j = (c.dim(c.get(n)) for n in names) if names else (c.dim(0), c.dim(1))
+    dims = list(range(len(c.shape)))
     dims[i], dims[j] = dims[j], dims[i]
-    return r.builder.permute(r.x(node), dims)
+    return c.b.permute(c.x, dims)
 
 
-def _slice(r: Reader, node: fx.Node) -> Value:
-    dim, start, stop, step = (r.get(node, i, "", d) for i, d in ((1, 0), (2, None), (3, None), (4, 1)))
-    rank = len(r.builder.shape(r.x(node))) + r.builder.lead
-    if dim % rank < r.builder.lead and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
-        return r.x(node)
-    dim = r.feature_dim(node, dim)
-    return r.builder.select(r.x(node), dim, torch.arange(r.builder.shape(r.x(node))[dim])[slice(start, stop, step)])
+def _range(c: Call) -> tuple[int, Tensor] | None:
+    """The dimension and the places of a slice; None where it is the whole batch."""
+    dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
+    if dim % c.rank < c.b.lead and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
+        return None
+    dim = c.dim(dim)
+    return dim, torch.arange(c.shape[dim])[slice(start, stop, step)]
 
 
-def _select(r: Reader, node: fx.Node) -> Value:
-    dim = r.feature_dim(node, node.args[1])  # type: ignore[arg-type]
-    size = r.builder.shape(r.x(node))[dim]
-    x = r.builder.select(r.x(node), dim, torch.tensor([node.args[2] % size]))  # type: ignore[operator]
-    return r.builder.reshape(x, [s for d, s in enumerate(r.builder.shape(x)) if d != dim])
+def _slice(c: Call) -> Value:
+    places = _range(c)
+    return c.x if places is None else c.b.select(c.x, *places)
 
 
-def _index_select(r: Reader, node: fx.Node) -> Value:
-    index = r.constant(node.args[2])
-    assert index is not None
-    return r.builder.select(r.x(node), r.feature_dim(node, node.args[1]), index)  # type: ignore[arg-type]
+def _select(c: Call) -> Value:
+    dim = c.dim(c.get("dim"))
+    x = c.b.select(c.x, dim, torch.tensor([c.get("index") % c.shape[dim]]))
+    return c.b.reshape(x, [s for d, s in enumerate(c.b.shape(x)) if d != dim])
 
 
-def _pad(r: Reader, node: fx.Node) -> Value:
-    sides: Sequence[int] = node.args[1]  # type: ignore[assignment]
-    mode, constant = (
-        ("constant", r.get(node, 2, "value", 0))
-        if "constant" in str(node.target)
-        else (r.get(node, 2, "mode", "constant"), r.get(node, 3, "value", 0))
-    )
-    rank = len(r.builder.shape(r.x(node)))
-    if mode != "constant" or constant or len(sides) > 2 * rank:
-        raise UnsupportedError("padding with anything but zeros")
-    pairs = list(zip(sides[::2], sides[1::2], strict=True))[::-1]
-    return r.builder.pad(r.x(node), [(0, 0)] * (rank - len(pairs)) + pairs)
+def _index_select(c: Call) -> Value:
+    return c.b.select(c.x, c.dim(c.get("dim")), c.weight("index").reshape(-1))
 
 
-def _cat(r: Reader, node: fx.Node) -> Value:
-    parts = [r.operand(a) for a in node.args[0]]  # type: ignore[union-attr]
-    first = next(p for p in parts if isinstance(p, int))
-    return r.builder.concat(parts, r.dim_of(node, first, r.get(node, 1, "dim", 0)))
+def _written(c: Call, base: Value, value: Value, dim: int, index: Tensor) -> Value:
+    """``base`` with ``value`` at the places ``index`` of a feature dimension; each a node or a constant.
+
+    Args:
+        c: the call.
+        base: a node or a constant, with the shape of the result.
+        value: what is written, with the shape of ``base`` but ``len(index)`` entries along ``dim``.
+        dim: a feature dimension.
+        index: (k,) different places.
+    """
+    shape = tuple(c.result_shape[c.b.lead :])
+    size, index = shape[dim], index.cpu()
+    if index.unique().numel() != len(index):
+        raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that writes an entry twice")
+    if not len(index):
+        return base
+    if len(index) == size and isinstance(value, int) and torch.equal(index, torch.arange(size)):
+        return value
+    kept = torch.tensor(sorted(set(range(size)) - set(index.tolist())), dtype=torch.int64)
+    rest = c.b.select(base, dim, kept) if isinstance(base, int) and len(kept) else base
+    if isinstance(base, Tensor):
+        rest = base.expand(*base.shape[: base.ndim - len(shape)], *shape).index_select(
+            dim - len(shape), kept.to(base.device)
+        )
+    joined = c.b.concat([value, rest] if len(kept) else [value], dim) if not _constant(value, rest, kept) else None
+    if joined is None:
+        raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that leaves nothing of the input")
+    return c.b.select(joined, dim, torch.cat([index, kept]).argsort())
 
 
-def _stack(r: Reader, node: fx.Node) -> Value:
-    parts = [r.operand(a) for a in node.args[0]]  # type: ignore[union-attr]
-    first = next(p for p in parts if isinstance(p, int))
-    shape, lead, axis = r.builder.shape(first), r.builder.lead, r.get(node, 1, "dim", 0)
-    axis = axis % (len(shape) + lead + 1)
-    if axis < lead:
-        raise UnsupportedError("'stack' along the batch")
-    dim = axis - lead
+def _constant(value: Value, rest: Value, kept: Tensor) -> bool:
+    return isinstance(value, Tensor) and (isinstance(rest, Tensor) or not len(kept))
+
+
+def _select_scatter(c: Call) -> Value:
+    dim = c.dim(c.get("dim"), len(c.result_shape))
+    index = torch.tensor([c.get("index") % int(c.result_shape[c.b.lead + dim])])
+    value = c.operand("src")
+    if isinstance(value, int):
+        shape = c.b.shape(value)
+        value = c.b.reshape(value, (*shape[:dim], 1, *shape[dim:]))
+    else:
+        value = value.unsqueeze(dim + c.b.lead)
+    return _written(c, c.operand("self"), value, dim, index)
+
+
+def _slice_scatter(c: Call) -> Value:
+    rank = len(c.result_shape)
+    dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
+    value = c.operand("src")
+    if dim % rank < c.b.lead and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
+        c.skip("self")
+        return value if isinstance(value, int) else _filling(c, value)
+    dim = c.dim(dim, rank)
+    index = torch.arange(int(c.result_shape[c.b.lead + dim]))[slice(start, stop, step)]
+    return _written(c, c.operand("self"), value, dim, index)
+
+
+def _filling(c: Call, value: Tensor) -> Value:
+    """A constant as what a value that depends on the input is overwritten with."""
+    shape = [s if isinstance(s, int) else 1 for s in c.result_shape]
+    return value.to(c.node.meta["val"].dtype).expand(shape)
+
+
+def _copy(c: Call) -> Value:
+    """What is written over a value, in its shape; the value itself does not count."""
+    c.skip("self", "non_blocking")
+    value = c.operand("src" if c.has("src") else "value")
+    return c.b.expand(value, c.result_shape[c.b.lead :]) if isinstance(value, int) else _filling(c, value)
+
+
+def _index_fill(c: Call) -> Value:
+    dim = c.dim(c.get("dim"))
+    index = (c.weight("index").reshape(-1) % c.shape[dim]).unique()
+    shape = list(c.shape)
+    shape[dim] = len(index)
+    value = c.operand("value")
+    if isinstance(value, int):
+        raise UnsupportedError(f"'{c.name}' with a value that depends on the input{where_of(c.node)}")
+    return _written(c, c.x, value.to(c.b.dtype).expand(shape), dim, index)
+
+
+def _cat(c: Call) -> Value:
+    parts = c.operands("tensors")
+    return c.b.concat(parts, c.dim(c.get("dim"), len(c.result_shape)))
+
+
+def _stack(c: Call) -> Value:
+    parts = c.operands("tensors")
+    dim = c.dim(c.get("dim"), len(c.result_shape))
     wide = [
-        r.builder.reshape(p, (*shape[:dim], 1, *shape[dim:])) if isinstance(p, int) else p.unsqueeze(axis)
+        c.b.reshape(p, (*c.b.shape(p)[:dim], 1, *c.b.shape(p)[dim:]))
+        if isinstance(p, int)
+        else p.unsqueeze(dim + c.b.lead)
         for p in parts
     ]
-    return r.builder.concat(wide, dim)
+    return c.b.concat(wide, dim)
 
 
-def _split(r: Reader, node: fx.Node) -> list[Value]:
-    dim = r.feature_dim(node, r.get(node, 2, "dim", 0))
-    size, sizes = r.builder.shape(r.x(node))[dim], node.args[1]
-    if call_name(node) == "chunk":
-        sizes = -(-size // int(sizes))  # type: ignore[arg-type]
+def _split(c: Call) -> list[Value]:
+    dim = c.dim(c.get("dim"))
+    size, sizes = c.shape[dim], c.get(c.names[1])
+    if c.name == "chunk":
+        sizes = max(-(-size // int(sizes)), 1)
     if isinstance(sizes, int):
         sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
-    places = torch.arange(size).split(list(sizes))  # type: ignore[arg-type]
-    return [r.builder.select(r.x(node), dim, index) for index in places]
+    places = torch.arange(size).split(list(sizes))
+    return [c.b.select(c.x, dim, index) for index in places]
 
 
-def _unbind(r: Reader, node: fx.Node) -> list[Value]:
-    dim = r.feature_dim(node, r.get(node, 1, "dim", 0))
-    shape = r.builder.shape(r.x(node))
-    kept = [s for d, s in enumerate(shape) if d != dim]
-    return [r.builder.reshape(r.builder.select(r.x(node), dim, torch.tensor([i])), kept) for i in range(shape[dim])]
+def _unbind(c: Call) -> list[Value]:
+    dim = c.dim(c.get("dim"))
+    kept = [s for d, s in enumerate(c.shape) if d != dim]
+    return [c.b.reshape(c.b.select(c.x, dim, torch.tensor([i])), kept) for i in range(c.shape[dim])]
 
 
-def _getitem(r: Reader, node: fx.Node) -> Value:
-    values = r.values[node.args[0]]  # type: ignore[index]
-    place = int(node.args[1])  # type: ignore[arg-type]
-    if not isinstance(values, list) or place >= len(values):
-        raise UnsupportedError("an operation whose second result, such as positions, is used")
-    return values[place]
+def _embedding(c: Call) -> Value:
+    c.skip("padding_idx", "scale_grad_by_freq", "sparse")  # of gradients alone
+    return c.b.add_node("embedding", [c.at("indices")], {"weight": c.weight("weight")})
 
 
-def _max_pool(r: Reader, node: fx.Node) -> Value:
-    k = int(str(node.target).split("max_pool")[1][0])
-    kernel = tuple_of(node.args[1], k)
-    stride, padding = tuple_of(r.get(node, 2, "stride") or kernel, k), tuple_of(r.get(node, 3, "padding", 0), k)
-    dilation, ceil = tuple_of(r.get(node, 4, "dilation", 1), k), r.get(node, 5, "ceil_mode", False)
-    return r.builder.max_pool(r.x(node), kernel, stride, padding, dilation, ceil)
+def _expand(c: Call) -> Value:
+    before, after, lead = c.full_shape(c.first), c.result_shape, c.b.lead
+    c.skip(*c.names[1:])  # the shape of the result says it
+    if lead and (len(after) != len(before) or str(after[0]) != str(before[0])):
+        raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that mixes the batch with the features")
+    return c.b.expand(c.x, after[lead:])
 
 
-def _avg_pool(r: Reader, node: fx.Node) -> Value:
-    k = int(str(node.target).split("avg_pool")[1][0])
-    kernel = tuple_of(node.args[1], k)
-    stride, padding = tuple_of(r.get(node, 2, "stride") or kernel, k), tuple_of(r.get(node, 3, "padding", 0), k)
-    if r.get(node, 4, "ceil_mode", False) or r.get(node, 6, "divisor_override") is not None:
-        raise UnsupportedError("an average pool with ceil_mode or divisor_override")
-    count = r.get(node, 5, "count_include_pad", True)
-    return r.builder.average_pool(r.x(node), kernel, stride, [(p, p) for p in padding], count)
-
-
-def _adaptive_avg_pool(r: Reader, node: fx.Node) -> Value:
-    k = int(str(node.target).split("avg_pool")[1][0])
-    sizes, target = r.builder.shape(r.x(node))[-k:], tuple_of(node.args[1], k)
-    if any(s % t for s, t in zip(sizes, target, strict=True)):
-        raise UnsupportedError(f"an adaptive average pool from {sizes} to {target}: not a multiple")
-    if set(target) == {1}:
-        rank = len(r.builder.shape(r.x(node)))
-        return r.builder.mean(r.x(node), range(rank - k, rank), keep=True)
-    kernel = [s // t for s, t in zip(sizes, target, strict=True)]
-    return r.builder.average_pool(r.x(node), kernel, kernel, [(0, 0)] * k)
-
-
-def _convert(r: Reader, node: fx.Node) -> Value:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    if node.meta["val"].dtype != source.meta["val"].dtype:
-        raise UnsupportedError(f"a conversion to {node.meta['val'].dtype} in the middle of the model")
-    return r.x(node)
-
-
-def _conv_transpose(r: Reader, node: fx.Node) -> Value:
-    weight, bias = r.constant(node.args[1]), r.constant(r.get(node, 2, "bias"))
-    assert weight is not None
-    k = weight.ndim - 2
-    stride, padding = tuple_of(r.get(node, 3, "stride", 1), k), tuple_of(r.get(node, 4, "padding", 0), k)
-    extra, dilation = tuple_of(r.get(node, 5, "output_padding", 0), k), tuple_of(r.get(node, 7, "dilation", 1), k)
-    pads = [(p, p) for p in padding]
-    groups = r.get(node, 6, "groups", 1)
-    return r.builder.conv_transpose(r.x(node), weight, bias, stride, pads, extra, dilation, groups)
-
-
-def _upsample(r: Reader, node: fx.Node) -> Value:
-    name = call_name(node)
-    mode = {
-        "upsample_nearest": "nearest",
-        "_upsample_nearest_exact": "nearest-exact",
-        "upsample_linear": "linear",
-        "upsample_bilinear": "linear",
-        "upsample_trilinear": "linear",
-        "upsample_bicubic": "cubic",
-    }[name.split(".")[0][:-2]]
-    vector = str(node.target).endswith(".vec")
-    align = None if "nearest" in mode else bool(node.args[2])
-    given: Any = node.args[3 - (align is None)] if vector else node.args[2 + (align is not None) :]
-    scales: Sequence[float | None] = list(given or [])
-    spatial = node.meta["val"].shape[2:]
-    x, first = r.x(node), 2 - r.builder.lead
-    for i, out in enumerate(int(s) for s in spatial):
-        size = r.builder.shape(x)[first + i]
-        weight = compose.interpolation(size, out, mode, scales[i] if i < len(scales) else None, align)
-        x = compose.resample(r.builder, x, first + i, weight)
-    return x
-
-
-def _embedding(r: Reader, node: fx.Node) -> Value:
-    weight = r.constant(node.args[0])
-    source = node.args[1]
-    assert weight is not None
-    assert isinstance(source, fx.Node)
-    if source.meta["val"].dtype.is_floating_point:
-        raise UnsupportedError("an embedding of a value that is not whole")
-    return r.builder.add_node("embedding", [r.x(node, 1)], {"weight": weight})
-
-
-def _expand(r: Reader, node: fx.Node) -> Value:
-    shape, lead = node.meta["val"].shape, r.builder.lead
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    if lead and (len(shape) != len(source.meta["val"].shape) or str(shape[0]) != str(source.meta["val"].shape[0])):
-        raise UnsupportedError(f"'{call_name(node)}' that mixes the batch with the features")
-    return r.builder.expand(r.x(node), shape[lead:])
-
-
-def _repeat(r: Reader, node: fx.Node) -> Value:
-    times: Sequence[int] = node.args[1]  # type: ignore[assignment]
-    x, lead = r.x(node), r.builder.lead
-    rank = len(r.builder.shape(x)) + lead
+def _repeat(c: Call) -> Value:
+    times: Sequence[int] = c.get(c.names[1])
+    x, lead, rank = c.x, c.b.lead, c.rank
     times = [1] * (rank - len(times)) + list(times)
     if lead and (len(times) > rank or times[0] != 1):
-        raise UnsupportedError(f"'{call_name(node)}' along the batch")
-    x = r.builder.reshape(x, (1,) * (len(times) - rank) + r.builder.shape(x))
-    return compose.tile(r.builder, x, times[lead:])
+        raise UnsupportedError(f"'{c.name}' along the batch{where_of(c.node)}")
+    x = c.b.reshape(x, (1,) * (len(times) - rank) + c.shape)
+    return compose.tile(c.b, x, times[lead:])
 
 
-def _rearranged(r: Reader, node: fx.Node) -> Value:
-    """Calls that only pick and move entries of a dimension."""
-    x, name = r.x(node), call_name(node)
-    if name == "roll" and not r.get(node, 2, "dims"):
-        raise UnsupportedError("'roll' without dimensions")
-    dims: Any = {"flip": node.args[1], "roll": r.get(node, 2, "dims"), "repeat_interleave": r.get(node, 2, "dim")}[name]
-    if dims is None:
-        raise UnsupportedError(f"'{name}' without a dimension")
-    for i, axis in enumerate([dims] if isinstance(dims, int) else dims):
-        dim = r.feature_dim(node, axis)
-        index = torch.arange(r.builder.shape(x)[dim])
-        if name == "flip":
-            index = index.flip(0)
-        elif name == "roll":
-            shifts: Any = node.args[1]
-            index = index.roll(shifts if isinstance(shifts, int) else shifts[i])
-        else:
-            index = index.repeat_interleave(int(node.args[1]))  # type: ignore[arg-type]
-        x = r.builder.select(x, dim, index)
+def _flip(c: Call) -> Value:
+    x = c.x
+    for dim in c.dims(c.get("dims")) if c.get("dims") else []:
+        x = c.b.select(x, dim, torch.arange(c.b.shape(x)[dim]).flip(0))
     return x
 
 
-def _index(r: Reader, node: fx.Node) -> Value:
-    places: Sequence[Any] = node.args[1]  # type: ignore[assignment]
+def _roll(c: Call) -> Value:
+    x, shifts, dims = c.x, c.get("shifts"), c.get("dims")
+    if not dims:
+        raise UnsupportedError(f"'roll' without dimensions{where_of(c.node)}; name the dimension along which to roll")
+    pairs = zip(_ints(shifts), _ints(dims), strict=True)
+    for shift, axis in pairs:
+        dim = c.dim(axis)
+        x = c.b.select(x, dim, torch.arange(c.b.shape(x)[dim]).roll(shift))
+    return x
+
+
+def _ints(value: Any) -> tuple[int, ...]:
+    """An int[1] argument as a tuple."""
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def _repeat_interleave(c: Call) -> Value:
+    if c.get("dim") is None:
+        raise UnsupportedError(f"'repeat_interleave' without a dimension{where_of(c.node)}; name the dimension")
+    dim = c.dim(c.get("dim"))
+    c.skip("output_size")  # the sum of the repeats, or PyTorch refuses it
+    times = c.operand("repeats")
+    if isinstance(times, int):
+        raise UnsupportedError("'repeat_interleave' by numbers that depend on the input")
+    return c.b.select(c.x, dim, torch.arange(c.shape[dim]).repeat_interleave(times.long().cpu()))
+
+
+def _index(c: Call) -> Value:
+    places: Sequence[Any] = c.raw("indices")
     used = [i for i, p in enumerate(places) if p is not None]
-    index = r.constant(places[used[0]])
-    if len(used) != 1 or index is None or index.is_floating_point():
-        raise UnsupportedError("indexing by several lists")
-    dim = r.feature_dim(node, used[0])
-    x, shape = r.x(node), r.builder.shape(r.x(node))
-    index = index.nonzero()[:, 0] if index.dtype == torch.bool else index % shape[dim]
-    return r.builder.reshape(
-        r.builder.select(x, dim, index.reshape(-1)), [*shape[:dim], *index.shape, *shape[dim + 1 :]]
-    )
+    index = c.reader.operand(places[used[0]]) if len(used) == 1 else None
+    if not isinstance(index, Tensor) or index.is_floating_point():
+        raise UnsupportedError(f"indexing by several lists, or by values that depend on the input{where_of(c.node)}")
+    dim, shape = c.dim(used[0]), c.shape
+    if index.dtype in (torch.bool, torch.uint8):  # a mask; one of several dimensions joins them
+        covered = shape[dim : dim + index.ndim]
+        if not index.ndim or tuple(index.shape) != covered:
+            raise UnsupportedError(f"indexing by a mask of shape {tuple(index.shape)}{where_of(c.node)}")
+        x = c.b.reshape(c.x, (*shape[:dim], index.numel(), *shape[dim + index.ndim :]))
+        return c.b.select(x, dim, index.reshape(-1).nonzero()[:, 0])
+    x = c.b.select(c.x, dim, (index % shape[dim]).reshape(-1))
+    return c.b.reshape(x, [*shape[:dim], *index.shape, *shape[dim + 1 :]])
 
 
-def _shuffle(r: Reader, node: fx.Node) -> Value:
-    """pixel_shuffle, pixel_unshuffle and channel_shuffle."""
-    name, k, given = call_name(node), int(node.args[1]), r.x(node)  # type: ignore[arg-type]
-    x = r.builder.samples(given, len(r.builder.shape(given)) - 1 + r.builder.lead)
-    n, *space = r.builder.shape(x)
-    if name == "channel_shuffle":
-        wide = r.builder.permute(r.builder.reshape(x, (k, n // k, *space)), (1, 0, *range(2, len(space) + 2)))
-        return r.builder.again(r.builder.reshape(wide, (n, *space)), given)
-    h, w = space
-    if name == "pixel_shuffle":
-        wide = r.builder.permute(r.builder.reshape(x, (n // k**2, k, k, h, w)), (0, 3, 1, 4, 2))
-        return r.builder.again(r.builder.reshape(wide, (n // k**2, h * k, w * k)), given)
-    wide = r.builder.permute(r.builder.reshape(x, (n, h // k, k, w // k, k)), (0, 2, 4, 1, 3))
-    return r.builder.again(r.builder.reshape(wide, (n * k**2, h // k, w // k)), given)
-
-
-def _filled(r: Reader, node: fx.Node) -> Value:
+def _filled(c: Call) -> Value:
     """A constant in the shape of a value."""
-    shape = [s if isinstance(s, int) else 1 for s in node.meta["val"].shape]
-    call = call_name(node)
-    value = (
-        0.0 if "zeros" in call else 1.0 if "ones" in call else r.get(node, 2 if call == "new_full" else 1, "fill_value")
-    )
-    if isinstance(value, fx.Node):
-        raise UnsupportedError(f"'{call}' with a value that is computed")
-    return torch.full(shape, float(value), dtype=torch.float64)
+    c.skip(c.first, "size")  # the shape of the result says it
+    like: Tensor = c.node.meta["val"]
+    value = 0.0 if "zeros" in c.name else 1.0 if "ones" in c.name else c.get("fill_value")
+    shape = [s if isinstance(s, int) else 1 for s in like.shape]
+    return torch.full(shape, value, dtype=like.dtype, device=c.b.device)
 
 
-def _adaptive_max_pool(r: Reader, node: fx.Node) -> list[Value]:
-    k = int(call_name(node).split("max_pool")[1][0])
-    shape = r.builder.shape(r.x(node))
-    sizes, target = shape[-k:], tuple_of(node.args[1], k)
-    if any(s % t for s, t in zip(sizes, target, strict=True)):
-        raise UnsupportedError(f"an adaptive max pool from {sizes} to {target}: not a multiple")
-    if set(target) == {1}:
-        return [compose.amax(r.builder, r.x(node), range(len(shape) - k, len(shape)), True)]
-    kernel = [s // t for s, t in zip(sizes, target, strict=True)]
-    return [r.builder.max_pool(r.x(node), kernel, kernel, [0] * k, [1] * k)]
+def _convert(c: Call) -> Value:
+    c.skip("copy", "other", "non_blocking")  # the reader holds that the type stays
+    return c.x
 
 
-def _same(r: Reader, node: fx.Node) -> Value:
-    return r.x(node)
+def _dropout(c: Call) -> Value:
+    c.skip("p", "train")  # the reader refuses one that is on
+    return c.x
 
+
+VIEWS = ("view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "view_as")
 
 SHAPES: dict[str, Handler] = {
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
-    **dict.fromkeys(
-        ("view", "_unsafe_view", "reshape", "flatten", "squeeze", "unsqueeze", "unflatten", "view_as"), _reshape
-    ),
+    **dict.fromkeys(VIEWS, _reshape),
     **dict.fromkeys(("permute", "numpy_T"), _permute),
     **dict.fromkeys(("transpose", "swapaxes", "t"), _transpose),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("repeat", "tile"), _repeat),
-    **dict.fromkeys(("flip", "roll", "repeat_interleave"), _rearranged),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffle),
+    "flip": _flip,
+    "roll": _roll,
+    "repeat_interleave": _repeat_interleave,
     "index": _index,
     **dict.fromkeys(("new_full", "new_zeros", "new_ones", "full_like", "zeros_like", "ones_like"), _filled),
     "stack": _stack,
     **dict.fromkeys(("split", "split_with_sizes", "chunk"), _split),
     "unbind": _unbind,
-    "getitem": _getitem,
     "slice": _slice,
     "select": _select,
     "index_select": _index_select,
-    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    "select_scatter": _select_scatter,
+    "slice_scatter": _slice_scatter,
+    **dict.fromkeys(("copy", "fill"), _copy),
+    "index_fill": _index_fill,
     **dict.fromkeys(("cat", "concat"), _cat),
-    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
-    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), lambda r, node: [_max_pool(r, node)]),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d"), _avg_pool),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"), _adaptive_avg_pool),
-    **dict.fromkeys(("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"), _adaptive_max_pool),
-    **dict.fromkeys(
-        (
-            "upsample_nearest1d",
-            "upsample_nearest2d",
-            "upsample_nearest3d",
-            "_upsample_nearest_exact1d",
-            "_upsample_nearest_exact2d",
-            "_upsample_nearest_exact3d",
-            "upsample_linear1d",
-            "upsample_bilinear2d",
-            "upsample_trilinear3d",
-            "upsample_bicubic2d",
-        ),
-        _upsample,
-    ),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "embedding": _embedding,
     **dict.fromkeys(("to", "_to_copy"), _convert),
-    **dict.fromkeys(
-        (
-            "contiguous",
-            "clone",
-            "detach",
-            "alias",
-            "lift_fresh_copy",
-            "dropout",
-            "feature_dropout",
-            "alpha_dropout",
-            "identity",
-        ),
-        _same,
-    ),
+    **dict.fromkeys(("contiguous", "clone", "detach", "alias", "lift_fresh_copy"), lambda c: c.x),
+    **dict.fromkeys(("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"), _dropout),
+    "native_dropout": lambda c: [_dropout(c)],
 }

@@ -6,253 +6,310 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.aten_reader import Handler, Reader, call_name
+from holdfast.graph.aten_attention import attention
+from holdfast.graph.aten_call import Call, Handler, where_of
 from holdfast.graph.build import Builder, Value
 
 __all__ = ["VALUES"]
 
-
-def _linear(r: Reader, node: fx.Node) -> Value:
-    weight = r.constant(node.args[1])
-    assert weight is not None
-    return r.builder.linear(r.x(node), weight, r.constant(r.get(node, 2, "bias")))
+_SOFTPLUS_THRESHOLD = 20.0  # PyTorch's own: log(1 + exp(20)) is 20 + 2e-9
 
 
-def _matmul(r: Reader, node: fx.Node) -> Value:
-    return r.builder.matmul(r.operand(node.args[0]), r.operand(node.args[1]))
+def _linear(c: Call) -> Value:
+    return c.b.linear(c.x, c.weight("weight"), c.constant("bias"))
 
 
-def _addmm(r: Reader, node: fx.Node) -> Value:
-    weight = r.constant(node.args[2])
-    assert weight is not None
-    if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("beta", 1) != 1:
-        raise UnsupportedError("'addmm' with factors")
-    return r.builder.linear(r.x(node, 1), weight.T, r.constant(node.args[0]))
+def _matmul(c: Call) -> Value:
+    return c.b.matmul(*map(c.operand, c.names[:2]))
 
 
-def _batch_norm(r: Reader, node: fx.Node) -> Value:
-    weight, bias, mean, variance = (r.constant(a) for a in node.args[1:5])
-    if mean is None or variance is None:
-        raise UnsupportedError("a batch norm without running statistics")
-    eps = r.get(node, 6 if "no_training" in str(node.target) else 7, "eps")
-    return r.builder.batch_norm(r.x(node), weight, bias, mean, variance, float(eps))
+def _addmm(c: Call) -> Value:
+    """``beta * self + alpha * (mat1 @ mat2)``."""
+    alpha, beta = c.number("alpha"), c.number("beta")
+    shift, x, y = (c.operand(name) for name in ("self", "mat1", "mat2"))
+    if (
+        alpha == beta == 1
+        and isinstance(shift, Tensor)
+        and shift.ndim == 1
+        and isinstance(x, int)
+        and isinstance(y, Tensor)
+    ):
+        return c.b.linear(x, y.T, shift.expand(y.shape[1]))
+    product = c.b.multiply(c.b.matmul(x, y), torch.tensor(alpha, dtype=torch.float64))
+    return c.b.add(product, c.b.multiply(shift, torch.tensor(beta, dtype=torch.float64)))
 
 
-def _add(r: Reader, node: fx.Node, sign: float = 1.0) -> Value:
-    sign *= float(node.kwargs.get("alpha", 1))  # type: ignore[arg-type]
-    return r.builder.add(r.operand(node.args[0]), r.operand(node.args[1]), sign)
+def _batch_norm(c: Call) -> Value:
+    if c.has("training") and c.get("training"):
+        return _batch_statistics(c)
+    c.skip("momentum")
+    statistics = [c.constant(name) for name in ("running_mean", "running_var")]
+    if statistics[0] is None or statistics[1] is None:
+        return _batch_statistics(c)
+    weight, bias = c.constant("weight"), c.constant("bias")
+    return c.b.batch_norm(c.x, weight, bias, statistics[0], statistics[1], c.number("eps"))
 
 
-def _rsub(r: Reader, node: fx.Node) -> Value:
-    return r.builder.add(r.operand(node.args[1]), r.x(node), -float(r.get(node, 2, "alpha", 1)))
+def _batch_statistics(c: Call) -> Value:
+    raise UnsupportedError(
+        f"'{c.name}'{where_of(c.node)} normalises by the statistics of the batch in eval mode too, so the answer for one "
+        "input depends on the others; give it running statistics"
+    )
 
 
-def _clip(r: Reader, node: fx.Node) -> Value:
-    x, low, high = r.x(node), r.get(node, 1, "min"), r.get(node, 2, "max")
-    if isinstance(low, fx.Node) or isinstance(high, fx.Node):
-        y = x if low is None else compose.maximum(r.builder, x, r.operand(low))
-        return y if high is None else compose.minimum(r.builder, y, r.operand(high))
-    return r.builder.clip(x, low, high)
+def _add(c: Call, sign: float = 1.0) -> Value:
+    return c.b.add(c.operand("self"), c.operand("other"), sign * c.number("alpha"))
 
 
-def _hardtanh(r: Reader, node: fx.Node) -> Value:
-    return r.builder.clip(r.x(node), r.get(node, 1, "min_val", -1.0), r.get(node, 2, "max_val", 1.0))
+def _rsub(c: Call) -> Value:
+    return c.b.add(c.operand("other"), c.x, -c.number("alpha"))
 
 
-def _reduced(f: Callable[[Builder, int, Sequence[int], bool], int], at: int = 1) -> Callable[[Reader, fx.Node], Value]:
-    """A reduction whose dimensions and keepdim are the arguments ``at`` and the next."""
+def _divide(c: Call) -> Value:
+    if c.has("rounding_mode") and c.get("rounding_mode") is not None:
+        raise UnsupportedError(
+            f"'{c.name}' with rounding_mode={c.get('rounding_mode')}{where_of(c.node)}: a step function"
+        )
+    return c.b.divide(c.operand("self"), c.operand("other"))
 
-    def read(r: Reader, node: fx.Node) -> Value:
-        keep = bool(r.get(node, at + 1, "keepdim", False))
-        return f(r.builder, r.x(node), r.feature_dims(node, r.get(node, at, "dim")), keep)
+
+def _bound(value: float | None, idle: float) -> float | None:
+    """A bound of a clip as a number; the infinity that bounds nothing is None."""
+    if value is None or value == idle:
+        return None
+    if not math.isfinite(value):
+        raise UnsupportedError(f"a clip at {value}")
+    return float(value)
+
+
+def _clip(c: Call) -> Value:
+    if c.overload == "Tensor":
+        low, high = c.raw("min"), c.raw("max")
+        y: Value = c.x if low is None else compose.maximum(c.b, c.x, c.operand("min"))
+        return y if high is None else compose.minimum(c.b, y, c.operand("max"))
+    return c.b.clip(c.x, _bound(c.get("min"), -math.inf), _bound(c.get("max"), math.inf))
+
+
+def _hardtanh(c: Call) -> Value:
+    return c.b.clip(c.x, c.number("min_val"), c.number("max_val"))
+
+
+Reduction = Callable[[Builder, int, Sequence[int], bool], int]
+
+
+def _reduced(f: Reduction) -> Handler:
+    """A reduction over ``dim``, all dimensions where it has none."""
+
+    def read(c: Call) -> Value:
+        dims = c.dims(c.get("dim") if c.has("dim") else None)
+        return f(c.b, c.x, dims, bool(c.get("keepdim")) if c.has("keepdim") else False)
 
     return read
 
 
-def _largest(r: Reader, node: fx.Node) -> Value | list[Value]:
-    f = compose.amin if call_name(node).startswith("min") else compose.amax
-    if isinstance(node.args[1] if len(node.args) > 1 else None, int):  # along a dimension, with the indices
-        return [_reduced(f)(r, node)]
-    if len(node.args) > 1:
-        return _pair(compose.minimum if f is compose.amin else compose.maximum)(r, node)
-    return _reduced(f)(r, node)
+def _largest(f: Reduction, pair: Callable[[Builder, Value, Value], Value]) -> Handler:
+    """max and min: of two values, or over a dimension with the positions as a second result."""
+
+    def read(c: Call) -> Value | list[Value]:
+        if c.has("other"):
+            return pair(c.b, c.operand("self"), c.operand("other"))
+        found = _reduced(f)(c)
+        assert not isinstance(found, list)
+        return [found] if c.has("dim") else found
+
+    return read
 
 
 def _pair(f: Callable[[Builder, Value, Value], Value]) -> Handler:
-    return lambda r, node: f(r.builder, r.operand(node.args[0]), r.operand(node.args[1]))
+    return lambda c: f(c.b, *map(c.operand, c.names[:2]))
 
 
-def _variance(r: Reader, node: fx.Node) -> Value:
-    if ".dim" in str(node.target):
-        correction, keep = float(bool(r.get(node, 2, "unbiased", True))), r.get(node, 3, "keepdim", False)
+def _variance(c: Call) -> Value:
+    if c.has("unbiased"):
+        correction = float(bool(c.get("unbiased")))
     else:
-        correction, keep = node.kwargs.get("correction"), r.get(node, 3, "keepdim", False)
-        correction = 1.0 if correction is None else float(correction)  # type: ignore[arg-type]
-    dims = r.feature_dims(node, r.get(node, 1, "dim"))
-    found = compose.variance(r.builder, r.x(node), dims, bool(keep), correction)
-    return r.builder.unary("sqrt", found) if call_name(node).startswith("std") else found
+        given = c.get("correction")
+        correction = 1.0 if given is None else float(given)
+    dims = c.dims(c.get("dim") if c.has("dim") else None)
+    count = torch.Size([c.shape[d] for d in dims]).numel()
+    if not correction < count:
+        raise UnsupportedError(f"'{c.name}' of {count} values with correction {correction:g}: it divides by nothing")
+    keep = bool(c.get("keepdim")) if c.has("keepdim") else False
+    found = compose.variance(c.b, c.x, dims, keep, correction)
+    return c.b.unary("sqrt", found) if c.name == "std" else found
 
 
-def _norm(r: Reader, node: fx.Node) -> Value:
-    order = r.get(node, 1, "ord", 2)
-    dims = r.feature_dims(node, r.get(node, 2, "dim"))
-    return compose.norm(r.builder, r.x(node), float(order), dims, bool(r.get(node, 3, "keepdim", False)))
+def _norm(c: Call) -> Value:
+    return compose.norm(c.b, c.x, float(c.get("ord")), c.dims(c.get("dim")), bool(c.get("keepdim")))
 
 
-def _softmax(r: Reader, node: fx.Node) -> Value:
-    dim = r.feature_dim(node, node.args[1])  # type: ignore[arg-type]
-    return (
-        compose.log_softmax(r.builder, r.x(node), dim)
-        if "log" in call_name(node)
-        else r.builder.softmax(r.x(node), dim)
-    )
+def _softmax(c: Call) -> Value:
+    if c.has("half_to_float"):
+        c.skip("half_to_float")  # the result's type tells
+    dim = c.dim(c.get("dim"))
+    return compose.log_softmax(c.b, c.x, dim) if "log" in c.name else c.b.softmax(c.x, dim)
+
+
+def _cumsum(c: Call) -> Value:
+    return compose.cumulated(c.b, c.x, c.dim(c.get("dim")))
 
 
 def _unary(op: str) -> Handler:
-    return lambda r, node: r.builder.unary(op, r.x(node))
+    return lambda c: c.b.unary(op, c.x)
 
 
 def _scaled(op: str, factor: float = 1.0, shift: float = 0.0) -> Handler:
     """``factor * op(x) + shift``."""
 
-    def read(r: Reader, node: fx.Node) -> Value:
-        return r.builder.affine(r.builder.unary(op, r.x(node)), factor if factor != 1 else None, shift or None)
+    def read(c: Call) -> Value:
+        return c.b.affine(c.b.unary(op, c.x), factor if factor != 1 else None, shift or None)
 
     return read
 
 
-def _power(r: Reader, node: fx.Node) -> Value:
-    base, exponent = node.args[:2]
-    if not isinstance(exponent, fx.Node):
-        return r.builder.power(r.x(node), float(exponent))  # type: ignore[arg-type]
-    x, y = r.operand(base), r.operand(exponent)
-    logarithm = x.double().log() if isinstance(x, Tensor) else r.builder.unary("log", x)
-    return r.builder.unary("exp", int(r.builder.multiply(logarithm, y)))
-
-
-def _elu(r: Reader, node: fx.Node) -> Value:
-    name = call_name(node).rstrip("_")
-    if name == "selu":
-        elu = r.builder.unary("elu", r.x(node), alpha=1.6732632423543772848170429916717)
-        return r.builder.affine(elu, scale=1.0507009873554804934193349852946)
-    alpha = float(r.get(node, 1, "alpha", 1.0))
-    if name == "celu":
-        return r.builder.affine(r.builder.unary("elu", r.builder.affine(r.x(node), 1 / alpha), alpha=1.0), alpha)
-    if float(r.get(node, 2, "scale", 1.0)) != 1 or float(r.get(node, 3, "input_scale", 1.0)) != 1:
-        raise UnsupportedError("'elu' with scales")
-    return r.builder.unary("elu", r.x(node), alpha=alpha)
-
-
-def _gelu(r: Reader, node: fx.Node) -> Value:
-    return r.builder.unary("gelu", r.x(node), approximate=r.get(node, 1, "approximate", "none"))
-
-
-def _softplus(r: Reader, node: fx.Node) -> Value:
-    return compose.softplus(r.builder, r.x(node), float(r.get(node, 1, "beta", 1.0)))
-
-
-def _log_sigmoid(r: Reader, node: fx.Node) -> Value:
-    return r.builder.affine(r.builder.unary("softplus", r.builder.affine(r.x(node), -1.0)), -1.0)
-
-
-def _softsign(r: Reader, node: fx.Node) -> Value:
-    return r.builder.divide(r.x(node), r.builder.affine(r.builder.unary("abs", r.x(node)), shift=1.0))
-
-
-def _softshrink(r: Reader, node: fx.Node) -> Value:
-    x, by = r.x(node), float(r.get(node, 1, "lambd", 0.5))
-    return r.builder.add(
-        r.builder.relu(r.builder.affine(x, shift=-by)), r.builder.relu(r.builder.affine(x, -1.0, -by)), -1.0
+def _power(c: Call) -> Value:
+    x, y = c.operand("self"), c.operand("exponent")
+    if isinstance(x, int) and isinstance(y, Tensor):
+        exponents = y.unique()
+        if exponents.numel() != 1:
+            raise UnsupportedError(
+                f"'pow' with several exponents{where_of(c.node)}; one exponent for all entries is served"
+            )
+        if not bool(exponents.isfinite().all()):
+            raise UnsupportedError("'pow' with an exponent that is infinite or no number")
+        exponent = float(exponents)
+        x, _ = c.b.meet(x, y)
+        return c.b.affine(x, scale=0.0, shift=1.0) if exponent == 0 else c.b.power(x, exponent)
+    if isinstance(x, Tensor) and isinstance(y, int) and bool((x > 0).all()):
+        return c.b.unary("exp", int(c.b.multiply(x.double().log(), y)))
+    raise UnsupportedError(
+        f"'pow' of two values that depend on the input, or of a base that is not positive{where_of(c.node)}; "
+        "a constant exponent, or a positive constant base, is served"
     )
 
 
-def _glu(r: Reader, node: fx.Node) -> Value:
-    dim = r.feature_dim(node, r.get(node, 1, "dim", -1))
-    half = torch.arange(r.builder.shape(r.x(node))[dim] // 2)
-    value, gate = (r.builder.select(r.x(node), dim, half + start) for start in (0, len(half)))
-    return r.builder.multiply(value, r.builder.unary("sigmoid", gate))
+def _elu(c: Call) -> Value:
+    return c.b.unary("elu", c.x, alpha=c.number("alpha"))
 
 
-def _mish(r: Reader, node: fx.Node) -> Value:
-    return r.builder.multiply(r.x(node), r.builder.unary("tanh", r.builder.unary("softplus", r.x(node))))
+def _selu(c: Call) -> Value:
+    elu = c.b.unary("elu", c.x, alpha=1.6732632423543772848170429916717)
+    return c.b.affine(elu, scale=1.0507009873554804934193349852946)
 
 
-def _prelu(r: Reader, node: fx.Node) -> Value:
-    slope = r.constant(node.args[1])
-    assert slope is not None
+def _celu(c: Call) -> Value:
+    alpha = c.number("alpha")
+    if alpha <= 0:
+        raise UnsupportedError(f"'celu' with alpha={alpha:g}{where_of(c.node)}: only positive ones are served")
+    return c.b.affine(c.b.unary("elu", c.b.affine(c.x, 1 / alpha), alpha=1.0), alpha)
+
+
+def _gelu(c: Call) -> Value:
+    return c.b.unary("gelu", c.x, approximate=c.get("approximate"))
+
+
+def _softplus(c: Call) -> Value:
+    beta, threshold = c.number("beta"), c.number("threshold")
+    if beta == 0 or threshold < _SOFTPLUS_THRESHOLD:
+        raise UnsupportedError(
+            f"'softplus' with beta={beta:g} and threshold={threshold:g}{where_of(c.node)}: where beta x is beyond the "
+            "threshold it is x, which jumps; thresholds from 20 on are served"
+        )
+    return compose.softplus(c.b, c.x, beta)
+
+
+def _log_sigmoid(c: Call) -> Value:
+    return c.b.affine(c.b.unary("softplus", c.b.affine(c.x, -1.0)), -1.0)
+
+
+def _softsign(c: Call) -> Value:
+    return c.b.divide(c.x, c.b.affine(c.b.unary("abs", c.x), shift=1.0))
+
+
+def _softshrink(c: Call) -> Value:
+    by = c.number("lambd")
+    return c.b.add(c.b.relu(c.b.affine(c.x, shift=-by)), c.b.relu(c.b.affine(c.x, -1.0, -by)), -1.0)
+
+
+def _glu(c: Call) -> Value:
+    dim = c.dim(c.get("dim"))
+    half = torch.arange(c.shape[dim] // 2)
+    value, gate = (c.b.select(c.x, dim, half + start) for start in (0, len(half)))
+    return c.b.multiply(value, c.b.unary("sigmoid", gate))
+
+
+def _mish(c: Call) -> Value:
+    return c.b.multiply(c.x, c.b.unary("tanh", c.b.unary("softplus", c.x)))
+
+
+def _prelu(c: Call) -> Value:
+    slope = c.weight("weight")
     if slope.numel() > 1:
-        slope = slope.view(-1, *(1,) * (len(r.builder.shape(r.x(node))) - 2 + r.builder.lead))
-    return compose.prelu(r.builder, r.x(node), slope)
+        slope = slope.view(-1, *(1,) * (c.rank - 2))
+    return compose.prelu(c.b, c.x, slope)
 
 
-def _where(r: Reader, node: fx.Node) -> Value:
-    condition = r.constant(node.args[0])
-    assert condition is not None
-    return compose.where(r.builder, condition, r.operand(node.args[1]), r.operand(node.args[2]))
+def _where(c: Call) -> Value:
+    return compose.where(c.b, c.weight("condition") != 0, c.operand("self"), c.operand("other"))
 
 
-def _masked_fill(r: Reader, node: fx.Node) -> Value:
-    mask = r.constant(node.args[1])
-    assert mask is not None
-    return compose.where(r.builder, mask, r.operand(node.args[2]), r.x(node))
+def _masked_fill(c: Call) -> Value:
+    return compose.where(c.b, c.weight("mask") != 0, c.operand("value"), c.x)
 
 
-def _layer_norm(r: Reader, node: fx.Node) -> Value:
-    rank, k = len(r.builder.shape(r.x(node))), len(node.args[1])  # type: ignore[arg-type]
-    weight, bias = r.constant(r.get(node, 2, "weight")), r.constant(r.get(node, 3, "bias"))
-    root = call_name(node) == "rms_norm"
-    eps = r.get(node, 3 if root else 4, "eps", None if root else 1e-5)
-    eps = torch.finfo(r.builder.dtype).eps if eps is None else float(eps)
-    dims = range(rank - k, rank)
-    return compose.layer_norm(r.builder, r.x(node), dims, weight, None if root else bias, eps, centred=not root)
+def _layer_norm(c: Call) -> Value:
+    rank, k = len(c.shape), len(c.get("normalized_shape"))
+    if k > rank:
+        raise UnsupportedError(f"'{c.name}' along the batch")
+    root = c.name == "rms_norm"
+    eps = torch.finfo(c.b.dtype).eps if c.get("eps") is None else c.number("eps")
+    weight, bias = c.constant("weight"), None if root else c.constant("bias")
+    return compose.layer_norm(c.b, c.x, range(rank - k, rank), weight, bias, eps, centred=not root)
 
 
-def _group_norm(r: Reader, node: fx.Node) -> Value:
-    instance = call_name(node) == "instance_norm"
-    weight, bias = (r.constant(r.get(node, i + (not instance), n)) for i, n in ((1, "weight"), (2, "bias")))
-    x = r.builder.samples(r.x(node), len(r.builder.shape(r.x(node))) - 1 + r.builder.lead)
-    if instance and not r.get(node, 5, "use_input_stats", True):
-        mean, variance = r.constant(node.args[3]), r.constant(node.args[4])
-        assert mean is not None
-        assert variance is not None
-        return r.builder.batch_norm(r.x(node), weight, bias, mean, variance, float(r.get(node, 7, "eps")))
-    groups = r.builder.shape(x)[0] if instance else int(node.args[1])  # type: ignore[arg-type]
-    eps = float(r.get(node, 7 if instance else 4, "eps", 1e-5))
-    return r.builder.again(compose.group_norm(r.builder, x, groups, weight, bias, eps), r.x(node))
-
-
-def _attention(r: Reader, node: fx.Node) -> Value:
-    q, k, v = (r.operand(a) for a in node.args[:3])
-    mask, causal, scale = r.constant(r.get(node, 3, "attn_mask")), r.get(node, 5, "is_causal"), node.kwargs.get("scale")
-    if causal or node.kwargs.get("enable_gqa") or (mask is not None and not mask.is_floating_point()):
-        raise UnsupportedError("attention that is causal, grouped or has a boolean mask")
-    width = node.args[0].meta["val"].shape[-1]  # type: ignore[union-attr]
-    scale = 1 / math.sqrt(width) if scale is None else float(scale)  # type: ignore[arg-type]
-    return compose.attention(r.builder, q, k, v, scale, mask)
+def _group_norm(c: Call) -> Value:
+    weight, bias = c.constant("weight"), c.constant("bias")
+    x = c.b.samples(c.x, c.rank - 1)
+    if c.name == "instance_norm":
+        statistics = [c.constant(name) for name in ("running_mean", "running_var")]
+        c.skip("momentum")
+        if not c.get("use_input_stats"):
+            if statistics[0] is None or statistics[1] is None:
+                raise UnsupportedError("'instance_norm' without statistics")
+            return c.b.batch_norm(c.x, weight, bias, statistics[0], statistics[1], c.number("eps"))
+        if statistics[0] is not None or statistics[1] is not None:
+            raise UnsupportedError(
+                f"'instance_norm'{where_of(c.node)} changes its running statistics in eval mode too: the model keeps a "
+                "state; switch track_running_stats off"
+            )
+        groups = c.b.shape(x)[0]
+    else:
+        groups = int(c.get("num_groups"))
+    return c.b.again(compose.group_norm(c.b, x, groups, weight, bias, c.number("eps")), c.x)
 
 
 VALUES: dict[str, Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
     "addmm": _addmm,
-    "batch_norm": _batch_norm,
-    **dict.fromkeys(("add", "add_"), _add),
-    **dict.fromkeys(("sub", "sub_"), lambda r, node: _add(r, node, -1.0)),
-    "rsub": _rsub,
-    **dict.fromkeys(("mul", "mul_"), lambda r, node: r.builder.multiply(*map(r.operand, node.args))),
-    **dict.fromkeys(("div", "div_"), lambda r, node: r.builder.divide(*map(r.operand, node.args))),
-    "neg": lambda r, node: r.builder.affine(r.x(node), scale=-1.0),
-    **dict.fromkeys(("relu", "relu_"), lambda r, node: r.builder.relu(r.x(node))),
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
     **dict.fromkeys(
-        ("leaky_relu", "leaky_relu_"),
-        lambda r, node: r.builder.leaky_relu(r.x(node), float(r.get(node, 1, "negative_slope", 0.01))),
+        ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"), _batch_statistics
     ),
+    "add": _add,
+    "sub": lambda c: _add(c, -1.0),
+    "rsub": _rsub,
+    "mul": lambda c: c.b.multiply(c.operand("self"), c.operand("other")),
+    "div": _divide,
+    "neg": lambda c: c.b.affine(c.x, scale=-1.0),
+    "relu": lambda c: c.b.relu(c.x),
+    "leaky_relu": lambda c: c.b.leaky_relu(c.x, c.number("negative_slope")),
     **{
-        name + suffix: _unary(name)
+        name: _unary(name)
         for name in (
             "sigmoid",
             "tanh",
@@ -267,41 +324,43 @@ VALUES: dict[str, Handler] = {
             "abs",
             "sign",
         )
-        for suffix in ("", "_")
     },
     "log2": _scaled("log", 1 / math.log(2)),
     "log10": _scaled("log", 1 / math.log(10)),
     "expm1": _scaled("exp", 1.0, -1.0),
-    "log1p": lambda r, node: r.builder.unary("log", r.builder.affine(r.x(node), shift=1.0)),
-    "exp2": lambda r, node: r.builder.unary("exp", r.builder.affine(r.x(node), scale=math.log(2))),
-    **dict.fromkeys(("rsqrt", "rsqrt_"), lambda r, node: r.builder.power(r.x(node), -0.5)),
-    **dict.fromkeys(("square", "square_"), lambda r, node: r.builder.power(r.x(node), 2.0)),
-    **dict.fromkeys(("pow", "pow_"), _power),
-    **dict.fromkeys(("gelu", "gelu_"), _gelu),
-    **dict.fromkeys(("elu", "elu_", "celu", "celu_", "selu", "selu_"), _elu),
+    "log1p": lambda c: c.b.unary("log", c.b.affine(c.x, shift=1.0)),
+    "exp2": lambda c: c.b.unary("exp", c.b.affine(c.x, scale=math.log(2))),
+    "rsqrt": lambda c: c.b.power(c.x, -0.5),
+    "square": lambda c: c.b.power(c.x, 2.0),
+    "pow": _power,
+    "gelu": _gelu,
+    "elu": _elu,
+    "selu": _selu,
+    "celu": _celu,
     "softplus": _softplus,
     "log_sigmoid": _log_sigmoid,
     "softsign": _softsign,
     "softshrink": _softshrink,
-    "tanhshrink": lambda r, node: r.builder.add(r.x(node), r.builder.unary("tanh", r.x(node)), -1.0),
+    "tanhshrink": lambda c: c.b.add(c.x, c.b.unary("tanh", c.x), -1.0),
     "glu": _glu,
-    **dict.fromkeys(("mish", "mish_"), _mish),
-    **dict.fromkeys(("hardswish", "hardswish_"), lambda r, node: compose.hardswish(r.builder, r.x(node))),
-    **dict.fromkeys(("hardsigmoid", "hardsigmoid_"), lambda r, node: compose.hardsigmoid(r.builder, r.x(node))),
+    "mish": _mish,
+    "hardswish": lambda c: compose.hardswish(c.b, c.x),
+    "hardsigmoid": lambda c: compose.hardsigmoid(c.b, c.x),
     "prelu": _prelu,
     **dict.fromkeys(("maximum", "fmax"), _pair(compose.maximum)),
     **dict.fromkeys(("minimum", "fmin"), _pair(compose.minimum)),
-    **dict.fromkeys(("max", "min"), _largest),
-    **dict.fromkeys(("clamp_min", "clamp_min_"), _pair(compose.maximum)),
-    **dict.fromkeys(("clamp_max", "clamp_max_"), _pair(compose.minimum)),
+    "max": _largest(compose.amax, compose.maximum),
+    "min": _largest(compose.amin, compose.minimum),
+    "clamp_min": _pair(compose.maximum),
+    "clamp_max": _pair(compose.minimum),
     "where": _where,
-    **dict.fromkeys(("masked_fill", "masked_fill_"), _masked_fill),
+    "masked_fill": _masked_fill,
     **dict.fromkeys(("layer_norm", "rms_norm"), _layer_norm),
     **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
-    "scaled_dot_product_attention": _attention,
-    **dict.fromkeys(("hardtanh", "hardtanh_"), _hardtanh),
-    **dict.fromkeys(("relu6", "relu6_"), lambda r, node: r.builder.clip(r.x(node), 0.0, 6.0)),
-    **dict.fromkeys(("clamp", "clamp_", "clip"), _clip),
+    "scaled_dot_product_attention": attention,
+    "hardtanh": _hardtanh,
+    "relu6": lambda c: c.b.clip(c.x, 0.0, 6.0),
+    **dict.fromkeys(("clamp", "clip"), _clip),
     "mean": _reduced(Builder.mean),
     "sum": _reduced(compose.total),
     "amax": _reduced(compose.amax),
@@ -310,6 +369,6 @@ VALUES: dict[str, Handler] = {
     "logsumexp": _reduced(compose.logsumexp),
     **dict.fromkeys(("var", "std"), _variance),
     "linalg_vector_norm": _norm,
-    "cumsum": lambda r, node: compose.cumulated(r.builder, r.x(node), r.feature_dim(node, r.get(node, 1, "dim"))),
+    "cumsum": _cumsum,
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax"), _softmax),
 }

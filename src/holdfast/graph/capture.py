@@ -1,50 +1,69 @@
-"""A module's graph through ``torch.export`` (ATen operations, any batch size)."""
+"""A module's graph through ``torch.export`` (ATen operations, any batch size), compared with the module itself."""
 
 from __future__ import annotations
 
+import logging
+import traceback
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
-from holdfast.graph.aten import CALLS, known
-from holdfast.graph.aten_reader import Reader, call_name
+from holdfast.graph.aten import CALLS, WHOLE, known
+from holdfast.graph.aten_call import call_name, where_of
+from holdfast.graph.aten_reader import Reader
 from holdfast.graph.build import Builder
+from holdfast.graph.compare import Trace, compare
 from holdfast.graph.model import Graph
 
-__all__ = ["calls", "capture"]
+__all__ = ["calls", "capture", "compare_with_module"]
+
+# where a graph is compared while no set is known: what activations bend at, images in [0, 255], and tables
+_REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
 
 
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """See `holdfast.graph.Graph.from_module`."""
-    samples = _samples(example)
-    with _eval_mode(module), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _eval_mode(module), _quiet():
         try:
-            graph = _read(_exported(module, example, lead=1), example, lead=1)
+            return _captured(module, example, lead=1)
         except HoldfastError as error:
             # it may mix the batch with the features, which for one sample at a time is no harm
             try:
-                graph = _read(_exported(module, example, lead=0), example, lead=0)
-                _check(graph, module, samples)
+                return _captured(module, example, lead=0)
             except UnsupportedError as other:
                 raise other from error
             except ModelError:
                 raise error from None
-        else:
-            _check(graph, module, samples)
-    return graph
+
+
+def compare_with_module(graph: Graph, module: nn.Module, low: Tensor, high: Tensor) -> None:
+    """Holds that a graph computes what a module does on a box; see `holdfast.graph.compare.compare`.
+
+    Args:
+        graph: captured from the module.
+        module: the module, which is asked in eval mode.
+        low: (\\*features), the smallest inputs.
+        high: (\\*features), the largest.
+
+    Raises:
+        ModelError: the two differ by more than rounding.
+    """
+    whole = not low.dtype.is_floating_point
+    with _eval_mode(module):
+        compare(graph, lambda x: _scores(module, x), low, high, whole=whole)
 
 
 def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     """Every ATen call of a module that touches its input, with whether the graph knows it."""
-    with _eval_mode(module), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _eval_mode(module), _quiet():
         try:
             program = _exported(module, example, lead=1)
         except ModelError:
@@ -63,8 +82,81 @@ def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     return found
 
 
+def _captured(module: nn.Module, example: Tensor, lead: int) -> Graph:
+    """The graph of a module, read and compared."""
+    program = _exported(module, example, lead)
+    reader, graph = _read(program, example, lead)
+
+    def trace() -> Trace:
+        return Trace(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
+
+    compared = _Compared(graph, module)
+    whole, shape = not example.dtype.is_floating_point, graph.input_shape
+    regions = ((0.0, _words(graph) - 1.0),) if whole else _REGIONS
+    for low, high in regions:
+        ends = (torch.full(shape, v, dtype=torch.float64, device=example.device) for v in (low, high))
+        compare(graph, compared, *ends, whole=whole, trace=trace)
+    return graph
+
+
+class _Compared:
+    """A module as the truth where no set is known: what is no number there is left open, as no set may reach it.
+
+    A number of the wide regions may overflow the type of the module where the graph, in float64, does not; on the set
+    at hand the two are compared again, and strictly.
+    """
+
+    def __init__(self, graph: Graph, module: nn.Module) -> None:
+        self.graph, self.module = graph, module
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The module's scores (n, ...)."""
+        scores = _scores(self.module, x)
+        if bool(scores.isfinite().all()):
+            return scores
+        exact = self.graph.to(torch.float64).as_module()(x if not x.is_floating_point() else x.double())
+        return torch.where(scores.isfinite(), scores, exact.reshape(scores.shape).to(scores.dtype))
+
+
+def _scores(module: nn.Module, x: Tensor) -> Tensor:
+    """The one tensor that a module gives, whatever it is wrapped in."""
+    leaves = [v for v in pytree.tree_leaves(module(x)) if isinstance(v, Tensor)]
+    if len(leaves) != 1:
+        raise UnsupportedError(_outputs(len(leaves)))
+    return leaves[0]
+
+
+def _outputs(count: int) -> str:
+    return f"a model with {count} outputs; the graph has one: wrap it in a module that returns the scores alone"
+
+
+def _words(graph: Graph) -> int:
+    """How many different whole numbers the embeddings of a graph take."""
+    return min((len(n.tensors["weight"]) for n in graph.nodes if n.op == "embedding"), default=2)
+
+
+def _steps(program: ExportedProgram, reader: Reader, x: Tensor) -> Iterable[tuple[str, int, Tensor]]:
+    """Each call of a program that depends on the input: its name, its node of the graph and its value for ``x``."""
+    signature, values = program.graph_signature, dict[fx.Node, Tensor]()
+    held = {**program.constants, **program.state_dict}
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    targets |= signature.inputs_to_lifted_tensor_constants
+
+    class Noting(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and isinstance(reader.values.get(n), int) and n.op == "call_function":
+                values[n] = value
+            return value
+
+    given = [held[targets[n.name]] if n.name in targets else x for n in program.graph.nodes if n.op == "placeholder"]
+    Noting(program.graph_module).run(*given)
+    places = {n: v for n, v in reader.values.items() if isinstance(v, int)}
+    return [(f"'{call_name(n)}'{where_of(n)}", places[n], value) for n, value in values.items()]
+
+
 def _exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
-    """The module's ATen program, in which what the graph does not know is decomposed where PyTorch can.
+    """The module's ATen program, without writing in place; what the graph does not know is decomposed where PyTorch can.
 
     Args:
         module: the model, in eval mode.
@@ -75,52 +167,89 @@ def _exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
         ModelError: PyTorch cannot capture the model.
     """
     # two samples where any batch is meant: an exported batch of one would be taken for a constant
-    samples = _samples(example)[: 1 + lead]
+    samples = torch.linspace(0, 1, 2 * example[:1].numel(), dtype=example.dtype, device=example.device)
+    samples = samples.view(2, *example.shape[1:])[: 1 + lead]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         program = torch.export.export(module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},) if lead else None)
+        if any(_impure(n) for n in program.graph.nodes):
+            # an empty table: only what writes in place, and what stands in parts of its own, becomes plain calls
+            program = program.run_decompositions({})
         unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and not known(n)}
         if unknown:
             table = torch.export.default_decompositions()
             program = program.run_decompositions({k: table[k] for k in unknown if k in table})
         return program
     except Exception as error:  # torch.export raises whatever the model's own code raised
-        raise ModelError(f"torch.export cannot capture the model for any batch size: {error}") from error
+        raise ModelError(_refusal(error)) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _samples(example: Tensor) -> Tensor:
-    samples = torch.linspace(0, 1, 2 * example[:1].numel(), dtype=example.dtype, device=example.device)
-    return samples.view(2, *example.shape[1:])
+def _impure(node: fx.Node) -> bool:
+    """Whether a call writes in place, or is a part of the program of its own (under no_grad, for instance)."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable
+    return isinstance(target, torch._ops.HigherOrderOperator)
 
 
-def _check(graph: Graph, module: nn.Module, samples: Tensor) -> None:
-    """The graph must compute what the model does."""
-    with torch.no_grad():
-        expected, found = module(samples), graph.as_module()(samples)
-    if found.shape == expected.shape and bool(torch.isfinite(expected).all()):
-        tolerance = 1e-3 * float(expected.abs().max())
-    else:
-        tolerance = 0.0
-    if found.shape != expected.shape or not torch.allclose(found, expected, rtol=1e-3, atol=tolerance, equal_nan=True):
-        raise ModelError("the captured graph does not compute what the model does; is the model random in eval mode?")
+def _refusal(error: Exception) -> str:
+    """What PyTorch says at length, in its first sentence and with the line of the model's own code."""
+    frames: list[traceback.FrameSummary] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        frames += traceback.extract_tb(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    own = [
+        f for f in frames if not {"torch", "holdfast"}.intersection(Path(f.filename).parts) and f.filename[:1] != "<"
+    ]
+    at = f" (line {own[-1].lineno} of {Path(own[-1].filename).name}: {own[-1].line})" if own else ""
+    text = str(error).strip() or type(error).__name__
+    if "data-dependent" in text or "data dependent" in text:
+        return (
+            f"torch.export cannot capture the model: its code decides by the values of the input{at}; the graph serves "
+            "models that do the same operations for every input (attacks need no graph)"
+        )
+    first = next(line.strip() for line in text.splitlines() if line.strip())
+    return f"torch.export cannot capture the model{at}: {first[:300]}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warnings and its log of an export that fails; what it means is said in the error."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 @contextmanager
 def _eval_mode(module: nn.Module) -> Iterator[None]:
     modes = [(m, m.training) for m in module.modules()]
     try:
-        module.eval()
+        with suppress(NotImplementedError):  # an exported program stays in its mode, and its calls say which
+            module.eval()
         yield
     finally:
         for m, training in modes:
             m.training = training
 
 
-def _read(program: ExportedProgram, example: Tensor, lead: int) -> Graph:
+def _read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) -> tuple[Reader, Graph]:
+    """The graph of a program's output, with the reader that knows which call became which node.
+
+    Raises:
+        UnsupportedError: what the graph does not serve, by name.
+        ModelError: the output does not depend on the input.
+    """
     signature = program.graph_signature
+    _refuse_state(program)
     targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     targets |= signature.inputs_to_lifted_tensor_constants
     held: dict[str, Any] = {**program.constants, **program.state_dict}
@@ -128,7 +257,10 @@ def _read(program: ExportedProgram, example: Tensor, lead: int) -> Graph:
     if not dtype.is_floating_point:
         floats = [t.dtype for t in held.values() if isinstance(t, Tensor) and t.is_floating_point()]
         dtype = next(iter(floats), torch.float32)
-    reader = Reader(Builder(shape, dtype, example.device, lead), CALLS)
+    reader = Reader(Builder(shape, dtype, example.device, lead), CALLS, WHOLE)
+    outputs = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
+    if len(outputs) != 1:
+        raise UnsupportedError(_outputs(len(outputs)))
     for node in program.graph.nodes:
         if node.op == "placeholder":
             start = 0 if lead else reader.builder.reshape(0, (1, *shape))
@@ -136,14 +268,25 @@ def _read(program: ExportedProgram, example: Tensor, lead: int) -> Graph:
         elif node.op == "call_function":
             if node.users:
                 reader.values[node] = reader.call(node)
-        elif node.op == "output":
-            outputs = node.args[0]
-            if len(outputs) != 1:
-                raise UnsupportedError(f"a model with {len(outputs)} outputs")
-            output = reader.operand(outputs[0])
-            if not lead and isinstance(output, int):
-                output = reader.builder.reshape(output, reader.builder.shape(output)[1:])
-            return reader.builder.finish(output)
-        else:
+        elif node.op != "output":
             raise UnsupportedError(f"a captured node of kind {node.op}")
-    raise ModelError("the captured program has no output")
+    value = reader.operand(outputs[0])
+    if not lead and isinstance(value, int):
+        value = reader.builder.reshape(value, reader.builder.shape(value)[1:])
+    return reader, reader.builder.finish(value)
+
+
+def _refuse_state(program: ExportedProgram) -> None:
+    """A model that writes into its input or its buffers is another function at each call."""
+    signature = program.graph_signature
+    if signature.user_inputs_to_mutate:
+        raise UnsupportedError(
+            "the model writes into its own input, so that what it was asked changes while it answers; "
+            "let it take a copy first: x = x.clone()"
+        )
+    if signature.buffers_to_mutate:
+        name = next(iter(signature.buffers_to_mutate.values()))
+        raise UnsupportedError(
+            f"the model writes into its buffer '{name}' in eval mode too, so that it is another function at each call; "
+            "no graph stands for it"
+        )

@@ -205,13 +205,20 @@ def resample(b: Builder, x: int, dim: int, weight: Tensor) -> int:
     return along(b, x, dim, weight)
 
 
-def interpolation(size: int, out: int, mode: str, scale: float | None = None, align: bool | None = None) -> Tensor:
-    """The matrix (out, in) of PyTorch's own interpolation along one dimension."""
-    eye = torch.eye(size, dtype=torch.float64)[None, :, :, None]
+def interpolation(
+    size: int,
+    out: int,
+    mode: str,
+    scale: float | None = None,
+    align: bool | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The matrix (out, in) of PyTorch's own interpolation along one dimension, as it places the entries in a type."""
+    eye = torch.eye(size, dtype=dtype)[None, :, :, None]
     flat = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     options = {"size": (out, 1)} if scale is None else {"scale_factor": (scale, 1.0)}
     found = F.interpolate(eye, mode=flat, align_corners=align, **options)  # type: ignore[arg-type]
-    return found[0, :, :, 0].T
+    return found[0, :, :, 0].T.double()
 
 
 def attention(b: Builder, q: Value, k: Value, v: Value, scale: float, mask: Tensor | None = None) -> int:
