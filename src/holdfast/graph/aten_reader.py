@@ -74,7 +74,6 @@ class Reader:
             return self._size(node, touched)
         if call_name(node).startswith("_assert"):
             return Size(0)
-        self._refuse(node)
         if node.target is operator.getitem:
             return self._entry(node)
         if not touched:
@@ -94,9 +93,17 @@ class Reader:
             raise UnsupportedError(f"'{call_name(node)}'{where_of(node)} cannot be read: {error}") from error
         return value
 
-    def _refuse(self, node: fx.Node) -> None:
-        """What no call may do."""
-        if is_random(node):
+    def refuse(self, node: fx.Node, needed: bool) -> None:
+        """Refuses what no call may do, whatever it is.
+
+        Args:
+            node: any node of the program.
+            needed: whether the output needs its value.
+
+        Raises:
+            UnsupportedError: the call is random, or writes in place.
+        """
+        if needed and is_random(node):
             raise UnsupportedError(
                 f"the model is random: it draws numbers with '{call_name(node)}'{where_of(node)} in eval mode too, so no "
                 "graph and no proof holds for it; switch the noise off in eval mode, or attack it as a randomised model"

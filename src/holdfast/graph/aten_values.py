@@ -77,21 +77,12 @@ def _divide(c: Call) -> Value:
     return c.b.divide(c.operand("self"), c.operand("other"))
 
 
-def _bound(value: float | None, idle: float) -> float | None:
-    """A bound of a clip as a number; the infinity that bounds nothing is None."""
-    if value is None or value == idle:
-        return None
-    if not math.isfinite(value):
-        raise UnsupportedError(f"a clip at {value}")
-    return float(value)
-
-
 def _clip(c: Call) -> Value:
     if c.overload == "Tensor":
         low, high = c.raw("min"), c.raw("max")
         y: Value = c.x if low is None else compose.maximum(c.b, c.x, c.operand("min"))
         return y if high is None else compose.minimum(c.b, y, c.operand("max"))
-    return c.b.clip(c.x, _bound(c.get("min"), -math.inf), _bound(c.get("max"), math.inf))
+    return c.b.clip(c.x, c.get("min"), c.get("max"))
 
 
 def _hardtanh(c: Call) -> Value:
@@ -193,7 +184,7 @@ def _power(c: Call) -> Value:
 
 
 def _elu(c: Call) -> Value:
-    return c.b.unary("elu", c.x, alpha=c.number("alpha"))
+    return compose.elu(c.b, c.x, c.number("alpha"))
 
 
 def _selu(c: Call) -> Value:

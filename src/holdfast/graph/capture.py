@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
@@ -22,8 +25,9 @@ from holdfast.graph.aten_reader import Reader
 from holdfast.graph.build import Builder
 from holdfast.graph.compare import Trace, compare
 from holdfast.graph.model import Graph
+from holdfast.graph.simplify import lifted
 
-__all__ = ["calls", "capture", "compare_with_module"]
+__all__ = ["calls", "capture", "compare_with_module", "exported", "read"]
 
 # where a graph is compared while no set is known: what activations bend at, images in [0, 255], and tables
 _REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
@@ -31,7 +35,7 @@ _REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
 
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """See `holdfast.graph.Graph.from_module`."""
-    with _eval_mode(module), _quiet():
+    with _eval_mode(module):
         try:
             return _captured(module, example, lead=1)
         except HoldfastError as error:
@@ -63,11 +67,11 @@ def compare_with_module(graph: Graph, module: nn.Module, low: Tensor, high: Tens
 
 def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     """Every ATen call of a module that touches its input, with whether the graph knows it."""
-    with _eval_mode(module), _quiet():
+    with _eval_mode(module):
         try:
-            program = _exported(module, example, lead=1)
+            program = exported(module, example, lead=1)
         except ModelError:
-            program = _exported(module, example, lead=0)
+            program = exported(module, example, lead=0)
     constant = {*program.graph_signature.inputs_to_parameters, *program.graph_signature.inputs_to_buffers}
     constant |= set(program.graph_signature.inputs_to_lifted_tensor_constants)
     touched: set[fx.Node] = set()
@@ -84,8 +88,11 @@ def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
 
 def _captured(module: nn.Module, example: Tensor, lead: int) -> Graph:
     """The graph of a module, read and compared."""
-    program = _exported(module, example, lead)
-    reader, graph = _read(program, example, lead)
+    program = exported(module, example, lead)
+    outputs = sum(spec.kind is OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
+    if outputs != 1:
+        raise UnsupportedError(_outputs(outputs))
+    reader, graph = read(program, example, lead)
 
     def trace() -> Trace:
         return Trace(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
@@ -137,25 +144,21 @@ def _words(graph: Graph) -> int:
 
 def _steps(program: ExportedProgram, reader: Reader, x: Tensor) -> Iterable[tuple[str, int, Tensor]]:
     """Each call of a program that depends on the input: its name, its node of the graph and its value for ``x``."""
-    signature, values = program.graph_signature, dict[fx.Node, Tensor]()
-    held = {**program.constants, **program.state_dict}
-    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    targets |= signature.inputs_to_lifted_tensor_constants
+    held, steps = _held(program), list[tuple[str, int, Tensor]]()
 
     class Noting(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and isinstance(reader.values.get(n), int) and n.op == "call_function":
-                values[n] = value
+            value, place = super().run_node(n), reader.values.get(n)
+            if isinstance(value, Tensor) and isinstance(place, int) and n.op == "call_function":
+                steps.append((f"'{call_name(n)}'{where_of(n)}", place, value))
             return value
 
-    given = [held[targets[n.name]] if n.name in targets else x for n in program.graph.nodes if n.op == "placeholder"]
+    given = [held.get(n, x) for n in program.graph.nodes if n.op == "placeholder"]
     Noting(program.graph_module).run(*given)
-    places = {n: v for n, v in reader.values.items() if isinstance(v, int)}
-    return [(f"'{call_name(n)}'{where_of(n)}", places[n], value) for n, value in values.items()]
+    return steps
 
 
-def _exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
+def exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
     """The module's ATen program, without writing in place; what the graph does not know is decomposed where PyTorch can.
 
     Args:
@@ -172,14 +175,15 @@ def _exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
-        program = torch.export.export(module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},) if lead else None)
-        if any(_impure(n) for n in program.graph.nodes):
-            # an empty table: only what writes in place, and what stands in parts of its own, becomes plain calls
-            program = program.run_decompositions({})
-        unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and not known(n)}
-        if unknown:
-            table = torch.export.default_decompositions()
-            program = program.run_decompositions({k: table[k] for k in unknown if k in table})
+        with _quiet():
+            program = torch.export.export(module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},) if lead else None)
+            if any(_impure(n) for n in program.graph.nodes):
+                # an empty table: only what writes in place, and what stands in parts of its own, becomes plain calls
+                program = program.run_decompositions({})
+            unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and not known(n)}
+            if unknown:
+                table = torch.export.default_decompositions()
+                program = program.run_decompositions({k: table[k] for k in unknown if k in table})
         return program
     except Exception as error:  # torch.export raises whatever the model's own code raised
         raise ModelError(_refusal(error)) from error
@@ -218,11 +222,12 @@ def _refusal(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without PyTorch's warnings and its log of an export that fails; what it means is said in the error."""
+    """Without PyTorch's warnings, its log of an export that fails, and the program that it prints to stderr then; what it
+    means is said in the error."""
     before = logging.root.manager.disable
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        logging.disable(logging.ERROR)
         try:
             yield
         finally:
@@ -241,39 +246,65 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def _read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) -> tuple[Reader, Graph]:
-    """The graph of a program's output, with the reader that knows which call became which node.
+def read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) -> tuple[Reader, Graph]:
+    """The graph of one output of a program, with the reader that knows which call became which node.
+
+    Args:
+        program: without writing in place.
+        example: (n, \\*features), of which shape, type and device count.
+        lead: 1 for any batch size, 0 for a batch of one.
+        output: which of the program's outputs.
 
     Raises:
         UnsupportedError: what the graph does not serve, by name.
         ModelError: the output does not depend on the input.
     """
-    signature = program.graph_signature
     _refuse_state(program)
-    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    targets |= signature.inputs_to_lifted_tensor_constants
-    held: dict[str, Any] = {**program.constants, **program.state_dict}
-    dtype, shape = example.dtype, tuple(example.shape[1:])
+    dtype, shape, held = example.dtype, tuple(example.shape[1:]), _held(program)
     if not dtype.is_floating_point:
         floats = [t.dtype for t in held.values() if isinstance(t, Tensor) and t.is_floating_point()]
         dtype = next(iter(floats), torch.float32)
     reader = Reader(Builder(shape, dtype, example.device, lead), CALLS, WHOLE)
-    outputs = list(program.graph.output_node().args[0])  # type: ignore[arg-type]
-    if len(outputs) != 1:
-        raise UnsupportedError(_outputs(len(outputs)))
+    end = list(program.graph.output_node().args[0])[output]  # type: ignore[arg-type]
+    needed = _ancestors(end)
+    for node in program.graph.nodes:  # first of all: a random model hears that it is random
+        reader.refuse(node, node in needed)
     for node in program.graph.nodes:
         if node.op == "placeholder":
             start = 0 if lead else reader.builder.reshape(0, (1, *shape))
-            reader.values[node] = held[targets[node.name]] if node.name in targets else start
-        elif node.op == "call_function":
-            if node.users:
-                reader.values[node] = reader.call(node)
-        elif node.op != "output":
-            raise UnsupportedError(f"a captured node of kind {node.op}")
-    value = reader.operand(outputs[0])
+            reader.values[node] = held.get(node, start)
+        elif node.op == "call_function" and node in needed:
+            reader.values[node] = reader.call(node)
+        elif node in needed:
+            raise UnsupportedError(f"the model has a part of kind '{node.op}', which the graph does not know")
+    value = reader.operand(end)
     if not lead and isinstance(value, int):
         value = reader.builder.reshape(value, reader.builder.shape(value)[1:])
-    return reader, reader.builder.finish(value)
+    graph = reader.builder.finish(value)
+    graph = lifted(graph) if any(not n.shape for n in graph.nodes[1:]) else graph
+    return reader, replace(graph, whole=not example.dtype.is_floating_point)
+
+
+def _held(program: ExportedProgram) -> dict[fx.Node, Any]:
+    """The parameters, buffers and constants of a program by the nodes that stand for them."""
+    signature = program.graph_signature
+    targets = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    targets |= signature.inputs_to_lifted_tensor_constants
+    values: dict[str, Any] = {**program.constants, **program.state_dict}
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+    return {n: values[targets[n.name]] for n in nodes if n.name in targets}
+
+
+def _ancestors(node: Any) -> set[fx.Node]:
+    """A node and all that it needs."""
+    needed: set[fx.Node] = set()
+    waiting = [node] if isinstance(node, fx.Node) else []
+    while waiting:
+        one = waiting.pop()
+        if one not in needed:
+            needed.add(one)
+            waiting += one.all_input_nodes
+    return needed
 
 
 def _refuse_state(program: ExportedProgram) -> None:
