@@ -25,7 +25,7 @@ from holdfast.graph.aten_reader import Reader
 from holdfast.graph.build import Builder
 from holdfast.graph.compare import Trace, compare
 from holdfast.graph.model import Graph
-from holdfast.graph.simplify import lifted
+from holdfast.graph.simplify import lifted, simplify
 
 __all__ = ["calls", "capture", "compare_with_module", "exported", "read"]
 
@@ -281,7 +281,9 @@ def read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) 
     if not lead and isinstance(value, int):
         value = reader.builder.reshape(value, reader.builder.shape(value)[1:])
     graph = reader.builder.finish(value)
-    graph = lifted(graph) if any(not n.shape for n in graph.nodes[1:]) else graph
+    if any(not n.shape for n in graph.nodes) and shape:
+        graph = lifted(graph)
+        graph = simplify(graph, len(graph.nodes) - 1)
     return reader, replace(graph, whole=not example.dtype.is_floating_point)
 
 
