@@ -21,9 +21,11 @@ from holdfast.graph.model import Graph
 from holdfast.graph.onnx import read_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from holdfast.certify.query import Query
 
 __all__ = ["Decision", "Effort", "decide", "network", "rerun"]
 
@@ -81,7 +83,13 @@ class Decision:
 
 
 def decide(
-    net: Path | Graph, prop: Path, effort: Effort, *, proof: Path | None = None, progress: Progress | None = None
+    net: Path | Graph,
+    prop: Path,
+    effort: Effort,
+    *,
+    proof: Path | None = None,
+    progress: Progress | None = None,
+    output: str | None = None,
 ) -> Decision:
     """Decides whether a property holds for a network.
 
@@ -91,6 +99,7 @@ def decide(
         effort: time, method, memory, arithmetic.
         proof: where a proof for ``holdfast check`` goes, if the property holds and is wanted to be checked.
         progress: told domains done, domains open and the bound so far.
+        output: the name of the output that is meant, where an ONNX file has several.
 
     Raises:
         HoldfastError: a file that cannot be read, or what no method serves.
@@ -98,9 +107,11 @@ def decide(
     begun = monotonic()
     if proof is not None:
         _provable(net, prop, effort)
-    graph = net if isinstance(net, Graph) else network(net)
     said = read_property(prop)
+    graph = net if isinstance(net, Graph) else network(net, said.inputs, output)
     queries = said.queries(graph)
+    if not isinstance(net, Graph):
+        _believe(net, graph, queries, output)
     trees = None if proof is None else [Tree() for _ in queries]
     answer = verify(
         graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=falsifier(graph),
@@ -133,18 +144,33 @@ def _provable(net: Path | Graph, prop: Path, effort: Effort) -> None:
     proofs.check_supported(net, prop)
 
 
-def network(path: Path) -> Graph:
-    """The graph of an ONNX file; the latest few are kept."""
+def _believe(path: Path, graph: Graph, queries: Sequence[Query], output: str | None) -> None:
+    """Holds the graph against the file itself on the smallest box around what is asked."""
+    from holdfast.graph.onnx_truth import believe
+
+    low = torch.stack([q.lower for q in queries]).amin(0).reshape(graph.input_shape)
+    high = torch.stack([q.upper for q in queries]).amax(0).reshape(graph.input_shape)
+    believe(path, graph, low, high, output)
+
+
+def network(path: Path, entries: int | None = None, output: str | None = None) -> Graph:
+    """The graph of an ONNX file; the latest few are kept.
+
+    Args:
+        path: the file.
+        entries: how many numbers the property says that an input has.
+        output: the name of the output that is meant, where there are several.
+    """
     try:
         changed = path.stat().st_mtime_ns
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
-    return _network(path, changed)
+    return _network(path, changed, entries, output)
 
 
 @lru_cache(4)
-def _network(path: Path, changed: int) -> Graph:
-    return read_onnx(path)
+def _network(path: Path, changed: int, entries: int | None, output: str | None) -> Graph:
+    return read_onnx(path, output, entries)
 
 
 def rerun(net: Path, prop: Path, text: str) -> list[str]:
@@ -159,7 +185,8 @@ def rerun(net: Path, prop: Path, text: str) -> list[str]:
         What does not show that the property is broken: of ``float32`` and ``float64`` (our graph) and ``onnxruntime``
         (where it is installed). Empty if all do.
     """
-    graph, said = network(net), read_property(prop)
+    said = read_property(prop)
+    graph = network(net, said.inputs)
     inputs = parse_counterexample(text, said.inputs)
     x = torch.tensor([float(v) for v in inputs], dtype=torch.float64).view(1, *graph.input_shape)
     runs: dict[str, Callable[[], Tensor | None]] = {
@@ -180,14 +207,13 @@ def _run(graph: Graph, x: Tensor) -> Tensor:
 
 
 def _onnxruntime(net: Path, x: Tensor) -> Tensor | None:
+    from holdfast.graph.onnx_truth import KINDS
+    from holdfast.graph.onnx_truth import session as opened
+
     try:
-        import onnxruntime
+        session = opened(net)
     except ImportError:
         return None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(str(net), options, providers=["CPUExecutionProvider"])
     (entry,) = session.get_inputs()
     shape = [size if isinstance(size, int) and size > 0 else 1 for size in entry.shape]
-    kind = {"tensor(float)": torch.float32, "tensor(double)": torch.float64}[entry.type]
-    return torch.from_numpy(session.run(None, {entry.name: x.to(kind).reshape(shape).numpy()})[0])
+    return torch.from_numpy(session.run(None, {entry.name: x.reshape(shape).numpy().astype(KINDS[entry.type])})[0])

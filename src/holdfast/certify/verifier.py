@@ -26,7 +26,7 @@ from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph, Node
 from holdfast.numerics.distance import contains
 
-__all__ = ["Falsify", "broken", "representable", "verify"]
+__all__ = ["Falsify", "broken", "representable", "verify", "whole_points"]
 
 Falsify = Callable[[Query, float], Tensor | None]
 """An attack: gets a query and seconds, returns a witness (1, \\*features) or None."""
@@ -146,7 +146,8 @@ class _Run:
         found = self.falsify(query, seconds)
         if found is None:
             return None
-        for x in (found.double(), representable(query, found, self.graph.dtype)):
+        whole = (whole_points(query, found),) if self.graph.whole else ()
+        for x in (*whole, found.double(), representable(query, found, self.graph.dtype)):
             if broken(self.graph, query, x):
                 return x
         return None
@@ -295,8 +296,15 @@ def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where((near >= lower) & (near <= upper), near, x)
 
 
+def whole_points(query: Query, x: Tensor) -> Tensor:
+    """Points (n, \\*features) moved to the nearest whole numbers of the box, float64."""
+    return torch.clamp(x.double().round(), query.lower.ceil(), query.upper.floor())
+
+
 def broken(graph: Graph, query: Query, x: Tensor) -> bool:
     """Whether a witness breaks the property: it lies in the set, and both runs of the model say so.
+
+    A model of whole numbers is broken by whole numbers only.
 
     The model runs on the witness alone (a batch of one), in its own type and in float64.
 
@@ -306,6 +314,8 @@ def broken(graph: Graph, query: Query, x: Tensor) -> bool:
         x: (1, \\*features).
     """
     x = x.detach().double()
+    if graph.whole and bool((x != x.round()).any()):
+        return False
     if x.shape != query.x.shape or not bool(((x >= query.lower) & (x <= query.upper)).all()):
         return False
     ball = query.ball

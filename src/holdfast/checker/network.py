@@ -18,6 +18,7 @@ __all__ = ["Activation", "Linear", "Network", "read_network"]
 
 Array = Any
 Shape = tuple[int, ...]
+_OPSETS = range(7, 29)  # before 7, operands were aligned by other rules
 _KNOWN = (
     "Add", "AveragePool", "BatchNormalization", "Conv", "Div", "Dropout", "Flatten", "Gemm", "GlobalAveragePool",
     "Identity", "LeakyRelu", "MatMul", "Mul", "Pad", "Relu", "Reshape", "Sub", "Transpose",
@@ -156,6 +157,18 @@ class Network:
         """Positions of the activations: files name values by these."""
         return [i for i, node in enumerate(self.nodes) if isinstance(node, Activation)]
 
+    def values(self, x: Array) -> list[Array]:
+        """Every node's value for inputs (n, \\*shape), in float64."""
+        found: list[Array] = [np.asarray(x, dtype=np.float64).reshape(-1, *self.shape)]
+        for node in self.nodes[1:]:
+            if isinstance(node, Activation):
+                z = found[node.inputs[0]]
+                found.append(np.where(z > 0, z, node.slope * z))
+            elif node is not None:
+                parts = [m.forward(found[i]) for i, m in zip(node.inputs, node.maps, strict=True)]
+                found.append(sum(parts[1:], parts[0]) + (0.0 if node.bias is None else node.bias))
+        return found
+
     def shape_of(self, i: int) -> Shape:
         """Shape of a node's value."""
         node = self.nodes[i]
@@ -178,10 +191,17 @@ def read_network(content: bytes) -> Network:
         raise Rejected(f"the network is no readable ONNX file: {error}") from None
     if any(t.data_location for t in model.graph.initializer):
         raise Rejected("weights in other files cannot be checked")
+    versions = {o.version for o in model.opset_import if o.domain in ("", "ai.onnx")}
+    if len(versions) != 1 or not versions <= set(_OPSETS):
+        raise Rejected(f"a file of opset {sorted(versions)} cannot be checked; {_OPSETS[0]} to {_OPSETS[-1]} can")
+    if model.functions or model.graph.sparse_initializer:
+        raise Rejected("a file with functions of its own or sparse constants cannot be checked")
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in constants]
     if len(inputs) != 1 or len(model.graph.output) != 1:
         raise Rejected("a network with other than one input and one output cannot be checked")
+    if inputs[0].type.tensor_type.elem_type not in (1, 10, 11):
+        raise Rejected("a network whose inputs are no floats cannot be checked")
     shape = tuple(int(d.dim_value) for d in inputs[0].type.tensor_type.shape.dim)
     if len(shape) < 2 or 0 in shape[1:]:
         raise Rejected(f"an input of shape {shape} cannot be checked")
@@ -199,6 +219,22 @@ def _numbers(value: Array) -> Array:
     if not ((np.abs(found) < LIMIT) & ((found == 0) | (np.abs(found) > 1 / LIMIT))).all():
         raise Rejected("a constant of the network is not a number or too large or small")
     return found
+
+
+class _Asked(dict[str, Any]):
+    """Attributes of an operation that remember which of them were looked at."""
+
+    def __init__(self, held: dict[str, Any]) -> None:
+        super().__init__(held)
+        self.read: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
 
 
 class _Reader:
@@ -233,23 +269,35 @@ class _Reader:
             return
         if proto.op_type not in _KNOWN or proto.domain not in ("", "ai.onnx"):
             raise Rejected(f"'{proto.op_type}' cannot be checked")
-        self.op, self.at = proto.op_type, attributes
+        self.op, self.at = proto.op_type, _Asked(attributes)
         self.given = [self.values[name] if name else None for name in proto.input]
+        self.used: set[int] = set()
         self.values[proto.output[0]] = getattr(self, f"_{proto.op_type.lower()}")()
+        # what was not looked at would be another function
+        left = [name for name in attributes if name not in self.at.read]
+        left += [f"input {i}" for i, value in enumerate(self.given) if value is not None and i not in self.used]
+        left += [f"output '{name}'" for name in proto.output[1:] if name]
+        if left:
+            raise self.refuse(f"with {left[0]}")
 
     def refuse(self, what: str) -> Rejected:
         return Rejected(f"'{self.op}' {what} cannot be checked")
 
+    def input(self, i: int) -> int | Array | None:
+        """Input i, or None if it is left out."""
+        self.used.add(i)
+        return self.given[i] if i < len(self.given) else None
+
     def x(self, i: int = 0) -> int:
         """Input i, a node."""
-        value = self.given[i] if i < len(self.given) else None
+        value = self.input(i)
         if not isinstance(value, int):
             raise self.refuse(f"whose input {i} is a constant")
         return value
 
     def constant(self, i: int) -> Array | None:
         """Input i, a constant or absent."""
-        value = self.given[i] if i < len(self.given) else None
+        value = self.input(i)
         if isinstance(value, int):
             raise self.refuse(f"whose input {i} depends on the network's")
         return value
@@ -289,11 +337,13 @@ class _Reader:
     # the operations, by name
 
     def _identity(self) -> int | Array:
-        return self.given[0]
+        return self.input(0)
 
     def _dropout(self) -> int:
-        if len(self.given) > 2 and self.given[2] is not None:
+        mode = self.constant(2)
+        if mode is not None and bool(mode):
             raise self.refuse("in training")
+        self.constant(1), self.at.get("ratio"), self.at.get("seed")  # of training
         return self.x()
 
     def _relu(self) -> int:
@@ -325,7 +375,7 @@ class _Reader:
         return self.add(Linear((self.x(),), after, (Matrix(_numbers(weight)),), bias))
 
     def _add(self, sign: float = 1.0) -> int:
-        x, y = self.given
+        x, y = self.input(0), self.input(1)
         if isinstance(x, int) and isinstance(y, int):
             if self.network.shape_of(x) != self.network.shape_of(y):
                 raise self.refuse("of two shapes")
@@ -350,7 +400,13 @@ class _Reader:
     def _batchnormalization(self) -> int:
         scale, bias, mean, variance = (self.weight(i).reshape(-1, *(1,) * (len(self.shape) - 1)) for i in range(1, 5))
         spread = variance + float(self.at.get("epsilon", np.float32(1e-5)))
-        if self.at.get("training_mode", 0) or not (variance >= 0).all() or not (spread > 1 / LIMIT).all():
+        self.at.get("momentum")  # of running statistics, which inference leaves alone
+        if (
+            self.at.get("training_mode", 0)
+            or self.at.get("spatial", 1) != 1
+            or not (variance >= 0).all()
+            or not (spread > 1 / LIMIT).all()
+        ):
             raise self.refuse("of this kind")
         centred = self.entrywise(self.x(), None, -mean)
         return self.entrywise(centred, scale / np.sqrt(spread), bias)
@@ -400,6 +456,8 @@ class _Reader:
         pads = tuple(self.at.get("pads", [0] * 2 * k)) if self.at.get("auto_pad") != b"VALID" else (0,) * 2 * k
         x = self._padded(self.x(), ((0, 0), *zip(pads[:k], pads[k:], strict=True)))
         before = self.network.shape_of(x)
+        if tuple(self.at.get("kernel_shape", weight.shape[2:])) != tuple(weight.shape[2:]):
+            raise self.refuse("with a kernel_shape that is not its weight's")
         if weight.shape[1] * groups != before[0] or len(weight) % groups:
             raise self.refuse(f"of shapes {before} and {weight.shape}")
         conv = Conv(

@@ -17,9 +17,13 @@ from holdfast.graph.model import Graph, Node
 from holdfast.graph.ops import broadcast, compute, shape_of
 from holdfast.graph.simplify import simplify
 
-__all__ = ["Builder", "Value"]
+__all__ = ["BatchError", "Builder", "Value"]
 
 Value = int | Tensor
+
+
+class BatchError(UnsupportedError):
+    """An operation that mixes the batch with the features; read for one sample it may be served."""
 
 
 class Builder:
@@ -84,7 +88,7 @@ class Builder:
         """
         if constant.ndim > rank:
             if constant.ndim > rank + 1 or constant.shape[0] != 1:
-                raise UnsupportedError(f"a constant of shape {tuple(constant.shape)} differs along the batch")
+                raise BatchError(f"a constant of shape {tuple(constant.shape)} differs along the batch")
             constant = constant[0]
         return constant.reshape((1,) * (rank - constant.ndim) + tuple(constant.shape))
 
@@ -100,7 +104,7 @@ class Builder:
         """Two nodes enlarged to what broadcasting gives."""
         first, second = self.shape(x), self.shape(y)
         if self.lead and len(first) != len(second):
-            raise UnsupportedError(f"two values of shapes {first} and {second}: it mixes the batch with the features")
+            raise BatchError(f"two values of shapes {first} and {second}: it mixes the batch with the features")
         shape = broadcast(first, second)
         return self.expand(x, shape), self.expand(y, shape)
 
@@ -177,7 +181,7 @@ class Builder:
         if not self.lead and len(shape) == rank + 1 and shape[0] == 1:
             return self.reshape(x, shape[1:])
         if len(shape) != rank:
-            raise UnsupportedError(f"an operation of samples with {rank} dimensions on a value of shape {shape}")
+            raise BatchError(f"an operation of samples with {rank} dimensions on a value of shape {shape}")
         return x
 
     def again(self, x: int, like: int) -> int:
@@ -283,12 +287,12 @@ class Builder:
         return self.again(pooled, x)
 
     def clip(self, x: int, low: float | None, high: float | None) -> int:
-        """``min(max(x, low), high)`` as ``low + relu(x - low)`` and ``high - relu(high - x)``."""
-        if low is not None:
-            x = self.relu(self.affine(x, shift=-low)) if low else self.relu(x)
-            x = self.affine(x, shift=low) if low else x
-        if high is not None:
-            x = self.affine(self.relu(self.affine(x, -1.0, high)), -1.0, high)
+        """``min(max(x, low), high)``."""
+        from holdfast.graph.compose import beside
+
+        for end, sign in ((low, 1.0), (high, -1.0)):
+            if end is not None:
+                x = beside(self, x, torch.tensor(float(end), dtype=torch.float64), sign)
         return x
 
     def relu(self, x: int) -> int:
@@ -367,9 +371,7 @@ class Builder:
         if isinstance(x, Tensor) and isinstance(y, int):
             rank = len(self.shape(y))
             if rank == 1 and self.lead:
-                raise UnsupportedError(
-                    "a constant matrix before a batch of vectors: it mixes the batch with the features"
-                )
+                raise BatchError("a constant matrix before a batch of vectors: it mixes the batch with the features")
             if rank == 1:
                 return self.matmul(y, x.mT if x.ndim > 1 else x)
             # (x @ y) = (y' @ x')'
@@ -389,7 +391,7 @@ class Builder:
             z = self.matmul(self.reshape(x, (1, *first)), y)
             return self.reshape(z, [*self.shape(z)[:-2], self.shape(z)[-1]])
         if len(first) < 2 or len(second) < 2 or (self.lead and len(first) != len(second)):
-            raise UnsupportedError(
+            raise BatchError(
                 f"a matrix product of values of shapes {first} and {second}: it mixes the batch with the features"
             )
         leading = broadcast(first[:-2], second[:-2])
@@ -412,7 +414,7 @@ class Builder:
             return self.linear(x, weight.reshape(weight.shape[-2:]).mT)
         shape = self.shape(x)
         if len(shape) < 2 or (self.lead and weight.ndim > len(shape)):
-            raise UnsupportedError("a matrix product with a constant that differs along the batch")
+            raise BatchError("a matrix product with a constant that differs along the batch")
         # a matrix for each block: a convolution of size 1 whose groups are the blocks
         leading = broadcast(shape[:-2], weight.shape[:-2])
         (m, k), n, blocks = shape[-2:], weight.shape[-1], torch.Size(leading).numel()

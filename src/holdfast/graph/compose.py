@@ -16,11 +16,13 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.graph.build import Builder, Value
 
 __all__ = [
-    "along", "amax", "attention", "center", "cumulated", "group_norm", "hardsigmoid", "hardswish", "layer_norm",
+    "along", "amax", "attention", "center", "cumulated", "elu", "group_norm", "hardsigmoid", "hardswish", "layer_norm",
     "log_softmax", "logsumexp", "maximum", "minimum", "norm", "prelu", "product", "resample", "softplus", "tile", "total",
     "variance", "where",
 ]  # fmt: skip
 
+# constants beyond it stay out of sums with values, which they would round away
+FAR = 16.0
 # the mean goes off in one matrix up to this many entries; it keeps what intervals lose in x - mean(x)
 CENTER_LIMIT = 1024
 
@@ -34,23 +36,38 @@ def along(b: Builder, x: int, dim: int, weight: Tensor, bias: Tensor | None = No
 
 
 def maximum(b: Builder, x: Value, y: Value) -> Value:
-    """``max(x, y) = y + relu(x - y)``."""
-    if isinstance(x, Tensor):
-        if isinstance(y, Tensor):
-            return torch.maximum(x, y)
-        x, y = y, x
-    difference = b.add(x, y, -1.0)
-    return b.add(b.relu(int(difference)), y)
+    """``max(x, y)``: ``y + relu(x - y)``, or beside a far constant ``x + relu(y - x)``, which keeps x's digits."""
+    return _extreme(b, x, y, 1.0)
 
 
 def minimum(b: Builder, x: Value, y: Value) -> Value:
-    """``min(x, y) = y - relu(y - x)``."""
+    """``min(x, y)``: ``y - relu(y - x)``, or beside a far constant ``x - relu(x - y)``, which keeps x's digits."""
+    return _extreme(b, x, y, -1.0)
+
+
+def _extreme(b: Builder, x: Value, y: Value, sign: float) -> Value:
+    """The larger of two values (sign 1) or the smaller (sign -1)."""
     if isinstance(x, Tensor):
         if isinstance(y, Tensor):
-            return torch.minimum(x, y)
+            return torch.maximum(x, y) if sign > 0 else torch.minimum(x, y)
         x, y = y, x
-    difference = b.add(y, x, -1.0)
-    return b.add(y, b.relu(int(difference)), -1.0)
+    if isinstance(y, int):
+        return b.add(y, b.relu(int(b.add(x, y, -1.0) if sign > 0 else b.add(y, x, -1.0))), sign)
+    return beside(b, x, y, sign)
+
+
+def beside(b: Builder, x: int, y: Tensor, sign: float) -> int:
+    """The larger (sign 1) or smaller (sign -1) of a value and a constant."""
+    y = y.double()
+    never = y == -sign * math.inf  # an end that nothing reaches
+    if bool(never.all()):
+        return b.meet(x, y)[0]
+    y = torch.where(never, -sign * torch.finfo(torch.float64).max / 4, y)
+    far = (y.abs() > FAR).double()
+    turn = sign * (1.0 - 2.0 * far)
+    unit = b.relu(b.affine(x, turn, -turn * y))
+    other = b.affine(x, far, (1.0 - far) * y) if bool(far.any()) else y
+    return int(b.add(unit, other) if sign > 0 else b.add(other, unit, -1.0))
 
 
 def _pairwise(b: Builder, x: int, dims: Sequence[int], keep: bool, combine: Callable[[int, int], Value]) -> int:
@@ -175,7 +192,16 @@ def prelu(b: Builder, x: int, slope: Tensor) -> int:
     """``x``, or ``slope * x`` below zero, with a slope for each entry."""
     if slope.numel() == 1 and not slope.requires_grad:
         return b.leaky_relu(x, float(slope))
-    return int(b.add(b.affine(x, scale=slope), b.affine(b.relu(x), scale=1.0 - slope)))
+    # 1 - slope in float64: what float32 rounds away would bend the positive side
+    return int(b.add(b.affine(x, scale=slope), b.affine(b.relu(x), scale=1.0 - slope.double())))
+
+
+def elu(b: Builder, x: int, alpha: float) -> int:
+    """``x``, or ``alpha * (exp(x) - 1)`` below zero."""
+    if alpha >= 0:
+        return b.unary("elu", x, alpha=float(alpha))
+    # with a negative alpha it falls below zero and is no longer monotone: a sum of units that are
+    return int(b.add(b.affine(b.unary("elu", x, alpha=1.0), scale=alpha), b.affine(b.relu(x), scale=1.0 - alpha)))
 
 
 def where(b: Builder, condition: Tensor, x: Value, y: Value) -> Value:
@@ -192,9 +218,11 @@ def tile(b: Builder, x: int, times: Sequence[int]) -> int:
     return x
 
 
-def cumulated(b: Builder, x: int, dim: int) -> int:
-    """Cumulated sums along a dimension."""
-    return along(b, x, dim, torch.tril(torch.ones(b.shape(x)[dim], b.shape(x)[dim], dtype=torch.float64)))
+def cumulated(b: Builder, x: int, dim: int, exclusive: bool = False, reverse: bool = False) -> int:
+    """Cumulated sums along a dimension: of all entries up to each, without itself, or from the end on."""
+    ones = torch.ones(b.shape(x)[dim], b.shape(x)[dim], dtype=torch.float64)
+    weight = torch.tril(ones, -1 if exclusive else 0)
+    return along(b, x, dim, weight.flip(0, 1) if reverse else weight)
 
 
 def resample(b: Builder, x: int, dim: int, weight: Tensor) -> int:

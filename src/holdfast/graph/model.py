@@ -48,11 +48,14 @@ class Graph:
         nodes: in topological order; the first is the input and the last the output.
         dtype: the floating-point type in which the model runs.
         deployed: the type whose rounding bounds shall account for, or None: the model in real numbers.
+        whole: the model takes whole numbers only: bounds over the reals between them are bounds, but a witness must be
+            whole.
     """
 
     nodes: tuple[Node, ...]
     dtype: torch.dtype = torch.float32
     deployed: torch.dtype | None = None
+    whole: bool = False
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from math import inf, isnan
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.build import Builder, Value
-from holdfast.graph.onnx_call import Call, Handler
+from holdfast.graph.build import BatchError, Builder, Value
+from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Handler, Served, type_name
 
 __all__ = ["VALUES"]
 
 
 def _gemm(c: Call) -> Value:
-    x, y = _two(c)
-    if isinstance(x, int) and isinstance(y, Tensor) and not c.get("transA", 0):
-        bias = c.constant(2)
-        weight = (y if c.get("transB", 0) else y.T) * c.get("alpha", 1.0)
-        if bias is None or bias.ndim < 2 or len(bias) == 1:
-            bias = None if bias is None else (bias * c.get("beta", 1.0)).flatten().expand(len(weight))
-            return c.b.linear(x, weight, bias)
+    x, y, shift = c.required(0), c.required(1), c.value(2)
+    alpha, beta, turn, turn_y = (c.get(name) for name in ("alpha", "beta", "transA", "transB"))
+    if isinstance(x, int) and isinstance(y, Tensor) and not turn and not isinstance(shift, int):
+        weight = _times(y if turn_y else y.T, alpha)
+        if shift is None or shift.ndim < 2 or len(shift) == 1:
+            if shift is not None and shift.ndim and shift.shape[-1] not in (1, len(weight)):
+                raise ModelError(f"'Gemm' with a bias of {shift.shape[-1]} entries for {len(weight)} outputs")
+            return c.b.linear(x, weight, None if shift is None else _times(shift, beta).flatten().expand(len(weight)))
     if c.b.lead:
-        raise UnsupportedError("'Gemm' that mixes the batch with the features")
-    x, y = (_turned(c, v) if c.get(name, 0) else v for v, name in ((x, "transA"), (y, "transB")))
-    z = c.b.multiply(c.b.matmul(x, y), torch.tensor(c.get("alpha", 1.0)))
-    shift = c.inputs[2] if len(c.inputs) > 2 else None
-    return z if shift is None else c.b.add(z, c.b.multiply(shift, torch.tensor(c.get("beta", 1.0))))
+        raise BatchError("'Gemm' that mixes the batch with the features; served is a constant second factor")
+    x, y = (_turned(c, v) if flag else v for v, flag in ((x, turn), (y, turn_y)))
+    z = _scaled(c, c.b.matmul(x, y), alpha)
+    return z if shift is None else c.b.add(z, _scaled(c, shift, beta))
+
+
+def _times(value: Tensor, factor: float) -> Tensor:
+    """A constant times a number of the file, without rounding it to float32."""
+    return value if factor == 1 else value.double() * factor
+
+
+def _scaled(c: Call, value: Value, factor: float) -> Value:
+    """Any value times a number of the file."""
+    if isinstance(value, Tensor):
+        return _times(value, factor)
+    return value if factor == 1 else c.b.affine(value, scale=factor)
 
 
 def _turned(c: Call, value: Value) -> Value:
     return value.T if isinstance(value, Tensor) else c.b.permute(value, [1, 0])
+
+
+def _two(c: Call) -> tuple[Value, Value]:
+    """Both operands. Before opset 7 a smaller one had to be announced and was aligned elsewhere: not served."""
+    return c.required(0), c.required(1)
 
 
 def _matmul(c: Call) -> Value:
@@ -42,21 +60,22 @@ def _matmul(c: Call) -> Value:
 
 def _batch_norm(c: Call) -> Value:
     scale, bias, mean, variance = (c.weight(i) for i in range(1, 5))
-    return c.b.batch_norm(c.x, scale, bias, mean, variance, c.get("epsilon", 1e-5))
-
-
-def _two(c: Call) -> tuple[Value, Value]:
-    x, y = c.inputs[:2]
-    if x is None or y is None:
-        raise ModelError(f"'{c.op}' lacks an input")
-    return x, y
+    c.get("momentum")  # of running statistics, which inference leaves alone
+    if c.get("training_mode", 0):
+        raise UnsupportedError(
+            "'BatchNormalization' with training_mode=1, which normalises by the batch's own statistics; served is "
+            "training_mode=0: export the model in eval mode"
+        )
+    c.need("spatial", 1)
+    return c.b.batch_norm(c.x, scale, bias, mean, variance, c.get("epsilon"))
 
 
 def _reduce(c: Call) -> tuple[int, list[int], bool]:
-    axes = c.argument("axes", 1) or None
-    if axes is None and c.get("noop_with_empty_axes", 0):
-        return c.x, [], True
-    return c.x, c.dims(axes), bool(c.get("keepdims", 1))
+    keep = bool(c.get("keepdims"))
+    axes, noop = c.argument("axes", 1) or None, c.get("noop_with_empty_axes", 0)
+    if axes is None and noop:
+        raise UnsupportedError(f"'{c.op}' with noop_with_empty_axes=1 and no axes; served are named axes")
+    return c.x, c.dims(axes), keep
 
 
 def _reduced(f: Callable[[Builder, int, Sequence[int], bool], int]) -> Handler:
@@ -64,7 +83,19 @@ def _reduced(f: Callable[[Builder, int, Sequence[int], bool], int]) -> Handler:
 
 
 def _many(f: Callable[[Builder, Value, Value], Value]) -> Callable[[Call], Value]:
-    return lambda c: reduce(lambda x, y: f(c.b, x, y), [v for v in c.inputs if v is not None])
+    def read(c: Call) -> Value:
+        values = c.all()
+        if c.version < 8 and len({_shape(c, v) for v in values}) > 1:
+            raise UnsupportedError(
+                f"'{c.op}' of opset {c.version} of several shapes; served is one shape before opset 8"
+            )
+        return reduce(lambda x, y: f(c.b, x, y), values)
+
+    return read
+
+
+def _shape(c: Call, value: Value) -> tuple[int, ...]:
+    return c.b.shape(value) if isinstance(value, int) else tuple(value.shape[c.b.lead :])
 
 
 def _average(c: Call) -> Value:
@@ -75,65 +106,94 @@ def _pow(c: Call) -> Value:
     x, y = _two(c)
     if isinstance(y, Tensor) and isinstance(x, int):
         if y.unique().numel() != 1:
-            raise UnsupportedError("'Pow' with several exponents")
-        if y.ndim > len(c.full):
-            raise UnsupportedError("'Pow' that adds dimensions")
-        return c.b.power(x, float(y.flatten()[0]))
-    logarithm = x.double().log() if isinstance(x, Tensor) else c.b.unary("log", x)
-    return c.b.unary("exp", int(c.b.multiply(logarithm, y)))
+            raise UnsupportedError("'Pow' with several exponents; served is one for all entries")
+        exponent = float(y.flatten()[0])
+        if y.ndim:  # it may be larger than the value
+            x, _ = c.b.meet(x, y)
+        if exponent == 0:
+            return c.b.affine(x, scale=0.0, shift=1.0)
+        return c.b.power(x, exponent)
+    if not isinstance(x, Tensor):
+        raise UnsupportedError(
+            "'Pow' of two values that depend on the model's input; served is one constant of the two"
+        )
+    if not bool((x > 0).all()):
+        raise UnsupportedError("'Pow' of a constant that is not positive; served are positive bases")
+    return c.b.unary("exp", int(c.b.multiply(x.double().log(), y)))
 
 
 def _where(c: Call) -> Value:
-    condition = c.weight(0)
-    x, y = c.inputs[1:3]
-    if x is None or y is None:
-        raise ModelError("'Where' lacks an input")
-    return compose.where(c.b, condition, x, y)
+    c.kind = c.kinds[1]
+    return compose.where(c.b, c.weight(0), c.required(1), c.required(2))
 
 
 def _cast(c: Call) -> Value:
-    # the file's types as numbers: 1 float, 11 double, 6 int32, 7 int64
-    if c.get("to") not in ((1, 11, 6, 7) if c.whole else (1, 11)):
-        raise UnsupportedError("'Cast' of a value that depends on the input to a type with fewer values")
+    c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
+    was, to = c.kinds[0], c.get("to")
+    narrow = torch.finfo(c.b.dtype).eps
+    if was in WHOLE and to in WHOLE:
+        old, new = torch.iinfo(TYPES[was]), torch.iinfo(TYPES[to])
+        fits = new.min <= old.min and old.max <= new.max
+    else:
+        fits = (was in WHOLE | FLOATS) and to in FLOATS and torch.finfo(TYPES[to]).eps <= narrow
+    if not fits:
+        raise UnsupportedError(
+            f"'Cast' from {type_name(was)} to {type_name(to)} of a value that depends on the model's input, which would "
+            "round it; served are casts to types that hold every value"
+        )
+    c.kind = to
+    return c.x
+
+
+def _dropout(c: Call) -> Value:
+    c.get("ratio"), c.constant(1), c.get("seed")  # of training
+    mode = c.constant(2)
+    if mode is not None and bool(mode):
+        raise UnsupportedError(
+            "'Dropout' with training_mode true, which draws at random; export the model in eval mode"
+        )
     return c.x
 
 
 def _layer_norm(c: Call) -> Value:
-    dims = range(c.dim(c.get("axis", -1)), len(c.shape))
-    return compose.layer_norm(c.b, c.x, dims, c.weight(1), c.constant(2), c.get("epsilon", 1e-5))
+    c.need("stash_type", 1)
+    dims = range(c.dim(c.get("axis")), len(c.shape))
+    weight, bias = c.weight(1), c.constant(2)
+    if any(t is not None and t.ndim > len(dims) for t in (weight, bias)):
+        raise UnsupportedError(
+            "'LayerNormalization' whose scale has more dimensions than are normalised; served are as many"
+        )
+    return compose.layer_norm(c.b, c.x, dims, weight, bias, c.get("epsilon"))
 
 
 def _instance_norm(c: Call) -> Value:
     weight = c.weight(1)
-    y = compose.group_norm(c.b, c.sample(), len(weight), weight, c.weight(2), c.get("epsilon", 1e-5))
+    y = compose.group_norm(c.b, c.sample(), len(weight), weight, c.weight(2), c.get("epsilon"))
     return c.b.again(y, c.x)
 
 
 def _group_norm(c: Call) -> Value:
-    if c.opset < 21:
-        raise UnsupportedError("'GroupNormalization' before opset 21")
-    groups, eps = c.get("num_groups"), c.get("epsilon", 1e-5)
-    return c.b.again(compose.group_norm(c.b, c.sample(), groups, c.weight(1), c.weight(2), eps), c.x)
+    c.need("stash_type", 1)
+    groups = c.get("num_groups")
+    return c.b.again(compose.group_norm(c.b, c.sample(), groups, c.weight(1), c.weight(2), c.get("epsilon")), c.x)
 
 
 def _cumulated(c: Call) -> Value:
-    if c.get("exclusive", 0) or c.get("reverse", 0):
-        raise UnsupportedError("'CumSum' that is exclusive or reversed")
-    return compose.cumulated(c.b, c.x, c.dim(int(c.weight(1))))
-
-
-def _elu(c: Call) -> Value:
-    return c.b.unary("elu", c.x, alpha=c.get("alpha", 1.0))
+    axis = c.weight(1)
+    if axis.numel() != 1:
+        raise ModelError(f"'CumSum' along {axis.tolist()}")
+    return compose.cumulated(c.b, c.x, c.dim(int(axis)), bool(c.get("exclusive")), bool(c.get("reverse")))
 
 
 def _selu(c: Call) -> Value:
-    alpha, gamma = c.get("alpha", 1.67326319217681884765625), c.get("gamma", 1.05070102214813232421875)
-    return c.b.affine(c.b.unary("elu", c.x, alpha=alpha), scale=gamma)
+    return c.b.affine(compose.elu(c.b, c.x, c.get("alpha")), scale=c.get("gamma"))
 
 
 def _celu(c: Call) -> Value:
-    alpha = c.get("alpha", 1.0)
-    return c.b.affine(c.b.unary("elu", c.b.affine(c.x, scale=1 / alpha), alpha=1.0), scale=alpha)
+    alpha = c.get("alpha")
+    if alpha <= 0:
+        raise UnsupportedError(f"'Celu' with alpha={alpha:g}; served is alpha above 0")
+    return c.b.affine(compose.elu(c.b, c.b.affine(c.x, scale=1 / alpha), 1.0), scale=alpha)
 
 
 def _softsign(c: Call) -> Value:
@@ -145,77 +205,94 @@ def _mish(c: Call) -> Value:
 
 
 def _clip(c: Call) -> Value:
-    return c.b.clip(c.x, c.argument("min", 1), c.argument("max", 2))
+    low, high = _end(c, "min", 1, -1.0), _end(c, "max", 2, 1.0)
+    return c.b.clip(c.x, low, high)
+
+
+def _end(c: Call, name: str, i: int, side: float) -> float | None:
+    """An end of a Clip; None where nothing that the model's type holds lies beyond it."""
+    value = c.argument(name, i)
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if value is None:
+        return None
+    if isinstance(value, list) or isnan(value) or value == -side * inf:
+        raise UnsupportedError(f"'Clip' with {name}={value}; served is one number")
+    return None if side * value >= torch.finfo(c.b.dtype).max else float(value)
 
 
 def _softmax(c: Call) -> Value:
     work = c.b.softmax if c.op == "Softmax" else lambda x, dim: compose.log_softmax(c.b, x, dim)
-    if c.opset >= 13:
-        return work(c.x, c.dim(c.get("axis", -1)))
-    dim = c.dim(c.get("axis", 1))  # all dimensions from the axis on
+    dim = c.dim(c.get("axis"))
+    if c.version >= 13:
+        return work(c.x, dim)
+    # all dimensions from the axis on
     return c.b.reshape(work(c.b.reshape(c.x, (*c.shape[:dim], -1)), dim), c.shape)
+
+
+def _gelu(c: Call) -> Value:
+    return c.b.unary("gelu", c.x, approximate=c.need("approximate", "none", "tanh"))
 
 
 def _unary(op: str) -> Handler:
     return lambda c: c.b.unary(op, c.x)
 
 
-VALUES: dict[str, Handler] = {
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "BatchNormalization": _batch_norm,
-    "LayerNormalization": _layer_norm,
-    "InstanceNormalization": _instance_norm,
-    "GroupNormalization": _group_norm,
-    "Relu": _unary("relu"),
-    "LeakyRelu": lambda c: c.b.leaky_relu(c.x, c.get("alpha", 0.01)),
-    "PRelu": lambda c: compose.prelu(c.b, c.x, c.weight(1)),
-    "Sigmoid": _unary("sigmoid"),
-    "Tanh": _unary("tanh"),
-    "Erf": _unary("erf"),
-    "Exp": _unary("exp"),
-    "Log": _unary("log"),
-    "Sin": _unary("sin"),
-    "Cos": _unary("cos"),
-    "Sqrt": _unary("sqrt"),
-    "Reciprocal": _unary("reciprocal"),
-    "Abs": _unary("abs"),
-    "Sign": _unary("sign"),
-    "Softplus": _unary("softplus"),
-    "Swish": lambda c: c.b.multiply(c.x, c.b.unary("sigmoid", c.b.affine(c.x, scale=c.get("alpha", 1.0)))),
-    "Gelu": lambda c: c.b.unary("gelu", c.x, approximate=c.get("approximate", "none")),
-    "Elu": _elu,
-    "Selu": _selu,
-    "Celu": _celu,
-    "Softsign": _softsign,
-    "Mish": _mish,
-    "HardSigmoid": lambda c: compose.hardsigmoid(c.b, c.x, c.get("alpha", 0.2), c.get("beta", 0.5)),
-    "HardSwish": lambda c: compose.hardswish(c.b, c.x),
-    "Pow": _pow,
-    "Add": lambda c: c.b.add(*_two(c)),
-    "Sub": lambda c: c.b.add(*_two(c), sign=-1.0),
-    "Mul": lambda c: c.b.multiply(*_two(c)),
-    "Div": lambda c: c.b.divide(*_two(c)),
-    "Neg": lambda c: c.b.affine(c.x, scale=-1.0),
-    "Max": _many(compose.maximum),
-    "Min": _many(compose.minimum),
-    "Sum": _many(Builder.add),
-    "Mean": _average,
-    "Where": _where,
-    "CumSum": _cumulated,
-    "ReduceMean": _reduced(Builder.mean),
-    "ReduceSum": _reduced(compose.total),
-    "ReduceMax": _reduced(compose.amax),
-    "ReduceMin": _reduced(compose.amin),
-    "ReduceProd": _reduced(compose.product),
-    "ReduceL1": _reduced(lambda b, x, dims, keep: compose.norm(b, x, 1, dims, keep)),
-    "ReduceL2": _reduced(lambda b, x, dims, keep: compose.norm(b, x, 2, dims, keep)),
-    "ReduceSumSquare": _reduced(lambda b, x, dims, keep: compose.total(b, b.power(x, 2.0), dims, keep)),
-    "ReduceLogSumExp": _reduced(compose.logsumexp),
-    "Clip": _clip,
-    "Softmax": _softmax,
-    "LogSoftmax": _softmax,
-    "Cast": _cast,
-    "Dropout": lambda c: c.x,
-    "Identity": lambda c: c.x,
+VALUES: dict[str, Served] = {
+    "Gemm": Served(_gemm, 13, 7),
+    "MatMul": Served(_matmul, 13),
+    "BatchNormalization": Served(_batch_norm, 15, 7),
+    "LayerNormalization": Served(_layer_norm, 17),
+    "InstanceNormalization": Served(_instance_norm, 22, 6),
+    "GroupNormalization": Served(_group_norm, 21, 21),
+    "Relu": Served(_unary("relu"), 14, 6),
+    "LeakyRelu": Served(lambda c: c.b.leaky_relu(c.x, c.get("alpha")), 16, 6),
+    "PRelu": Served(lambda c: compose.prelu(c.b, c.x, c.weight(1)), 16, 7),
+    "Sigmoid": Served(_unary("sigmoid"), 13, 6),
+    "Tanh": Served(_unary("tanh"), 13, 6),
+    "Erf": Served(_unary("erf"), 13),
+    "Exp": Served(_unary("exp"), 13, 6),
+    "Log": Served(_unary("log"), 13, 6),
+    "Sin": Served(_unary("sin"), 22),
+    "Cos": Served(_unary("cos"), 22),
+    "Sqrt": Served(_unary("sqrt"), 13, 6),
+    "Reciprocal": Served(_unary("reciprocal"), 13, 6),
+    "Abs": Served(_unary("abs"), 13, 6),
+    "Sign": Served(_unary("sign"), 13),
+    "Softplus": Served(_unary("softplus"), 22),
+    "Swish": Served(lambda c: c.b.multiply(c.x, c.b.unary("sigmoid", c.b.affine(c.x, scale=c.get("alpha")))), 24),
+    "Gelu": Served(_gelu, 20),
+    "Elu": Served(lambda c: compose.elu(c.b, c.x, c.get("alpha")), 22, 6),
+    "Selu": Served(_selu, 22, 6),
+    "Celu": Served(_celu, 28),
+    "Softsign": Served(_softsign, 22),
+    "Mish": Served(_mish, 22),
+    "HardSigmoid": Served(lambda c: compose.hardsigmoid(c.b, c.x, c.get("alpha"), c.get("beta")), 22, 6),
+    "HardSwish": Served(lambda c: compose.hardswish(c.b, c.x), 22),
+    "Pow": Served(_pow, 15, 7),
+    "Add": Served(lambda c: c.b.add(*_two(c)), 14, 7),
+    "Sub": Served(lambda c: c.b.add(*_two(c), sign=-1.0), 14, 7),
+    "Mul": Served(lambda c: c.b.multiply(*_two(c)), 14, 7),
+    "Div": Served(lambda c: c.b.divide(*_two(c)), 14, 7),
+    "Neg": Served(lambda c: c.b.affine(c.x, scale=-1.0), 13, 6),
+    "Max": Served(_many(compose.maximum), 13, 6),
+    "Min": Served(_many(compose.minimum), 13, 6),
+    "Sum": Served(_many(Builder.add), 13, 6),
+    "Mean": Served(_average, 13, 6),
+    "Where": Served(_where, 16),
+    "CumSum": Served(_cumulated, 14),
+    "ReduceMean": Served(_reduced(Builder.mean), 18),
+    "ReduceSum": Served(_reduced(compose.total), 13),
+    "ReduceMax": Served(_reduced(compose.amax), 20),
+    "ReduceMin": Served(_reduced(compose.amin), 20),
+    "ReduceProd": Served(_reduced(compose.product), 18),
+    "ReduceL1": Served(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 1, dims, keep)), 18),
+    "ReduceL2": Served(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 2, dims, keep)), 18),
+    "ReduceSumSquare": Served(_reduced(lambda b, x, dims, keep: compose.total(b, b.power(x, 2.0), dims, keep)), 18),
+    "ReduceLogSumExp": Served(_reduced(compose.logsumexp), 28),
+    "Clip": Served(_clip, 13, 6),
+    "Softmax": Served(_softmax, 13),
+    "LogSoftmax": Served(_softmax, 13),
+    "Cast": Served(_cast, 28, 6, FLOATS | WHOLE),
+    "Dropout": Served(_dropout, 22, 7),
+    "Identity": Served(lambda c: c.required(0), 25, kinds=FLOATS | WHOLE | {9}),
 }

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["simplify"]
+__all__ = ["lifted", "simplify"]
 
 
 def simplify(graph: Graph, output: int) -> Graph:
@@ -37,6 +37,25 @@ def simplify(graph: Graph, output: int) -> Graph:
             nodes[i] = merged
             consumers[merged.inputs[0]] = [i if c == source else c for c in consumers[merged.inputs[0]]]
     return _rewritten(_prune(replace(graph, nodes=tuple(nodes)), len(nodes) - 1), _tidied)
+
+
+def lifted(graph: Graph) -> Graph:
+    """The graph with every single number a vector of one: what bounds and attacks do to features needs a dimension."""
+    nodes: list[Node] = []
+    place: list[int] = []
+    for node in graph.nodes:
+        node = replace(node, inputs=tuple(place[j] for j in node.inputs))
+        if node.op == "permute" and not node.shape:
+            place.append(node.inputs[0])
+            continue
+        shape = node.shape or (1,)
+        if node.op == "embedding" and len(nodes[node.inputs[0]].shape) == len(node.shape):
+            nodes.append(replace(node, shape=(1, *node.shape)))
+            node = Node("reshape", (len(nodes) - 1,), node.shape, attributes={"shape": node.shape})
+        attributes = {"shape": shape} if node.op == "reshape" else node.attributes
+        nodes.append(replace(node, shape=shape, attributes=attributes))
+        place.append(len(nodes) - 1)
+    return replace(graph, nodes=tuple(nodes))
 
 
 # A rewriting rule takes a node, whose inputs are positions among the nodes so far, those nodes and how often each is

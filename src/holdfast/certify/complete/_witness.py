@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certify.query import Query
-from holdfast.certify.verifier import broken, representable
+from holdfast.certify.verifier import broken, representable, whole_points
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph
 from holdfast.numerics.project import project
@@ -38,7 +38,7 @@ class Witnesses:
             n = len(x)
             ball = self._query.ball.select(torch.zeros(n, dtype=torch.int64))
             x = project(ball, x, self._query.x.expand(n, *x.shape[1:]))
-        x = representable(self._query, x, self._graph.dtype)
+        x = self._settled(x)
         lower, upper = self._query.lower, self._query.upper
         for step in range(steps + 1):
             with torch.set_grad_enabled(step < steps):
@@ -52,5 +52,9 @@ class Witnesses:
                 (gradient,) = torch.autograd.grad(total, point)
                 rate = 0.25 * (1 - step / steps)
                 x = torch.clamp(x - rate * (upper - lower) * gradient.sign(), lower, upper)
-                x = representable(self._query, x, self._graph.dtype)
+                x = self._settled(x)
         return None
+
+    def _settled(self, x: Tensor) -> Tensor:
+        """Points as a witness has to be."""
+        return whole_points(self._query, x) if self._graph.whole else representable(self._query, x, self._graph.dtype)
