@@ -52,7 +52,7 @@ def build_arch(arch: str, state: Mapping[str, Tensor], *, trust: bool) -> tuple[
     return module, ()
 
 
-def import_function(spec: str, *, trust: bool = False) -> Callable[[], object]:
+def import_function(spec: str, *, trust: bool = False, flag: str = "--arch") -> Callable[..., object]:
     """The object that ``package.module:function`` or ``file.py:function`` names; naming code is consent to import it.
 
     Raises:
@@ -63,14 +63,14 @@ def import_function(spec: str, *, trust: bool = False) -> Callable[[], object]:
     source, colon, name = spec.rpartition(":")
     if not colon or not source or not name:
         raise UsageError(f"'{spec}' is no function; write package.module:function, file.py:function or timm:NAME")
-    module = _from_file(Path(source), trust=trust) if source.endswith(".py") else _from_path(source)
+    module = _from_file(Path(source), trust=trust, flag=flag) if source.endswith(".py") else _from_path(source)
     try:
         found = getattr(module, name)
     except AttributeError:
         public = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         raise UsageError(f"{source} has no '{name}'. {did_you_mean(name, public)}") from None
     if not callable(found):
-        raise UsageError(f"--arch {spec} is {type(found).__name__}, not a function")
+        raise UsageError(f"{flag} {spec} is {type(found).__name__}, not a function")
     return found
 
 
@@ -99,7 +99,7 @@ def _from_path(name: str) -> ModuleType:
         raise ModelError(f"--arch: importing '{name}' failed: {type(fault).__name__}: {fault}") from fault
 
 
-def _from_file(path: Path, *, trust: bool) -> ModuleType:
+def _from_file(path: Path, *, trust: bool, flag: str) -> ModuleType:
     resolved = path.resolve()
     if not resolved.is_file():
         raise UsageError(f"there is no file {path}")
@@ -115,7 +115,7 @@ def _from_file(path: Path, *, trust: bool) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as fault:
-        raise ModelError(f"--arch: importing {path} failed: {type(fault).__name__}: {fault}") from fault
+        raise ModelError(f"{flag}: importing {path} failed: {type(fault).__name__}: {fault}") from fault
     return module
 
 

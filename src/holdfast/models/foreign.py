@@ -11,18 +11,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from holdfast.core.errors import HoldfastError, ModelError, UsageError
+from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError, UsageError
 from holdfast.models.wrap import FixedMode
 
 __all__ = ["exported_module", "onnx_module", "torchscript_module"]
 
 
-def onnx_module(path: Path) -> nn.Module:
+def onnx_module(path: Path, output: str | None = None) -> nn.Module:
     """An ONNX file through our own reader, as a differentiable module.
 
+    Args:
+        path: the file.
+        output: the name of the output that is meant; a file with one needs none.
+
     Raises:
-        UsageError: the extra ``[onnx]`` is not installed.
-        ModelError: damaged, or an operation that the reader does not know.
+        UsageError: the package onnx is not installed.
+        ModelError: damaged, or several outputs and none named.
+        UnsupportedError: an operation that the reader does not know; the file can be asked all the same.
     """
     try:
         import onnx  # noqa: F401
@@ -30,7 +35,13 @@ def onnx_module(path: Path) -> nn.Module:
         raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     from holdfast.graph.onnx import read_onnx
 
-    return read_onnx(path).as_module()
+    try:
+        graph = read_onnx(path) if output is None else read_onnx(path, output)
+    except UnsupportedError as fault:
+        raise UnsupportedError(
+            f"{fault}. Attacks that only ask it run through onnxruntime: holdfast audit --suite black-box --certify none"
+        ) from None
+    return graph.as_module()
 
 
 def exported_module(path: Path) -> nn.Module:

@@ -33,6 +33,8 @@ class Format(StrEnum):
     PT2 = "torch.export archive (.pt2)"
     ONNX = "ONNX"
     HF_FOLDER = "Hugging Face folder"
+    FUNCTION = "Python function"
+    """A function of a file that the caller named; no file is found to be one."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,12 @@ def admit(path: str | Path, contents: Contents, *, trust: bool) -> None:
         strangers_first = sorted(contents.runs, key=lambda name: name.startswith("torch."))
         more = len(strangers_first) - 6
         shown = ", ".join(strangers_first[:6]) + (f" and {more} more" if more > 0 else "")
+        if not any(name.startswith("torch.") for name in contents.runs):
+            raise UnsafeFileError(
+                f"{path} is a file of the kind '{contents.format}', and opening it can run code; would run: {shown}. If it "
+                "is an estimator of scikit-learn's kind, export it to ONNX with skl2onnx and give that file, or load it "
+                "with skops in a predict.py of your own; or, if you trust where the file comes from, pass --trust."
+            )
         raise UnsafeFileError(
             f"{path} is a file of the kind '{contents.format}', and opening it can run code; would run: {shown}. "
             "Save the weights alone, with torch.save(model.state_dict(), file) or as safetensors, and name the "
@@ -230,6 +238,9 @@ _MAGIC = (
     (b"<", "it looks like a web page; was the download refused?"),
     (b"\x89HDF", "it is HDF5, as Keras writes; export the model to ONNX"),
     (b"\x1f\x8b", "it is gzip; unpack it first"),
+    (b"\x78\x9c", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
+    (b"\x78\x01", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
+    (b"\x78\xda", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
     (b"GGUF", "it is GGUF, a language-model format"),
     (b"\x93NUMPY", "it is a NumPy array"),
     (b"{", "it is JSON"),

@@ -2,7 +2,7 @@
 
 Request: ``{"inputs": [...]}``, nested lists of (rows, \\*features). Answer, by what the API gives away:
 ``{"labels": [3, ...]}``, ``{"scores": [[...], ...]}`` or ``{"top": [[[label, score], ...], ...]}``.
-A label is a number or a class name.
+A label is a number or a class name. Other JSON is declared by a template and a path, see `holdfast.models.template`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor
 from holdfast.core.errors import BudgetError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.verdict import Subject
-from holdfast.models.transport import Line, refusal, request_headers
-from holdfast.models.wire import Answers, encode
+from holdfast.models.paid import PaidAnswers
+from holdfast.models.template import AnswerPath, RequestTemplate
+from holdfast.models.transport import Line, Reply, excerpt, refusal, request_headers
+from holdfast.models.wire import REQUEST, Answers
 
 __all__ = ["HttpModel", "Usage"]
 
@@ -68,6 +70,9 @@ class HttpModel:
         access: Literal["labels", "scores"] = "scores",
         scores: Literal["probabilities", "logits"] = "probabilities",
         top_k: int | None = None,
+        request: str | None = None,
+        answer: str | None = None,
+        paid: PaidAnswers | None = None,
         rows_per_request: int = 32,
         concurrency: int = 4,
         timeout: float = 30.0,
@@ -85,9 +90,12 @@ class HttpModel:
         access: what the API gives: ``labels`` or ``scores``.
         scores: what its scores are.
         top_k: if set, only the k best scores come back; the others count as -inf.
+        request: the JSON of a request with placeholders, where the API wants other than ``{"inputs": $inputs}``.
+        answer: the path of the rows in its answer, where that is another.
+        paid: answers that were paid for before, and where new ones are kept.
         rows_per_request: rows in one request.
         concurrency: requests at a time.
-        timeout: seconds to wait for one answer.
+        timeout: seconds to wait for one whole answer.
         retries: times that a request is sent again after 429, 5xx or a lost connection.
         backoff: seconds before the first retry, doubled each time; ``Retry-After`` overrides it.
         canary_every: rows between two looks at the canary.
@@ -109,9 +117,13 @@ class HttpModel:
             raise UsageError("top_k is for scores and starts at 1")
         names = None if isinstance(classes, int) else tuple(classes)
         self.classes = classes if isinstance(classes, int) else len(classes)
-        self.answers = Answers(self.classes, names, access, scores, top_k)
+        path = None if answer is None else AnswerPath.parse(answer)
+        self.answers = Answers(self.classes, names, access, scores, top_k, path)
+        self.template = REQUEST if request is None else RequestTemplate.parse(request)
+        if self.template.one_row:
+            rows_per_request = 1
         self.url, self.max_queries = url, max_queries
-        self.usage = Usage()
+        self.usage, self._paid, self._in_unit = Usage(), paid, False
         self._rows, self._retries, self._backoff, self._sleep = rows_per_request, retries, backoff, sleep
         self._canary_every, self._canary, self._next_canary = canary_every, None, canary_every
         self._line = Line(url, timeout, request_headers(url, headers, token_env))
@@ -129,28 +141,47 @@ class HttpModel:
             BudgetError: the rows would exceed ``max_queries``; none of them is sent.
             ModelError: the API fails or answers what cannot be read.
         """
-        inputs = x.detach().to("cpu", torch.float32)
+        inputs = x.detach().to("cpu", torch.float32).contiguous()
+        kept = self._paid if self._in_unit else None
+        keys = [] if kept is None else kept.keys(inputs)
+        known = {} if kept is None else kept.recall(keys)
+        todo = torch.tensor([i for i in range(len(inputs)) if not keys or keys[i] not in known], dtype=torch.int64)
         with self.usage.lock:
             left = self.max_queries - self.usage.sent
-        if len(inputs) > left:
+        if len(todo) > left:
             raise BudgetError(
-                f"{len(inputs)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at {self.url}"
+                f"{len(todo)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at {self.url}; "
+                "a larger --max-queries goes on from here"
             )
-        parts = list(inputs.split(self._rows))
-        futures = [self._pool.submit(self._ask, part) for part in parts]
+        parts = list(todo.split(self._rows)) if len(todo) else []
+        futures = [
+            self._pool.submit(self._ask, inputs[part], [keys[i] for i in part] if keys else []) for part in parts
+        ]
         try:
             answers = [future.result() for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        answer = torch.cat(answers) if answers else torch.empty(0, self.classes)
+        answer = torch.empty(len(inputs), self.classes)
+        for i, key in enumerate(keys):
+            if key in known:
+                answer[i] = known[key]
+        if answers:
+            answer[todo] = torch.cat(answers)
         if self._canary is None and len(inputs):
             self._canary = (inputs[:1].clone(), answer[:1].clone())
         elif self.usage.sent >= self._next_canary:
             self._next_canary = self.usage.sent + self._canary_every
             self.check_canary()
         return answer.to(x.device)
+
+    def begin(self, unit: str) -> None:
+        """Starts a unit of work of a run: what it was paid for before is not asked, and counts against the maximum."""
+        if self._paid is not None:
+            sent = self._paid.begin(unit)
+            with self.usage.lock:
+                self.usage.sent, self._in_unit = max(self.usage.sent, sent), True
 
     def check_canary(self) -> float | None:
         """Ask the first row again: how far its probabilities moved, or None if there is no row or no budget for it."""
@@ -189,34 +220,54 @@ class HttpModel:
     def close(self) -> None:
         """Stop the threads; the model cannot be asked any more."""
         self._pool.shutdown(cancel_futures=True)
+        if self._paid is not None:
+            self._paid.close()
 
-    def _ask(self, rows: Tensor) -> Tensor:
-        body = encode(rows)
-        last = ""
+    def _ask(self, rows: Tensor, keys: Sequence[bytes] = ()) -> Tensor:
+        body = self.template.encode(rows)
+        last, reply = "", Reply(0, b"")
         for attempt in range(self._retries + 1):
             self._charge(len(rows), again=attempt > 0)
             reply = self._line.post(body)
             if reply.status == 200:
-                return self.answers.decode(reply.body, len(rows))
+                answer = self.answers.decode(reply.body, len(rows), one_row=self.template.one_row)
+                if self._paid is not None and keys:
+                    self._paid.keep(keys, answer)
+                return answer
             if 0 < reply.status < 500 and reply.status != 429:
-                raise ModelError(refusal(self.url, reply))
-            last = reply.fault or f"status {reply.status}"
+                raise ModelError(refusal(self.url, reply, self._wanted))
+            last = reply.fault or f"status {reply.status}{f' and {excerpt(reply.body)}' if reply.body else ''}"
             if attempt < self._retries:
                 self._sleep(self._pause(attempt, reply.wait))
-        raise ModelError(
-            f"{self.url} failed {self._retries + 1} times, last with {last}; is it up? "
-            "A longer time-out, more retries or less concurrency may help."
+        advice = "A longer time-out, more retries or less concurrency may help."
+        if reply.status >= 500:
+            advice = f"It is up and fails on what it is asked; {self._wanted}"
+        elif reply.fault.startswith("ConnectionRefused"):
+            advice = "Nobody listens there: is it up, and are host and port right?"
+        raise ModelError(f"{self.url} failed {self._retries + 1} times, last with {last}. {advice}")
+
+    @property
+    def _wanted(self) -> str:
+        """The JSON that is sent and wanted, for messages."""
+        return (
+            f"it is sent {self.template.text} and asked for {self.answers.wanted}; "
+            "if it speaks other JSON, declare that with --request and --answer."
         )
 
     def _charge(self, rows: int, *, again: bool) -> None:
         with self.usage.lock:
             if self.usage.sent + rows > self.max_queries:
-                raise BudgetError(f"all {self.max_queries} queries at {self.url} are used up, retries included")
+                raise BudgetError(
+                    f"all {self.max_queries} queries at {self.url} are used up, retries included; "
+                    "a larger --max-queries goes on from here"
+                )
             self.usage.sent += rows
             self.usage.requests += 1
             self.usage.retried += rows * again
+        if self._paid is not None and self._in_unit:
+            self._paid.charge(rows)
 
     def _pause(self, attempt: int, wait: float | None) -> float:
         if wait is not None and wait > _MAX_WAIT:
             raise ModelError(f"{self.url} asks to wait {wait:.0f} s before the next request; come back then and resume")
-        return min(self._backoff * 2**attempt, _MAX_WAIT) if wait is None else max(wait, 0.0)
+        return min(self._backoff * 2**attempt, _MAX_WAIT) if wait is None else wait

@@ -53,6 +53,7 @@ def load_model(
     binary: Literal["logit", "probability"] | None = None,
     trust: bool = False,
     device: torch.device | str = "cpu",
+    output: str | None = None,
 ) -> LoadedModel:
     """Load a classifier; the format is told by the file's content.
 
@@ -64,6 +65,7 @@ def load_model(
         binary: the model has one output: the logit, or the probability, of class 1 of 2.
         trust: open files whose opening can run code.
         device: where the model goes.
+        output: the output of an ONNX file that is meant, where it has several.
 
     Raises:
         UnsafeFileError: the file could run code and is not trusted (exit code 4).
@@ -77,7 +79,7 @@ def load_model(
         raise UsageError(
             f"{path} is a file of the kind '{contents.format}', which holds its own architecture; leave out --arch"
         )
-    module, notes = _read(path, contents.format, arch, trust, normalise is not None)
+    module, notes = _read(path, contents.format, arch, trust, normalise is not None, output)
     others = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     notes = (*notes, *(f"some weights are {str(t).removeprefix('torch.')}; the model runs in float32" for t in others))
     module = module.float()
@@ -107,7 +109,7 @@ def _before_sigmoid(module: nn.Module) -> tuple[nn.Module, bool]:
 
 
 def _read(
-    path: Path, kind: Format, arch: str | None, trust: bool, normalised: bool
+    path: Path, kind: Format, arch: str | None, trust: bool, normalised: bool, output: str | None
 ) -> tuple[nn.Module, tuple[str, ...]]:
     match kind:
         case Format.SAFETENSORS | Format.STATE_DICT:
@@ -115,13 +117,15 @@ def _read(
         case Format.PICKLE:
             return _pickled(path, arch, trust)
         case Format.ONNX:
-            return onnx_module(path), ()
+            return onnx_module(path, output), ()
         case Format.HF_FOLDER:
             return hugging_face_module(path, processed=not normalised)
         case Format.PT2:
             return exported_module(path), ()
         case Format.TORCHSCRIPT:
             return torchscript_module(path), ()
+        case Format.FUNCTION:
+            raise UsageError(f"{path} is code, not a model file; name its function: {path}:NAME")
 
 
 def _assemble(

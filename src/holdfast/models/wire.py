@@ -1,8 +1,9 @@
-"""The JSON that goes to a prediction API and comes back from it."""
+"""The JSON that goes to a prediction API and comes back from it: this house's own, or what templates declare."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,15 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError
+from holdfast.models.template import AnswerPath, Pair, RequestTemplate
 
-__all__ = ["Answers", "encode"]
+__all__ = ["REQUEST", "Answers", "encode"]
+
+REQUEST = RequestTemplate.parse('{"inputs": $inputs}')
+"""What is asked where nothing else is declared."""
+
+_ELLIPSIS = {"labels": '{"labels": [3, ...]}', "scores": '{"scores": [[0.1, 0.9, ...], ...]}'}
+_TOP = '{"top": [[[3, 0.9], ...], ...]}'
 
 
 def encode(rows: Tensor) -> bytes:
@@ -21,7 +29,7 @@ def encode(rows: Tensor) -> bytes:
         >>> encode(torch.tensor([[0.5, 1.0]]))
         b'{"inputs": [[0.5, 1.0]]}'
     """
-    return json.dumps({"inputs": rows.tolist()}, allow_nan=False).encode()
+    return REQUEST.encode(rows)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,7 @@ class Answers:
         access: whether it gives ``labels`` or ``scores``.
         scores: what its scores are.
         top_k: the best so many scores only, with their labels.
+        path: where the rows are in its answer; None: ``labels``, ``scores`` or ``top``, by what it gives.
     """
 
     classes: int
@@ -41,9 +50,22 @@ class Answers:
     access: Literal["labels", "scores"] = "scores"
     scores: Literal["probabilities", "logits"] = "probabilities"
     top_k: int | None = None
+    path: AnswerPath | None = None
 
-    def decode(self, answer: bytes, rows: int) -> Tensor:
+    @property
+    def wanted(self) -> str:
+        """An answer of the declared form, in words."""
+        if self.path is not None:
+            return f"{self.access} at {self.path.text}"
+        return _TOP if self.access == "scores" and self.top_k is not None else _ELLIPSIS[self.access]
+
+    def decode(self, answer: bytes, rows: int, *, one_row: bool = False) -> Tensor:
         """An answer as (rows, classes) float32 log-probabilities; classes that the answer leaves out are -inf.
+
+        Args:
+            answer: the body.
+            rows: how many were asked.
+            one_row: what lies at the path is the one row that was asked, not a list of rows.
 
         Raises:
             ModelError: no such JSON, the wrong number of rows, unknown labels, scores that are not what was declared.
@@ -52,30 +74,85 @@ class Answers:
             >>> Answers(2, access="labels").decode(b'{"labels": [1]}', 1)
             tensor([[-inf, 0.]])
         """
-        key = "labels" if self.access == "labels" else "scores" if self.top_k is None else "top"
-        values = _list(answer, key)
+        values = self._rows(answer, one_row)
+        if self.access == "scores" and len(values) == rows * self.classes and all(map(_is_number, values)):
+            k = self.classes  # one flat list, row after row
+            values = [values[i : i + k] for i in range(0, len(values), k)]
         if len(values) != rows:
             raise ModelError(f"the API answered {len(values)} rows for {rows}")
-        if key == "labels":
+        if self.access == "labels":
             out = torch.full((rows, self.classes), -torch.inf)
-            out[torch.arange(rows), torch.tensor([self._index(v) for v in values], dtype=torch.int64)] = 0
+            out[torch.arange(rows), torch.tensor([self._index(_label(v)) for v in values], dtype=torch.int64)] = 0
             return out
+        return self._log(self._table(values)).to(torch.float32)
+
+    def _rows(self, answer: bytes, one_row: bool) -> list[Any]:
         try:
-            table = self._best(values) if key == "top" else torch.tensor(values, dtype=torch.float64)
-        except (TypeError, ValueError) as fault:
-            raise ModelError(f"the API's '{key}' are not rows of numbers ({str(fault)[:100]})") from None
-        if table.shape != (rows, self.classes):
+            held: Any = json.loads(answer)
+        except (ValueError, RecursionError):
+            raise ModelError(f"the API answered no JSON: {answer[:100]!r}; wanted: {self.wanted}") from None
+        key = "labels" if self.access == "labels" else "scores" if self.top_k is None else "top"
+        path = self.path or AnswerPath(key, (key,))
+        try:
+            found = path.find(held)
+        except ModelError as fault:
+            hint = "check access and top_k" if self.path is None else f"--answer says {path.text}"
+            raise ModelError(f"{fault}; {hint}; wanted: {self.wanted}") from None
+        values = [found] if one_row else found
+        if not isinstance(values, list):
+            raise ModelError(
+                f"the API's answer has no list '{path.text}' (it is a {type(values).__name__}); wanted: {self.wanted}"
+            )
+        return values
+
+    def _table(self, values: list[Any]) -> Tensor:
+        """(rows, classes) float64 from rows of numbers, of one number, or of classes with their scores."""
+        pairs = [_pairs(row) for row in values]
+        if any(p is not None for p in pairs):
+            return self._best([_pairs(row) for row in values])
+        if self.classes == 2:
+            values = [self._two(row) for row in values]
+        lengths = {len(row) if isinstance(row, list) else 0 for row in values}
+        if len(lengths) == 1 and lengths != {self.classes} and lengths != {0}:
+            raise ModelError(
+                f"the API's scores have the shape {(len(values), *lengths)}; {self.classes} classes were declared"
+            )
+        try:
+            if not all(isinstance(row, list) and all(map(_is_number, row)) for row in values):
+                raise TypeError("some are no number")
+            table = torch.tensor(values, dtype=torch.float64)
+        except (TypeError, ValueError, OverflowError, RuntimeError) as fault:
+            raise ModelError(f"the API's scores are not rows of numbers ({str(fault)[:100]})") from None
+        if table.shape != (len(values), self.classes):
             raise ModelError(
                 f"the API's scores have the shape {tuple(table.shape)}; {self.classes} classes were declared"
             )
-        return self._log(table).to(torch.float32)
+        return table
 
-    def _best(self, values: list[Any]) -> Tensor:
+    def _two(self, row: Any) -> Any:
+        """The score of class 1 of 2 as both."""
+        one: Any = row[0] if isinstance(row, list) and len(row) == 1 else row
+        if not _is_number(one):
+            return row
+        return [1.0 - one, one] if self.scores == "probabilities" else [0.0, one]
+
+    def _best(self, rows: Sequence[list[Pair] | None]) -> Tensor:
         absent = 0.0 if self.scores == "probabilities" else -torch.inf
-        table = torch.full((len(values), self.classes), absent, dtype=torch.float64)
-        for row, pairs in enumerate(values):
-            for label, score in pairs:
-                table[row, self._index(label)] = float(score)
+        table = torch.full((len(rows), self.classes), absent, dtype=torch.float64)
+        for row, pairs in enumerate(rows):
+            seen: set[int] = set()
+            for pair in pairs or ():
+                k = self._index(pair.label)
+                if k in seen or not _is_number(pair.score):
+                    what = "twice" if k in seen else f"with the score {pair.score!r:.40}, which is no number"
+                    raise ModelError(f"the API's answer has the class {pair.label!r} {what}")
+                seen.add(k)
+                table[row, k] = float(pair.score)
+            if self.top_k is None and len(seen) < self.classes:
+                raise ModelError(
+                    f"the API answered {len(seen)} of {self.classes} classes; if it shows the best ones only, say how many: "
+                    f"--top-k {max(1, len(seen))}"
+                )
         return table
 
     def _log(self, table: Tensor) -> Tensor:
@@ -86,27 +163,46 @@ class Answers:
         total = table.sum(1)
         short = self.top_k is None and bool((total < 0.99).any())
         if short or bool((table < 0).any()) or bool((total > 1.01).any()):
+            worst = float(total[(total - 1).abs().argmax()])
             raise ModelError(
-                f"the API's scores are no probabilities (a row sums to {float(total[0]):.4g}); declare them as logits"
+                f"the API's scores are no probabilities (a row sums to {worst:.4g}); declare them as logits: --scores logits"
             )
         return table.log()
 
     def _index(self, label: object) -> int:
         if isinstance(label, str) and self.names is not None and label in self.names:
             return self.names.index(label)
+        if isinstance(label, str) and self.names is None and label.isdecimal() and len(label) < 10:
+            label = int(label)  # the names of a JSON object are texts
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self.classes:
             return label
         known = f": {', '.join(self.names)}"[:200] if self.names else ""
-        raise ModelError(f"the API answered the label {label!r}; {self.classes} classes were declared{known}")
+        fix = "; name them in order: --classes NAME,NAME,..." if isinstance(label, str) and not self.names else ""
+        raise ModelError(f"the API answered the label {label!r:.80}; {self.classes} classes were declared{known}{fix}")
 
 
-def _list(answer: bytes, key: str) -> list[Any]:
-    try:
-        held: Any = json.loads(answer)
-    except (ValueError, RecursionError):
-        raise ModelError(f"the API answered no JSON: {answer[:100]!r}") from None
-    values = held.get(key) if isinstance(held, dict) else None
-    if not isinstance(values, list):
-        got = ", ".join(map(str, held)) if isinstance(held, dict) else type(held).__name__
-        raise ModelError(f"the API's answer has no list '{key}' (it has: {got[:100]}); check access and top_k")
-    return values
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _label(value: Any) -> Any:
+    if isinstance(value, Pair):
+        return value.label
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _pairs(row: Any) -> list[Pair] | None:
+    """A row as classes with scores; None if it is no such row."""
+    if isinstance(row, Pair):
+        return [row]
+    if isinstance(row, dict):
+        return [Pair(k, v) for k, v in row.items()]
+    if not isinstance(row, list) or not row:
+        return None
+    if all(isinstance(p, Pair) for p in row):
+        return row
+    if all(isinstance(p, list) and len(p) == 2 for p in row):
+        return [Pair(*p) for p in row]
+    return None
