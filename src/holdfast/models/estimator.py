@@ -123,8 +123,9 @@ def _identity(estimator: Any) -> str:
 
 
 def is_estimator_file(runs: tuple[str, ...]) -> bool:
-    """Whether a pickle names code of others and none of PyTorch's."""
-    return bool(runs) and not any(name.startswith("torch.") for name in runs)
+    """Whether a pickle names code of other packages and none of PyTorch's."""
+    roots = {name.partition(".")[0] for name in runs if "." in name and " " not in name}
+    return bool(roots - {"torch", "builtins", "collections"}) and "torch" not in roots
 
 
 def read_estimator(path: Path) -> FromSklearn:

@@ -238,6 +238,7 @@ _MAGIC = (
     (b"<", "it looks like a web page; was the download refused?"),
     (b"\x89HDF", "it is HDF5, as Keras writes; export the model to ONNX"),
     (b"\x1f\x8b", "it is gzip; unpack it first"),
+    (b"\x78\x5e", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
     (b"\x78\x9c", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
     (b"\x78\x01", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),
     (b"\x78\xda", "it is compressed with zlib, as joblib.dump(compress=...) writes; save it uncompressed"),

@@ -62,6 +62,8 @@ def open_model(
             PredictFunction(name, trust=trust, classes=classes), name, Format.FUNCTION, normalise, trusted=True
         )
     path = Path(name)
+    if path.suffix == ".py" and path.is_file():
+        raise UsageError(f"{name} is code; name the function that answers: --model {name}:FUNCTION")
     contents = inspect_file(path)
     if contents.format is not Format.ONNX:
         _belongs(name, f"a file of the kind '{contents.format}'", output=output)
@@ -86,7 +88,7 @@ def _onnx(
         return load_model(path, normalise=normalise, device=device, output=output)
     except UnsafeFileError:
         raise
-    except (UnsupportedError, ModelError) as fault:
+    except (UnsupportedError, ModelError, TypeError) as fault:
         reason = str(fault)
     why = f"the graph cannot serve it ({reason})"
     try:

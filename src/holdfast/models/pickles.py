@@ -52,7 +52,9 @@ def callables(file: IO[bytes], count: int) -> list[str]:
     found: list[str] = []
     for number in range(count):
         try:
-            found += [name for name in _names(file) if name not in _HARMLESS and name not in found]
+            for name in _names(file):  # one by one, so that what stands before a damage is known too
+                if name not in _HARMLESS and name not in found:
+                    found.append(name)
         except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as fault:
             if number == 0 or not str(fault).startswith("pickle exhausted"):
                 found.append(f"damaged instructions ({str(fault)[:80]})")

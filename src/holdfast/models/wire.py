@@ -179,7 +179,7 @@ class Answers:
         if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < self.classes:
             return label
         known = f": {', '.join(self.names)}"[:200] if self.names else ""
-        fix = "; name them in order: --classes NAME,NAME,..." if isinstance(label, str) and not self.names else ""
+        fix = "; name them in order: --class-names NAME,NAME,..." if isinstance(label, str) and not self.names else ""
         raise ModelError(f"the API answered the label {label!r:.80}; {self.classes} classes were declared{known}{fix}")
 
 
