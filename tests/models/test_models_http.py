@@ -1,8 +1,10 @@
 """A prediction API on the loopback: answers equal the model's, every row is counted, faults are borne or named."""
 
 import json
+import socket
 import threading
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -11,6 +13,7 @@ from torch import nn
 
 from holdfast.core.errors import BudgetError, ModelError, UsageError
 from holdfast.models import HttpModel, serve
+from holdfast.models.paid import PaidAnswers
 from holdfast.models.wire import Answers
 from holdfast.models.zoo import digits_mlp
 
@@ -66,6 +69,26 @@ def scripted(*replies):
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def dripping(answer):
+    """A server that reads a request and then lets ``answer(connection)`` write."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def run():
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    connection.recv(1 << 16)
+                    answer(connection)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    finally:
+        listener.close()
 
 
 def labels(n):
@@ -179,6 +202,47 @@ class TestFaults:
             model(X[:8])
         assert waits == [0.0]
 
+    @pytest.mark.parametrize(
+        "text", ["nan", "-5", "inf", "-inf", "1_0", "soon", "", "1e999", "0x10", "٣", "Wed, 99 Oct 2015"]
+    )
+    def test_a_retry_after_that_is_none_leaves_the_own_back_off(self, text):
+        waits = []
+        script = ((429, {"Retry-After": text.encode().decode("latin-1")}, b""), OK)
+        with scripted(*script) as (url, _), asked(url, access="labels", backoff=0.25, sleep=waits.append) as model:
+            model(X[:8])
+        assert waits == [0.25]
+
+    @pytest.mark.parametrize("where", ["body", "headers", "chunks"])
+    def test_the_time_out_is_for_the_whole_answer(self, where):
+        def drip(connection):
+            body = json.dumps(labels(1)).encode()
+            if where == "headers":
+                text = b"HTTP/1.1 200 OK\r\n" + b"X-Pad: " + b"a" * 200
+            elif where == "body":
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 200))
+                text = b" " * 200 + body
+            else:
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                text = b"1\r\n \r\n" * 40
+            for byte in text:
+                connection.sendall(bytes([byte]))
+                time.sleep(0.02)
+
+        with dripping(drip) as url, asked(url, access="labels", retries=0, timeout=0.3) as model:
+            start = time.monotonic()
+            with pytest.raises(ModelError, match=r"no whole answer within 0\.3 s"):
+                model(X[:1])
+            assert time.monotonic() - start < 2
+
+    def test_a_server_that_refuses_before_it_has_read_is_heard(self):
+        script = (500, {}, b"out of memory")
+        with (
+            scripted(script) as (url, _),
+            asked(url, access="labels", retries=1) as model,
+            pytest.raises(ModelError, match=r"'out of memory'.*It is up and fails.*\$inputs"),
+        ):
+            model(X[:1])
+
     def test_a_long_wait_ends_the_run(self):
         script = (429, {"Retry-After": "86400"}, b"")
         with (
@@ -202,7 +266,7 @@ class TestFaults:
 
     def test_nobody_there(self):
         url = "http://127.0.0.1:9/"
-        with asked(url, access="labels", retries=1) as model, pytest.raises(ModelError, match="ConnectionRefusedError"):
+        with asked(url, access="labels", retries=1) as model, pytest.raises(ModelError, match="Nobody listens there"):
             model(X[:1])
 
     def test_time_out(self):
@@ -269,6 +333,11 @@ class TestSetUp:
             ("ftp://a/b", {}, "no address"),
             ("http://api.example/", {"token_env": "API_TOKEN"}, "not encrypted"),
             ("https://api.example/", {"token_env": "NOT_SET_ANYWHERE"}, "is not set"),
+            ("https://me:secret@api.example/", {}, "name or password"),
+            ("https://api.example:99999999/", {}, "no address"),
+            ("https://api.exa mple/", {}, "no address"),
+            ("https://api.example/", {"request": '{"a": 1}'}, "holds no rows"),
+            ("https://api.example/", {"answer": "a..b"}, "no path"),
             ("https://api.example/", {"concurrency": 0}, "start at 1"),
             ("https://api.example/", {"access": "labels", "top_k": 3}, "top_k is for scores"),
         ],
@@ -282,3 +351,63 @@ class TestSetUp:
         with asked("https://api.example/v1") as model:
             assert model.subject.kind == "model"
             assert "https://api.example/v1" in model.subject.detail
+
+
+class TestPaid:
+    """Answers that were paid for are not asked again by the unit of work that paid for them."""
+
+    def paid(self, folder, run="a"):
+        return PaidAnswers(folder / "answers.sqlite", run, folder.is_dir)
+
+    def test_a_unit_that_is_done_again_sends_only_what_is_new(self, tmp_path):
+        with scripted(OK) as (url, seen):
+            for k, rows in enumerate((8, 20)):
+                with asked(url, access="labels", paid=self.paid(tmp_path)) as model:
+                    model.begin("attack 0")
+                    assert model(X[:rows]).argmax(1).tolist() == [3] * rows
+                    assert model.usage.sent == (8, 20)[k]
+            assert sum(len(rows) for _, rows in seen) == 20
+
+    def test_the_maximum_holds_over_all_starts(self, tmp_path):
+        with scripted(OK) as (url, _):
+            for most, fits in ((10, True), (10, False), (30, True)):
+                with asked(url, access="labels", paid=self.paid(tmp_path), max_queries=most) as model:
+                    model.begin(f"unit {most} {fits}")
+                    if fits:
+                        model(X[:10])
+                    else:
+                        with pytest.raises(BudgetError, match="larger --max-queries goes on"):
+                            model(X[:10])
+
+    def test_a_question_asked_twice_keeps_two_answers(self, tmp_path):
+        script = [(200, {}, {"labels": [k]}) for k in range(5)]
+        with scripted(*script) as (url, seen):
+            for _ in range(2):
+                with asked(url, access="labels", paid=self.paid(tmp_path)) as model:
+                    model.begin("unit")
+                    assert [int(model(X[:1]).argmax(1)) for _ in range(3)] == [0, 1, 2]
+            assert len(seen) == 3
+
+    def test_another_unit_and_another_run_ask_anew(self, tmp_path):
+        with scripted(OK) as (url, seen):
+            for run, unit in (("a", "1"), ("a", "2"), ("b", "1")):
+                with asked(url, access="labels", paid=self.paid(tmp_path, run)) as model:
+                    model.begin(unit)
+                    model(X[:1])
+            assert len(seen) == 3
+
+    def test_nothing_is_written_before_there_is_a_run_and_nothing_is_lost(self, tmp_path):
+        folder = tmp_path / "run"
+        with scripted(OK) as (url, seen):
+            with asked(url, access="labels", paid=self.paid(folder)) as model:
+                model.begin("preflight")
+                model(X[:2])
+                assert not folder.exists()
+                folder.mkdir()
+                model.begin("clean")
+                model(X[:3])
+            with asked(url, access="labels", paid=self.paid(folder)) as model:
+                model.begin("clean")
+                model(X[:3])
+                assert model.usage.sent == 5
+            assert sum(len(rows) for _, rows in seen) == 5

@@ -35,6 +35,9 @@ from holdfast.judge.referee import Referee
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
+from holdfast.models.opening import open_model
+from holdfast.models.paid import PaidAnswers
+from holdfast.models.queries_only import QueriesOnly, answers_gradients
 from holdfast.models.wrap import Normalisation, Normalised, Ranged, with_two_classes
 from holdfast.numerics.stats import binomial_p_value
 
@@ -86,7 +89,7 @@ class Context:
         if plan.samples is not None:
             data = data.head(plan.samples)
         with importable(place, folder):
-            found, subject, source, notes = _model(place, model)
+            found, subject, source, notes = _model(place, model, _paid(plan, folder))
         if at is not None:  # the document names files as the plan does, wherever they are now
             if data.name == Path(at.data).name:
                 data = replace(data, name=Path(plan.data).name)
@@ -112,9 +115,35 @@ class Context:
         return SmoothedSurrogate(self._module(), self.plan.sigma, _SURROGATE_COPIES, self.plan.seed)
 
     def _module(self) -> nn.Module:
-        if not isinstance(self.base, nn.Module):
-            raise UsageError("a prediction API can only be asked queries; use --certify none")
+        if not isinstance(self.base, nn.Module) or not self.differentiable:
+            raise UsageError(
+                f"{self.source} can only be asked ({self.why}): no bound and no certificate; use --certify none"
+            )
         return self.base
+
+    @property
+    def why(self) -> str:
+        """Why a model that gives no gradients does not."""
+        parts = self.base.modules() if isinstance(self.base, nn.Module) else ()
+        return next((part.why for part in parts if isinstance(part, QueriesOnly)), "it is a prediction API")
+
+    def check_suite(self) -> None:
+        """Refuses an audit whose attacks or certificates need more than the model gives.
+
+        Raises:
+            UsageError: the message says what can be had.
+        """
+        plan = self.plan
+        if not self.differentiable and (plan.suite != "black-box" or plan.certify != "none"):
+            raise UsageError(
+                f"{self.source} can only be asked ({self.why}): use --suite black-box --certify none, with --answers labels "
+                "if it gives labels alone"
+            )
+
+    def begin(self, unit: str) -> None:
+        """Starts a unit of work: a prediction API is not paid twice for what it answered in it before."""
+        if isinstance(self.base, HttpModel):
+            self.base.begin(unit)
 
     @property
     def identity(self) -> dict[str, str]:
@@ -139,18 +168,21 @@ class Context:
     @property
     def differentiable(self) -> bool:
         """Gradients can be asked."""
-        return getattr(self.base, "differentiable", True)
+        return answers_gradients(self.base)
 
     def referee(self) -> Referee:
         """A referee of the audited model."""
         exact = self.differentiable and self.plan.certify != "smoothing"
-        return Referee(self.model, draws=_RANDOMISED_DRAWS if self.randomised else 0, exact=exact)
+        draws = _RANDOMISED_DRAWS if self.randomised else 0
+        if isinstance(self.base, HttpModel):  # a batch filled up with copies would be paid for
+            return Referee(self.model, batch=1, draws=draws, exact=exact)
+        return Referee(self.model, draws=draws, exact=exact)
 
     @cached_property
     def classes(self) -> int:
         """K; a prediction API is not asked, the plan says it."""
-        if self.plan.classes is not None:
-            return self.plan.classes
+        if isinstance(self.base, HttpModel):
+            return self.base.classes
         with torch.no_grad(), evaluating(self.search):
             return int(self.search(self.inputs(np.arange(1))).shape[-1])
 
@@ -245,8 +277,20 @@ def _fitted(plan: Plan, module: nn.Module) -> nn.Module:
     return module if plan.table is None else Ranged(module, plan.table.low, plan.table.width)
 
 
-def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tuple[str, ...]]:
+def _paid(plan: Plan, folder: RunFolder) -> PaidAnswers:
+    """The answers of the run, once it has begun: not before, since a start that is refused leaves no trace."""
+
+    def begun() -> bool:
+        return folder.plan_file.is_file() and folder.plan().sha256 == plan.sha256
+
+    return PaidAnswers(folder.path / "answers.sqlite", plan.sha256, begun)
+
+
+def _model(plan: Plan, model: nn.Module | None, paid: PaidAnswers) -> tuple[Model, Subject, str, tuple[str, ...]]:
     normalise = None if plan.normalise is None else Normalisation(*plan.normalise)
+    names: int | tuple[str, ...] | None = plan.class_names or plan.classes
+    if isinstance(model, QueriesOnly) and normalise is plan.binary is plan.table is None:
+        return model, model.subject, model.what, model.notes
     if model is not None:
         module = _fitted(
             plan, with_two_classes(model if normalise is None else Normalised(model, normalise), plan.binary)
@@ -255,15 +299,18 @@ def _model(plan: Plan, model: nn.Module | None) -> tuple[Model, Subject, str, tu
     if plan.model is None:
         raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or pass the module to audit() in Python")
     if plan.remote:
+        before = _fitted(plan, nn.Identity() if normalise is None else Normalised(nn.Identity(), normalise))
         api = HttpModel(
-            plan.model, classes=plan.classes or 0, max_queries=plan.max_queries, access=plan.answers, top_k=plan.top_k,
+            plan.model, classes=names or 0, max_queries=plan.max_queries, access=plan.answers, top_k=plan.top_k,
+            scores=plan.scores, request=plan.request, answer=plan.answer, before=before, paid=paid,
             # a token goes to no host but the one that the caller named himself
             token_env=_TOKEN if _TOKEN in os.environ and "model" not in plan.theirs else None,
         )  # fmt: skip
         return api, api.subject, plan.model, ()
-    loaded = load_model(
-        plan.model, arch=plan.arch, trust=plan.trust, normalise=normalise, binary=plan.binary, device=plan.device
-    )
+    loaded = open_model(
+        plan.model, arch=plan.arch, trust=plan.trust, normalise=normalise, binary=plan.binary, device=plan.device,
+        output=plan.output, classes=names, pixel=255 / plan.high if plan.low == 0 else 255.0,
+    )  # fmt: skip
     if plan.table is None:
         return loaded.module, loaded.subject, loaded.source, loaded.notes
     module = _fitted(plan, loaded.module).to(plan.device)

@@ -34,6 +34,7 @@ class Places:
         surrogate_arch: likewise.
         trust: open files and run code that the plan names.
         may_ask: ask the prediction API that the plan names, without a token.
+        max_queries: the most rows that it may be sent, those of earlier starts included, where that is another number now.
     """
 
     model: str | None = None
@@ -44,6 +45,7 @@ class Places:
     surrogate_arch: str | tuple[str, ...] | None = None
     trust: bool = False
     may_ask: bool = False
+    max_queries: int | None = None
 
     def located(self, plan: Plan, folder: RunFolder) -> Plan:
         """The plan with its files where they are; its own text and hash stay what the run is known by.

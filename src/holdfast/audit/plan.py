@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 from holdfast.data.table import Table
+from holdfast.models.template import AnswerPath, RequestTemplate
 
 __all__ = ["Plan", "names_of"]
 
@@ -35,10 +36,12 @@ class Plan(BaseModel):
     decides no figure (`trust`, and the budget `max_queries`).
 
     Attributes:
-        model: file of the deployed model, or the URL of a prediction API; None for a module handed over in Python.
+        model: file of the deployed model, ``predict.py:function``, or the URL of a prediction API; None for a module handed
+            over in Python.
         arch: ``package.module:function`` that builds the architecture of a state dict, or ``timm:NAME``.
         trust: open files that can run code; never taken from a file.
         normalise: mean and standard deviation per channel that the deployment applies before the model.
+        output: the output of an ONNX file that is meant, where it has several.
         binary: the model has one output: the logit, or the probability, of class 1 of 2.
         data: what to audit on: a file, a folder or ``digits:test``.
         class_names: names of the classes in the model's order; labels that are names are numbered by it.
@@ -62,7 +65,10 @@ class Plan(BaseModel):
         queries: the most queries for one sample of a black-box attack.
         top_k: how many classes the deployment shows; None is all.
         answers: what the deployment answers: scores, or labels alone.
-        classes: how many classes a prediction API has.
+        scores: what the scores of a prediction API are.
+        request: the JSON that a prediction API wants, with placeholders; see `holdfast.models.template`.
+        answer: the path of the rows in its answer.
+        classes: how many classes a model has that does not say it, as a prediction API.
         max_queries: the most rows that may ever be sent to a prediction API; the consent to ask one that may bill.
         seed: keys all draws.
         chunk: samples of a journal row.
@@ -77,6 +83,7 @@ class Plan(BaseModel):
     arch: str | None = None
     trust: bool = False
     normalise: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    output: str | None = None
     binary: Literal["logit", "probability"] | None = None
     data: str = "digits:test"
     class_names: tuple[str, ...] | None = None
@@ -100,6 +107,9 @@ class Plan(BaseModel):
     queries: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
     answers: Literal["scores", "labels"] = "scores"
+    scores: Literal["probabilities", "logits"] = "probabilities"
+    request: str | None = None
+    answer: str | None = None
     classes: int | None = Field(default=None, ge=2)
     max_queries: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
@@ -143,8 +153,21 @@ class Plan(BaseModel):
             raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
         if self.remote and (self.suite != "black-box" or self.certify != "none"):
             raise UsageError("a prediction API can only be asked queries: use --suite black-box --certify none")
-        if self.remote and self.classes is None:
-            raise UsageError("a prediction API does not say how many classes it has; give --classes")
+        if self.remote and self.classes is None and self.class_names is None:
+            raise UsageError("a prediction API does not say how many classes it has; give --classes or --class-names")
+        if self.remote and self.binary is not None:
+            raise UsageError(
+                "an API with one score a row has --classes 2 and --scores logits or probabilities; leave out --binary"
+            )
+        if self.classes is not None and self.class_names is not None and self.classes != len(self.class_names):
+            raise UsageError(f"{len(self.class_names)} class names with --classes {self.classes}; they must be as many")
+        for flag, given in (("request", self.request), ("answer", self.answer)):
+            if given is not None and not self.remote:
+                raise UsageError(f"--{flag} is about the JSON of a prediction API, and the model is none; leave it out")
+        if self.request is not None:
+            RequestTemplate.parse(self.request)
+        if self.answer is not None:
+            AnswerPath.parse(self.answer)
         if self.answers == "labels" and self.top_k is not None:
             raise UsageError("labels alone have no top-k; leave out --top-k or answer with scores")
         if self.suite == "standard" and (self.norm is Norm.L0 or self.goal is Goal.TARGETED):

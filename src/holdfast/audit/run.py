@@ -22,13 +22,15 @@ from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
 from holdfast.audit.folder import PREFLIGHT, RunFolder
 from holdfast.audit.journal import Journal, Key, Payload
+from holdfast.audit.needs import PREFLIGHT_ROWS, need
 from holdfast.audit.places import Places
 from holdfast.audit.plan import Plan
 from holdfast.audit.reconcile import compose, environment, standings
 from holdfast.audit.stages import Stage, stages
-from holdfast.core.errors import DataError, HoldfastError, ModelError, UsageError
+from holdfast.core.errors import BudgetError, DataError, HoldfastError, ModelError, UsageError
 from holdfast.core.findings import Severity
 from holdfast.models.checks import preflight
+from holdfast.models.http import HttpModel
 
 __all__ = ["Progress", "audit", "resume"]
 
@@ -103,8 +105,13 @@ def _run(
     """Everything that may refuse comes before the folder is touched; the journal is written to from then on."""
     if workers > 1 and model is not None:
         raise UsageError("several workers need a model that they can load; name a file in the plan, or use workers=1")
+    if workers > 1 and plan.remote:
+        raise UsageError(
+            "a prediction API is asked by one process, which sends several requests at a time; use --workers 1"
+        )
     going_on = folder.check(plan)
     context = Context.open(plan, folder, model, at=at)
+    context.check_suite()
     looked: tuple[Payload, float] | None = None
     if going_on:
         Journal(folder.journal_file, context.identity)
@@ -169,7 +176,17 @@ def _enter(journal: Journal, units: dict[tuple[str, int], Payload], stage: str, 
 def _preflight(context: Context) -> tuple[Payload, float]:
     """What is wrong with the pair of model and data; an error stops the run before anything is spent or written."""
     start = time.monotonic()
-    found = preflight(context.base, context.data, context.plan.threat, device=context.device)
+    remote = context.plan.remote
+    if remote:
+        need(context.plan, len(context.data)).told((context.at or context.plan).max_queries)
+    context.begin(PREFLIGHT[0])
+    found = preflight(
+        context.base,
+        context.data,
+        context.plan.threat,
+        device=context.device,
+        samples=PREFLIGHT_ROWS if remote else 200,
+    )
     errors = [f for f in found if f.severity is Severity.ERROR]
     if errors:
         lines = "\n".join(f"  {f.title}: {f.message} -> {f.remedy}" for f in errors)
@@ -279,7 +296,10 @@ def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tu
     """The diagnostics; where they fail nothing is known of the upper bound, and the run is incomplete."""
 
     def unit(context: Context, ids: np.ndarray, before: Mapping[str, Payload]) -> Payload:
-        return diagnose(context, standings(context, units))
+        payload = diagnose(context, standings(context, units))
+        if isinstance(context.base, HttpModel):
+            payload["findings"] += [_plain(f.as_dict()) for f in context.base.findings()]
+        return payload
 
     return _unit(context, Stage(_DIAGNOSTICS, unit, "diagnostics"), np.zeros(0, dtype=np.int64), {})
 
@@ -287,10 +307,12 @@ def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tu
 def _unit(context: Context, stage: Stage, ids: np.ndarray, units: Mapping[str, Payload]) -> tuple[Payload, float]:
     """One unit of work; a fault of the model makes its samples errors instead of ending the run."""
     start = time.monotonic()
+    context.begin(f"{stage.name} {ids.tolist()}")
     try:
         payload = stage.unit(context, ids, units)
     except HoldfastError as error:
-        if context.plan.remote or not isinstance(error, ModelError):
+        spent = isinstance(error, BudgetError)  # what was found so far is reported, and a larger budget goes on
+        if not spent and (context.plan.remote or not isinstance(error, ModelError)):
             raise  # about the command, the folder or the line to an API, not about these samples
         payload = _fault(ids, stage, error)
     except Exception as error:  # a user's model may raise anything

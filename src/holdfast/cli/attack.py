@@ -68,6 +68,10 @@ def attack(
     surrogate: o.Surrogate = None,
     surrogate_arch: o.SurrogateArch = None,
     answers: o.Answers = None,
+    scores: o.Scores = None,
+    request: o.Request = None,
+    answer_path: o.AnswerPath = None,
+    output: o.Output = None,
     classes: o.Classes = None,
     max_queries: o.MaxQueries = None,
     train_data: Annotated[
@@ -148,7 +152,8 @@ def attack(
         out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=o.several(surrogate),
-        surrogate_arch=o.several(surrogate_arch), answers=answers, classes=classes, max_queries=max_queries, seed=seed,
+        surrogate_arch=o.several(surrogate_arch), answers=answers,
+        scores=scores, request=request, answer=answer_path, output=output, classes=classes, max_queries=max_queries, seed=seed,
         device=device,
     )  # fmt: skip
     plan, ids = context.plan, np.arange(len(context.data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -108,6 +108,10 @@ def audit(
     surrogate: o.Surrogate = None,
     surrogate_arch: o.SurrogateArch = None,
     answers: o.Answers = None,
+    scores: o.Scores = None,
+    request: o.Request = None,
+    answer_path: o.AnswerPath = None,
+    output: o.Output = None,
     classes: o.Classes = None,
     max_queries: o.MaxQueries = None,
     seed: o.Seed = None,
@@ -133,18 +137,23 @@ def audit(
     from holdfast.audit.plan import Plan
     from holdfast.audit.run import audit as run
 
+    if model is not None and model.startswith(("http://", "https://")) and plan_file is None:
+        suite, certify = suite or "black-box", certify or "none"  # all that can be had of an API
     values = given(
             model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, train_data=train_data,
             samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
             grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
             top_k=top_k, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), answers=answers,
-            classes=classes, max_queries=max_queries, seed=seed, device=device_named(device),
+            scores=scores, request=request, answer=answer_path, output=output, classes=classes, max_queries=max_queries,
+            seed=seed, device=device_named(device),
         )  # fmt: skip
     plan = Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values)
     plan = _agreed(plan)
     if plan.model is None:
         raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
+    if plan.remote:
+        note(_need(plan))
     with progress(f"continue with: {_resuming(out, plan)}") as tell:
         document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
     finish(out, document, gate, format_, at=plan)
@@ -159,6 +168,7 @@ def resume(
     train_data: MovedTraining = None,
     surrogate: MovedSurrogate = None,
     surrogate_arch: MovedSurrogateArch = None,
+    max_queries: o.MaxQueries = None,
     workers: Workers = 1,
     fail_under: FailUnder = None,
     fail_on: FailOn = "empirical",
@@ -172,7 +182,9 @@ def resume(
     from holdfast.audit.folder import RunFolder
     from holdfast.audit.run import resume as again
 
-    moved = _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch)
+    moved = replace(
+        _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch), max_queries=max_queries
+    )
     at = moved.located(RunFolder(run).plan(), RunFolder(run))
     with progress(f"continue with: {_resuming(run, at)}") as tell:
         document = again(run, places=moved, workers=workers, progress=tell)
@@ -259,6 +271,15 @@ def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatNa
         note(f"report: {run / 'report.html'}")
     if document.exit_code:
         raise typer.Exit(document.exit_code)
+
+
+def _need(plan: Plan) -> str:
+    """How many rows an API may be sent, before anything is."""
+    from holdfast.audit.needs import need
+    from holdfast.data.load import load_data
+
+    data = load_data(plan.data, classes=plan.class_names)
+    return need(plan, len(data) if plan.samples is None else min(plan.samples, len(data))).told(plan.max_queries)
 
 
 @dataclass(frozen=True)

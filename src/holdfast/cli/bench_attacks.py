@@ -37,6 +37,10 @@ def attacks(
         int, typer.Option(help="Forwards and backwards that each sample is allowed.", metavar="N", min=16)
     ] = 1000,
     answers: o.Answers = None,
+    scores: o.Scores = None,
+    request: o.Request = None,
+    answer_path: o.AnswerPath = None,
+    output: o.Output = None,
     classes: o.Classes = None,
     max_queries: o.MaxQueries = None,
     seed: o.Seed = None,
@@ -60,7 +64,9 @@ def attacks(
     context = opened(
         out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
-        norm=norm, goal=goal, answers=answers, classes=classes, max_queries=max_queries, seed=seed, device=device,
+        norm=norm, goal=goal, answers=answers,
+        scores=scores, request=request, answer=answer_path, output=output,
+        classes=classes, max_queries=max_queries, seed=seed, device=device,
     )  # fmt: skip
     plan = context.plan
     allowed = {a.label: a for a in Access}[access]

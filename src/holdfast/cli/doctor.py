@@ -38,6 +38,10 @@ def doctor(
     norm: o.NormName = None,
     eps: o.Eps = None,
     answers: o.Answers = None,
+    scores: o.Scores = None,
+    request: o.Request = None,
+    answer_path: o.AnswerPath = None,
+    output: o.Output = None,
     classes: o.Classes = None,
     max_queries: o.MaxQueries = None,
     device: o.Device = None,
@@ -59,7 +63,9 @@ def doctor(
     context = opened(
         Path(), model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
-        norm=norm, eps=eps, answers=answers, classes=classes, max_queries=max_queries, device=device,
+        norm=norm, eps=eps, answers=answers,
+        scores=scores, request=request, answer=answer_path, output=output,
+        classes=classes, max_queries=max_queries, device=device,
     )  # fmt: skip
     found = preflight(context.model, context.data, context.plan.threat, device=context.device)
     errors = [f for f in found if f.severity is Severity.ERROR]

@@ -51,6 +51,8 @@ def opened(out: Path, **values: Any) -> Context:
         if flag not in named:
             raise UsageError(f"what {flag}? give --{flag}")
     device_named(named.get("device"))
+    if str(named["model"]).startswith(("http://", "https://")):
+        named["suite"] = "black-box"
     context = Context.open(Plan.of(certify="none", **named), RunFolder(out))
     for line in context.notes:
         note(f"note: {line}")

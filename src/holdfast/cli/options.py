@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from holdfast.data.table import Table
 
 __all__ = [
+    "AnswerPath",
     "Answers",
     "Arch",
     "Binary",
@@ -34,10 +35,13 @@ __all__ = [
     "NormName",
     "Normalise",
     "Out",
+    "Output",
     "Queries",
     "Quiet",
     "RadiusMax",
+    "Request",
     "Samples",
+    "Scores",
     "Seed",
     "Set",
     "Sigma",
@@ -68,7 +72,8 @@ class FormatName(StrEnum):
 Model = Annotated[
     str | None,
     typer.Option(
-        help="State dict or safetensors (with --arch), ONNX file, Hugging Face folder, or the URL of a prediction API.",
+        help="State dict or safetensors (with --arch), ONNX file, Hugging Face folder, predict.py:function, pickled "
+        "estimator, or the URL of a prediction API.",
         metavar="FILE|URL", rich_help_panel=_MODEL,
     ),
 ]  # fmt: skip
@@ -161,8 +166,37 @@ Answers = Annotated[
     Literal["scores", "labels"] | None,
     typer.Option(help="What a prediction API answers.", show_default="scores", rich_help_panel=_THREAT),
 ]
+Scores = Annotated[
+    Literal["probabilities", "logits"] | None,
+    typer.Option(help="What the scores of a prediction API are.", show_default="probabilities", rich_help_panel=_MODEL),
+]
+Request = Annotated[
+    str | None,
+    typer.Option(
+        help='The JSON that a prediction API wants, with $inputs, $row, $data, $shape or $rows: {"instances": $inputs}.',
+        metavar="JSON", show_default='{"inputs": $inputs}', rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+AnswerPath = Annotated[
+    str | None,
+    typer.Option(
+        "--answer", help="Where its answer has the rows: predictions[*].scores, or predictions[*]{label: score}.",
+        metavar="PATH", show_default="labels, scores or top", rich_help_panel=_MODEL,
+    ),
+]  # fmt: skip
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="The output of an ONNX file that is meant, if it has several.", metavar="NAME", rich_help_panel=_MODEL
+    ),
+]
 Classes = Annotated[
-    int | None, typer.Option(help="How many classes a prediction API has.", metavar="K", rich_help_panel=_MODEL)
+    int | None,
+    typer.Option(
+        help="How many classes a model has that does not say it, as a prediction API.",
+        metavar="K",
+        rich_help_panel=_MODEL,
+    ),
 ]
 MaxQueries = Annotated[
     int | None,

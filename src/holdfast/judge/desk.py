@@ -19,6 +19,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
+from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
 
 __all__ = ["Desk", "Model", "evaluating"]
@@ -98,7 +99,7 @@ class Desk:
         kinds = {Access.HARD_LABEL: HardLabelOracle, Access.SOFT_LABEL: SoftLabelOracle}
         if access in kinds:
             return kinds[access](self)
-        if not getattr(self.model, "differentiable", True):
+        if not answers_gradients(self.model):
             raise UnsupportedError(
                 "this model answers queries only; choose a soft-label, hard-label or transfer attack"
             )

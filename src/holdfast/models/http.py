@@ -72,6 +72,7 @@ class HttpModel:
         top_k: int | None = None,
         request: str | None = None,
         answer: str | None = None,
+        before: Callable[[Tensor], Tensor] | None = None,
         paid: PaidAnswers | None = None,
         rows_per_request: int = 32,
         concurrency: int = 4,
@@ -92,6 +93,7 @@ class HttpModel:
         top_k: if set, only the k best scores come back; the others count as -inf.
         request: the JSON of a request with placeholders, where the API wants other than ``{"inputs": $inputs}``.
         answer: the path of the rows in its answer, where that is another.
+        before: what is done to rows (n, \\*features) before they are sent.
         paid: answers that were paid for before, and where new ones are kept.
         rows_per_request: rows in one request.
         concurrency: requests at a time.
@@ -124,6 +126,7 @@ class HttpModel:
             rows_per_request = 1
         self.url, self.max_queries = url, max_queries
         self.usage, self._paid, self._in_unit = Usage(), paid, False
+        self._before = before
         self._rows, self._retries, self._backoff, self._sleep = rows_per_request, retries, backoff, sleep
         self._canary_every, self._canary, self._next_canary = canary_every, None, canary_every
         self._line = Line(url, timeout, request_headers(url, headers, token_env))
@@ -141,7 +144,8 @@ class HttpModel:
             BudgetError: the rows would exceed ``max_queries``; none of them is sent.
             ModelError: the API fails or answers what cannot be read.
         """
-        inputs = x.detach().to("cpu", torch.float32).contiguous()
+        inputs = x.detach().to("cpu", torch.float32)
+        inputs = (inputs if self._before is None else self._before(inputs)).contiguous()
         kept = self._paid if self._in_unit else None
         keys = [] if kept is None else kept.keys(inputs)
         known = {} if kept is None else kept.recall(keys)

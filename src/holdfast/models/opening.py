@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from holdfast.core.errors import HoldfastError, ModelError, UnsafeFileError, UnsupportedError, UsageError
+from holdfast.core.errors import ModelError, UnsafeFileError, UnsupportedError, UsageError
 from holdfast.core.verdict import Subject
 from holdfast.models.estimator import is_estimator_file, read_estimator
 from holdfast.models.fingerprint import fingerprint
-from holdfast.models.guard import Contents, Format, admit, inspect_file
+from holdfast.models.guard import Format, admit, inspect_file
 from holdfast.models.load import LoadedModel, load_model
 from holdfast.models.onnx_runtime import OnnxRuntime
 from holdfast.models.predict import PredictFunction, function_of
 from holdfast.models.queries_only import QueriesOnly
-from holdfast.models.wrap import Normalisation, Normalised
+from holdfast.models.wrap import Normalisation, Normalised, with_two_classes
 
 __all__ = ["open_model"]
 
@@ -30,6 +30,7 @@ def open_model(
     *,
     arch: str | None = None,
     normalise: Normalisation | None = None,
+    binary: Literal["logit", "probability"] | None = None,
     trust: bool = False,
     device: torch.device | str = "cpu",
     output: str | None = None,
@@ -42,6 +43,7 @@ def open_model(
         name: a file as `load_model` takes it, a pickled estimator, or ``predict.py:function``.
         arch: see `load_model`.
         normalise: see `load_model`.
+        binary: see `load_model`.
         trust: run the code that the file is or holds.
         device: where the model goes; what is only asked stays on the CPU.
         output: the output of an ONNX file that is meant.
@@ -58,9 +60,8 @@ def open_model(
     """
     if function_of(name) is not None:
         _belongs(name, "a function", arch=arch, output=output)
-        return _asked(
-            PredictFunction(name, trust=trust, classes=classes), name, Format.FUNCTION, normalise, trusted=True
-        )
+        model = PredictFunction(name, trust=trust, classes=classes)
+        return _asked(model, name, Format.FUNCTION, normalise, binary, trusted=True)
     path = Path(name)
     if path.suffix == ".py" and path.is_file():
         raise UsageError(f"{name} is code; name the function that answers: --model {name}:FUNCTION")
@@ -69,45 +70,38 @@ def open_model(
         _belongs(name, f"a file of the kind '{contents.format}'", output=output)
     if contents.format is Format.PICKLE and arch is None and is_estimator_file(contents.runs):
         admit(path, contents, trust=trust)
-        return _asked(read_estimator(path), name, contents.format, normalise, trusted=True)
-    if contents.format is Format.ONNX and arch is None:
-        return _onnx(path, contents, normalise, device, output, classes, pixel)
-    return load_model(path, arch=arch, normalise=normalise, trust=trust, device=device)
-
-
-def _onnx(
-    path: Path,
-    contents: Contents,
-    normalise: Normalisation | None,
-    device: torch.device | str,
-    output: str | None,
-    classes: int | Sequence[Any] | None,
-    pixel: float,
-) -> LoadedModel:
+        return _asked(read_estimator(path), name, contents.format, normalise, binary, trusted=True)
+    if contents.format is not Format.ONNX or arch is not None:
+        return load_model(path, arch=arch, normalise=normalise, binary=binary, trust=trust, device=device)
     try:
-        return load_model(path, normalise=normalise, device=device, output=output)
+        return load_model(path, normalise=normalise, binary=binary, device=device, output=output)
     except UnsafeFileError:
         raise
     except (UnsupportedError, ModelError, TypeError) as fault:
         reason = str(fault)
-    why = f"the graph cannot serve it ({reason})"
     try:
+        why = f"the graph cannot serve it ({reason})"
         model = OnnxRuntime(path, output=output, classes=classes, pixel=pixel, why=why)
-    except HoldfastError as fault:
-        if isinstance(fault, UsageError):
-            raise
+    except ModelError as fault:
         raise ModelError(f"{reason}; and {fault}") from None
-    return _asked(model, str(path), contents.format, normalise, trusted=False)
+    return _asked(model, name, Format.ONNX, normalise, binary, trusted=False)
 
 
 def _asked(
-    model: QueriesOnly, source: str, kind: Format, normalise: Normalisation | None, *, trusted: bool
+    model: QueriesOnly,
+    source: str,
+    kind: Format,
+    normalise: Normalisation | None,
+    binary: Literal["logit", "probability"] | None,
+    *,
+    trusted: bool,
 ) -> LoadedModel:
     notes = (f"{source} is asked only, with no gradient and no certificate: {model.why}", *model.notes)
-    module = model if normalise is None else Normalised(model, normalise)
+    module = with_two_classes(model, binary)
     if normalise is not None:
+        module = Normalised(module, normalise)
         notes = (*notes, f"declared normalisation {normalise} put in front of the model")
-    subject = model.subject if normalise is None else Subject("model", fingerprint(module), model.what)
+    subject = model.subject if module is model else Subject("model", fingerprint(module), model.what)
     return LoadedModel(module.eval(), subject, source, kind, notes, trusted)
 
 

@@ -11,7 +11,7 @@ import hashlib
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,12 +27,16 @@ _PER_QUESTION = 500
 class PaidAnswers:
     """Answers by (unit of work, row, how often it was asked in that unit).
 
-    Nothing is written as long as the folder is not there; what was paid for until then is written with the next answer.
+    Nothing is written as long as there is no run; what was paid for until then is written with the next answer.
     """
 
-    def __init__(self, file: Path) -> None:
-        """Names the file; it is made with the first answer."""
-        self.file = file
+    def __init__(self, file: Path, run: str, begun: Callable[[], bool]) -> None:
+        """Args:
+        file: where they are kept; made with the first answer.
+        run: whose they are; those of another run are thrown away.
+        begun: whether there is a run to keep them for.
+        """
+        self.file, self._run_id, self._begun, self._ready = file, run, begun, False
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._waiting: list[tuple[bytes, bytes]] = []
@@ -85,7 +89,7 @@ class PaidAnswers:
                 self._db = None
 
     def _flush(self) -> None:
-        if not self.file.parent.is_dir():
+        if not self._there():
             return
         self._open(make=True)
         self._run("BEGIN IMMEDIATE")
@@ -95,17 +99,25 @@ class PaidAnswers:
         self._run("COMMIT")
         self._waiting, self._uncounted = [], 0
 
+    def _there(self) -> bool:
+        self._ready = self._ready or self._begun()
+        return self._ready
+
     def _sent(self) -> int:
         return int(self._run("SELECT rows FROM spent")[0][0]) if self._open() else 0
 
     def _open(self, *, make: bool = False) -> sqlite3.Connection | None:
-        if self._db is None and (make or self.file.exists()):
+        if self._db is None and self._there() and (make or self.file.exists()):
             self._db = sqlite3.connect(self.file, isolation_level=None, check_same_thread=False)
             self._run("PRAGMA journal_mode=WAL")
             self._run("PRAGMA synchronous=NORMAL")
             self._run("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL)")
-            self._run("CREATE TABLE IF NOT EXISTS spent (id INTEGER PRIMARY KEY CHECK (id = 0), rows INTEGER NOT NULL)")
-            self._run("INSERT OR IGNORE INTO spent VALUES (0, 0)")
+            self._run("CREATE TABLE IF NOT EXISTS spent (run TEXT PRIMARY KEY, rows INTEGER NOT NULL)")
+            if not self._run("SELECT rows FROM spent WHERE run = ?", (self._run_id,)):
+                for text in ("BEGIN IMMEDIATE", "DELETE FROM answers", "DELETE FROM spent"):
+                    self._run(text)
+                self._run("INSERT INTO spent VALUES (?, 0)", (self._run_id,))
+                self._run("COMMIT")
         return self._db
 
     def _run(self, text: str, values: Sequence[object] = ()) -> list[tuple[bytes, bytes]]:

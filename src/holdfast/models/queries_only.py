@@ -85,11 +85,8 @@ class QueriesOnly(nn.Module):
             raise ModelError(
                 f"{self.what} answered values of the type {answer.dtype}; wanted scores (n, classes) or labels (n,)"
             )
-        if answer.ndim == 1:
-            raise ModelError(
-                f"{self.what} answered one number a row ({answer.dtype}); wanted scores of two classes or more, as "
-                "np.stack([1 - p, p], 1) makes of the probability of class 1, or integer labels"
-            )
+        if answer.ndim == 1:  # one number a row: the pre-flight says what to do, unless it was declared
+            answer = answer[:, None]
         return torch.from_numpy(np.ascontiguousarray(answer, dtype=np.float32)).to(x.device)
 
     def _hard(self, labels: np.ndarray) -> Tensor:

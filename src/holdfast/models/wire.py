@@ -109,8 +109,8 @@ class Answers:
         """(rows, classes) float64 from rows of numbers, of one number, or of classes with their scores."""
         pairs = [_pairs(row) for row in values]
         if any(p is not None for p in pairs):
-            return self._best([_pairs(row) for row in values])
-        if self.classes == 2:
+            return self._best(pairs)
+        if self.classes == 2 and all(_is_number(row) or (isinstance(row, list) and len(row) == 1) for row in values):
             values = [self._two(row) for row in values]
         lengths = {len(row) if isinstance(row, list) else 0 for row in values}
         if len(lengths) == 1 and lengths != {self.classes} and lengths != {0}:
@@ -133,7 +133,7 @@ class Answers:
         """The score of class 1 of 2 as both."""
         one: Any = row[0] if isinstance(row, list) and len(row) == 1 else row
         if not _is_number(one):
-            return row
+            return row  # refused with the others
         return [1.0 - one, one] if self.scores == "probabilities" else [0.0, one]
 
     def _best(self, rows: Sequence[list[Pair] | None]) -> Tensor:
@@ -148,6 +148,8 @@ class Answers:
                     raise ModelError(f"the API's answer has the class {pair.label!r} {what}")
                 seen.add(k)
                 table[row, k] = float(pair.score)
+            if not pairs:
+                raise ModelError("the API answered a row without classes beside rows with them")
             if self.top_k is None and len(seen) < self.classes:
                 raise ModelError(
                     f"the API answered {len(seen)} of {self.classes} classes; if it shows the best ones only, say how many: "

@@ -1,0 +1,86 @@
+"""How many rows an audit may send to a prediction API, told before the first one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from holdfast.audit.plan import Plan
+from holdfast.audit.suites import rungs
+from holdfast.core.errors import BudgetError
+from holdfast.core.registry import method
+
+__all__ = ["JUDGED", "PREFLIGHT_ROWS", "Need", "need"]
+
+PREFLIGHT_ROWS = 50
+"""Rows that the pre-flight asks an API about."""
+JUDGED = 14
+"""Most rows with which the referee judges one witness: two ways of asking, where it stands and at six places outward."""
+_HALVINGS = 13
+_CANARY = 1000
+
+
+@dataclass(frozen=True)
+class Need:
+    """Rows that a run may send.
+
+    Attributes:
+        samples: how many are audited.
+        attacks: how many attacks each may see.
+        least: what it takes to know the clean accuracy; a run with less finds nothing.
+        most: what it takes if every attack uses all of its queries on every sample.
+    """
+
+    samples: int
+    attacks: int
+    least: int
+    most: int
+
+    def told(self, allowed: int | None) -> str:
+        """In one sentence, beside what is allowed.
+
+        Raises:
+            BudgetError: nothing is allowed, or too little to begin with.
+        """
+        may = (
+            f"this run may send {self.most:,} rows at most: {self.samples} samples, {self.attacks} attacks with all of their "
+            "queries, and what judges their witnesses"
+        )
+        if allowed is None:
+            raise BudgetError(f"{may}; the API may bill them, so say how many you allow: --max-queries N")
+        if allowed < self.least:
+            raise BudgetError(
+                f"--max-queries {allowed} does not even pay for the clean predictions: {self.least:,} rows for "
+                f"{self.samples} samples before the first attack; {may}"
+            )
+        if allowed >= self.most:
+            return f"{may}; --max-queries {allowed:,} allows them"
+        return (
+            f"{may}; --max-queries {allowed:,} may end before the suite does: the report then says INCOMPLETE, and a "
+            "larger --max-queries goes on from there; fewer --samples or --queries need less"
+        )
+
+
+def need(plan: Plan, samples: int) -> Need:
+    """The rows of a plan for so many samples.
+
+    Example:
+        >>> plan = Plan.of(model="http://127.0.0.1/", classes=3, suite="black-box", certify="none", queries=100)
+        >>> need(plan, 10).least
+        20
+    """
+    ladder = rungs(plan)
+    queries = [_queries(plan, r.method, dict(r.parameters)) for r in ladder]
+    curve = len(plan.eps_grid) * (queries[0] + JUDGED) if queries else 0
+    each = sum(q + JUDGED for q in queries) + curve + _HALVINGS + JUDGED + (JUDGED + 1) * (plan.grid is not None)
+    least = min(samples, PREFLIGHT_ROWS) + samples
+    most = least + samples * each
+    return Need(samples, len(ladder), least, most + most // _CANARY)
+
+
+def _queries(plan: Plan, name: str, parameters: dict[str, object]) -> int:
+    """The most that one attack asks about a sample."""
+    made = method(name)(**parameters)
+    own = getattr(made, "queries", None)
+    steps = getattr(made, "steps", 1)
+    most = own if isinstance(own, int) else steps if isinstance(steps, int) else 1
+    return most if plan.queries is None else min(most, plan.queries)
