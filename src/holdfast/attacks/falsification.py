@@ -36,6 +36,7 @@ _LEAK = 0.05  # slope of a ReLU where it is flat, for gradients of some rounds
 _MOVES = 10  # times that the best points are moved at random
 _POLISHED, _PROGRAMS = 4, 12  # points of a round from which linear programs go on, and how many
 _NUMBERS = 2 << 24  # values that the model may hold at once
+_EDGE = 1e-300  # what a strict row that is exactly 0 counts as
 
 
 class Question(Protocol):
@@ -47,13 +48,8 @@ class Question(Protocol):
         ...
 
     @property
-    def lower(self) -> Tensor:
-        """(\\*features) float64: the box."""
-        ...
-
-    @property
-    def upper(self) -> Tensor:
-        """(\\*features) float64."""
+    def inside(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest inputs of a witness, each (\\*features) float64."""
         ...
 
     @property
@@ -69,6 +65,11 @@ class Question(Protocol):
     @property
     def groups(self) -> Tensor:
         """(rows,) int64, ascending from 0."""
+        ...
+
+    @property
+    def strict(self) -> Tensor | None:
+        """(rows,) bool: rows that are met below 0 only; None: all are met at 0 too."""
         ...
 
 
@@ -134,12 +135,14 @@ class _Search:
     device: torch.device
     dtype: torch.dtype
     best: Tensor | None = None
+    strict: Tensor | None = None
     seen: list[float] = field(default_factory=list[float])
     ends: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor, Tensor]])
 
     def __post_init__(self) -> None:
         q = self.question
-        self.lower, self.upper = q.lower.double().to(self.device), q.upper.double().to(self.device)
+        self.lower, self.upper = (end.double().to(self.device) for end in q.inside)
+        self.strict = None if q.strict is None else q.strict.to(self.device)
         self.c, self.d = q.c.double().to(self.device), q.d.double().to(self.device)
         self.groups = q.groups.to(self.device)
         self.count = int(self.groups[-1]) + 1
@@ -290,7 +293,7 @@ class _Search:
             rows = self.rows(at)[0, own]
             if not bool(rows.isfinite().all()):
                 return x
-            slopes = [torch.autograd.grad(row, at, retain_graph=True)[0].double().flatten() for row in rows]
+            slopes = [_slope(row, at).double().flatten() for row in rows]
         wide = (self.upper - self.lower).flatten()
         low = torch.maximum(-trust * wide, self.lower.flatten() - x.flatten()).clamp(max=0)
         high = torch.minimum(trust * wide, self.upper.flatten() - x.flatten()).clamp(min=0)
@@ -314,7 +317,7 @@ class _Search:
             rows = self.rows(at, self.leaky if kind == 1 else None)
             scores = self.scores(rows)
             loss = self.smooth(rows, target) if kind == 2 else scores.gather(1, target.unsqueeze(1))
-            (grad,) = torch.autograd.grad(loss.sum(), at)
+            grad = _slope(loss.sum(), at)
         if kind == 1:
             with torch.no_grad():
                 scores = self.scores(self.rows(x))
@@ -329,12 +332,14 @@ class _Search:
         return (heat * torch.logsumexp(own / heat, 1, keepdim=True)).squeeze(1)
 
     def rows(self, x: Tensor, model: nn.Module | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """(n, rows): ``C f(x) + d``."""
-        return (model or self.own)(x.to(dtype or self.dtype)).flatten(1).double() @ self.c.T + self.d
+        """(n, rows): ``C f(x) + d``; a model may give one number for each sample."""
+        return (model or self.own)(x.to(dtype or self.dtype)).reshape(len(x), -1).double() @ self.c.T + self.d
 
     def scores(self, rows: Tensor) -> Tensor:
         """(n, groups): the largest row of each group; what is not a number is as bad as can be."""
         rows = torch.where(rows.isnan(), math.inf, rows)
+        if self.strict is not None:  # 0 itself is safe there
+            rows = torch.where(self.strict & (rows == 0), _EDGE, rows)
         best = rows.new_full((len(rows), self.count), -math.inf)
         return best.scatter_reduce(1, self.groups.expand(len(rows), -1), rows, "amax")
 
@@ -354,6 +359,14 @@ class _Search:
             if worst <= 0 and self.best is None:
                 self.best = point.cpu()
         return None
+
+
+def _slope(value: Tensor, at: Tensor) -> Tensor:
+    """The gradient of a value; 0 where nothing leads back (rows of a table, which whole numbers choose)."""
+    if not value.requires_grad:
+        return torch.zeros_like(at)
+    (found,) = torch.autograd.grad(value, at, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return found
 
 
 def _parts(t: Tensor, size: int) -> list[Tensor]:

@@ -117,6 +117,7 @@ def decide(
         graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=falsifier(graph),
         method=effort.method, memory=effort.memory, trees=trees, progress=progress,
         deployed=None if effort.deployed is None else _DEPLOYED[effort.deployed],
+        believed=lambda x: said.confirm(graph, x) is not None,
     )  # fmt: skip
     found = None
     if answer.outcome is Outcome.BROKEN:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from holdfast.certify.proved import numbers, proved
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
@@ -85,7 +86,7 @@ class GraphCertifier(ABC):
             region: the set around each sample.
 
         Returns:
-            (n, classes - 1) float64, without gradient.
+            (n, classes - 1) float64, without gradient; -inf where nothing is known.
 
         Raises:
             UsageError: shapes that do not fit the graph.
@@ -108,12 +109,12 @@ class GraphCertifier(ABC):
         parts: list[Tensor] = []
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN may convolve by FFT: no a-priori bound
             for i in torch.split(torch.arange(len(x), device=x.device), self.batch):
-                parts.append(self.bounds(graph, region.select(i), x[i], rows[i]))
+                parts.append(numbers(self.bounds(graph, region.select(i), x[i], rows[i])))
         return torch.cat(parts)
 
     def certify(self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall) -> Tensor:
         """Whether every input of the set is proved to have class y: (n,) bool."""
-        return (self.margins(graph, x, y, ball) > 0).all(1)
+        return proved(self.margins(graph, x, y, ball)).all(1)
 
     def radius(
         self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall, radius_max: float, tolerance: float = 0.01

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certify.graph_certifier import GraphCertifier, margin_rows
+from holdfast.certify.proved import proved
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import method
@@ -110,7 +111,7 @@ class SetCertifier(ABC):
         tool = self.tool
         rows = margin_rows(y, graph.output_shape[0])
         held = [
-            (tool.bounds(graph, region.select(part), x[part], rows[part]) > 0).all(1)
+            proved(tool.bounds(graph, region.select(part), x[part], rows[part])).all(1)
             for part in torch.split(torch.arange(len(x), device=x.device), tool.batch)
         ]
         return torch.cat(held)

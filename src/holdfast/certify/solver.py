@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from math import inf
 from time import monotonic
 
 import torch
@@ -56,6 +57,13 @@ class Answer:
     method: str = ""
     arithmetic: str = ""
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Whatever a method says: without a bound that is a finite number above 0, nothing holds."""
+        if self.outcome is Outcome.HOLDS and not 0 < self.bound < inf:
+            object.__setattr__(self, "outcome", Outcome.UNKNOWN)
+            reason = f"{self.method or 'the method'} says that it holds, but its bound of {self.bound:g} proves nothing"
+            object.__setattr__(self, "reason", reason)
 
 
 @dataclass(frozen=True)

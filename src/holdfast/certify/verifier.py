@@ -7,8 +7,9 @@ wrong inside, the answer is UNKNOWN with its reason, and nothing is called broke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import inf, isfinite, nextafter
 from time import monotonic
 from typing import Any
 
@@ -16,8 +17,11 @@ import torch
 from torch import Tensor
 
 from holdfast.certify.bounds._operation import node_size
+from holdfast.certify.bounds._propagation import Propagation, check_constants
+from holdfast.certify.bounds._region import Region
 from holdfast.certify.graph_certifier import GraphCertifier
-from holdfast.certify.query import Query
+from holdfast.certify.proved import numbers
+from holdfast.certify.query import EDGE, Query
 from holdfast.certify.solver import Answer, Budget, Outcome, Progress, Solver
 from holdfast.certify.tree import Tree
 from holdfast.core import registry
@@ -47,6 +51,7 @@ def verify(
     trees: Sequence[Tree] | None = None,
     deployed: torch.dtype | None = None,
     progress: Progress | None = None,
+    believed: Callable[[Tensor], bool] | None = None,
 ) -> Answer:
     """Decides a disjunction of queries: BROKEN if any of them is, HOLDS only if all of them hold.
 
@@ -60,6 +65,8 @@ def verify(
         trees: one for each query, still empty: where the proof is recorded; each is complete if the answer is HOLDS.
         deployed: certify the network as computed in this type rather than in real numbers.
         progress: told domains done, domains open and the bound so far.
+        believed: what else a witness (1, \\*features) must pass, beside two runs of the model; one that does not is no
+            witness, and the search goes on.
 
     Returns:
         The answer. ``bound`` and ``rows`` are about the query that decided, ``domains`` about all.
@@ -76,13 +83,14 @@ def verify(
     if deployed is not None:
         graph = replace(graph, deployed=deployed)
     graph = _flat(graph)
+    check_constants(graph)
     for query in queries:
         if query.x.shape[1:] != graph.input_shape or query.c.shape[1] != graph.output_shape[0]:
             raise UsageError(
                 f"a query about inputs {tuple(query.x.shape[1:])} and {query.c.shape[1]} outputs for a model of "
                 f"{graph.input_shape} and {graph.output_shape}"
             )
-    run = _Run(graph, queries, deadline, timeout, falsify, method, memory, trees, progress)
+    run = _Run(graph, list(queries), deadline, timeout, falsify, method, memory, trees, progress, believed)
     try:
         answer = run.decide()
     except UsageError:
@@ -90,6 +98,8 @@ def verify(
     except Exception as error:  # out of memory, numerical failures, an attack's own: nothing is known then
         reason = f"{type(error).__name__}: {error}"
         answer = Answer(Outcome.UNKNOWN, -inf, domains=run.domains, method=method, reason=reason)
+    if answer.outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT) and run.failures:
+        answer = replace(answer, reason="; ".join(r for r in (answer.reason, *run.failures) if r))
     if answer.outcome is not Outcome.TIMEOUT and monotonic() > deadline:
         return replace(answer, outcome=Outcome.TIMEOUT, reason=f"{answer.outcome} came after {timeout:g} s")
     return answer
@@ -108,7 +118,7 @@ class _Run:
     """One verification: what was asked, and how many parts were bounded so far."""
 
     graph: Graph
-    queries: Sequence[Query]
+    queries: list[Query]
     deadline: float
     timeout: float
     falsify: Falsify | None
@@ -116,7 +126,9 @@ class _Run:
     memory: int
     trees: Sequence[Tree] | None
     progress: Progress | None
+    believed: Callable[[Tensor], bool] | None = None
     domains: int = 0
+    failures: dict[str, None] = field(default_factory=dict[str, None])  # of parts, in words, each once
 
     def decide(self) -> Answer:
         """Attack, bounds, a longer attack on what is open, then a complete method on each, the worst first."""
@@ -143,14 +155,20 @@ class _Run:
         seconds = min(max(seconds, 0.2), self.deadline - monotonic())
         if self.falsify is None or seconds <= 0:
             return None
-        found = self.falsify(query, seconds)
-        if found is None:
-            return None
-        whole = (whole_points(query, found),) if self.graph.whole else ()
-        for x in (*whole, found.double(), representable(query, found, self.graph.dtype)):
-            if broken(self.graph, query, x):
-                return x
+        try:
+            found = self.falsify(query, seconds)
+            if found is None:
+                return None
+            whole = (whole_points(query, found),) if self.graph.whole else ()
+            for x in (*whole, found.double(), representable(query, found, self.graph.dtype)):
+                if self._breaks(query, x):
+                    return x
+        except Exception as error:  # whatever an attack meets, the bounds have their turn
+            self.failures[f"the attack failed ({type(error).__name__}: {error})"] = None
         return None
+
+    def _breaks(self, query: Query, x: Tensor) -> bool:
+        return broken(self.graph, query, x) and (self.believed is None or self.believed(x))
 
     def _is_broken(self, query: Query, witness: Tensor, by: str) -> Answer:
         arithmetic = f"f as run in {str(self.graph.dtype).removeprefix('torch.')} and in float64"
@@ -158,17 +176,44 @@ class _Run:
 
     def _bounds(self, i: int) -> Answer:
         """The named method, or intervals and CROWN over the whole set; with a proof to record solvers do that."""
+        done = self._at_the_edge(i)
+        if done is not None:
+            return done
         query, tree = self.queries[i], None if self.trees is None else self.trees[i]
         if self.method != "auto" and monotonic() < self.deadline:
             return self._by(self.method, query, tree)
         answer = Answer(Outcome.UNKNOWN, -inf)
         if tree is None and monotonic() < self.deadline:
             for name in ("ibp", "crown"):
-                more = self._by(name, query, None)
+                try:
+                    more = self._by(name, query, None)
+                except UsageError:
+                    raise
+                except Exception as error:  # memory, say: the methods after it have their turn
+                    self.failures[f"{name} failed ({type(error).__name__}: {error})"] = None
+                    continue
                 answer = more if more.bound >= answer.bound else answer
                 if answer.outcome is Outcome.HOLDS:
                     break
         return answer
+
+    def _at_the_edge(self, i: int) -> Answer | None:
+        """Groups of query i with a strict row that is at least 0 throughout are done with: the answer if all are.
+
+        The box of the output says so, in exact arithmetic: methods pay for rounding, so none of them ever reaches 0.
+        """
+        query = self.queries[i]
+        if query.strict is None or self.trees is not None or not bool(query.strict.any()):
+            return None
+        rows = _exact_rows(self.graph, query)
+        safe = [
+            bool(query.select(g).score(rows[None, query.groups == g]) > 0) for g in range(int(query.groups[-1]) + 1)
+        ]
+        if all(safe):
+            words = "f in real numbers on its stored weights, exact at the edge of a strict row"
+            return Answer(Outcome.HOLDS, EDGE, rows, None, 1, "ibp", words)
+        self.queries[i] = query.keep(~torch.tensor(safe)[query.groups])
+        return None
 
     def _by(self, name: str, query: Query, tree: Tree | None) -> Answer:
         """What a certifier of graphs, or a solver, says."""
@@ -189,11 +234,16 @@ class _Run:
             raise UsageError(f"{name} records no proof; use neuron_splitting, input_splitting or auto")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
             rows = certifier.bounds(self.graph, query.ball, query.x, query.c.unsqueeze(0), query.d.unsqueeze(0))
-        rows = torch.where(rows.isnan(), -inf, rows)
+        rows = numbers(rows)
         bound = float(query.score(rows))
         self.domains += 1
         outcome = Outcome.HOLDS if bound > 0 else Outcome.UNKNOWN
-        reason = "" if bound > 0 else f"the bound {bound:.4g} of {name} is not positive"
+        if bound > 0:
+            reason = ""
+        elif bound > -inf:
+            reason = f"the bound {bound:.4g} of {name} is not positive"
+        else:
+            reason = f"{name} knows no bound: a value of the network overflows or is not defined everywhere in the box"
         return Answer(outcome, bound, rows[0], None, 1, name, certifier.arithmetic(self.graph), reason)
 
     def _watch(self, query: Query) -> Progress:
@@ -247,13 +297,7 @@ class _Run:
 
     def _checked(self, query: Query, answer: Answer) -> Answer:
         """A solver's answer; a witness counts only if it breaks the property here too."""
-        if answer.outcome is Outcome.HOLDS and not answer.bound > 0:
-            return replace(
-                answer, outcome=Outcome.UNKNOWN, reason=f"{answer.method} says it holds without a bound above 0"
-            )
-        if answer.outcome is Outcome.BROKEN and (
-            answer.witness is None or not broken(self.graph, query, answer.witness)
-        ):
+        if answer.outcome is Outcome.BROKEN and (answer.witness is None or not self._breaks(query, answer.witness)):
             reason = f"the witness of {answer.method} did not break the property when it was run again"
             return replace(answer, outcome=Outcome.UNKNOWN, witness=None, reason=reason)
         return answer
@@ -266,6 +310,23 @@ def _flat(graph: Graph) -> Graph:
     shape = (node_size(graph.output_shape),)
     last = Node("reshape", (len(graph.nodes) - 1,), shape, attributes={"shape": shape})
     return replace(graph, nodes=(*graph.nodes, last))
+
+
+def _exact_rows(graph: Graph, query: Query) -> Tensor:
+    """Lower bounds (rows,) of the strict rows over the box of the output, exact but for the last rounding down."""
+    with torch.no_grad():
+        found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
+        found.run(refine=found.affine_in_input, every=True)
+    least, most = (end.flatten().tolist() for end in found.boxes[-1])
+    rows = torch.full_like(query.d, -inf)
+    assert query.strict is not None
+    for k in map(int, query.strict.nonzero().flatten()):
+        chosen = [(int(j), float(query.c[k, j])) for j in query.c[k].nonzero().flatten()]
+        ends = [(least[j] if factor > 0 else most[j], factor) for j, factor in chosen]
+        if all(isfinite(end) for end, _ in ends):
+            exact = sum((Fraction(end) * Fraction(factor) for end, factor in ends), Fraction(float(query.d[k])))
+            rows[k] = 0.0 if exact == 0 else nextafter(float(exact), -inf) if exact > 0 else -inf
+    return rows
 
 
 def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -286,7 +347,7 @@ def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
         0.10000000149011612
     """
     # an edge x - eps that was rounded outward is one unit outside a ball
-    edges = (query.lower, query.upper)
+    edges = query.inside
     far = [(e - query.x[0]).abs() > query.ball.eps for e in edges]
     lower, upper = (torch.where(f, torch.nextafter(e, query.x[0]), e) for e, f in zip(edges, far, strict=True))
     x = torch.clamp(x.double(), lower, upper)
@@ -298,7 +359,8 @@ def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def whole_points(query: Query, x: Tensor) -> Tensor:
     """Points (n, \\*features) moved to the nearest whole numbers of the box, float64."""
-    return torch.clamp(x.double().round(), query.lower.ceil(), query.upper.floor())
+    lower, upper = query.inside
+    return torch.clamp(x.double().round(), lower.ceil(), upper.floor())
 
 
 def broken(graph: Graph, query: Query, x: Tensor) -> bool:
@@ -316,7 +378,8 @@ def broken(graph: Graph, query: Query, x: Tensor) -> bool:
     x = x.detach().double()
     if graph.whole and bool((x != x.round()).any()):
         return False
-    if x.shape != query.x.shape or not bool(((x >= query.lower) & (x <= query.upper)).all()):
+    lower, upper = query.inside
+    if x.shape != query.x.shape or not bool(((x >= lower) & (x <= upper)).all()):
         return False
     ball = query.ball
     if bool(ball.eps.isfinite()) and not bool(contains(replace(ball, grid=None), x, query.x)):

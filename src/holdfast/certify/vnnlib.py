@@ -102,7 +102,11 @@ class Property:
         groups = torch.tensor([g for g, group in enumerate(box.groups) for _ in group])
         lower = torch.tensor([_down(bound.number) for bound in box.lower], dtype=torch.float64)
         upper = torch.tensor([-_down(-bound.number) for bound in box.upper], dtype=torch.float64)
-        return Query.of_box(lower.view(graph.input_shape), upper.view(graph.input_shape), c, d, groups)
+        strict = torch.tensor([row.strict for row in rows])
+        below, above = (torch.tensor([bound.strict for bound in side]) for side in (box.lower, box.upper))
+        lower, upper, below, above = (t.view(graph.input_shape) for t in (lower, upper, below, above))
+        outside = (below, above) if bool((below | above).any()) else None
+        return Query.of_box(lower, upper, c, d, groups, strict=strict if bool(strict.any()) else None, outside=outside)
 
     def breaks(self, inputs: Sequence[str], y: Tensor) -> bool:
         """Whether inputs in decimals and the outputs of a run on them are unsafe, in exact arithmetic.

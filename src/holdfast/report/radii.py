@@ -1,4 +1,4 @@
-"""Certified accuracy of several methods against the radius, with the attack above them, as a page."""
+"""What several methods certify, estimate or leave unbroken against the radius, as a page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from holdfast.report.page import fill
 __all__ = ["curve", "render"]
 
 _ROWS = 400
+_KINDS = {"estimate": "Estimated", "witness": "Not broken"}
 _SCALES = {"estimate": "dashed", "probabilistic": "thin"}
 
 
@@ -44,7 +45,7 @@ def curve(columns: Sequence[Column], norm: str, eps: float) -> Markup:
         "Each curve falls where a method's radius ends. Sound curves are lower bounds of the true robust accuracy, the "
         "attack's is an upper bound; an estimate (dashed) is neither."
     )
-    figure = (legend(keys), tag("div", plot.render("Certified accuracy against the radius"), class_="scroll"))
+    figure = (legend(keys), tag("div", plot.render("Share of samples against the radius"), class_="scroll"))
     return tag("figure", *figure, tag("figcaption", words))
 
 
@@ -55,7 +56,12 @@ def render(columns: Sequence[Column], labels: Sequence[int], *, norm: str, eps: 
         for i, y in enumerate(labels[:_ROWS])
     ]
     figures = [{**c.as_dict(), "at_eps": percent(c.at_least(eps))} for c in columns]
+    kinds = [
+        (name, [f for f in figures if _KINDS.get(f["guarantee"], "Certified") == name])
+        for name in ("Certified", "Estimated", "Not broken")
+    ]
+    heading = "Radii" if kinds[1][1] or not kinds[0][1] else "Certified radii"
     return fill(
-        "radii.html", columns=figures, rows=rows, left_out=max(0, len(labels) - _ROWS), norm=norm, eps=eps,
-        curve=curve(columns, norm, eps), about=about, command=command, samples=len(labels),
+        "radii.html", columns=figures, kinds=kinds, heading=heading, rows=rows, left_out=max(0, len(labels) - _ROWS),
+        norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about, command=command, samples=len(labels),
     )  # fmt: skip

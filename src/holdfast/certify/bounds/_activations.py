@@ -7,6 +7,7 @@ rule, a bisection or an optimiser: no accuracy of theirs is ever relied on.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.certify.bounds._operation import Operation, Pull
+from holdfast.certify.bounds._operation import Operation, Pull, samples_floor
 from holdfast.certify.bounds._region import Box
+from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 
 __all__ = ["Activation", "Kink", "LeakyRelu", "Lines", "MaxPool", "Sigmoid", "Tanh", "pull_lines"]
@@ -123,6 +125,16 @@ class LeakyRelu(Kink):
     def flat(self, node: Node) -> float:
         return float(node.attributes.get("slope", 0.0))
 
+    def check(self, node: Node) -> None:
+        if not 0 <= self.flat(node) <= 1:  # others are written out before, but where they must round as they run
+            raise UnsupportedError(
+                f"'{node.op}' with slope {self.flat(node):g} has no bounds here; slopes in [0, 1] have, and in real numbers "
+                "(without deployed arithmetic) all finite ones"
+            )
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return (-math.inf if self.flat(node) else 0.0), math.inf
+
     def value(self, node: Node, z: Tensor) -> Tensor:
         return F.leaky_relu(z, self.flat(node))
 
@@ -181,6 +193,9 @@ class _SShaped(Activation):
 class Sigmoid(_SShaped):
     """``1 / (1 + exp(-z))``."""
 
+    def range(self, node: Node) -> tuple[float, float]:
+        return 0.0, 1.0
+
     def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.sigmoid(z)
 
@@ -195,6 +210,9 @@ class Sigmoid(_SShaped):
 
 class Tanh(_SShaped):
     """The hyperbolic tangent."""
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return -1.0, 1.0
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.tanh(z)
@@ -226,6 +244,9 @@ class MaxPool(Operation):
     """
 
     linear = False
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return samples_floor(node, inputs)
 
     def _pool(self, node: Node, x: Tensor) -> tuple[Tensor, Tensor]:
         a = node.attributes

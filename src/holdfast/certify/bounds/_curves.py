@@ -12,12 +12,14 @@ from holdfast.certify.bounds._activations import Kink, Lines, pull_lines
 from holdfast.certify.bounds._operation import Operation, Pull
 from holdfast.certify.bounds._region import Box
 from holdfast.certify.bounds._smooth import Contact, Curve, Side
+from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 
 __all__ = ["Abs", "Elu", "Erf", "Exp", "Gelu", "Log", "Power", "Reciprocal", "Sign", "Silu", "Softplus", "Sqrt", "Wave"]
 
 _ROOT = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715  # of the tanh approximation of gelu
+_FAR = 1e8  # of a sine: beyond it points of contact are not worth finding
 
 
 def _solve(f: Callable[[float], float], low: float, high: float) -> float:
@@ -28,8 +30,17 @@ def _solve(f: Callable[[float], float], low: float, high: float) -> float:
     return high
 
 
+def _finite(node: Node, name: str) -> None:
+    value = float(node.attributes[name])
+    if not math.isfinite(value):
+        raise UnsupportedError(f"'{node.op}' with {name} {value} has no bounds; all finite ones have")
+
+
 class Exp(Curve):
     """The exponential: convex."""
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return 0.0, math.inf
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.exp(z)
@@ -60,6 +71,9 @@ class Log(Curve):
 class Softplus(Curve):
     """``log(1 + exp(z))``: convex."""
 
+    def range(self, node: Node) -> tuple[float, float]:
+        return 0.0, math.inf
+
     def value(self, node: Node, z: Tensor) -> Tensor:
         return z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))
 
@@ -71,7 +85,14 @@ class Softplus(Curve):
 
 
 class Elu(Curve):
-    """``z``, or ``alpha (exp(z) - 1)`` below 0: convex if alpha is at most 1, else with a kink the other way at 0."""
+    """``z``, or ``alpha (exp(z) - 1)`` below 0.
+
+    Convex and increasing for alpha in [0, 1]. Beyond 1 it is convex on either side of a kink at 0 that is concave. With a
+    negative alpha it falls to 0 and rises from there: concave below 0, and convex at the kink and beyond.
+    """
+
+    def check(self, node: Node) -> None:
+        _finite(node, "alpha")
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.where(z > 0, z, node.attributes["alpha"] * torch.expm1(z.clamp(max=0)))
@@ -80,11 +101,18 @@ class Elu(Curve):
         return torch.where(z > 0, 1.0, node.attributes["alpha"] * torch.exp(z.clamp(max=0)))
 
     def bends(self, node: Node) -> tuple[bool, tuple[float, ...]]:
-        return True, (() if 0 <= node.attributes["alpha"] <= 1 else (0.0,))
+        alpha = node.attributes["alpha"]
+        return alpha >= 0, (() if 0 <= alpha <= 1 else (0.0,))
+
+    def turns(self, node: Node) -> tuple[float, ...]:
+        return (0.0,) if node.attributes["alpha"] < 0 else ()
 
 
 class Erf(Curve):
     """The error function: convex below 0, concave above."""
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return -1.0, 1.0
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return torch.erf(z)
@@ -142,6 +170,11 @@ def _gelu_tanh_bend() -> float:
 class Gelu(Curve):
     """``z Phi(z)``, which bends at -sqrt 2 and sqrt 2, or its approximation by tanh."""
 
+    def check(self, node: Node) -> None:
+        kind = node.attributes.get("approximate", "none")
+        if kind not in ("none", "tanh"):
+            raise UnsupportedError(f"'gelu' with approximate={kind!r} has no bounds; 'none' and 'tanh' have")
+
     exact = math.sqrt(2), _solve(_gelu_slope, -1.4, 0.0)
     approximate = _gelu_tanh_bend(), _solve(_gelu_tanh_slope, -1.4, 0.0)
 
@@ -170,6 +203,16 @@ class Gelu(Curve):
 
 class Power(Curve):
     """``z`` to a fixed exponent; of negative numbers only if that is whole, of 0 only if it is not negative."""
+
+    def check(self, node: Node) -> None:
+        if "exponent" in node.attributes:
+            _finite(node, "exponent")
+
+    def range(self, node: Node) -> tuple[float, float]:
+        """No power but those of whole odd exponents is negative; what knows better says so in the node."""
+        p = self.exponent(node)
+        least, most = node.attributes.get("range", (-math.inf, math.inf))
+        return (least if p == int(p) and p % 2 == 1 else max(least, 0.0)), most
 
     def exponent(self, node: Node) -> float:
         """The exponent."""
@@ -246,7 +289,11 @@ class Wave(Curve):
 
     On intervals that reach over more than a turn both lines are level. The points where f' is the slope are known:
     of those where f minus the line is least, the first and the last one on the interval count, since they lie on a line.
+    Far from 0, where floats no longer tell the turns apart, lines are level too.
     """
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return -1.0, 1.0
 
     def __init__(self, cosine: bool = False) -> None:
         self.cosine = cosine
@@ -272,8 +319,10 @@ class Wave(Curve):
         return torch.where(valley, -1.0, torch.minimum(one, other)), upper
 
     def _passes(self, low: Tensor, high: Tensor, shift: float) -> Tensor:
-        """Whether there is a whole turn between ``low + shift`` and ``high + shift``; not a number counts as yes."""
-        return ~(torch.floor((high + shift) / (2 * math.pi)) < torch.ceil((low + shift) / (2 * math.pi)))
+        """Whether there is a whole turn between ``low + shift`` and ``high + shift``; what is in doubt counts as yes."""
+        first, last = (low + shift) / (2 * math.pi), (high + shift) / (2 * math.pi)
+        doubt = 1e-15 * (1 + torch.maximum(first.abs(), last.abs()))
+        return ~(torch.floor(last + doubt) < torch.ceil(first - doubt))
 
     def contact(self, side: Side) -> Contact:
         shift = self.phase if side.sign > 0 else self.phase + math.pi  # the side is sin(z + shift)
@@ -285,7 +334,7 @@ class Wave(Curve):
 
     def line(self, side: Side, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         slope, intercept, usual = super().line(side, position)
-        level = ~(side.high - side.low < 2 * math.pi)
+        level = ~((side.high - side.low < 2 * math.pi) & (torch.maximum(side.high, -side.low) < _FAR))
         return slope.masked_fill(level, 0), intercept.masked_fill(level, -1), usual
 
     def intercept(self, side: Side, slope: Tensor, point: Tensor) -> Tensor:
@@ -301,6 +350,9 @@ class Wave(Curve):
 
 class Abs(Kink):
     """``|z|``, whose lower slope is chosen in [-1, 1] by a number in [0, 1]."""
+
+    def range(self, node: Node) -> tuple[float, float]:
+        return 0.0, math.inf
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return z.abs()

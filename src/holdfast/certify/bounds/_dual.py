@@ -25,6 +25,7 @@ from holdfast.certify.bounds._activations import Activation, Kink
 from holdfast.certify.bounds._operation import Operation
 from holdfast.certify.bounds._propagation import Propagation
 from holdfast.certify.bounds._region import Box, box_minimum, gamma, norm
+from holdfast.certify.proved import numbers
 from holdfast.graph.model import Node
 
 __all__ = ["Dual", "Multipliers", "separates"]
@@ -90,7 +91,7 @@ class Dual:
                 total = total + constant
                 slack = slack + gamma(1) * total.detach().abs()
             error = error + slack
-        return (total - error if found.sound else total).T
+        return (numbers(total - error) if found.sound else total).T
 
     def _separate(self, k: int, op: Activation, a: Tensor, given: Multipliers) -> tuple[Tensor, Tensor]:
         """Both least values at an activation (rows, n), and what rounding may have done."""

@@ -52,8 +52,16 @@ class _Nodes:
         one = torch.ones(1, count, dtype=self.dtype, device=self.device)
         x = self.add("linear", [x], (*rest, count, 1), weight=one[:, 1:], bias=one[0, :1])
         x = self.add("reshape", [x], (*rest, count), shape=(*rest, count))
-        x = self.add("reciprocal", [x], (*rest, count))
+        x = self.add("reciprocal", [x], (*rest, count), range=(0.0, 1.0))
         return self.permute(x, sorted(range(len(order)), key=lambda d: order[d]))
+
+    def leaky(self, x: int, slope: float) -> int:
+        """``slope x + (1 - slope) relu(x)``."""
+        shape = self.nodes[x].shape
+        parts = [(x, slope), (self.add("relu", [x], shape), 1 - slope)]
+        scales = [torch.full((1,) * len(shape), s, dtype=self.dtype, device=self.device) for _, s in parts]
+        parts = [self.add("affine", [y], shape, scale=s) for (y, _), s in zip(parts, scales, strict=True)]
+        return self.add("add", parts, shape)
 
     def permute(self, x: int, dims: list[int]) -> int:
         """The dimensions in another order."""
@@ -66,30 +74,51 @@ class _Nodes:
 def lowered(graph: Graph) -> Graph:
     """The graph with every softmax written out and products of one value as functions of it; itself if it has none.
 
+    A leaky ReLU with slope s outside of [0, 1] becomes ``s x + (1 - s) relu(x)``, and values without a dimension get one.
     Node numbers change where something was rewritten; the output stays last.
 
     Raises:
         UnsupportedError: a softmax in a graph that is bounded as it runs: how it rounds is not known.
     """
+    if any(node.shape == () for node in graph.nodes):
+        graph = replace(graph, nodes=tuple(_with_dimension(node) for node in graph.nodes))
     soft = any(node.op == "softmax" for node in graph.nodes)
     if graph.deployed is not None:  # a product rounds as the network computes it
         if soft:
             raise UnsupportedError(f"it is not known how 'softmax' rounds when it runs in {graph.deployed}")
         return graph
     unary = [_of_one(graph, node) for node in graph.nodes]
-    if not soft and not any(unary):
+    if not soft and not any(unary) and not any(map(_steep, graph.nodes)):
         return graph
     new, place = _Nodes(graph), dict[int, int]()
     for k in _needed(graph, unary):
         node, other = graph.nodes[k], unary[k]
         if node.op == "softmax" and node.shape[node.attributes["dim"]] > 1:
             place[k] = new.softmax(place[node.inputs[0]], node.attributes["dim"])
+        elif _steep(node):
+            place[k] = new.leaky(place[node.inputs[0]], float(node.attributes["slope"]))
         elif other:
             place[k] = new.add(other.op, [place[other.inputs[0]]], node.shape, **other.attributes)
         else:
             new.nodes.append(replace(node, inputs=tuple(place[j] for j in node.inputs)))
             place[k] = len(new.nodes) - 1
     return replace(graph, nodes=tuple(new.nodes))
+
+
+def _steep(node: Node) -> bool:
+    """A leaky ReLU that is not what its name says."""
+    return node.op == "leaky_relu" and not 0 <= float(node.attributes["slope"]) <= 1
+
+
+def _with_dimension(node: Node) -> Node:
+    """The same with the shape (1,) for ()."""
+    shape = node.shape or (1,)
+    attributes = dict(node.attributes)
+    if node.op == "reshape":
+        attributes["shape"] = shape
+    if node.op == "permute" and not node.shape:
+        attributes["dims"] = (0,)
+    return replace(node, shape=shape, attributes=attributes)
 
 
 def _of_one(graph: Graph, node: Node) -> Node | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.certify.bounds._operation import Operation, Pull
+from holdfast.certify.bounds._operation import Operation, Pull, sums_floor
 from holdfast.certify.bounds._region import Box
 from holdfast.graph.model import Node
 
@@ -21,6 +21,9 @@ _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_trans
 
 class ConvTranspose(Operation):
     """A transposed convolution; its own transpose is a convolution."""
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return sums_floor(node, inputs)
 
     def _apply(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         a, run = node.attributes, _CONV_TRANSPOSE[len(node.attributes["stride"])]

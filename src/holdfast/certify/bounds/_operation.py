@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,10 @@ __all__ = [
     "Pull",
     "Reshape",
     "Select",
+    "entries_floor",
     "node_size",
+    "samples_floor",
+    "sums_floor",
 ]
 
 Pull = tuple[Sequence[Tensor], Tensor | None]
@@ -44,6 +48,24 @@ class Operation(ABC):
 
     linear = True
     separate = False
+
+    def check(self, node: Node) -> None:  # noqa: B027
+        """Refuses parameters of the node that lie outside of what is declared here.
+
+        Raises:
+            UnsupportedError: the message says which are served.
+        """
+
+    def range(self, node: Node) -> tuple[float, float]:
+        """Between which numbers all values lie, exactly and whatever the inputs are."""
+        return -math.inf, math.inf
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        """What outputs are at least, exactly, where all that is added up is not negative: (n, \\*shape), -inf elsewhere.
+
+        Interval arithmetic rounds, and a sum of squares that came out at -1e-17 would have no root.
+        """
+        return None
 
     @abstractmethod
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
@@ -114,8 +136,32 @@ def _bias_size(node: Node, like: Tensor, bias: str = "bias") -> Tensor:
     return like.new_zeros(()) if size is None else size.abs()
 
 
+def sums_floor(node: Node, inputs: Sequence[Box]) -> Tensor:
+    """0 for the samples whose values, and all weights, are not negative; -inf for the others: (n, 1, ..., 1)."""
+    least = torch.stack([node.tensors[name].amin() for name in ("weight", "bias") if name in node.tensors]).amin()
+    return samples_floor(node, inputs, least >= 0)
+
+
+def samples_floor(node: Node, inputs: Sequence[Box], more: Tensor | None = None) -> Tensor:
+    """0 for the samples whose values are not negative (and where ``more`` holds), -inf for the others."""
+    whole = torch.stack([box.lower.flatten(1).amin(1) >= 0 for box in inputs]).all(0)
+    whole = whole if more is None else whole & more
+    return torch.where(whole, 0.0, -torch.inf).to(inputs[0].lower).view(-1, *(1,) * len(node.shape))
+
+
+def entries_floor(*parts: Tensor) -> Tensor:
+    """0 where all parts are at least 0, -inf elsewhere."""
+    least = parts[0]
+    for part in parts[1:]:
+        least = torch.minimum(least, part)
+    return torch.where(least >= 0, 0.0, -torch.inf).to(least)
+
+
 class Linear(Operation):
     """``x @ weight.T + bias``."""
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return sums_floor(node, inputs)
 
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         (box,), weight = inputs, node.tensors["weight"]
@@ -141,6 +187,9 @@ class Linear(Operation):
 
 class Conv(Operation):
     """A convolution; coefficients keep the shape of the feature maps."""
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return sums_floor(node, inputs)
 
     def _apply(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         a = node.attributes
@@ -203,6 +252,9 @@ class Affine(Operation):
 
     separate = True
 
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return entries_floor(inputs[0].lower, *(t for k, t in node.tensors.items() if k != "size"))
+
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         (lower, upper), scale, shift = inputs[0], node.tensors.get("scale"), node.tensors.get("shift")
         if scale is not None:
@@ -227,6 +279,11 @@ class Add(Operation):
     def __init__(self, sign: int) -> None:
         self.sign = sign
 
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        """A sum of two floats has the sign of the exact sum."""
+        x, y = inputs
+        return entries_floor(x.lower + y.lower if self.sign > 0 else x.lower - y.upper)
+
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         x, y = inputs
         return Box(x.lower + y.lower, x.upper + y.upper) if self.sign > 0 else Box(x.lower - y.upper, x.upper - y.lower)
@@ -240,6 +297,9 @@ class Add(Operation):
 
 class Mean(Operation):
     """The mean over some dimensions, which stay with size 1."""
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return entries_floor(inputs[0].lower.amin([d + 1 for d in node.attributes["dims"]], keepdim=True))
 
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         dims = [d + 1 for d in node.attributes["dims"]]

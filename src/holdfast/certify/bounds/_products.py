@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.certify.bounds._operation import Operation, Pull
+from holdfast.certify.bounds._operation import Operation, Pull, entries_floor, samples_floor
 from holdfast.certify.bounds._region import Box
 from holdfast.graph.model import Node
 
@@ -59,6 +59,9 @@ class Mul(Operation):
     """The product of two values of one shape, entry by entry."""
 
     linear = False
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return entries_floor(inputs[0].lower, inputs[1].lower)
 
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         x, y = inputs
@@ -106,6 +109,9 @@ class MatMul(Operation):
     """
 
     linear = False
+
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return samples_floor(node, inputs)
 
     def _few(self, node: Node, x: Tensor) -> bool:
         return x[0].numel() * node.shape[-1] <= _SPARE

@@ -14,13 +14,30 @@ from holdfast.certify.bounds._deployment import run_error, weight_error
 from holdfast.certify.bounds._lowering import lowered
 from holdfast.certify.bounds._operation import Operation, node_size
 from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
-from holdfast.certify.bounds._table import operation
+from holdfast.certify.bounds._table import entry
+from holdfast.certify.proved import numbers
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["Propagation", "specification"]
+__all__ = ["Propagation", "check_constants", "specification"]
 
 Slopes = Mapping[int, Tensor]
+_ROOTED = frozenset(("sqrt", "power", "log", "reciprocal"))  # not of all numbers, so that the sign of an end counts
+
+
+def check_constants(graph: Graph) -> None:
+    """Refuses weights and other constants that are not finite numbers: no bound can be made of them.
+
+    Raises:
+        UnsupportedError: the message names the first.
+    """
+    for i, node in enumerate(graph.nodes):
+        for name, t in node.tensors.items():
+            if t.is_floating_point() and not bool(t.detach().isfinite().all()):
+                raise UnsupportedError(
+                    f"the {name} of operation {i} ('{node.op}') has NaN or infinite entries; bounds are proved for finite "
+                    "constants only: repair the model, or write a mask as a large finite number"
+                )
 
 
 class Propagation:
@@ -38,8 +55,12 @@ class Propagation:
         graph: the graph that is propagated: the one given, or, if that has a softmax, one with other node numbers.
         boxes: of each node, once `run` is done.
 
+    **Where floats end.** A box has no NaN: an end that is not known is infinite. Nothing is concluded from lines around
+    a value whose argument has an infinite end (`pull` then gives -inf), whatever the operation made of it.
+
     Raises:
-        UnsupportedError: an operation without an entry in the table.
+        UnsupportedError: an operation without an entry in the table, parameters outside of what its entry declares, or
+            constants that are not finite numbers.
         UsageError: sound bounds were asked of an arithmetic other than float64.
     """
 
@@ -55,6 +76,8 @@ class Propagation:
         if sound and {region.x.dtype, graph.dtype} != {torch.float64}:
             raise UsageError("rounding is accounted for in float64 only")
         graph = lowered(graph)
+        if sound:
+            check_constants(graph)
         self.graph = graph
         self.region = region
         self.sound = sound
@@ -62,12 +85,14 @@ class Propagation:
         self.boxes: list[Box] = []
         self.operations: list[Operation | None] = [
             None,
-            *(lines[n.op] if lines and n.op in lines else operation(n.op) for n in graph.nodes[1:]),
+            *(entry(n, lines) for n in graph.nodes[1:]),
         ]
         self._consumers = graph.consumers()
         self._sizes: dict[int, Tensor] = {}
         self._run_errors: dict[int, Tensor] = {}
         self._prepared: dict[int, Any] = {}
+        self._lost: dict[int, Tensor] = {}
+        self._rooted = any(node.op in _ROOTED for node in graph.nodes)
         self._separable, self._settled, self._affine = self._classify()
         # whether entries of a node, or increasing functions of them, are compared with each other in a max pool
         self._compared = [False] * len(graph.nodes)
@@ -107,23 +132,48 @@ class Propagation:
             op = self.operations[i]
             assert op is not None
             inputs = [self.boxes[j] for j in node.inputs]
-            box = op.interval(node, inputs)
-            if self.sound:
-                with torch.no_grad():
-                    size = op.size(node, inputs, box)
-                if size is not None:
-                    slack = gamma(self.terms(i)) * size
-                    box = Box(box.lower - slack, box.upper + slack)
-                    self._sizes[i] = norm(size, 1)
+            box, size = self.enclosed(i, inputs)
+            if size is not None:
+                self._sizes[i] = norm(size, 1)
             box = self._as_run(i, node, op, inputs, box)
             if known:
                 box = Box(torch.maximum(box.lower, known[i].lower), torch.minimum(box.upper, known[i].upper))
-            self._prepared[i] = op.prepare(node, inputs)
-            self.boxes.append(box)
+            self._ready(i, inputs)
+            self.boxes.append(box.known if self.sound else box)
             self._settled[i] |= op.separate and self._settled[node.inputs[0]]
             if not self._settled[i] and refine(i):
                 self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {}, every)
                 self._settled[i] = every
+
+    def enclosed(self, i: int, inputs: Sequence[Box]) -> tuple[Box, Tensor | None]:
+        """The box of a value in real numbers, and what rounding is relative to (None: nothing is paid for it).
+
+        Rounding never takes a value out of the function's own range, nor sums of what is not negative below 0.
+        """
+        node, op = self.graph.nodes[i], self.operations[i]
+        assert op is not None
+        box = op.interval(node, inputs)
+        if not self.sound:
+            return box, None
+        with torch.no_grad():
+            size = op.size(node, inputs, box)
+            floor = op.floor(node, inputs) if self._rooted and size is not None else None
+        lower, upper = box
+        if size is not None:
+            slack = gamma(self.terms(i)) * size
+            least, most = op.range(node)
+            lower, upper = (lower - slack).clamp(min=least), (upper + slack).clamp(max=most)
+        return Box(lower if floor is None else torch.maximum(lower, floor), upper).known, size
+
+    def _ready(self, i: int, inputs: Sequence[Box]) -> None:
+        """Prepares an operation, and notes the samples of which an argument has an end that is not a number."""
+        node, op = self.graph.nodes[i], self.operations[i]
+        assert op is not None
+        self._prepared[i] = op.prepare(node, inputs)
+        self._lost.pop(i, None)
+        if self.sound and not op.linear:
+            finite = [end.detach().flatten(1).isfinite().all(1) for box in inputs for end in box]
+            self._lost[i] = torch.where(torch.stack(finite).all(0), 0.0, -torch.inf)
 
     def _as_run(self, i: int, node: Node, op: Operation, inputs: Sequence[Box], box: Box) -> Box:
         """The box of a value with what the tolerance of the weights and the network's own arithmetic may add."""
@@ -168,13 +218,10 @@ class Propagation:
         found = copy(self)
         found.region = region
         found.boxes = [boxes.get(i, box) for i, box in enumerate(self.boxes)]
-        found._prepared = {
-            i: self.operations[i].prepare(node, [found.boxes[j] for j in node.inputs])  # pyright: ignore[reportOptionalMemberAccess]
-            if any(j in boxes for j in node.inputs)
-            else self._prepared[i]
-            for i, node in enumerate(self.graph.nodes)
-            if i
-        }
+        found._prepared, found._lost = dict(self._prepared), dict(self._lost)
+        for i, node in enumerate(self.graph.nodes):
+            if any(j in boxes for j in node.inputs):
+                found._ready(i, [found.boxes[j] for j in node.inputs])
         return found
 
     def tightened(self) -> list[int]:
@@ -314,7 +361,7 @@ class Propagation:
                 total = total + constant
                 slack = slack + gamma(1) * total.detach().abs()
             error = error + slack
-        return total - error if self.sound else total
+        return numbers(total - error) if self.sound else total
 
     def pull(self, k: int, a: Tensor, slopes: Slopes | None = None) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
         """One step back: ``<a, value of node k>`` is at least ``sum <parts, inputs> + constant - error``.
@@ -332,6 +379,9 @@ class Propagation:
         parts, constant = op.pull(self.graph.nodes[k], a, self._prepare(k, slopes))
         if k in self._sizes:
             slack = gamma(self.terms(k)) * norm(a, 2) * self._sizes[k]
+        if k in self._lost:
+            never = self._lost[k].expand(a.shape[:2])
+            constant = never if constant is None else constant + never
         if k in self._run_errors:
             run = torch.einsum("snd,nd->sn", a.flatten(2).abs(), self._run_errors[k].flatten(1))
             constant = -run if constant is None else constant - run
@@ -380,4 +430,4 @@ def specification(
     if d is None:
         return lower
     lower = lower + d.to(reference)
-    return lower - gamma(1) * lower.abs() if found.sound else lower
+    return numbers(lower - gamma(1) * lower.abs()) if found.sound else lower

@@ -34,6 +34,14 @@ class Box(NamedTuple):
         """The largest absolute value of each entry."""
         return torch.maximum(self.lower.abs(), self.upper.abs())
 
+    @property
+    def known(self) -> Box:
+        """The same with infinite ends where nothing is known: where an end is NaN or infinite on the wrong side."""
+        return Box(
+            torch.where(self.lower < torch.inf, self.lower, -torch.inf),
+            torch.where(self.upper > -torch.inf, self.upper, torch.inf),
+        )
+
 
 def gamma(terms: int) -> float:
     """Twice the relative error bound of a float64 dot product of ``terms`` terms.

@@ -24,6 +24,7 @@ from torch import Tensor
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Region, gamma
 from holdfast.certify.bounds._relaxation import Relaxation, lower_max_pools
+from holdfast.certify.proved import numbers
 from holdfast.core.sets import LpBall
 from holdfast.graph.model import Graph
 
@@ -169,7 +170,7 @@ class SemidefiniteDual:
             total = total - gamma(2 * k + 4 * n + 64) * (
                 size + given.delta.abs() + given.kappa.sum(1) + n * least.abs()
             )
-            return torch.where(total.isnan(), -torch.inf, total)
+            return numbers(total)
 
     def _unknown(self, given: Multipliers) -> Tensor:
         """What the errors of the expressions may cost: of the rows and, by the multipliers, of each argument."""

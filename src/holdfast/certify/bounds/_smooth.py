@@ -30,6 +30,7 @@ from holdfast.graph.model import Node
 __all__ = ["Contact", "Curve", "Side", "chord"]
 
 _ROUNDS = 40  # of a bisection: as fine as a line can use
+_LARGEST = 1e150  # of ends, values and slopes: products of two of them do not overflow
 
 
 class Contact(NamedTuple):
@@ -166,6 +167,14 @@ class Curve(Operation):
             return Box(lower, upper)
         return Box(lower.masked_fill(~defined, -torch.inf), upper.masked_fill(~defined, torch.inf))
 
+    def bounded(self, node: Node, box: Box) -> Tensor:
+        """Where f is defined and neither it nor a slope of a line overflows: only there it has lines."""
+        defined = self.defined(node, box)
+        low, high = _made_safe(*box, defined)
+        ends = torch.stack([low, high, *self._extremes(node, low, high), self.steepest(node, low, high)])
+        finite = (ends.detach().abs() < _LARGEST).all(0)
+        return finite if defined is None else finite & defined
+
     def _extremes(self, node: Node, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         one, other = self.value(node, low), self.value(node, high)
         lower, upper = torch.minimum(one, other), torch.maximum(one, other)
@@ -184,7 +193,8 @@ class Curve(Operation):
         points = [low + self.inset(node) * (high - low), high]
         points += [_between(c, low, high) for c in self.bends(node)[1]]
         slopes = torch.stack([self.derivative(node, p).abs() for p in points]).amax(0)
-        return torch.maximum(slopes, chord(Side(self, node, 1, low, high), low, high).abs())
+        slopes = torch.maximum(slopes, chord(Side(self, node, 1, low, high), low, high).abs())
+        return torch.where(high > low, slopes, 0.0)
 
     def wanted(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
@@ -196,14 +206,13 @@ class Curve(Operation):
 
     def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
         """Tangents, by default at the interval's middle if they stay below (above), or else chords."""
-        defined = self.defined(node, inputs[0])
+        defined = self.bounded(node, inputs[0])
         low, high = _made_safe(*inputs[0], defined)
         below, above = (None, None) if slope is None else slope.unbind(2)
         lower_slope, lower, at_lower = self.line(Side(self, node, 1, low, high), below)
         upper_slope, upper, at_upper = self.line(Side(self, node, -1, low, high), above)
-        if defined is not None:
-            lower_slope, upper_slope = lower_slope.masked_fill(~defined, 0), upper_slope.masked_fill(~defined, 0)
-            lower, upper = lower.masked_fill(~defined, -torch.inf), upper.masked_fill(~defined, -torch.inf)
+        lower_slope, upper_slope = lower_slope.masked_fill(~defined, 0), upper_slope.masked_fill(~defined, 0)
+        lower, upper = lower.masked_fill(~defined, -torch.inf), upper.masked_fill(~defined, -torch.inf)
         return Lines(lower_slope, lower, -upper_slope, -upper, torch.stack([at_lower, at_upper], 1))
 
     def pull(self, node: Node, a: Tensor, prepared: Lines) -> Pull:
@@ -229,6 +238,7 @@ class Curve(Operation):
             slope = torch.where(middle < start, chord(side, low, start), slope)
             slope = torch.where(middle > end, chord(side, end, high), slope)
         slope = torch.where(none, whole, slope)
+        slope = torch.where(high > low, slope, 0.0)  # over a point all slopes do; that of a root may be infinite
         return slope, self.intercept(side, slope, point), usual
 
     def contact(self, side: Side) -> Contact:

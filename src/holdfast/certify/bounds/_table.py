@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from holdfast.certify.bounds._activations import LeakyRelu, MaxPool, Sigmoid, Tanh
 from holdfast.certify.bounds._curves import (
     Abs,
@@ -34,9 +36,9 @@ from holdfast.certify.bounds._operation import (
 )
 from holdfast.certify.bounds._products import MatMul, Mul
 from holdfast.core.errors import UnsupportedError
-from holdfast.graph.model import Graph
+from holdfast.graph.model import Graph, Node
 
-__all__ = ["TABLE", "covered", "operation"]
+__all__ = ["TABLE", "covered", "entry", "operation"]
 
 TABLE: dict[str, Operation] = {
     "linear": Linear(),
@@ -94,6 +96,17 @@ def operation(name: str) -> Operation:
     if name not in TABLE:
         raise UnsupportedError(f"no bound is known for '{name}'")
     return TABLE[name]
+
+
+def entry(node: Node, lines: Mapping[str, Operation] | None = None) -> Operation:
+    """The entry of a node, or what stands in for it among a method's own ``lines``; its parameters are checked.
+
+    Raises:
+        UnsupportedError: there is none, or it does not serve the node's parameters.
+    """
+    found = lines[node.op] if lines and node.op in lines else operation(node.op)
+    found.check(node)
+    return found
 
 
 def covered(graph: Graph) -> dict[str, bool]:

@@ -15,6 +15,7 @@ from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Box, Region, gamma
 from holdfast.certify.bounds.cnn_cert import window_places
 from holdfast.certify.graph_certifier import GraphCertifier
+from holdfast.certify.proved import numbers
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
@@ -72,7 +73,7 @@ class FastLip(GraphCertifier):
         value = _at(found.graph, x, c, d)
         change, error = found.region.least_change(*gradients(found, c))
         fallen = value + (change - error).T
-        return fallen - gamma(4) * (fallen.abs() + value.abs())
+        return numbers(fallen - gamma(4) * (fallen.abs() + value.abs()))
 
     def lipschitz(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor) -> Tensor:
         """Upper bounds of the dual norm of every gradient of ``C f`` in the set: local Lipschitz constants.

@@ -14,6 +14,7 @@ from holdfast.certify.bounds._operation import Operation, node_size
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Box, Region, box_minimum, gamma, norm
 from holdfast.certify.graph_certifier import GraphCertifier
+from holdfast.certify.proved import numbers
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
@@ -113,11 +114,8 @@ class _Pass:
             op = self.found.operations[i]
             assert op is not None
             inputs = [known[j] for j in node.inputs]
-            box = op.interval(node, inputs)
-            size = op.size(node, inputs, box)
+            box, size = self.found.enclosed(i, inputs)
             slack = None if size is None else gamma(self.found.terms(i)) * size.detach()
-            if slack is not None:
-                box = Box(box.lower - slack, box.upper + slack)
             functions = self._next(i, node, op, inputs, slack)
             if functions is not None:
                 self.functions[i] = functions
@@ -209,7 +207,7 @@ class _Pass:
         """The box cut by what the functions say."""
         least, error = self._over(f.lower, f.low)
         most, slip = self._over(-f.upper, -f.high)
-        return Box(torch.maximum(box.lower, least - error), torch.minimum(box.upper, -(most - slip)))
+        return Box(torch.maximum(box.lower, numbers(least - error)), torch.minimum(box.upper, -numbers(most - slip)))
 
     def _over(self, slope: Tensor, constant: Tensor) -> tuple[Tensor, Tensor]:
         n = len(slope)
@@ -264,4 +262,4 @@ class _Pass:
             error = error + slack
         least, slack = self.region.minimum(slopes.reshape(*slopes.shape[:2], *self.region.x.shape[1:]))
         total = total + least
-        return (total - (error + slack + gamma(2) * total.detach().abs())).T
+        return numbers(total - (error + slack + gamma(2) * total.detach().abs())).T

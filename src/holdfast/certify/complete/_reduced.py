@@ -257,7 +257,7 @@ class Reduced:
         index = live.nonzero().squeeze(1)
         shape = graph.nodes[source].shape
         unit = self._fixed.new_zeros(count, node_size(shape)).scatter_(1, index.unsqueeze(1), 1.0)
-        linear = self._linear(source, unit.view(-1, 1, *shape))
+        linear = self._linear(source, unit.view(count, 1, *shape))
         self._hub, self._hub_index, self._hub_map = source, index, linear
 
     def _units(self, layer: Layer) -> Linear:
@@ -278,6 +278,8 @@ class Reduced:
         found, pending = self._found, {i: a}
         constant = a.new_zeros(len(a))
         r, x = self.centre.new_zeros(len(a), self.units), self.centre.new_zeros(len(a), len(self._hub_index))
+        if not len(a):  # a layer in which nothing is live
+            return Linear(r, x, constant.float())
         for k in range(i, -1, -1):
             if k not in pending:
                 continue

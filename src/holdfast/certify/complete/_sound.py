@@ -9,6 +9,7 @@ from holdfast.certify.bounds._operation import node_size
 from holdfast.certify.bounds._propagation import Propagation, specification
 from holdfast.certify.bounds._region import Box, Region, gamma
 from holdfast.certify.complete._reduced import Cuts, Reduced, State
+from holdfast.certify.proved import numbers
 from holdfast.certify.query import Query
 
 __all__ = ["sound_bounds", "sound_units", "spread_slopes"]
@@ -41,7 +42,7 @@ def sound_bounds(
         for i in torch.split(torch.arange(n), chunk)
     ]
     lower = torch.cat(parts) if parts else d
-    return torch.where(lower.isnan(), -torch.inf, lower)
+    return numbers(lower)
 
 
 def _rows_of(parts: Tensor, rows: int) -> Tensor:
@@ -73,7 +74,7 @@ def sound_units(
         cut, extra, shift = _cut(found, reduced, query, own, len(part), 1)
         slopes = spread_slopes(found, reduced, own, len(part), 1, i)
         ends.append((cut.minimum(i, a.view(1, len(part), *shape), slopes, extra=extra).T + shift).squeeze(1))
-    return torch.cat(ends)
+    return numbers(torch.cat(ends))
 
 
 def _sound_chunk(found: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: State) -> Tensor:

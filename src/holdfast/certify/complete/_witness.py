@@ -39,7 +39,7 @@ class Witnesses:
             ball = self._query.ball.select(torch.zeros(n, dtype=torch.int64))
             x = project(ball, x, self._query.x.expand(n, *x.shape[1:]))
         x = self._settled(x)
-        lower, upper = self._query.lower, self._query.upper
+        lower, upper = self._query.inside
         for step in range(steps + 1):
             with torch.set_grad_enabled(step < steps):
                 point = x.clone().requires_grad_(step < steps)
@@ -49,7 +49,9 @@ class Witnesses:
                 if broken(self._graph, self._query, x[i : i + 1]):
                     return x[i : i + 1]
             if step < steps:
-                (gradient,) = torch.autograd.grad(total, point)
+                if not total.requires_grad:  # nothing leads downhill: rows of a table
+                    return None
+                (gradient,) = torch.autograd.grad(total, point, allow_unused=True, materialize_grads=True)
                 rate = 0.25 * (1 - step / steps)
                 x = torch.clamp(x - rate * (upper - lower) * gradient.sign(), lower, upper)
                 x = self._settled(x)

@@ -15,6 +15,7 @@ from holdfast.certify.bounds._propagation import Propagation, Slopes, specificat
 from holdfast.certify.bounds._region import Box, Region
 from holdfast.certify.complete._pool import Pool
 from holdfast.certify.complete._witness import Witnesses
+from holdfast.certify.proved import numbers, proved
 from holdfast.certify.query import Query
 from holdfast.certify.solver import Answer, Budget, Outcome, Progress, Solver
 from holdfast.certify.tree import Leaf, Tree
@@ -280,7 +281,7 @@ class _Search:
                 index = (~((low >= 0) | (high <= 0))).nonzero().flatten()
                 if len(index) and all(op in ("relu", "leaky_relu") for op in readers):
                     self.signed.append((i, index))
-        return _Full(_numbers(rows), coefficients, found.boxes, found.lines_found)
+        return _Full(rows, coefficients, found.boxes, found.lines_found)
 
     def _halves(self, full: _Full, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Cheap sound bounds over parts of boxes that were bounded.
@@ -305,14 +306,14 @@ class _Search:
             rows = len(chosen)
             index = chosen.T.repeat(k, 1)
             flat = [t.flatten(1) for t in known[i]]
-            first = (least + gain[:, :rows]).transpose(1, 2).reshape(k * n, rows)
-            last = (most - gain[:, rows:]).transpose(1, 2).reshape(k * n, rows)
+            first = numbers(least + gain[:, :rows]).transpose(1, 2).reshape(k * n, rows)
+            last = -numbers(gain[:, rows:] - most).transpose(1, 2).reshape(k * n, rows)
             flat[0] = flat[0].scatter(1, index, torch.maximum(flat[0].gather(1, index), first))
             flat[1] = flat[1].scatter(1, index, torch.minimum(flat[1].gather(1, index), last))
             known[i] = Box(*(t.view_as(known[i].lower) for t in flat))
         found = Propagation(self.graph, self._region(low.flatten(0, 1), high.flatten(0, 1)), memory=1 << 28)
         found.run(refine=lambda _: False, known=known)
-        rows = _numbers(specification(found, self.query.c, self.query.d))
+        rows = specification(found, self.query.c, self.query.d)
         signs = self._signs(found.boxes)
         return rows.view(k, n, rows.shape[1]), signs.view(k, n, signs.shape[1])
 
@@ -381,7 +382,11 @@ class _Search:
                 gain = a.clamp(min=0) * (first - lower).unsqueeze(1) - a.clamp(max=0) * (upper - last).unsqueeze(1)
                 size = (a.abs() * (upper - lower).unsqueeze(1)).sum(2) + rows.abs()
                 left = rows + gain.sum(2) - 1e-13 * (a.shape[2] + 8) * size
-            part = ~(left > _MARGIN).any(1) & (first <= last).all(1)
+            # what overflowed says nothing: then all of the box stays
+            known = (a.isfinite().all(2) & rows.isfinite()).all(1)
+            first = torch.where(known.unsqueeze(1), first, lower)
+            last = torch.where(known.unsqueeze(1), last, upper)
+            part = ~known | (~proved(left - _MARGIN).any(1) & ~(first > last).any(1))
             low = torch.where(part.unsqueeze(1), torch.minimum(low, first), low)
             high = torch.where(part.unsqueeze(1), torch.maximum(high, last), high)
             alive |= part
@@ -394,7 +399,7 @@ class _Search:
         return low, high, alive
 
     def _proved(self, rows: Tensor) -> Tensor:
-        return self.query.score(rows) > (_GUARD if self.tree is not None else 0)
+        return proved(self.query.score(rows) - (_GUARD if self.tree is not None else 0))
 
     def _settle(self, rows: Tensor) -> None:
         if len(rows):
@@ -504,10 +509,6 @@ def _left(found: Tensor, near: Tensor, allowed: Tensor) -> Tensor:
     """
     left = (found * near).clamp(max=0).mean(2).view(2, *allowed.shape).mean(0)
     return left.masked_fill(~allowed, -torch.inf)
-
-
-def _numbers(rows: Tensor) -> Tensor:
-    return torch.where(rows.isnan(), -torch.inf, rows)
 
 
 def _pick(full: _Full, keep: Tensor) -> _Full:

@@ -17,6 +17,7 @@ from holdfast.certify.bounds._region import Box, Region, gamma
 from holdfast.certify.bounds._relaxation import Relaxation, lower_max_pools, piecewise_linear
 from holdfast.certify.complete._linear_program import Floats, Optimum, Program
 from holdfast.certify.complete._witness import Witnesses
+from holdfast.certify.proved import numbers
 from holdfast.certify.query import Query
 from holdfast.certify.solver import Answer, Budget, Outcome, Progress, Solver
 from holdfast.certify.tree import Tree
@@ -242,7 +243,7 @@ class MILP(Solver):
             size = weights @ query.c.abs() * search.found.boxes[-1].magnitude.flatten(1)
             low = low - gamma(len(query.c) + 4) * (size.sum(1) + weights @ query.d.abs())
             low = low / weights.sum(1)
-        low = torch.where(low.isnan(), -torch.inf, low)
+        low = numbers(low)
         return [replace(p, bound=max(p.bound, float(b))) for p, b in zip(parts, low, strict=True)]
 
     def _look(self, search: _Search, variables: Floats | None) -> None:
@@ -304,5 +305,4 @@ def _propagate(graph: Graph, ball: LpBall, x: Tensor, memory: int | None) -> Pro
 def _root(found: Propagation, query: Query) -> Tensor:
     """CROWN's bounds of the rows, or intervals' where better."""
     bounds = (specification(found, query.c, query.d, at_boxes=at_boxes)[0] for at_boxes in (False, True))
-    low = torch.maximum(*bounds)
-    return torch.where(low.isnan(), -torch.inf, low)
+    return torch.maximum(*bounds)

@@ -112,8 +112,6 @@ class NeuronSplitting(Solver):
                     tree.close(0, Leaf(_best_rows(query, rows)))
                 return Answer(Outcome.HOLDS, bound, rows, None, 1, "crown", self.arithmetic(graph))
             reason = ""
-            if not all(bool(t.isfinite().all()) for node in graph.nodes for t in node.tensors.values()):
-                reason = "a weight is not a finite number, so that splits prove nothing"
             alike = lower_max_pools(graph)
             if alike is not graph and tree is not None:
                 reason = "a proof with splits of max pools is not recorded; without --proof it may be decided"
@@ -150,7 +148,7 @@ def _whole(
     rows = specification(found, c, d)
     if not plain:
         rows = torch.maximum(rows, specification(found, c, d, at_boxes=True))
-    return found, torch.where(rows.isnan(), -torch.inf, rows)[0]
+    return found, rows[0]
 
 
 def _best_rows(query: Query, rows: Tensor) -> tuple[int, ...]:
