@@ -40,6 +40,12 @@ def check_constants(graph: Graph) -> None:
                 )
 
 
+def _finite(boxes: Sequence[Box]) -> Tensor:
+    """(n,): the samples of which all ends are finite."""
+    ends = [end.detach().flatten(1).isfinite().all(1) for box in boxes for end in box]
+    return torch.stack(ends).all(0)
+
+
 class Propagation:
     """Boxes around all values of a graph over a region.
 
@@ -55,8 +61,9 @@ class Propagation:
         graph: the graph that is propagated: the one given, or, if that has a softmax, one with other node numbers.
         boxes: of each node, once `run` is done.
 
-    **Where floats end.** A box has no NaN: an end that is not known is infinite. Nothing is concluded from lines around
-    a value whose argument has an infinite end (`pull` then gives -inf), whatever the operation made of it.
+    **Where floats end.** A box has no NaN: an end that is not known is infinite. Nothing is concluded of a function whose
+    argument has an infinite end, not even that a tanh is below 1 (the argument may not exist): its box is infinite, and
+    `pull` gives -inf.
 
     Raises:
         UnsupportedError: an operation without an entry in the table, parameters outside of what its entry declares, or
@@ -163,7 +170,13 @@ class Propagation:
             slack = gamma(self.terms(i)) * size
             least, most = op.range(node)
             lower, upper = (lower - slack).clamp(min=least), (upper + slack).clamp(max=most)
-        return Box(lower if floor is None else torch.maximum(lower, floor), upper).known, size
+        box = Box(lower if floor is None else torch.maximum(lower, floor), upper).known
+        if op.linear:
+            return box, size
+        lost = torch.where(_finite(inputs), 0.0, torch.inf).to(lower).view(-1, *(1,) * len(node.shape))
+        if op.separate:  # entry by entry
+            lost = torch.where(inputs[0].lower.isfinite() & inputs[0].upper.isfinite(), 0.0, torch.inf).to(lower)
+        return Box(box.lower - lost, box.upper + lost), size
 
     def _ready(self, i: int, inputs: Sequence[Box]) -> None:
         """Prepares an operation, and notes the samples of which an argument has an end that is not a number."""
@@ -172,8 +185,7 @@ class Propagation:
         self._prepared[i] = op.prepare(node, inputs)
         self._lost.pop(i, None)
         if self.sound and not op.linear:
-            finite = [end.detach().flatten(1).isfinite().all(1) for box in inputs for end in box]
-            self._lost[i] = torch.where(torch.stack(finite).all(0), 0.0, -torch.inf)
+            self._lost[i] = torch.where(_finite(inputs), 0.0, -torch.inf)
 
     def _as_run(self, i: int, node: Node, op: Operation, inputs: Sequence[Box], box: Box) -> Box:
         """The box of a value with what the tolerance of the weights and the network's own arithmetic may add."""
