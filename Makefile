@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check bench docs clean
+.PHONY: help setup demo test test-all fuzz check bench docs clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,9 @@ test: $(READY)  ## the tests that take seconds
 
 test-all: $(READY)  ## all tests, the slow ones and the comparisons with peers included
 	$(BIN)/pytest
+
+fuzz: $(READY)  ## 3,000 random graphs against every bound; SEED=N repeats a run, GRAPHS=N tries another number
+	$(BIN)/python tests/fuzz/run.py --graphs $(or $(GRAPHS),3000) $(if $(SEED),--seed $(SEED))
 
 check: $(READY)  ## format, lint, types, floors of the house
 	$(BIN)/ruff format --check .

@@ -275,13 +275,15 @@ def test_rounding_is_paid_for_and_is_cheap():
     assert (plain - bound).max() < 1e-10
 
 
-def test_what_is_not_a_number_certifies_nothing():
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_certifies_nothing_and_is_refused_by_name(bad):
     net, graph, x, ball = _case("dense", 0, Norm.LINF)
     y = net(x).argmax(1)
     with torch.no_grad():
-        net[0].weight[0, 0] = float("nan")
+        net[0].weight[0, 0] = bad
     for method in METHODS:
-        assert not method.certify(graph, x, y, ball.with_eps(0.0)).any()
+        with pytest.raises(UnsupportedError, match=r"weight of operation 1 \('linear'\) has NaN or infinite"):
+            method.certify(graph, x, y, ball.with_eps(0.0))
     unbounded = LpBall(
         Norm.LINF, torch.full((3,), torch.inf, dtype=torch.float64), torch.tensor(-torch.inf), torch.tensor(torch.inf)
     )

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from holdfast.certify.query import Query
-from holdfast.certify.solver import Outcome
+from holdfast.certify.solver import Answer, Outcome
 from holdfast.certify.verifier import broken, representable, verify
-from holdfast.core.errors import UsageError
+from holdfast.core import registry
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
 
 
@@ -42,11 +43,24 @@ def test_a_false_witness_is_not_believed(lie):
     assert answer.outcome is Outcome.HOLDS
 
 
-def test_an_attack_that_fails_is_unknown():
+def test_an_attack_that_fails_neither_ends_the_run_nor_hides():
     def attack(query, seconds):
         raise MemoryError("no more")
 
-    answer = verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, falsify=attack)
+    assert verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, falsify=attack).outcome is Outcome.HOLDS
+    answer = verify(_line(), [_box(0.0, 1.0, -0.5)], timeout=20, falsify=attack, method="ibp")
+    assert answer.outcome is Outcome.UNKNOWN
+    assert "the attack failed (MemoryError: no more)" in answer.reason
+    assert "ibp" in answer.reason
+
+
+@pytest.mark.parametrize("method", ["auto", "crown", "neuron_splitting", "input_splitting", "milp"])
+def test_a_method_that_fails_neither_ends_the_run_nor_proves(method, monkeypatch):
+    for name in ("crown", "ibp", "alpha_crown", "neuron_splitting", "input_splitting", "milp"):
+        kind = registry.method(name)
+        part = "solve" if hasattr(kind, "solve") else "bounds"
+        monkeypatch.setattr(kind, part, lambda *args, name=name, **more: (_ for _ in ()).throw(MemoryError(name)))
+    answer = verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, method=method)
     assert answer.outcome is Outcome.UNKNOWN
     assert "MemoryError" in answer.reason
 
@@ -79,4 +93,12 @@ def test_a_score_that_is_not_a_number_breaks_nothing():
     graph = Graph((Node("input", (), (1,)), Node("linear", (0,), (1,), {"weight": torch.full((1, 1), torch.nan)})))
     query = _box(0.0, 1.0, 0.5)
     assert not broken(graph, query, query.x)
-    assert verify(graph, [query], timeout=2).outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT)
+    with pytest.raises(UnsupportedError, match="weight of operation 1"):
+        verify(graph, [query], timeout=2)
+
+
+@pytest.mark.parametrize("bound", [float("nan"), float("inf"), 0.0, -1.0])
+def test_an_answer_that_holds_without_a_number_above_0_is_unknown(bound):
+    answer = Answer(Outcome.HOLDS, bound, method="somebody")
+    assert answer.outcome is Outcome.UNKNOWN
+    assert "somebody" in answer.reason

@@ -99,9 +99,13 @@ class Draw:
         a = self.windows(tuple(sizes))
         groups = self.r.choice([g for g in (1, channels) if channels % g == 0])
         a["padding"] = tuple(self.r.randint(0, 1) for _ in sizes)
-        a["output_padding"] = tuple(self.r.randint(0, max(s, d) - 1) for s, d in zip(a["stride"], a["dilation"], strict=True))
+        a["output_padding"] = tuple(
+            self.r.randint(0, max(s, d) - 1) for s, d in zip(a["stride"], a["dilation"], strict=True)
+        )
         weight = self.normal(channels, self.r.randint(1, 2), *a.pop("kernel"), scale=self.scale())
-        tensors = {"weight": weight} | ({"bias": self.normal(weight.shape[1] * groups)} if self.r.random() < 0.5 else {})
+        tensors = {"weight": weight} | (
+            {"bias": self.normal(weight.shape[1] * groups)} if self.r.random() < 0.5 else {}
+        )
         return self.node("conv_transpose", [x], tensors, groups=groups, **a)
 
     def max_pool(self, x: int) -> int:
@@ -289,7 +293,9 @@ class Draw:
             x, left = z, left - width
         out = r.randint(1, 3)
         weight = self.normal(out, math.prod(self.shape(x)))
-        return Case(self.b.finish(self.node("linear", [x], {"weight": weight, "bias": self.normal(out)})).to(F64), "pieces")
+        return Case(
+            self.b.finish(self.node("linear", [x], {"weight": weight, "bias": self.normal(out)})).to(F64), "pieces"
+        )
 
     def module(self) -> Case:
         """Layers of PyTorch with unusual parameters, captured."""
@@ -323,8 +329,11 @@ class Draw:
             conv = nn.Conv2d(1, 4, r.choice((2, 3)), r.choice((1, 2)), r.choice((0, 1)))
             size = r.choice((4, 5))
             layers = [conv, norm, act(), pool, nn.Flatten()]
-            with torch.no_grad():
-                count = nn.Sequential(*layers).eval()(torch.zeros(1, 1, size, size)).shape[1]
+            try:
+                with torch.no_grad():
+                    count = nn.Sequential(*layers).eval()(torch.zeros(1, 1, size, size)).shape[1]
+            except RuntimeError:  # a window that does not fit
+                return self.module()
             layers += [nn.Linear(count, 3), act(), nn.Linear(3, 2)]
             shape = (1, size, size)
         model = nn.Sequential(*layers).double()

@@ -10,7 +10,7 @@ import torch
 from fuzz_graphs import F64, Case, draw
 from scipy.optimize import linprog
 
-from holdfast.certify.bounds._propagation import Propagation, specification
+from holdfast.certify.bounds._propagation import Propagation
 from holdfast.certify.bounds._region import Region
 from holdfast.certify.bounds._relaxation import Relaxation, lower_max_pools, piecewise_linear
 from holdfast.certify.complete.milp import exact_minimum
@@ -24,7 +24,11 @@ from holdfast.core.threat import Norm
 from holdfast.graph.ops import compute
 from holdfast.numerics.project import project
 
-_FAST = {"alpha_crown": {"iterations": 4, "deep_iterations": 2}, "dvijotham": {"iterations": 8}, "sdp_first_order": {"iterations": 20}}
+_FAST = {
+    "alpha_crown": {"iterations": 4, "deep_iterations": 2},
+    "dvijotham": {"iterations": 8},
+    "sdp_first_order": {"iterations": 20},
+}
 EXACT = 1e-6  # HiGHS' tolerance
 
 
@@ -112,7 +116,7 @@ def points(r: random.Random, case: Case, x: torch.Tensor, ball: LpBall, c: torch
         total = torch.einsum("snk,rk->", value, c[:1])
         if not total.requires_grad:
             break
-        (slope,) = torch.autograd.grad(total, at)
+        (slope,) = torch.autograd.grad(total, at, allow_unused=True, materialize_grads=True)
         best = member((at - rate * wide * slope.nan_to_num(0.0).sign()).detach())
         tried = torch.cat([tried, best])
     inside = ((tried >= low) & (tried <= high)).flatten(2).all(2).all(1)
@@ -142,7 +146,9 @@ def judge(seed: int, number: int, report: Report) -> None:
     d = torch.randn(rows, generator=g, dtype=F64) if r.random() < 0.5 else None
 
     def wrong(what: str) -> None:
-        report.wrong.append(f"--seed {seed} --only {number}: {what} [{' '.join(case.words)}; {ball.norm} {float(ball.eps[0]):g}]")
+        report.wrong.append(
+            f"--seed {seed} --only {number}: {what} [{' '.join(case.words)}; {ball.norm} {float(ball.eps[0]):g}]"
+        )
 
     with torch.no_grad():
         with torch.enable_grad():
@@ -158,7 +164,9 @@ def judge(seed: int, number: int, report: Report) -> None:
                 wrong(f"the captured graph differs from its module by {float((mine - out).abs().max()):g}")
         undefined = out.isnan().any(2).any(0)  # of a sample, at a member of its set
         best = value.nan_to_num(torch.inf, torch.inf, -torch.inf).amin(0)
-        room = slack(value, near).nan_to_num(torch.inf).gather(0, value.nan_to_num(torch.inf).argmin(0, keepdim=True))[0]
+        room = (
+            slack(value, near).nan_to_num(torch.inf).gather(0, value.nan_to_num(torch.inf).argmin(0, keepdim=True))[0]
+        )
         _inside_boxes(case, x, ball, tried, wrong)
     for name, certifier in METHODS.items():
         if ball.norm not in certifier.card.norms or (name in SLOW and case.kind != "pieces"):
@@ -205,7 +213,9 @@ def _inside_boxes(case, x, ball, tried, wrong) -> None:
             if bool(out.any()):
                 k = int(out.flatten().nonzero()[0])
                 at = (t.expand_as(own).flatten()[k].item() for t in (own, low, high))
-                wrong("{}: node {} ({} {}) takes {} outside [{}, {}]".format(name, i, node.op, dict(node.attributes), *at))
+                wrong(
+                    "{}: node {} ({} {}) takes {} outside [{}, {}]".format(name, i, node.op, dict(node.attributes), *at)
+                )
 
 
 def _against_exact(r, case, x, ball, c, d, report, wrong) -> None:
@@ -278,7 +288,10 @@ def run(seed: int, numbers, report: Report | None = None, tell=None) -> Report:
     for number in numbers:
         torch.manual_seed(zlib.crc32(f"{seed}/{number}".encode()))
         before = len(report.wrong)
-        judge(seed, number, report)
+        try:
+            judge(seed, number, report)
+        except Exception as error:
+            report.wrong.append(f"--seed {seed} --only {number}: {type(error).__name__}: {error}")
         if tell:
             for line in report.wrong[before:]:
                 tell(line)

@@ -8,6 +8,7 @@ cancels, where ``exp(x_i) / sum exp(x_j)`` would bound numerator and denominator
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -57,6 +58,8 @@ class _Nodes:
 
     def leaky(self, x: int, slope: float) -> int:
         """``slope x + (1 - slope) relu(x)``."""
+        if not isfinite(slope):
+            raise UnsupportedError(f"'leaky_relu' with slope {slope} has no bounds; all finite slopes have")
         shape = self.nodes[x].shape
         parts = [(x, slope), (self.add("relu", [x], shape), 1 - slope)]
         scales = [torch.full((1,) * len(shape), s, dtype=self.dtype, device=self.device) for _, s in parts]

@@ -198,7 +198,7 @@ class Relaxation:
         """
         value = c @ self.output
         value[:, 0] += d
-        most = torch.cat([torch.ones_like(self.box.lower[:1]), self.box.magnitude])
+        most = torch.cat([self.box.lower.new_ones(1), self.box.magnitude])
         size = c.abs() @ (self.output.abs() @ most) + d.abs()
         return value, (1 + gamma(c.shape[1] + 4)) * (c.abs() @ self.output_error) + gamma(c.shape[1] + 4) * size
 
