@@ -332,7 +332,7 @@ class Draw:
             try:
                 with torch.no_grad():
                     count = nn.Sequential(*layers).eval()(torch.zeros(1, 1, size, size)).shape[1]
-            except RuntimeError:  # a window that does not fit
+            except (RuntimeError, ValueError):  # a window that does not fit
                 return self.module()
             layers += [nn.Linear(count, 3), act(), nn.Linear(3, 2)]
             shape = (1, size, size)
