@@ -82,6 +82,16 @@ class Attack(ABC, Generic[O_contra, S]):
         return 1
 
     @property
+    def serves_detectors(self) -> bool:
+        """It searches by the criterion's own margin, or a loss that reads a detector's column as what it is."""
+        return False
+
+    @property
+    def confidence(self) -> float:
+        """The margin that a point must have to be a success of this attack: its ``kappa``, if it has one."""
+        return float(getattr(self, "kappa", 0.0))
+
+    @property
     def rounds(self) -> int:
         """How often a sample may be started anew: restarts, or targets, or both. `problem.round` tells which it is."""
         return 1
@@ -150,6 +160,11 @@ class Attack(ABC, Generic[O_contra, S]):
         card = self.card
         if problem.set.norm not in card.norms:
             raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
+        if problem.criterion.detector and not self.serves_detectors:
+            raise UnsupportedError(
+                f"{card.title} knows no detector and would take its score for a class; use an attack that does, for example "
+                "pgd with loss=joint"
+            )
         if problem.criterion.domains and not self.serves_domains:
             raise UnsupportedError(f"{card.title} attacks one model; to break several with one input use min_max")
         if card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack, State
+from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
-from holdfast.judge.desk import Desk, Model, evaluating
+from holdfast.judge.desk import Desk, Gradients, Model, evaluating
 from holdfast.judge.ledger import Budget, Ledger
 
 __all__ = ["Outcome", "Run", "Settings", "run"]
@@ -59,6 +60,10 @@ class Outcome:
         ledger: what each sample cost.
         slots: slots in the end; fewer than asked for if memory ran out.
         trace: (calls, n) passes so far and (calls, n) distances after each call, if `Settings.trace`.
+        gradients: what the gradients were like that the search was given.
+        failed: (n,) bool: the model raised on a point of this sample; it was searched no further.
+        fault: what the model raised first.
+        unusable: (n,) int64 points whose scores were NaN or +infinity; never a witness.
     """
 
     x: Tensor
@@ -69,6 +74,17 @@ class Outcome:
     ledger: Ledger
     slots: int
     trace: tuple[Tensor, Tensor] | None = None
+    gradients: Gradients | None = None
+    failed: Tensor | None = None
+    fault: str | None = None
+    unusable: Tensor | None = None
+
+    @property
+    def blind(self) -> Tensor:
+        """(n,) bool: samples that a gradient attack searched without a gradient: zero or not finite (`Gradients.useless`)."""
+        if self.gradients is None:
+            return torch.zeros_like(self.found)
+        return self.gradients.useless(self.found)
 
 
 Progress = Callable[[int, int], None]
@@ -93,6 +109,24 @@ class Run:
         progress: Progress | None = None,
     ) -> None:
         """Prepares a run; see `run` for the arguments."""
+        with outside_inference_mode():  # what is made here must be fit for autograd
+            self._prepare(attack, problem, model, judge, seed, budget, first, top_k, clean, settings, progress)
+
+    def _prepare(
+        self,
+        attack: Attack[Any, Any],
+        problem: Problem,
+        model: Model,
+        judge: Model | None,
+        seed: int,
+        budget: Budget | None,
+        first: bool | None,
+        top_k: int | None,
+        clean: Tensor | None,
+        settings: Settings | None,
+        progress: Progress | None,
+    ) -> None:
+        given, problem = problem, problem.in_units()
         attack.check(problem)
         self.attack, self.settings, self.progress = attack, settings or Settings(), progress
         draws = Draws(seed, type(attack).__module__.rsplit(".", 1)[-1], problem.x.device)
@@ -103,15 +137,15 @@ class Run:
         limit = attack.budget.within(budget or Budget())
         self.models = (model,) if judge is None else (model, judge)
         self.judge = Desk(
-            judge or model, self.problem, budget=limit, first=self.first, top_k=top_k, clean=clean,
+            judge or model, given, budget=limit, first=self.first, top_k=top_k, clean=clean,
             micro_batch=self.settings.micro_batch, precision=self.settings.precision, trace=self.settings.trace,
-            votes=attack.votes,
+            votes=attack.votes, confidence=attack.confidence, unit=problem.unit,
         )  # fmt: skip
         self.desk = self.judge
         if self.transfer:
             self.desk = Desk(
-                model, self.problem, budget=Budget(passes=limit.passes), first=False, judges=False,
-                micro_batch=self.settings.micro_batch,
+                model, given, budget=Budget(passes=limit.passes), first=False, judges=False,
+                micro_batch=self.settings.micro_batch, unit=problem.unit,
             )  # fmt: skip
         access = attack.card.access or Access.WHITE_BOX
         self.oracle = self.desk.oracle(Access.WHITE_BOX if access is Access.TRANSFER else access)
@@ -124,6 +158,8 @@ class Run:
 
     def advance(self, steps: int | None = None) -> bool:
         """Makes at most ``steps`` engine steps (all, if None); True when nothing is left to do."""
+        if not len(self.problem):
+            return True  # no model need take an empty batch
         with evaluating(*self.models):
             if not self._opened:
                 self._open()
@@ -133,6 +169,7 @@ class Run:
                     return False
                 self._step()
                 made += 1
+            self.judge.confirm()
         return True
 
     def outcome(self) -> Outcome:
@@ -146,7 +183,10 @@ class Run:
         kept = desk.trace or None
         trace = None if kept is None else (torch.stack([c for c, _ in kept]), torch.stack([d for _, d in kept]))
         slots = self.settings.slots
-        return Outcome(desk.witness, found, desk.distance, desk.found_at, desk.low_margin, ledger, slots, trace)
+        return Outcome(
+            desk.witness, found, desk.distance, desk.found_at, desk.low_margin, ledger, slots, trace, self.desk.gradients,
+            desk.failed | self.desk.failed, desk.fault or self.desk.fault, desk.unusable,
+        )  # fmt: skip
 
     def _open(self) -> None:
         self.judge.settle_clean()
@@ -157,8 +197,8 @@ class Run:
     def _settled(self) -> Tensor:
         """(n,) bool over the chunk: nothing more is to be done for the sample."""
         at_clean = self.judge.distance == 0
-        done = self.judge.spent | at_clean
-        return done | self.judge.found if self.first else done
+        done = self.judge.spent | self.desk.failed | at_clean
+        return done | self.judge.settled if self.first else done
 
     def _fill(self) -> bool:
         """Starts queued samples in free slots; False when there is nothing left."""

@@ -5,13 +5,73 @@ Sorting is the exception: on a CPU NumPy sorts with vector instructions, several
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["falling_order", "on_device", "rising"]
+from holdfast.core.errors import DataError
+
+__all__ = ["falling_order", "on_device", "outside_inference_mode", "plain", "rising", "whole_numbers"]
+
+
+@contextmanager
+def outside_inference_mode() -> Iterator[None]:
+    """Where callers are in `torch.inference_mode`, whose tensors no gradient passes, tensors are made as under `no_grad`."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # leaving inference mode alone would switch gradients on
+        yield
+
+
+def plain(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
+    """Values as a tensor of its own: no gradient leads out of it, and autograd may use it.
+
+    A tensor that was made under `torch.inference_mode` is copied, for no gradient can be taken through it.
+
+    Example:
+        >>> plain(np.zeros(2)).dtype, plain(torch.ones(1, requires_grad=True)).requires_grad
+        (torch.float64, False)
+    """
+    with outside_inference_mode():
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def whole_numbers(values: Tensor | np.ndarray[Any, Any], n: int, what: str) -> Tensor:
+    """(n,) int64 from any type that holds whole numbers.
+
+    Args:
+        values: integers of any width, bool, or floats that are whole.
+        n: how many there must be.
+        what: their name, for the refusal: ``labels``.
+
+    Raises:
+        DataError: another shape, or no whole numbers.
+
+    Example:
+        >>> whole_numbers(np.array([1.0, 0.0]), 2, "labels"), whole_numbers(torch.tensor([True]), 1, "labels")
+        (tensor([1, 0]), tensor([1]))
+    """
+    given: Any = values
+    if given is None:
+        raise DataError(f"no {what}; give {n} integers, one for each sample")
+    with outside_inference_mode():
+        tensor = plain(given)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.shape != (n,):
+            hint = "; one-hot? use argmax(1)" if tensor.ndim == 2 and len(tensor) == n and tensor.shape[1] > 1 else ""
+            shape = tuple(tensor.shape)
+            raise DataError(
+                f"{what} must be integers of shape ({n},), one for each sample, got {kind} of shape {shape}{hint}"
+            )
+        if tensor.is_complex() or (tensor.is_floating_point() and not bool((tensor == tensor.round()).all())):
+            raise DataError(f"{what} must be whole numbers, got {kind} values that are none")
+        return tensor.to(torch.int64)
 
 
 def on_device(array: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:

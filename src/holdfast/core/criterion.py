@@ -16,7 +16,19 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 
-__all__ = ["AllOf", "AnyOf", "Criterion", "Misclassified", "RegressionMargin", "Targeted", "WithDetector", "best_other"]
+__all__ = [
+    "AllOf",
+    "AnyOf",
+    "Criterion",
+    "Misclassified",
+    "RegressionMargin",
+    "Targeted",
+    "WithDetector",
+    "best_other",
+    "usable",
+]
+
+_ULPS = 4
 
 _Judge = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -31,20 +43,44 @@ def best_other(scores: Tensor, label: Tensor) -> Tensor:
     return scores.scatter(-1, label.unsqueeze(-1), float("-inf")).amax(-1)
 
 
+def usable(scores: Tensor) -> Tensor:
+    """(m,) bool: a row that can be judged: no score is NaN or +infinity; -infinity is a class that cannot be.
+
+    Example:
+        >>> usable(torch.tensor([[1.0, -torch.inf], [torch.inf, 0.0], [torch.nan, 0.0]])).tolist()
+        [True, False, False]
+    """
+    return (scores < torch.inf).all(-1)  # false of NaN too
+
+
+def _at(scores: Tensor, label: Tensor) -> Tensor:
+    return scores.gather(-1, label.unsqueeze(-1)).squeeze(-1)
+
+
 class Criterion(ABC):
     """Judges answers, row by row.
 
     Attributes:
         domains: it reads answers (m, domains, K), one row of scores for each domain (see `Domains`).
+        counts_classes: labels are classes, counted from 0; of a regression they are numbers.
+        detects: the last column of the answer is a detector's score.
     """
 
     domains: ClassVar[bool] = False
+    counts_classes: ClassVar[bool] = True
+    detects: ClassVar[bool] = False
 
     @property
     def targeted(self) -> bool:
         """It asks for the target."""
         inner = getattr(self, "inner", None)
         return isinstance(inner, Criterion) and inner.targeted
+
+    @property
+    def detector(self) -> bool:
+        """A column of the answer is a detector's score and no class."""
+        inner = getattr(self, "inner", None)
+        return self.detects or (isinstance(inner, Criterion) and inner.detector)
 
     @abstractmethod
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -53,6 +89,26 @@ class Criterion(ABC):
     def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """(m,) bool: the row of scores is adversarial. Not a number is never adversarial."""
         return self.margin(scores, y, target) < 0
+
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """(m,) size of the scores that make the margin, each as often as it counts there: what their rounding scales with.
+
+        What else the row says is no part of it: a class that is masked by -1e9 takes no digit from the margin of others.
+        The default asks the margin itself, ``sum_k |d margin / d score_k| |score_k|``; criteria with a closed form say it.
+        """
+        with torch.enable_grad():
+            at = scores.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.margin(at, y, target).sum(), at, materialize_grads=True)
+        return torch.where(slope == 0, 0.0, slope * scores).abs().flatten(1).sum(1)
+
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:
+        """(m,) bool: the row is adversarial by more than ``by`` and than rounding moves: asked anew in another batch,
+        it still is.
+        """
+        margin = self.margin(scores, y, target)
+        unsure = _ULPS * torch.finfo(scores.dtype).eps * self.rounding(scores, y, target)
+        # A margin of minus infinity is beyond all rounding, though both are infinite.
+        return self.holds(scores, y, target) & ((margin < -unsure) | (margin == -torch.inf)) & (margin <= -by)
 
     def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """(m,) bool, from labels alone."""
@@ -69,10 +125,13 @@ class Misclassified(Criterion):
     """
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return scores.gather(-1, y.unsqueeze(-1)).squeeze(-1) - best_other(scores, y)
+        return _at(scores, y) - best_other(scores, y)
 
     def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return (scores.argmax(-1) != y) & scores.isnan().any(-1).logical_not()
+        return (scores.argmax(-1) != y) & usable(scores)
+
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return torch.maximum(_at(scores, y).abs(), best_other(scores, y).abs())
 
     def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return labels != y
@@ -87,10 +146,13 @@ class Targeted(Criterion):
         return True
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return best_other(scores, target) - scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return best_other(scores, target) - _at(scores, target)
 
     def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
-        return (scores.argmax(-1) == target) & scores.isnan().any(-1).logical_not()
+        return (scores.argmax(-1) == target) & usable(scores)
+
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return torch.maximum(_at(scores, target).abs(), best_other(scores, target).abs())
 
     def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return labels == target
@@ -101,9 +163,17 @@ class WithDetector(Criterion):
     """Adversarial for ``inner`` and not flagged: the last column of the answer is a detector's score, flagged above 0."""
 
     inner: Criterion
+    detects: ClassVar[bool] = True
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return torch.maximum(self.inner.margin(scores[..., :-1], y, target), scores[..., -1])
+
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return self.inner.holds(scores[..., :-1], y, target) & (scores[..., -1] < 0)
+
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+        # The detector speaks by its sign alone, which no rounding of another score touches.
+        return self.inner.certain(scores[..., :-1], y, target, by) & (scores[..., -1] < 0)
 
 
 @dataclass(frozen=True)
@@ -126,6 +196,9 @@ class AllOf(Criterion):
     def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return _by_domain(self.inner.holds, scores, y, target).all(-1)
 
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+        return _by_domain(lambda s, y, t: self.inner.certain(s, y, t, by), scores, y, target).all(-1)
+
 
 @dataclass(frozen=True)
 class AnyOf(Criterion):
@@ -140,6 +213,9 @@ class AnyOf(Criterion):
     def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return _by_domain(self.inner.holds, scores, y, target).any(-1)
 
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+        return _by_domain(lambda s, y, t: self.inner.certain(s, y, t, by), scores, y, target).any(-1)
+
 
 def _by_domain(judge: _Judge, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
     return torch.stack([judge(s, y, target) for s in scores.unbind(-2)], dim=-1)
@@ -150,6 +226,10 @@ class RegressionMargin(Criterion):
     """A regression's output (m, 1) is further than ``tolerance`` from y."""
 
     tolerance: float
+    counts_classes: ClassVar[bool] = False
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return self.tolerance - (scores[..., 0] - y).abs()
+
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+        return torch.maximum(scores[..., 0].abs(), y.abs())

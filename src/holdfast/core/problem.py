@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.arrays import on_device
+from holdfast.core.arrays import on_device, outside_inference_mode, plain, whole_numbers
 from holdfast.core.criterion import Criterion, Misclassified, Targeted
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import DataError, UsageError
@@ -32,6 +32,7 @@ class Problem:
         rows: (n,) int64, the sample's row in its chunk: the index that oracle calls take.
         round: (n,) int64 on the host, the restart or target round of each sample.
         draws: keyed draws of these samples in these rounds; None until an engine binds them.
+        unit: what a feature value of 1 stands for in the data; an attack counts in it whatever the range of the data.
     """
 
     x: Tensor
@@ -43,42 +44,58 @@ class Problem:
     rows: Tensor
     round: np.ndarray
     draws: SampleDraws | None = None
+    unit: float = 1.0
 
     @classmethod
     def of(
         cls,
-        x: Tensor,
-        y: Tensor,
+        x: Tensor | np.ndarray,
+        y: Tensor | np.ndarray,
         set: LpBall,
         *,
-        target: Tensor | None = None,
+        target: Tensor | np.ndarray | None = None,
         criterion: Criterion | None = None,
         ids: object = None,
     ) -> Problem:
         """A problem from its parts; untargeted without a target.
 
+        Arrays are taken as tensors; labels and targets of any integer type, or floats that are whole, as int64.
+
+        Args:
+            x: (n, \\*features) clean inputs, inside the set's box.
+            y: (n,) labels from 0 on; whether they are below K is seen when the model first answers.
+            set: where a perturbed input may lie.
+            target: (n,) targets, none of them the label.
+            criterion: when an answer is adversarial; by default another class than y, or the target.
+            ids: (n,) what keys the draws; by default 0 to n - 1.
+
         Raises:
-            DataError: x is not a finite floating tensor, or labels are not (n,) integers.
-            UsageError: the sizes do not agree.
+            DataError: x is not a finite floating tensor inside the box, or labels are not (n,) whole numbers.
+            UsageError: the sizes do not agree, or a target is missing, of no class, or the label.
         """
-        n = len(x)
-        if n and (not x.is_floating_point() or not bool(x.isfinite().all())):
-            raise DataError("inputs must be finite floating-point numbers; convert and clean x first")
-        if y.shape != (n,) or (y.is_floating_point() and not hasattr(criterion, "tolerance")):
-            raise DataError(
-                f"labels must be {n} integers, got {y.dtype} of shape {tuple(y.shape)}; one-hot? use argmax(1)"
-            )
-        if len(set.eps) != n:
-            raise UsageError(f"the set has {len(set.eps)} radii for {n} samples")
-        given = target is not None
-        t = target if target is not None else torch.full((n,), -1, dtype=torch.int64, device=x.device)
-        if given and bool((t == y).any()):
-            raise UsageError("a target equals its label; a targeted attack needs t != y")
-        names = np.arange(n) if ids is None else np.asarray(ids, dtype=np.int64)
-        return cls(
-            x, y, t, criterion or (Targeted() if given else Misclassified()), set, names,
-            torch.arange(n, device=x.device), np.zeros(n, dtype=np.int64),
-        )  # fmt: skip
+        with outside_inference_mode():  # what is made here must be fit for autograd
+            x = plain(x)
+            n = len(x)
+            _check_inputs(x, set)
+            if len(set.eps) != n:
+                raise UsageError(f"the set has {len(set.eps)} radii for {n} samples; give one for each")
+            set = set.to(x.device)
+            if not bool((set.eps >= 0).all()):
+                raise UsageError("a radius of the set is negative or not a number; eps must be at least 0")
+            kind = criterion or (Misclassified() if target is None else Targeted())
+            y = plain(y) if not kind.counts_classes else whole_numbers(y, n, "labels")
+            if y.shape != (n,):
+                raise DataError(f"a regression has one number for each of {n} samples, got the shape {tuple(y.shape)}")
+            y = y.to(x.device)
+            if kind.counts_classes and bool((y < 0).any()):
+                raise DataError(
+                    f"labels must count from 0, got {int(y.min())}; mark no sample by a negative label, leave it out"
+                )
+            t = _targets(target, y, kind)
+            names = np.arange(n) if ids is None else np.asarray(ids, dtype=np.int64)
+            if names.shape != (n,):
+                raise UsageError(f"ids must be {n} integers, one for each sample, got the shape {names.shape}")
+            return cls(x, y, t, kind, set, names, torch.arange(n, device=x.device), np.zeros(n, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -95,6 +112,16 @@ class Problem:
             raise UsageError("this problem has no draws; run it through the engine")
         return self.draws
 
+    def in_units(self) -> Problem:
+        """The same problem counted in the width of its box (`LpBall.unit`), so that no step or radius depends on it.
+
+        The unit is a power of two: every value is the same but for its exponent. float16 has too few of those and stays.
+        """
+        unit = self.set.unit
+        if unit == 1 or self.x.dtype == torch.float16:
+            return self
+        return replace(self, x=self.x / unit, set=self.set.scaled(1 / unit), unit=self.unit * unit)
+
     def select(self, rows: np.ndarray) -> Problem:
         """The sub-problem of the samples at ``rows`` (host integers)."""
         at = on_device(rows, self.x.device)
@@ -106,3 +133,46 @@ class Problem:
     def flat(self, values: Tensor) -> Tensor:
         """A per-sample vector (n,) shaped to broadcast with x."""
         return values.view(-1, *[1] * (self.x.ndim - 1))
+
+
+def _check_inputs(x: Tensor, set: LpBall) -> None:
+    if not x.ndim:
+        raise DataError("inputs must have the sample as their first dimension, got one number")
+    if not len(x):
+        return
+    if not x.is_floating_point() or not bool(x.isfinite().all()):
+        raise DataError(
+            f"inputs must be finite floating-point numbers, got {str(x.dtype).removeprefix('torch.')}"
+            f"{'' if not x.is_floating_point() else ' with NaN or infinity'}; convert and clean x first"
+        )
+    # What the dtype of x cannot tell from an edge is on it.
+    low, high = (edge.to(x.device, x.dtype) for edge in (set.lower, set.upper))
+    outside = (x < low) | (x > high)
+    if set.mask is not None:
+        outside = outside & set.mask.to(x.device)  # what cannot change is in no danger of leaving the box
+    if bool(outside.any()):
+        rows = int(outside.flatten(1).any(1).sum())
+        raise DataError(
+            f"{rows} of {len(x)} inputs lie outside the box: their values go from {float(x.min()):.4g} to "
+            f"{float(x.max()):.4g} and the set allows {float(set.lower.min()):.4g} to {float(set.upper.max()):.4g}; "
+            "declare the range that the features really have (low and high), or scale the inputs into it"
+        )
+
+
+def _targets(target: Tensor | np.ndarray | None, y: Tensor, criterion: Criterion) -> Tensor:
+    """(n,) int64 the targets that the criterion needs; -1 where it needs none."""
+    n = len(y)
+    if target is None:
+        if criterion.targeted:
+            raise UsageError("a targeted criterion needs a target for each sample; give target=")
+        return torch.full((n,), -1, dtype=torch.int64, device=y.device)
+    t = whole_numbers(target, n, "targets").to(y.device)
+    if not criterion.targeted:
+        if bool((t >= 0).any()):
+            raise UsageError("targets were given and the criterion looks at none; take Targeted(), or leave them out")
+        return t
+    if bool((t < 0).any()):
+        raise UsageError(f"targets must be classes, counted from 0, got {int(t.min())}")
+    if bool((t == y).any()):
+        raise UsageError("a target equals its label; a targeted attack needs t != y")
+    return t

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import inf
+from math import inf, log2
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import UsageError
-from holdfast.core.threat import Norm
+from holdfast.core.threat import Norm, parse_eps
 
 __all__ = ["AffineImage", "FeatureGrid", "LpBall", "PerturbationSet"]
 
@@ -68,6 +68,7 @@ class LpBall(PerturbationSet):
     grid: Fraction | FeatureGrid | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", Norm(self.norm))  # a text would fail every comparison with `is`
         if self.eps.ndim != 1 or self.eps.dtype != torch.float64:
             raise UsageError(
                 f"eps must be a float64 tensor of shape (n,), got {self.eps.dtype} {tuple(self.eps.shape)}"
@@ -87,8 +88,8 @@ class LpBall(PerturbationSet):
     @classmethod
     def uniform(
         cls,
-        norm: Norm,
-        eps: float | Fraction,
+        norm: Norm | str,
+        eps: float | Fraction | str,
         n: int,
         low: float = 0.0,
         high: float = 1.0,
@@ -98,10 +99,16 @@ class LpBall(PerturbationSet):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> LpBall:
-        """The same ball and box for each of ``n`` samples."""
+        """The same ball and box for each of ``n`` samples; the radius may be written as a plan writes it, ``8/255``.
+
+        Raises:
+            UsageError: no such norm, a radius that is no number of at least 0, or an empty box.
+        """
+        if not low < high:
+            raise UsageError(f"the box is empty: low {low} is not below high {high}")
         return cls(
-            norm,
-            torch.full((n,), float(eps), dtype=torch.float64, device=device),
+            Norm(norm),
+            torch.full((n,), _radius(eps), dtype=torch.float64, device=device),
             torch.tensor(low, dtype=dtype, device=device),
             torch.tensor(high, dtype=dtype, device=device),
             mask,
@@ -134,10 +141,45 @@ class LpBall(PerturbationSet):
             mask=None if self.mask is None or other.mask is None else both(self.mask, other.mask),
         )
 
-    def with_eps(self, eps: Tensor | float) -> LpBall:
+    def with_eps(self, eps: Tensor | float | str) -> LpBall:
         """The same set with another radius: a scalar, or (n,) one for each sample."""
-        value = torch.as_tensor(eps, dtype=torch.float64, device=self.eps.device)
+        size = eps if isinstance(eps, Tensor) else _radius(eps)
+        value = torch.as_tensor(size, dtype=torch.float64, device=self.eps.device)
         return replace(self, eps=value.expand_as(self.eps).clone())
+
+    def to(self, device: torch.device) -> LpBall:
+        """The same set with its tensors on another device."""
+        if self.eps.device == device:
+            return self
+        return replace(
+            self, eps=self.eps.to(device), lower=self.lower.to(device), upper=self.upper.to(device),
+            mask=None if self.mask is None else self.mask.to(device),
+        )  # fmt: skip
+
+    @property
+    def unit(self) -> float:
+        """The power of two next to the width of the box, half of whose features are wider; 1 where it has no edges.
+
+        Counted in it, inputs in [0, 255] or [-1, 1] are about as wide as in [0, 1], to the bit.
+        """
+        width = (self.upper.double() - self.lower.double()).abs()
+        width = torch.where((width > 0) & width.isfinite(), width, torch.nan).flatten(1 if width.ndim else 0)
+        middle = (
+            float((width.nanmedian(-1).values if width.numel() else width).nan_to_num(0.0).amax())
+            if width.numel()
+            else 0.0
+        )
+        return 2.0 ** round(log2(middle)) if middle > 0 else 1.0
+
+    def scaled(self, factor: float) -> LpBall:
+        """The same set in another unit, to the bit if the factor is a power of two; l0 counts features in any."""
+        return replace(
+            self,
+            eps=self.eps if self.norm is Norm.L0 else self.eps * factor,
+            lower=self.lower * factor,
+            upper=self.upper * factor,
+            grid=None if self.grid is None else self.grid * Fraction(factor),
+        )
 
     def unbounded(self) -> LpBall:
         """The box alone: what a minimal-distortion search may use."""
@@ -153,6 +195,16 @@ class LpBall(PerturbationSet):
             "masked": self.mask is not None,
             "grid": None if self.grid is None else str(self.grid),
         }
+
+
+def _radius(eps: float | Fraction | str) -> float:
+    """A radius as a float; infinite is one too."""
+    if isinstance(eps, str):
+        return inf if eps.strip().lower() in ("inf", "infinity") else float(parse_eps(eps))
+    size = float(eps)
+    if not size >= 0:
+        raise UsageError(f"a radius must be a number of at least 0, got {eps}")
+    return size
 
 
 @dataclass(frozen=True)
@@ -193,6 +245,13 @@ class AffineImage(LpBall):
         return replace(
             self, eps=box.eps, lower=box.lower, upper=box.upper,
             centre=self.centre[rows], generators=self.generators[rows], slack=self.slack[rows],
+        )  # fmt: skip
+
+    def scaled(self, factor: float) -> AffineImage:  # noqa: D102
+        box = super().scaled(factor)
+        return replace(
+            self, eps=box.eps, lower=box.lower, upper=box.upper, grid=box.grid,
+            centre=self.centre * factor, generators=self.generators * factor, slack=self.slack * factor,
         )  # fmt: skip
 
     def join(self, other: LpBall) -> AffineImage:  # noqa: D102

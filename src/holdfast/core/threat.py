@@ -19,6 +19,16 @@ class Norm(StrEnum):
     L2 = "l2"
     LINF = "linf"
 
+    @classmethod
+    def _missing_(cls, value: object) -> Norm:
+        """The other ways to write a norm: ``Linf``, ``L_inf``, ``inf``, ``2``, ``float("inf")``."""
+        text = str(value).strip().lower().replace("_", "").replace("infinity", "inf").removesuffix(".0")
+        name = text if text.startswith("l") else f"l{text}"
+        for norm in cls:
+            if norm.value == name:
+                return norm
+        raise UsageError(f"no norm '{value}'; use one of {', '.join(cls)}")
+
     @property
     def dual(self) -> Norm:
         """The norm q with 1/p + 1/q = 1.

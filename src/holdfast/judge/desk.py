@@ -9,39 +9,57 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, sqrt
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from holdfast.core.criterion import usable
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access
+from holdfast.core.threat import Access, Norm
+from holdfast.judge.asking import Model, ModelFault, ask, check_classes, evaluating, fit_for_autograd, scores_of
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
 
-__all__ = ["Desk", "Model", "evaluating"]
+__all__ = ["Desk", "Gradients", "Model", "evaluating"]
 
-_ULPS = 4
-
-Model = Callable[[Tensor], Tensor]
+_CONFIRM = 3  # times the votes: fresh draws that a claim which was not unanimous must pass
 
 
-@contextmanager
-def evaluating(*models: object) -> Iterator[None]:
-    """Evaluation mode for the time being; every submodule's own mode is put back, and so is the global random state."""
-    modes = [(m, m.training) for model in models if isinstance(model, nn.Module) for m in model.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+@dataclass(frozen=True)
+class Gradients:
+    """What the gradients were like that an attack was given, (n,) int64 each.
+
+    Attributes:
+        asked: rows that a gradient was asked for.
+        zero: those whose gradient was 0 in every feature.
+        broken: those whose gradient was not finite.
+    """
+
+    asked: Tensor
+    zero: Tensor
+    broken: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor) -> Gradients:
+        """Nothing was asked."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like))
+
+    def note(self, grad: Tensor, index: Tensor, counts: Tensor) -> None:
+        """Adds the gradients (m, \\*features) of the rows that count; no synchronisation."""
+        largest = grad.flatten(1).abs().amax(1)
+        for total, which in ((self.asked, counts), (self.zero, largest == 0), (self.broken, ~largest.isfinite())):
+            total.index_add_(0, index, (which & counts).to(total.dtype))
+
+    def useless(self, found: Tensor) -> Tensor:
+        """(n,) bool: samples whose gradients said nothing: none of them, or, where nothing was found, at most half."""
+        dead = self.zero + self.broken
+        return (self.asked > 0) & ((dead == self.asked) | (~found & (2 * dead >= self.asked)))
 
 
 class Desk:
@@ -61,6 +79,8 @@ class Desk:
         precision: torch.dtype | None = None,
         trace: bool = False,
         votes: int = 1,
+        confidence: float = 0.0,
+        unit: float = 1.0,
     ) -> None:
         """Opens a desk.
 
@@ -76,21 +96,34 @@ class Desk:
             precision: autocast dtype for the search; a success is then confirmed in full precision.
             trace: keep what each sample had cost, and how near its witness was, after every call.
             votes: each point is asked so many times in a row, for randomised models; it is adversarial if most of its
-                answers are.
+                answers are, and settles its sample if all are.
+            confidence: the margin that a witness must have.
+            unit: the unit of the points that are asked, and of the gradients and distances that are told.
         """
         self.model, self.problem, self.budget = model, problem, budget or Budget()
         self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
-        self.votes = votes
+        self.votes, self.confidence, self.unit = votes, confidence, unit
         self.micro_batch = micro_batch or max(1, len(problem))
+        self._hides = not getattr(model, "differentiable", True)
         n, device = len(problem), problem.x.device
         self.ledger = Ledger(n, device)
         self.found_at = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.distance = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.low_margin = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
+        self.failed = torch.zeros_like(self.found_at, dtype=torch.bool)
+        self.unusable = torch.zeros_like(self.found_at)
+        self.gradients = Gradients.none(self.found_at)
         self.witness = problem.x.clone()
         self.trace: list[tuple[Tensor, Tensor]] | None = [] if trace else None
+        self.fault: str | None = None
+        self._sure = torch.zeros_like(self.failed)
+        self._merit = torch.full_like(self.distance, float("inf"))
         self._clean = clean
-        self._parameters: Mapping[str, Tensor] | None = None
+        self._parameters = fit_for_autograd(model)
+        self._form: tuple[int, ...] | None = None  # of one row of scores, once the model has answered
+        self._dtype = problem.x.dtype
+        if clean is not None:
+            self._admit(clean)
 
     # what the engine asks
 
@@ -111,11 +144,16 @@ class Desk:
         return self.found_at >= 0
 
     @property
+    def settled(self) -> Tensor:
+        """(n,) bool: a witness is known that ends a search for the first one."""
+        return self._sure if self.votes > 1 else self.found
+
+    @property
     def spent(self) -> Tensor:
-        """(n,) bool: nothing more may be asked."""
+        """(n,) bool: nothing more may be asked, or the model fails on the sample."""
         if self.budget.unlimited:
-            return torch.zeros_like(self.found_at, dtype=torch.bool)
-        return self.ledger.left(self.budget) == 0
+            return self.failed
+        return self.failed | (self.ledger.left(self.budget) == 0)
 
     @property
     def classes(self) -> int:
@@ -132,13 +170,34 @@ class Desk:
             return
         size = torch.zeros_like(self.distance)
         holds = p.criterion.holds(self._clean, p.y, p.target) & contains(p.set, p.x, p.x, size)
-        self._record(p.x, p.rows, size, holds & (self.found_at < 0))
+        if self.confidence:
+            holds = holds & (p.criterion.margin(self._clean, p.y, p.target) <= -self.confidence)
+        self._record(p.x, p.rows, size, size, holds & (self.found_at < 0))
+        self._sure |= holds
+
+    def confirm(self) -> None:
+        """Asks the witnesses of a randomised model anew that not all votes upheld: a claim is what fresh draws uphold."""
+        doubtful = (self.found & ~self._sure & (self.distance > 0)).nonzero().squeeze(-1) if self.votes > 1 else None
+        if doubtful is None or not len(doubtful):
+            return
+        draws = _CONFIRM * self.votes
+        index = doubtful.repeat_interleave(draws)
+        x, answered = self.witness[index], self._charge(index, backwards=0)
+        with torch.no_grad():
+            (scores,) = self._answer(x, answered, index, lambda rows: (self._forward(x[rows]),))
+        p = self.problem
+        holds = p.criterion.certain(scores, p.y[index], p.target[index], self.confidence) & answered
+        votes, asked = (t.unflatten(0, (-1, draws)).sum(1) for t in (holds, answered))
+        fallen = doubtful[(2 * votes <= asked) & (asked > 0)]
+        self.found_at[fallen], self.distance[fallen] = -1, float("inf")
+        self.witness[fallen] = p.x[fallen]
 
     # what the oracles answer
 
     def best(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The nearest witness known of each sample (its clean input if none) and its distance (inf if none)."""
-        return self.witness[index], self.distance[index]
+        size = self.distance[index]
+        return self.witness[index] / self.unit, size if self.problem.set.norm is Norm.L0 else size / self.unit
 
     def left(self, index: Tensor) -> Tensor:
         """(m,) int64: rows that may still be asked of each sample."""
@@ -148,7 +207,7 @@ class Desk:
         """(m, K) scores of the clean inputs, asked once for the whole chunk and charged once; the mean of several votes."""
         if self._clean is None:
             p, k = self.problem, self.votes
-            scores, _ = self.logits(p.x.repeat_interleave(k, 0), p.rows.repeat_interleave(k))
+            scores, _ = self._asked(p.x.repeat_interleave(k, 0), p.rows.repeat_interleave(k))
             self._clean = scores if k == 1 else scores.unflatten(0, (len(p), k)).mean(1)
         return self._clean[index]
 
@@ -168,9 +227,12 @@ class Desk:
 
     def logits(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """(m, K) logits."""
+        return self._asked(x * self.unit, index)
+
+    def _asked(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         answered = self._charge(index, backwards=0)
         with torch.no_grad():
-            scores = self._answer(x, answered, lambda rows: (self._forward(x[rows]),))[0]
+            (scores,) = self._answer(x, answered, index, lambda rows: (self._forward(x[rows]),))
         self._judge(x, index, scores, answered)
         return scores, answered
 
@@ -180,6 +242,7 @@ class Desk:
         A loss with ``layers`` (see `holdfast.numerics.losses.OnFeatures`) is called ``loss(scores, features, *rows)``.
         """
         layers: tuple[str, ...] = getattr(loss, "layers", ())
+        x = x * self.unit
 
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad(), self._watched(layers) as features:
@@ -189,13 +252,15 @@ class Desk:
                 grad = _input_gradient(value, xi)
             return scores.detach(), value.detach(), grad
 
-        answered = self._charge(index, backwards=1)
-        scores, value, grad = self._answer(x, answered, ask)
+        answered, open_ = self._charge(index, backwards=1), self._open(index)
+        scores, value, grad = self._answer(x, answered, index, ask, (), tuple(x.shape[1:]))
+        self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
-        return Gradient(scores, value, grad, answered)
+        return Gradient(scores, value, grad * self.unit, answered)
 
     def jacobian(self, x: Tensor, index: Tensor, classes: Tensor) -> Jacobian:
         """Gradients of the logits at ``classes`` (m, k): one forward and k backwards a row."""
+        x = x * self.unit
 
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad():
@@ -206,16 +271,21 @@ class Desk:
                 grads = [_input_gradient(chosen[:, j], xi, keep=j + 1 < k) for j in range(k)]
             return scores.detach(), torch.stack(grads, dim=1)
 
-        answered = self._charge(index, backwards=classes.shape[1])
-        scores, grad = self._answer(x, answered, ask)
+        answered, open_ = self._charge(index, backwards=classes.shape[1]), self._open(index)
+        scores, grad = self._answer(x, answered, index, ask, (classes.shape[1], *x.shape[1:]))
+        self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
-        return Jacobian(scores, grad, answered)
+        return Jacobian(scores, grad * self.unit, answered)
 
     def features(self, x: Tensor, index: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Output of the module named ``layer``, (m, ...); differentiable in x if gradients are on."""
+        x = x * self.unit
         with self._watched((layer,)) as features:
             answered = self._charge(index, backwards=0)
-            scores = self._forward(x)
+            try:
+                scores = self._forward(x)
+            except ModelFault as fault:
+                raise self._named(fault, len(x)) from fault.__cause__
         self._judge(x, index, scores.detach(), answered)
         return features[layer], answered
 
@@ -253,45 +323,118 @@ class Desk:
                 hook.remove()
 
     def _forward(self, x: Tensor) -> Tensor:
+        answer = ask(self._called, x)
+        scores = scores_of(answer, len(x), self.problem.criterion, hides=self._hides)
+        if self.precision is not None:
+            scores = scores.to(x.dtype)
+        self._admit(scores)
+        return scores
+
+    def _called(self, x: Tensor) -> Tensor:
         if self._parameters is not None:
             if not isinstance(self.model, nn.Module):
                 raise UnsupportedError("weight perturbations need a PyTorch module")
             return torch.func.functional_call(self.model, dict(self._parameters), (x,))
         if self.precision is None:
-            scores = self.model(x)
-        else:
-            with torch.autocast(x.device.type, dtype=self.precision):
-                scores = self.model(x).to(x.dtype)
-        domains = self.problem.criterion.domains
-        if scores.ndim != (3 if domains else 2):
-            form = "(n, domains, classes)" if domains else "(n, classes)"
-            raise ModelError(f"the model must answer {form}, got {tuple(scores.shape)}; see holdfast doctor")
-        return scores
+            return self.model(x)
+        with torch.autocast(x.device.type, dtype=self.precision):
+            return self.model(x)
+
+    def _admit(self, scores: Tensor) -> None:
+        """Notes the form of the first answer, and refuses labels that it has no class for."""
+        if self._form is None:
+            check_classes(self.problem, scores.shape[-1])
+            self._form, self._dtype = tuple(scores.shape[1:]), scores.dtype
+
+    def _open(self, index: Tensor) -> Tensor:
+        """(m,) bool: the rows of samples that are still searched for."""
+        return ~self.settled[index] if self.first else torch.ones_like(index, dtype=torch.bool)
 
     def _answer(
-        self, x: Tensor, answered: Tensor, ask: Callable[[Tensor | slice], tuple[Tensor, ...]]
+        self,
+        x: Tensor,
+        answered: Tensor,
+        index: Tensor,
+        ask: Callable[[Tensor | slice], tuple[Tensor, ...]],
+        *forms: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
-        """Asks in micro-batches; unanswered rows are left out and come back as zeros."""
+        """Asks in micro-batches; unanswered rows are left out and come back as zeros. ``forms`` are those of one row of what
+        is told beside the scores.
+        """
         # Reading is free on a CPU.
-        if self.budget.unlimited or (x.device.type == "cpu" and bool(answered.all())):
-            if len(x) <= self.micro_batch:
-                return ask(slice(None))
-            parts = [ask(slice(k, k + self.micro_batch)) for k in range(0, len(x), self.micro_batch)]
-            return tuple(torch.cat(p) for p in zip(*parts, strict=True))
-        rows = answered.nonzero().squeeze(-1)
-        parts = [ask(r) for r in rows.split(self.micro_batch)] if len(rows) else [ask(slice(0, 0))]
-        joined = (torch.cat(p) for p in zip(*parts, strict=True))
+        if len(x) and (self.budget.unlimited or (x.device.type == "cpu" and bool(answered.all()))):
+            rows = None
+            todo: list[Tensor | slice] = [slice(k, k + self.micro_batch) for k in range(0, len(x), self.micro_batch)]
+        else:  # no model need take an empty batch
+            rows = answered.nonzero().squeeze(-1)
+            todo = list(rows.split(self.micro_batch)) if len(rows) else []
+        parts = [part for at in todo for part in self._served(x, index, ask, at, forms)]
+        if not parts:
+            parts = [self._blank(0, x, forms, 0.0)]
+        joined = parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))
+        if rows is None:
+            return joined
         return tuple(t.new_zeros((len(x), *t.shape[1:])).index_copy_(0, rows, t) for t in joined)
+
+    def _served(
+        self,
+        x: Tensor,
+        index: Tensor,
+        ask: Callable[[Tensor | slice], tuple[Tensor, ...]],
+        at: Tensor | slice,
+        forms: tuple[tuple[int, ...], ...],
+    ) -> list[tuple[Tensor, ...]]:
+        """The answers to some rows. Where the model raises, each half is asked by itself, down to the rows that it fails on:
+        those are no answer, their samples are failed, and the others keep theirs.
+
+        Raises:
+            ModelError: it raised on every row that it was ever asked.
+        """
+        try:
+            return [ask(at)]
+        except ModelFault as fault:
+            rows = torch.arange(len(x), device=x.device)[at]
+            if len(rows) > 1:
+                if self._form is None:  # nothing ever went well: one row shows whether anything can
+                    self._try(ask, rows[:1], fault, len(rows))
+                before, self.micro_batch = self.micro_batch, min(self.micro_batch, (len(rows) + 1) // 2)
+                parts = [p for half in rows.tensor_split(2) for p in self._served(x, index, ask, half, forms)]
+                if bool(self.failed[index[rows]].any()):  # it was not their number
+                    self.micro_batch = before
+                return parts
+            if self._form is None:
+                raise self._named(fault, 1) from fault.__cause__
+            self.failed[index[rows]] = True
+            self.fault = self.fault or str(fault)
+            return [self._blank(1, x, forms, float("nan"))]
+
+    def _try(self, ask: Callable[[Tensor], tuple[Tensor, ...]], row: Tensor, fault: ModelFault, rows: int) -> None:
+        try:
+            ask(row)
+        except ModelFault:
+            raise self._named(fault, rows) from fault.__cause__
+
+    def _blank(self, rows: int, x: Tensor, forms: tuple[tuple[int, ...], ...], value: float) -> tuple[Tensor, ...]:
+        form = self._form or (2,)
+        scores = torch.full((rows, *form), value, dtype=self._dtype, device=x.device)
+        return scores, *(torch.zeros((rows, *form), dtype=x.dtype, device=x.device) for form in forms)
+
+    def _named(self, fault: ModelFault, rows: int) -> ModelError:
+        form = tuple(self.problem.x.shape[1:])
+        return ModelError(
+            f"the model fails on the data: {rows} inputs of shape {form} raise {fault}; check the shape and type that it "
+            "expects, or see holdfast doctor"
+        )
 
     def _charge(self, index: Tensor, backwards: int) -> Tensor:
         """Charges each row that the budget allows, in the order asked; returns which those are."""
         if self.budget.unlimited:
             answered = torch.ones_like(index, dtype=torch.bool)
-            charge = (self.found_at[index] < 0).long() if self.first else torch.ones_like(index)
+            charge = (~self.settled[index]).long() if self.first else torch.ones_like(index)
         else:
             answered = _rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
             if self.first:  # a settled sample is charged no more, so it must not be sent either
-                answered &= ~self.found[index]
+                answered &= ~self.settled[index]
             charge = answered.long()
         self.ledger.forwards.index_add_(0, index, charge)
         if backwards:
@@ -315,47 +458,65 @@ class Desk:
         with torch.no_grad():
             y, target = p.y[index], p.target[index]
             margin = p.criterion.margin(scores, y, target).double()
-            # What rounding decides is no witness: asked anew in another batch, it may not be adversarial.
-            holds = p.criterion.holds(scores, y, target) & (margin < -_rounding(scores))
+            # What rounding decides is no witness: asked anew in another batch, it may not be adversarial. What was asked in
+            # low precision is asked anew below.
+            judge = p.criterion.certain if self.precision is None else p.criterion.holds
+            holds = judge(scores, y, target)
+            if self.confidence:
+                holds = holds & (margin <= -self.confidence)
+            unusable = ~usable(scores.flatten(1))
             if not self.budget.unlimited:
                 margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
+                unusable = unusable & answered
+            self.unusable.index_add_(0, index, unusable.long())
+            merit, every = None, holds
             if self.votes > 1:
                 x, index = x[:: self.votes], index[:: self.votes]
                 y, target = y[:: self.votes], target[:: self.votes]
                 margin = margin.unflatten(0, (-1, self.votes)).mean(1)
-                holds = 2 * holds.unflatten(0, (-1, self.votes)).sum(1) > self.votes
+                each = holds.unflatten(0, (-1, self.votes))
+                every, holds = each.all(1), 2 * each.sum(1) > self.votes
+                if self.first:  # the most convincing point, not the nearest: a lucky majority must not end the search
+                    merit = margin.nan_to_num(nan=float("inf"))
+                else:
+                    holds = each.sum(1) >= _beyond_luck(self.votes)
             self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
             if self.first:
-                holds = holds & (self.found_at[index] < 0)
+                holds = holds & ~self.settled[index]
             if x.device.type == "cpu":  # reading is free there: the rest is for the rows that may become a witness
                 rows = holds.nonzero().squeeze(-1)
                 if not len(rows):
                     return
                 if len(rows) < len(x):
-                    x, index, y, target, holds = x[rows], index[rows], y[rows], target[rows], holds[rows]
+                    x, index, y, target, holds, every = (t[rows] for t in (x, index, y, target, holds, every))
+                    merit = None if merit is None else merit[rows]
             clean = p.x[index]
             part = p.set.select(index)
             size = measured(part, x, clean)
-            nearer = holds & (size < self.distance[index])
-            if x.device.type == "cpu" and not nearer.any():
+            merit = size if merit is None else merit
+            better = holds & (merit < self._merit[index])
+            if x.device.type == "cpu" and not better.any():
                 return
-            holds = nearer & contains(part, x, clean, size)
+            holds = better & contains(part, x, clean, size)
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))
-                sure = p.criterion.holds(self.model(x[rows]), y[rows], target[rows])
+                whole = scores_of(ask(self.model, x[rows]), len(rows), p.criterion, hides=self._hides)
+                sure = p.criterion.certain(whole, y[rows], target[rows], self.confidence)
                 holds = holds.index_copy(0, rows, sure)
-            self._record(x, index, size, holds)
+            if self.votes > 1:
+                self._sure |= torch.zeros_like(self._sure).index_put((index,), holds & every, accumulate=True)
+            self._record(x, index, size, merit, holds)
 
-    def _record(self, x: Tensor, index: Tensor, size: Tensor, holds: Tensor) -> None:
-        """Keeps the nearest of the rows that hold, all of them nearer than what is known; ties go to the row asked
-        first. No synchronisation with an accelerator.
+    def _record(self, x: Tensor, index: Tensor, size: Tensor, merit: Tensor, holds: Tensor) -> None:
+        """Keeps the best of the rows that hold, all of them better than what is known: the nearest as a rule; ties go to the
+        row asked first. No synchronisation with an accelerator.
         """
         n, m = len(self.distance), len(x)
-        d = size.masked_fill(~holds, float("inf"))
-        nearest = self.distance.scatter_reduce(0, index, d, "amin")
+        d = merit.masked_fill(~holds, float("inf"))
+        best = self._merit.scatter_reduce(0, index, d, "amin")
         row = torch.arange(m, device=x.device)
-        wins = holds & (d == nearest[index])
+        wins = holds & (d == best[index])
         first_row = torch.full((n,), m, device=x.device).scatter_reduce(0, index, row.masked_fill(~wins, m), "amin")
         better = first_row < m
         if x.device.type == "cpu":
@@ -364,21 +525,35 @@ class Desk:
         else:
             take = first_row.clamp_max(m - 1)
             self.witness.copy_(torch.where(better.view(-1, *[1] * (x.ndim - 1)), x[take].detach(), self.witness))
-        self.distance.copy_(nearest)
+        self.distance.copy_(
+            torch.where(better, size[first_row.clamp_max(max(0, m - 1))], self.distance) if m else self.distance
+        )
+        self._merit.copy_(best)
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
 
 
-def _rounding(scores: Tensor) -> Tensor:
-    """(m,) float64 by how much a model's own rounding may move a margin of these scores, nearly."""
-    largest = scores.abs().nan_to_num(nan=0.0, posinf=0.0).flatten(1).amax(1).double()
-    return _ULPS * torch.finfo(scores.dtype).eps * largest
+def _beyond_luck(votes: int) -> int:
+    """Votes that a fair coin gives once in a hundred times, or all.
+
+    Example:
+        >>> [_beyond_luck(n) for n in (2, 10, 100)]
+        [2, 9, 60]
+    """
+    return min(votes, -(-votes // 2) + ceil(sqrt(votes)))
 
 
 def _input_gradient(value: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
     """Gradient of value (m,) with respect to x alone; zero where the model's graph does not lead back to its input."""
     if not value.requires_grad:
         return torch.zeros_like(x)
-    return torch.autograd.grad(value.sum(), x, retain_graph=keep, materialize_grads=True)[0]
+    try:
+        return torch.autograd.grad(value.sum(), x, retain_graph=keep, materialize_grads=True)[0]
+    except (RuntimeError, NotImplementedError) as fault:
+        if isinstance(fault, torch.OutOfMemoryError):
+            raise
+        raise ModelFault(
+            f"{type(fault).__name__} in the backward pass: {' '.join(str(fault).split())[:300]}"
+        ) from fault
 
 
 def _rank(index: Tensor) -> Tensor:
