@@ -73,6 +73,8 @@ class Attack(ABC, Generic[O_contra, S]):
 
     card: ClassVar[Card]
     serves_domains: ClassVar[bool] = False
+    reads_margin: ClassVar[bool] = False
+    """It searches by the criterion's own margin, whatever the criterion is."""
 
     @property
     def votes(self) -> int:
@@ -83,8 +85,9 @@ class Attack(ABC, Generic[O_contra, S]):
 
     @property
     def serves_detectors(self) -> bool:
-        """It searches by the criterion's own margin, or a loss that reads a detector's column as what it is."""
-        return False
+        """It searches by the criterion's margin, or by a loss that reads a detector's column as what it is."""
+        loss = getattr(self, "loss", "") if "loss" in {f.name for f in fields(self)} else ""  # type: ignore[arg-type]
+        return self.reads_margin or loss == "joint" or not isinstance(loss, str)
 
     @property
     def confidence(self) -> float:

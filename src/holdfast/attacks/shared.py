@@ -26,7 +26,7 @@ from holdfast.core.draws import Draws, SampleDraws
 from holdfast.core.errors import JournalError, UnsafeFileError, UnsupportedError, UsageError
 from holdfast.core.files import write_whole
 from holdfast.core.problem import Problem
-from holdfast.core.threat import Access
+from holdfast.core.threat import Access, Formulation
 from holdfast.judge.desk import Desk, Model, evaluating
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
@@ -158,6 +158,12 @@ class SharedAttack(ABC):
         card = self.card
         if not len(problem):
             raise UsageError(f"{card.title} needs samples to fit on")
+        if card.norms and card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):
+            raise UnsupportedError(f"{card.title} searches inside a budget; give a finite eps")
+        if problem.criterion.detector and getattr(self, "loss", None) != "joint":
+            raise UnsupportedError(
+                f"{card.title} knows no detector; attack single inputs, for example by pgd with loss=joint"
+            )
         if problem.criterion.domains:
             raise UnsupportedError(f"{card.title} takes several models as they are, not as domains of one")
         if card.norms and problem.set.norm not in card.norms:

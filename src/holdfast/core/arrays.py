@@ -92,7 +92,7 @@ def rising(values: Tensor) -> Tensor:
         >>> rising(torch.tensor([[3.0, 1.0, 2.0]])).tolist()
         [[1.0, 2.0, 3.0]]
     """
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or values.dtype == torch.bfloat16:  # which NumPy has not
         return values.sort(dim=-1).values
     return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))  # pyright: ignore[reportUnknownMemberType]
 
@@ -104,6 +104,6 @@ def falling_order(values: Tensor) -> Tensor:
         >>> falling_order(torch.tensor([[3.0, 1.0, 2.0]])).tolist()
         [[0, 2, 1]]
     """
-    if values.device.type != "cpu":
+    if values.device.type != "cpu" or values.dtype == torch.bfloat16:
         return values.argsort(dim=-1, descending=True, stable=True)
     return torch.from_numpy(np.argsort(-values.detach().numpy(), axis=-1))  # pyright: ignore[reportUnknownMemberType]

@@ -23,6 +23,8 @@ __all__ = ["CriterionAscent"]
 class CriterionAscent(Attack[WhiteBoxOracle, State]):
     """``z <- project(z - step * steepest(grad margin))`` from Gaussian starts; the step falls to 0 over a start."""
 
+    reads_margin: ClassVar[bool] = True
+
     steps: int = parameter(60, "gradient steps of a start, at least 1", "ours")
     restarts: int = parameter(5, "Gaussian starts, at least 1", "ours")
     relative_step: float = parameter(0.25, "first step as a share of eps, above 0", "ours; it falls to 0 linearly")

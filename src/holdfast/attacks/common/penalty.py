@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from math import atanh
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -69,6 +69,8 @@ P = TypeVar("P", bound=PenaltyState)
 @dataclass(frozen=True)
 class Penalty(Attack[WhiteBoxOracle, P]):
     """The frame of a penalty attack: ``searches`` searches of at most ``steps`` steps, each with its own weight c."""
+
+    reads_margin: ClassVar[bool] = True
 
     searches: int = parameter(9, "searches, each with its own c, at least 1", "Carlini & Wagner 2017, authors' code")
     steps: int = parameter(200, "most steps of a search, at least 1", "ours")

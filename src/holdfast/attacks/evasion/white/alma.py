@@ -80,6 +80,8 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
     ratio, the multiplier mu follows the penalty's slope smoothly, and rho grows while the constraint does not improve.
     """
 
+    reads_margin: ClassVar[bool] = True
+
     steps: int = parameter(300, "gradient steps, at least 1", "Rony et al. 2021, section 5: 100 or 1000")
     first_move: float | None = parameter(
         None, "distance of the first step from x; None: 0.1 in l2 and 0.5 in l1", "Rony et al. 2021, section 4.3"

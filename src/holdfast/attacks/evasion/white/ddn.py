@@ -43,6 +43,8 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
     AttackBench), unless the set has a grid.
     """
 
+    reads_margin: ClassVar[bool] = True
+
     steps: int = parameter(
         300, "gradient steps, at least 1", "Rony et al. 2019, section 4: 100, 300 or 1000; 1000 in AttackBench"
     )

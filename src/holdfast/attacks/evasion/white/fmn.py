@@ -45,6 +45,8 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
     The estimate lands exactly on the boundary of a locally affine model and would never cross it; it is overshot.
     """
 
+    reads_margin: ClassVar[bool] = True
+
     steps: int = parameter(
         300, "gradient steps, at least 1", "Pintor et al. 2021, section 3: 100 to 1000; 1000 in AttackBench"
     )

@@ -51,6 +51,8 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
     In l0 the proximal operator is that of l2/3, which moves where that of l0 would stay at x.
     """
 
+    reads_margin: ClassVar[bool] = True
+
     steps: int = parameter(500, "gradient steps, at least 2", "Matyasko & Chau 2021, section 5: 500")
     rate: float = parameter(0.1, "first primal step, in units of x", "Matyasko & Chau 2021")
     rate_reduction: float = parameter(0.01, "share of it that is left at the end", "Matyasko & Chau 2021")
