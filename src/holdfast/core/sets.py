@@ -162,6 +162,8 @@ class LpBall(PerturbationSet):
 
         Counted in it, inputs in [0, 255] or [-1, 1] are about as wide as in [0, 1], to the bit.
         """
+        if isinstance(self.grid, FeatureGrid):
+            return 1.0  # its steps are those of units already
         width = (self.upper.double() - self.lower.double()).abs()
         width = torch.where((width > 0) & width.isfinite(), width, torch.nan).flatten(1 if width.ndim else 0)
         middle = (
@@ -178,7 +180,7 @@ class LpBall(PerturbationSet):
             eps=self.eps if self.norm is Norm.L0 else self.eps * factor,
             lower=self.lower * factor,
             upper=self.upper * factor,
-            grid=None if self.grid is None else self.grid * Fraction(factor),
+            grid=self.grid * Fraction(factor) if isinstance(self.grid, Fraction) else self.grid,
         )
 
     def unbounded(self) -> LpBall:
