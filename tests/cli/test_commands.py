@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import typing
 from pathlib import Path
 
@@ -276,3 +278,39 @@ def test_a_parameter_that_is_no_text_is_refused_in_words(holdfast, on, tmp_path:
     said = holdfast("attack", name, *on, "--norm", "l2", "--set", pair, "--out", tmp_path)
     assert said.code == 2
     assert "give it from Python" in said.err
+
+
+def test_a_wrong_size_is_refused_before_anything_heavy_is_imported() -> None:
+    program = (
+        "import sys\nfrom holdfast.cli.main import main\n"
+        "sys.argv = ['holdfast', 'attack', 'pgd', '--eps', 'abc', '--out', 'x']\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 2, end.code\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "'abc' is no perturbation size" in done.stderr
+
+
+def test_an_artefact_is_never_judged_on_what_it_was_fitted_on(holdfast, on, place: Path, tmp_path: Path) -> None:
+    few = ("--samples", "30", "--set", "steps=5", "--eps", "0.2")
+    said = holdfast("attack", "sgd_uap", *on, "--train-data", place / "test.npz", *few, "--out", tmp_path / "same")
+    assert said.code == 2
+    assert "nothing is held out" in said.err
+    with np.load(place / "train.npz") as train, np.load(place / "test.npz") as test:
+        x, y = np.concatenate([train["x"], test["x"][:10]]), np.concatenate([train["y"], test["y"][:10]])
+    np.savez(tmp_path / "mixed.npz", x=x, y=y)
+    said = holdfast("attack", "sgd_uap", *on, "--train-data", tmp_path / "mixed.npz", *few, "--out", tmp_path / "part")
+    assert said.code == 0, said.err
+    assert "10 of 30 samples are in" in said.err
+    assert "judged on 20 others" in said.out
+
+
+def test_pictures_are_large_enough_to_look_at_and_say_what_they_show(holdfast, on, tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert holdfast("attack", "pgd", *on, "--samples", "8", "--eps", "0.3", "--out", tmp_path / "a").code == 0
+    picture = Image.open(next((tmp_path / "a" / "pictures").glob("*.png")))
+    assert picture.width > 3 * 160
+    heading = np.asarray(picture.convert("L"))[:22]
+    assert (heading < 64).any(), "a caption stands over the panels"

@@ -96,6 +96,7 @@ def certified(
     plan, n, start = context.plan, len(context.data), perf_counter()
     limit, card = float(plan.largest_radius), tool.card
     found: list[Certificate | None] = []
+    tell(name, 0, n)
     if isinstance(tool, GraphCertifier):
         graph = replace(context.graph, deployed=deployed)
         for ids in torch.split(torch.arange(n), tool.batch):
@@ -131,8 +132,10 @@ def distances(context: Context, name: str, tool: Attack[Any, Any], tell: Tell) -
     problem = context.problem(np.arange(len(context.data)))
     # a method of minimal distortion searches the whole box, one with a budget its largest radius
     limit = float("inf") if card.affine_ratio else float(context.plan.largest_radius)
-    out = run(tool, replace(problem, set=problem.set.with_eps(limit)), context.model, seed=context.plan.seed)
-    tell(name, len(problem), len(problem))
+    out = run(
+        tool, replace(problem, set=problem.set.with_eps(limit)), context.model, seed=context.plan.seed,
+        progress=lambda done, of: tell(name, done, of),
+    )  # fmt: skip
     return Column(
         name, card.title, "witness", np.where(out.found.cpu().numpy(), out.distance.double().cpu().numpy(), np.nan),
         perf_counter() - start,

@@ -19,7 +19,8 @@ from holdfast.cli.views import behind, randomised, ranges
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import nn
+    import numpy as np
+    from torch import Tensor, nn
 
     from holdfast.attacks.attack import Attack
     from holdfast.audit.context import Context
@@ -49,7 +50,9 @@ def attack(
     eps: Annotated[
         str | None,
         typer.Option(
-            help="Bound of the distortion: 8/255 or 0.1. Minimal-distortion attacks may go without.", metavar="SIZE"
+            help="Bound of the distortion: 8/255 or 0.1. Minimal-distortion attacks may go without.",
+            metavar="SIZE",
+            callback=o.exact_size,
         ),
     ] = None,
     goal: o.GoalName = None,
@@ -213,7 +216,9 @@ def attack(
         found=broken | wrong, distance=distance,
     )  # fmt: skip
     shown = np.flatnonzero(broken)[:_PICTURES]
-    drawn = save_strips(out / "pictures", context.data.x[shown], x_adv[shown].cpu(), shown.tolist())
+    drawn = save_strips(
+        out / "pictures", context.data.x[shown], x_adv[shown].cpu(), shown.tolist(), _captions(context, shown, x_adv)
+    )
     if format_ is o.FormatName.JSON:
         say_json(answer)
     else:
@@ -222,6 +227,16 @@ def attack(
     note(f"saved {out / 'adversarial.npz'}")
     if drawn:
         note(f"saved {drawn} pictures (clean, adversarial, difference) in {out / 'pictures'}")
+
+
+def _captions(context: Context, shown: np.ndarray, x_adv: Tensor) -> list[tuple[str, str]]:
+    """The label over the clean picture and, where the model can be asked once more, its answer over the other."""
+    names = dict(enumerate(context.data.classes or ()))
+    labels = [names.get(k, str(k)) for k in context.data.y[shown].tolist()]
+    if not context.differentiable or context.randomised:
+        return [(f"label {label}", "adversarial") for label in labels]
+    answers = context.model(x_adv[shown]).argmax(1).tolist()
+    return [(f"label {label}", f"model says {names.get(k, str(k))}") for label, k in zip(labels, answers, strict=True)]
 
 
 def _module(context: Context) -> nn.Module:

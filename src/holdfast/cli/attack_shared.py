@@ -100,7 +100,17 @@ def _problems(context: Context, how: SharedRun) -> tuple[Problem, Problem]:
         half = len(ids) // 2
         note(f"no --train-data: fitted on the first {half} samples, judged on the other {len(ids) - half}")
         return context.problem(ids[:half]), context.problem(ids[half:])
-    return context.problem_of(how.train_data), context.problem(ids)
+    fitting, held = context.problem_of(how.train_data), context.problem(ids)
+    known = {row.tobytes() for row in fitting.x.cpu().numpy()}
+    fresh = np.flatnonzero([row.tobytes() not in known for row in held.x.cpu().numpy()])
+    if not len(fresh):
+        raise UsageError(
+            f"all {len(held)} samples of {context.data.name} are in {how.train_data} too: nothing is held out; give other "
+            "--data, or leave out --train-data to fit on the first half"
+        )
+    if len(fresh) < len(held):
+        note(f"{len(held) - len(fresh)} of {len(held)} samples are in {how.train_data} too: the others judge")
+    return fitting, held.select(fresh)
 
 
 def _figures(e: Evaluation) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli.console import voice
 from holdfast.core.errors import UsageError, did_you_mean
-from holdfast.core.threat import Goal, Norm
+from holdfast.core.threat import Goal, Norm, parse_eps
 
 if TYPE_CHECKING:
     from holdfast.data.table import Table
@@ -54,12 +54,20 @@ __all__ = [
     "Verbose",
     "assignments",
     "class_names",
+    "exact_size",
     "normalisation",
     "several",
     "table",
 ]
 
 _MODEL, _THREAT, _RUN = "Model and data", "Threat", "Run"
+
+
+def exact_size(text: str | None) -> str | None:
+    """Refuses what is no size before anything heavy is imported."""
+    if text is not None:
+        parse_eps(text)
+    return text
 
 
 class FormatName(StrEnum):
@@ -142,7 +150,13 @@ NormName = Annotated[
 ]
 Eps = Annotated[
     str | None,
-    typer.Option(help="Its bound, exact: 8/255 or 0.1.", metavar="SIZE", show_default="0.1", rich_help_panel=_THREAT),
+    typer.Option(
+        help="Its bound, exact: 8/255 or 0.1.",
+        metavar="SIZE",
+        show_default="0.1",
+        rich_help_panel=_THREAT,
+        callback=exact_size,
+    ),
 ]
 GoalName = Annotated[
     Goal | None,
@@ -216,7 +230,7 @@ RadiusMax = Annotated[
     str | None,
     typer.Option(
         help="Largest radius that a certificate is searched for.",
-        metavar="SIZE", show_default="2 eps", rich_help_panel=_RUN,
+        metavar="SIZE", show_default="2 eps", rich_help_panel=_RUN, callback=exact_size,
     ),
 ]  # fmt: skip
 Sigma = Annotated[
@@ -227,7 +241,7 @@ Grid = Annotated[
     str | None,
     typer.Option(
         help="Judge on valid inputs only: multiples of this (1/255 for 8-bit images).",
-        metavar="STEP", rich_help_panel=_THREAT,
+        metavar="STEP", rich_help_panel=_THREAT, callback=exact_size,
     ),
 ]  # fmt: skip
 Seed = Annotated[

@@ -14,7 +14,7 @@ from PIL import Image
 from holdfast.audit.document import Document
 from holdfast.report.markup import measure
 
-__all__ = ["MOST", "Picture", "cards"]
+__all__ = ["MOST", "Picture", "cards", "magnification"]
 
 MOST = 12
 _SIDE = 80
@@ -55,7 +55,7 @@ def cards(document: Document, pictures: Sequence[Picture]) -> list[dict[str, obj
         clean, adversarial = _small(p.clean), _small(p.adversarial)
         change = p.adversarial.astype(np.float64) - p.clean.astype(np.float64)
         most = float(np.abs(change).max())
-        scale = max([s for s in _SCALES if s * most <= 0.5001], default=1)
+        scale = magnification(most)
         height, width = p.clean.shape[1:]
         out.append(
             {
@@ -74,6 +74,16 @@ def cards(document: Document, pictures: Sequence[Picture]) -> list[dict[str, obj
             }
         )
     return out
+
+
+def magnification(most: float) -> int:
+    """How much a difference of at most ``most`` is magnified around grey, so that it stays within black and white.
+
+    Example:
+        >>> magnification(8 / 255)
+        10
+    """
+    return max([s for s in _SCALES if s * most <= 0.5001], default=1)
 
 
 def _shows(p: Picture) -> bool:
