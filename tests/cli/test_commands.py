@@ -237,7 +237,8 @@ def test_shown_defaults_and_choices_are_the_plan_s() -> None:
     for name in ("suite", "certify", "answers"):
         flag = typing.get_args(hints[name])[0]
         assert set(typing.get_args(flag)) == set(typing.get_args(Plan.model_fields[name].annotation)), name
-    flags = set(shown) | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}
+    typed = {option.lstrip("-").replace("-", "_") for p in audit.params for option in p.opts}
+    flags = typed | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}
     assert set(Plan.model_fields) <= flags, set(Plan.model_fields) - flags
 
 
