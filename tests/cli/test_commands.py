@@ -315,3 +315,38 @@ def test_pictures_are_large_enough_to_look_at_and_say_what_they_show(holdfast, o
     assert picture.width > 3 * 160
     heading = np.asarray(picture.convert("L"))[:22]
     assert (heading < 64).any(), "a caption stands over the panels"
+
+
+def test_an_estimate_never_stands_under_what_is_certified(monkeypatch):
+    import numpy as np
+
+    from holdfast.audit.radii import Column
+    from holdfast.cli import certify
+    from holdfast.report.radii import render
+
+    columns = [
+        Column("crown", "CROWN", "sound", np.array([0.2, 0.05]), 1.0),
+        Column("clever", "CLEVER", "estimate", np.array([0.3, 0.3]), 1.0, fit=np.array([0.5, 0.5])),
+        Column("fmn", "FMN", "witness", np.array([0.4, 0.4]), 1.0),
+    ]
+    answers = [{**c.as_dict(), "eps": "1/10", "at_eps": c.at_least(0.1)} for c in columns]
+    said = []
+    monkeypatch.setattr(
+        certify, "table", lambda head, rows: said.append([dict(zip(head, r, strict=True)) for r in rows])
+    )
+    for few in (answers, answers[:1], answers[1:2]):
+        certify._show(few)
+    crown, clever, fmn = said[0]
+    assert [row["certified at 1/10"] for row in said[0]] == ["50.0%", "0.0%", "0.0%"]
+    assert (clever["estimated >= 1/10"], fmn["not broken at 1/10"], crown["estimated >= 1/10"]) == (
+        "100.0%",
+        "100.0%",
+        "",
+    )
+    assert "estimated >= 1/10" not in said[1][0]
+    assert not any("certified" in word for word in said[2][0])
+    page = render(columns, [0, 1], norm="linf", eps=0.1, about="x", command="")
+    certified, rest = page.split("<h3>Estimated</h3>")
+    assert "CLEVER</th>" not in certified.split("<h3>Certified</h3>")[1]
+    assert "Certified radii" not in page
+    assert "CLEVER</th>" in rest
