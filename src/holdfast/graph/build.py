@@ -123,7 +123,7 @@ class Builder:
             if value is not None:
                 value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
                 if not torch.isfinite(value).all():
-                    raise UnsupportedError("a constant that is infinite or no number")
+                    raise UnsupportedError("a constant that is infinite or no number; served are finite ones")
                 x, tensors[key] = self.meet(x, value.to(torch.promote_types(value.dtype, self.dtype)))
         rank = len(self.shape(x))
         tensors = {k: t.reshape((1,) * (rank - t.ndim) + tuple(t.shape)) for k, t in tensors.items()}

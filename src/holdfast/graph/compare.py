@@ -2,7 +2,7 @@
 
 The graph runs in float64, the truth in its own type. They may differ by what the truth's arithmetic rounds, which is
 found by stochastic arithmetic (Parker 1997; CADNA): the graph runs again with each operation's value moved by as much
-as its rounding may be, gamma_k times the magnitudes that it adds up, in random directions. What lies beyond that is
+as its rounding may be, gamma_k times the magnitudes that it adds up, by normal draws. What lies beyond that is
 another function, and the first operation that differs is named.
 """
 
@@ -27,8 +27,9 @@ _EXACT = frozenset(("relu", "reshape", "permute", "select", "pad", "concat", "ma
 _SUMS = frozenset(("affine", "add", "sub", "mul", "leaky_relu", "linear", "conv", "conv_transpose", "mean", "matmul"))
 _FOLDED = 8  # roundings of what the graph does in one operation and the truth in several
 _ULPS = 16  # of exp, tanh and the like
+_FEW_ULPS = 4
 _DRAWS = 4
-_SAFETY = 4.0  # times the standard deviation of the draws; each draw already moves every value as far as it may round
+_SAFETY = 4.0  # times the deviation of the draws, each of which already moves every value as far as it may round
 _WORK = 2e9  # multiplications of all points together, beyond which there are fewer
 
 
@@ -218,8 +219,7 @@ def _rounded(graph: Graph, dtype: torch.dtype, x: Tensor) -> tuple[list[Tensor],
     generator = torch.Generator().manual_seed(1130)
 
     def moved(value: Tensor, by: Tensor) -> Tensor:
-        signs = torch.randint(0, 2, value.shape, generator=generator).to(value) * 2 - 1
-        return value + signs * by
+        return value + torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value) * by
 
     clean: list[Tensor] = [x]
     noisy: list[Tensor] = [x.repeat(_DRAWS, *(1,) * (x.ndim - 1))]
@@ -253,7 +253,7 @@ def _rounding(node: Node, inputs: Sequence[Tensor], value: Tensor, dtype: torch.
     """How far one operation may be from what it computes, for one input."""
     u = torch.finfo(dtype).eps / 2
     if node.op not in _SUMS:
-        return _ULPS * u * value.abs()
+        return _ULPS * u * value.abs() + _FEW_ULPS * u * _inner(node, inputs[0])
     tensors = {k: t.abs() for k, t in node.tensors.items() if k != "size"}
     if "size" in node.tensors:
         key = "shift" if node.op == "affine" else "bias"
@@ -262,6 +262,15 @@ def _rounding(node: Node, inputs: Sequence[Tensor], value: Tensor, dtype: torch.
     size = compute(op, [t.abs() for t in inputs], tensors, node.attributes)
     # types narrower than float32 are summed in float32 and rounded at the end
     return (_terms(node) + _FOLDED) * min(u, 2.0**-24) * size + (2 * _FOLDED * u * size if u > 2.0**-24 else 0.0)
+
+
+def _inner(node: Node, x: Tensor) -> Tensor:
+    """The magnitude of what a function takes the difference of, or of the quotient of polynomials that stands for it."""
+    if node.op == "elu":
+        return (x < 0) * abs(node.attributes["alpha"])
+    if node.op in ("silu", "gelu"):
+        return x.abs()
+    return torch.ones_like(x) if node.op in ("sigmoid", "tanh", "erf", "softplus", "softmax") else torch.zeros_like(x)
 
 
 def _terms(node: Node) -> int:
@@ -285,7 +294,8 @@ def _told(graph: Graph, search: _Search, x: Tensor, trace: Callable[[], Trace] |
     with torch.no_grad():
         mine = _values(search.graph, x)[-1].flatten()
         real = search.truth(search.given(x)).detach().double().flatten().to(mine.device)
-    at = int(_apart(mine, real).argmax())
+        _, spread = _rounded(search.graph, search.dtype, x)
+    at = int((_apart(mine, real) / (spread[-1].flatten() + torch.finfo(torch.float64).tiny)).argmax())
     said = f"output {at} is {float(real[at]):.9g}, the graph gives {float(mine[at]):.9g}"
     where = "" if trace is None else _first(search, x, trace())
     return (

@@ -36,7 +36,9 @@ def _windows(c: Call, kernel: Sequence[int]) -> tuple[list[int], list[int], list
     if min(sides) < 0:
         raise UnsupportedError(f"'{c.op}' with negative padding {sides}; served is padding of at least 0")
     if auto in ("NOTSET", "VALID"):
-        return stride, dilation, list(zip(sides[:k], sides[k:], strict=True)), auto == "VALID"
+        return stride, dilation, list(zip(sides[:k], sides[k:], strict=True)), False
+    if c.op == "MaxPool" and set(dilation) != {1}:
+        raise UnsupportedError(f"'MaxPool' with auto_pad={auto} and dilations; served is one of them")
     pads: list[tuple[int, int]] = []
     for size, w, s, d in zip(c.full[2:], kernel, stride, dilation, strict=True):
         total = max((-(-size // s) - 1) * s + d * (w - 1) + 1 - size, 0)

@@ -28,6 +28,10 @@ def _gemm(c: Call) -> Value:
             return c.b.linear(x, weight, None if shift is None else _times(shift, beta).flatten().expand(len(weight)))
     if c.b.lead:
         raise BatchError("'Gemm' that mixes the batch with the features; served is a constant second factor")
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        raise UnsupportedError(
+            "'Gemm' of two constants and a bias that depends on the model's input; multiply them before exporting"
+        )
     x, y = (_turned(c, v) if flag else v for v, flag in ((x, turn), (y, turn_y)))
     z = _scaled(c, c.b.matmul(x, y), alpha)
     return z if shift is None else c.b.add(z, _scaled(c, shift, beta))
@@ -155,8 +159,17 @@ def _dropout(c: Call) -> Value:
     return c.x
 
 
-def _layer_norm(c: Call) -> Value:
+def _in_float(c: Call) -> None:
+    """Refuses a norm that runs in fewer digits than the model."""
     c.need("stash_type", 1)
+    if c.kinds[0] == 11:
+        raise UnsupportedError(
+            f"'{c.op}' of double values with stash_type=1, which runs in float; served are float models"
+        )
+
+
+def _layer_norm(c: Call) -> Value:
+    _in_float(c)
     dims = range(c.dim(c.get("axis")), len(c.shape))
     weight, bias = c.weight(1), c.constant(2)
     if any(t is not None and t.ndim > len(dims) for t in (weight, bias)):
@@ -173,7 +186,7 @@ def _instance_norm(c: Call) -> Value:
 
 
 def _group_norm(c: Call) -> Value:
-    c.need("stash_type", 1)
+    _in_float(c)
     groups = c.get("num_groups")
     return c.b.again(compose.group_norm(c.b, c.sample(), groups, c.weight(1), c.weight(2), c.get("epsilon")), c.x)
 
