@@ -18,7 +18,7 @@ __all__ = ["exported_module", "onnx_module", "torchscript_module"]
 
 
 def onnx_module(path: Path, output: str | None = None) -> nn.Module:
-    """An ONNX file through our own reader, as a differentiable module.
+    """An ONNX file through our own reader, as a differentiable module, held against the file itself.
 
     Args:
         path: the file.
@@ -26,7 +26,7 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
 
     Raises:
         UsageError: the package onnx is not installed.
-        ModelError: damaged, or several outputs and none named.
+        ModelError: damaged, several outputs and none named, or a graph that is not what onnxruntime runs.
         UnsupportedError: an operation that the reader does not know; the file can be asked all the same.
     """
     try:
@@ -34,13 +34,18 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
     except ImportError:
         raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     from holdfast.graph.onnx import read_onnx
+    from holdfast.graph.onnx_truth import believe
 
     try:
-        graph = read_onnx(path) if output is None else read_onnx(path, output)
+        graph = read_onnx(path, output)
     except UnsupportedError as fault:
         raise UnsupportedError(
             f"{fault}. Attacks that only ask it run through onnxruntime: holdfast audit --suite black-box --certify none"
         ) from None
+    rows = [len(node.tensors["weight"]) for node in graph.nodes if node.op == "embedding"]
+    # nothing is known yet of the data: numbers around those that models are fed with, or words of the smallest table
+    low, high = (0.0, float(min(rows, default=128) - 1)) if graph.whole else (-1.0, 1.0)
+    believe(path, graph, torch.full(graph.input_shape, low), torch.full(graph.input_shape, high), output)
     return graph.as_module()
 
 
