@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.audit.plan import Plan
+from holdfast.models import serve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -24,6 +29,25 @@ def test_a_prediction_api_is_attacked_and_the_books_agree(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()[:3]] == ["Square", "HopSkipJump", "Substitute"]
+
+
+@pytest.mark.slow
+def test_the_commands_of_its_docstring_run_as_they_are_written(tmp_path: Path) -> None:
+    text = ast.get_docstring(ast.parse((EXAMPLES / "prediction_api.py").read_text())) or ""
+    commands = [" ".join(c.split()) for c in re.findall(r"^    (holdfast (?:.*\\\n)*.*)", text, re.M)]
+    commands = [c.replace("\\ ", "") for c in commands]
+    assert [c.split()[1] for c in commands] == ["attack", "attack", "audit"]
+    top, labels, scores = {"top_k": 3}, {"mode": "labels"}, {}
+    model = runpy.run_path(str(EXAMPLES / "prediction_api.py"))["deployed"]()
+    for command, served in zip(commands, (top, labels, scores), strict=True):
+        with serve(model.eval(), **served) as api:
+            words = shlex.split(command.replace("http://127.0.0.1:8000/", api.url))
+            done = subprocess.run(
+                [Path(sys.executable).with_name("holdfast"), *words[1:]], cwd=tmp_path, capture_output=True, text=True,
+                check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert api.rows > 0
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from holdfast.audit.plan import Plan, names_of
 from holdfast.audit.substitute import trained_surrogate
 from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import ModelError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Goal
@@ -139,6 +139,23 @@ class Context:
                 f"{self.source} can only be asked ({self.why}): use --suite black-box --certify none, with --answers labels "
                 "if it gives labels alone"
             )
+        self.check_answers()
+
+    def check_answers(self) -> None:
+        """Refuses to ask for scores where a model that runs here gives labels alone.
+
+        Raises:
+            UsageError: it does, or does not say how many classes it has.
+        """
+        if self.differentiable or isinstance(self.base, HttpModel) or self.plan.answers == "labels":
+            return
+        try:
+            with torch.no_grad():
+                scores = self.base(self.inputs(np.arange(min(1, len(self.data)))))
+        except ModelError:
+            return  # the pre-flight says it, with what was asked
+        if scores.ndim == 2 and bool((scores.isneginf().sum(1) == scores.shape[1] - 1).all()):
+            raise UsageError(f"{self.source} answers labels alone; say so with --answers labels")
 
     def begin(self, unit: str) -> None:
         """Starts a unit of work: a prediction API is not paid twice for what it answered in it before."""

@@ -35,6 +35,12 @@ class Need:
     least: int
     most: int
 
+    def __str__(self) -> str:
+        return (
+            f"an audit may send {self.most:,} rows at most ({self.least:,} before the first attack): {self.samples} samples, "
+            f"{self.attacks} attacks with all of their queries, and what judges their witnesses"
+        )
+
     def told(self, allowed: int | None) -> str:
         """In one sentence, beside what is allowed.
 

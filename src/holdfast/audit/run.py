@@ -189,7 +189,7 @@ def _preflight(context: Context) -> tuple[Payload, float]:
     )
     errors = [f for f in found if f.severity is Severity.ERROR]
     if errors:
-        lines = "\n".join(f"  {f.title}: {f.message} -> {f.remedy}" for f in errors)
+        lines = "\n".join(f"  {f.title}: {f.message}{f' -> {f.remedy}' if f.remedy else ''}" for f in errors)
         raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
     randomised = any(f.code == "model.randomised" for f in found)
     if not randomised:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli.asked import budget, check_access
 from holdfast.cli.attack_semantic import run_and_save
 from holdfast.cli.attack_shared import SharedRun, run_shared
 from holdfast.cli.console import note, progress, say, say_json
@@ -139,7 +140,6 @@ def attack(
     from holdfast.attacks.shared import SharedAttack, method_name
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
-    from holdfast.judge.ledger import Budget
     from holdfast.judge.referee import Referee, Ruling
     from holdfast.models.fingerprint import fingerprint
 
@@ -160,6 +160,7 @@ def attack(
         device=device,
     )  # fmt: skip
     plan, ids = context.plan, np.arange(len(context.data))
+    check_access(context, tool.card)
     together = isinstance(tool, Attack) and tool.serves_domains
     if views is not None and not together:
         context = replace(context, base=behind(_module(context), context.data.x.shape[1:], ranges(views)))
@@ -186,11 +187,12 @@ def attack(
         problem, attacked = _together(tool, problem, attacked, group)
         referee, subject = Referee(attacked), fingerprint(attacked)
     transfer = tool.card.access is Access.TRANSFER
+    allowed = budget(context, tool, tool.card.title)
     start = perf_counter()
     with progress() as tell:
         found = run(
             tool, problem, context.surrogate if transfer else attacked, judge=attacked if transfer else None,
-            seed=plan.seed, budget=Budget(queries=plan.queries), top_k=plan.top_k, settings=context.settings,
+            seed=plan.seed, budget=allowed, top_k=plan.top_k, settings=context.settings,
             progress=lambda done, total: tell(tool.card.title, done, total),
         )  # fmt: skip
     rows = np.flatnonzero(found.found.cpu().numpy())
@@ -242,8 +244,10 @@ def _captions(context: Context, shown: np.ndarray, x_adv: Tensor) -> list[tuple[
 def _module(context: Context) -> nn.Module:
     from torch import nn
 
-    if not isinstance(context.base, nn.Module):
-        raise UsageError("--views needs a model that runs here, not a prediction API")
+    if not isinstance(context.base, nn.Module) or not context.differentiable:
+        raise UsageError(
+            f"--views needs a model with gradients, and {context.source} can only be asked ({context.why})"
+        )
     return context.base
 
 

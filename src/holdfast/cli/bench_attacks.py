@@ -55,10 +55,12 @@ def attacks(
     import numpy as np
 
     from holdfast.audit.comparison import candidates, compare
-    from holdfast.core.errors import UsageError
+    from holdfast.audit.needs import JUDGED
+    from holdfast.core.errors import BudgetError, UsageError
     from holdfast.core.files import write_whole
     from holdfast.core.registry import method
     from holdfast.core.threat import Access
+    from holdfast.models.http import HttpModel
     from holdfast.report.comparison import write_comparison
 
     context = opened(
@@ -71,10 +73,21 @@ def attacks(
     plan = context.plan
     allowed = {a.label: a for a in Access}[access]
     if not context.differentiable:
+        context.check_answers()
         allowed = min(allowed, Access.HARD_LABEL if plan.answers == "labels" else Access.SOFT_LABEL)
     chosen = candidates(plan.norm, plan.goal, allowed, patterns or ["*"])
     if not chosen:
         raise UsageError(f"no attack of that name serves {plan.norm}, {plan.goal}, {access}; see: holdfast methods")
+    left_out = sorted({p.replace("-", "_").lower() for p in patterns or () if p.isidentifier()} - set(chosen))
+    if left_out and not context.differentiable:
+        note(f"left out, since {context.source} is only asked for {plan.answers}: {', '.join(left_out)}")
+    most = len(chosen) * len(context.data) * (passes + JUDGED)
+    if isinstance(context.base, HttpModel) and plan.max_queries is not None and most > plan.max_queries:
+        raise BudgetError(
+            f"{len(chosen)} attacks ({', '.join(chosen)}) on {len(context.data)} samples with {passes} passes each may send "
+            f"{most:,} rows, and --max-queries allows {plan.max_queries:,}; allow more, or name fewer attacks, --samples or "
+            "--passes"
+        )
     problem = context.problem(np.arange(len(context.data)), float("inf"))
     with progress() as tell:
         found = compare(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli.asked import first_answers, rows_at_once
 from holdfast.cli.console import say, say_json
 from holdfast.cli.opening import opened
 from holdfast.core.errors import HoldfastError
@@ -56,6 +57,7 @@ def doctor(
     """
     from pathlib import Path
 
+    from holdfast.audit.needs import need
     from holdfast.audit.outlook import outlook
     from holdfast.core.findings import Severity
     from holdfast.models.checks import preflight
@@ -67,11 +69,16 @@ def doctor(
         scores=scores, request=request, answer=answer_path, output=output,
         classes=classes, max_queries=max_queries, device=device,
     )  # fmt: skip
-    found = preflight(context.model, context.data, context.plan.threat, device=context.device)
+    few = rows_at_once(context)
+    found = preflight(context.model, context.data, context.plan.threat, device=context.device, samples=few or _ROWS)
     errors = [f for f in found if f.severity is Severity.ERROR]
     accuracy = None if any(f.code in _UNASKED for f in errors) or not context.differentiable else _accuracy(context)
+    asked = {} if errors or context.differentiable else first_answers(context, few or min(_ROWS, len(context.data)))
+    accuracy = asked.get("accuracy", accuracy)
     bounds = _bounds(context) if context.differentiable and not errors else ""
     cost = str(outlook(context)) if context.differentiable and not errors else ""
+    if context.plan.remote and not errors:
+        cost = str(need(context.plan, len(context.data)))
     command = _command(context, [str(f.data["flags"]) for f in found if f.data.get("flags")])
     names = dict(enumerate(context.data.classes or ()))
     if format_ is o.FormatName.JSON:
@@ -79,6 +86,7 @@ def doctor(
             {
                 "source": context.source, "findings": [f.as_dict() for f in found], "clean_accuracy": accuracy,
                 "classes": names, "bounds": bounds, "time": cost, "command": command,
+                "asked": asked,
             }
         )  # fmt: skip
     else:
@@ -87,12 +95,16 @@ def doctor(
         if names:
             say(f"classes: {', '.join(f'{k} {name}' for k, name in names.items())}")
         if accuracy is not None:
-            say(f"clean accuracy: {accuracy:.1%} of the first {min(len(context.data), _ROWS)} samples")
+            say(
+                f"clean accuracy: {accuracy:.1%} of the first {asked.get('rows', min(len(context.data), _ROWS))} samples"
+            )
+        if asked:
+            say(_answered(asked))
         for f in found:
             say(f"{f.severity}: {f.title} [{f.code}]. {f.message} {f.remedy}".rstrip(), style=_STYLES[f.severity])
-        say(f"certificates: {bounds or 'not looked at'}")
+        say(f"certificates: {bounds or ('not looked at' if context.differentiable else f'none, {context.why}')}")
         if cost:
-            say(f"time of an audit (suite {context.plan.suite}): {cost}")
+            say(cost if context.plan.remote else f"time of an audit (suite {context.plan.suite}): {cost}")
         say("an audit can start:" if not errors else f"{len(errors)} error(s) to mend first; then:")
         say(f"  {command}")
     if errors:
@@ -110,6 +122,16 @@ def _accuracy(context: Context) -> float:
     with torch.no_grad(), evaluating(context.model):
         out = torch.cat([context.model(part) for part in context.inputs(ids).split(_BATCH)])
     return float((out.argmax(1) == context.labels(ids)).double().mean())
+
+
+def _answered(asked: dict[str, Any]) -> str:
+    """What a model that can only be asked said."""
+    steady = (
+        "the same when asked again" if asked["moved"] == 0 else f"moved by up to {asked['moved']:.3g} when asked again"
+    )
+    sent = f"; {asked['rows_sent']} rows in {asked['requests']} requests" if "requests" in asked else ""
+    took = f"{asked['milliseconds_a_row']:.2g} ms a row"
+    return f"answers: {asked['answers']} of {asked['classes']} classes, {steady}, {took}{sent}"
 
 
 def _command(context: Context, flags: list[str]) -> str:

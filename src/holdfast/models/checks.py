@@ -10,6 +10,7 @@ from math import sqrt
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.errors import BudgetError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
 from holdfast.data.checks import check_data
@@ -60,6 +61,8 @@ def preflight(
     with _asking(model), torch.no_grad():
         try:
             out = _answers(model, x)
+        except (BudgetError, UsageError):
+            raise  # about the command, not about the model and its data
         except Exception as fault:  # a user's model may raise anything
             return [*found, *check_data(data, threat), _failed(model, x, fault)]
         wrong = _shape(out, x)
@@ -112,6 +115,11 @@ def _mode(model: Model) -> list[Finding]:
 
 
 def _failed(model: Model, x: Tensor, fault: Exception) -> Finding:
+    if isinstance(fault, ModelError):  # says in words what it is
+        return Finding(
+            "model.call", Severity.ERROR, "the model fails on the data", str(fault)[:800],
+            "",
+        )  # fmt: skip
     layouts = working_layouts(model, x[:2]) if isinstance(model, nn.Module) else []
     hint = f"It runs {' or '.join(layouts)}." if layouts else "Check the shape and type that it expects."
     return Finding(

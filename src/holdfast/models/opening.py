@@ -77,7 +77,7 @@ def open_model(
         return load_model(path, normalise=normalise, binary=binary, device=device, output=output)
     except UnsafeFileError:
         raise
-    except (UnsupportedError, ModelError, TypeError) as fault:
+    except (UnsupportedError, ModelError) as fault:
         reason = str(fault)
     try:
         why = f"the graph cannot serve it ({reason})"
