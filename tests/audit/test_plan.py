@@ -116,3 +116,14 @@ def test_an_api_that_only_a_file_names_is_not_asked(tmp_path):
     agreed = Plan.read(file).confirmed(may_ask=True)
     admit(agreed)
     assert "model" in agreed.theirs, "so it gets none"
+
+
+def test_a_default_that_a_target_rules_out_steps_down_and_says_so():
+    plan = Plan.of(goal="targeted")
+    assert plan.certify == "none"
+    assert "about every other class" in plan.stepped_down
+    again = Plan.of(**plan.model_dump())
+    assert (again.certify, again.stepped_down) == ("none", "")
+    assert not Plan.of().stepped_down
+    with pytest.raises(UsageError, match="--certify none"):
+        Plan.of(goal="targeted", certify="crown")

@@ -280,3 +280,17 @@ def test_the_minimal_suite_gives_every_sample_its_nearest_witness(plan, tmp_path
         assert s.witness is not None
         assert (s.status is Status.BROKEN) == (s.witness.distance <= float(Plan.of(**given).exact_eps))
     assert not recheck(tmp_path).problems
+
+
+@pytest.mark.parametrize("certify", ["crown", "ibp"])
+def test_linear_bounds_certify_l0_and_no_witness_lies_inside(plan, tmp_path, certify):
+    given = plan.model_dump() | {
+        "norm": "l0", "eps": "1", "suite": "minimal", "certify": certify, "samples": 6, "eps_grid": (), "grid": None,
+        "radius_max": None,
+    }  # fmt: skip
+    document = audit(Plan.of(**given), tmp_path)
+    assert document.complete
+    certified = [s for s in document.samples if s.certificate is not None]
+    assert certified
+    assert all(s.witness is None or s.witness.distance > s.certificate.radius for s in certified)
+    assert not recheck(tmp_path).problems

@@ -119,6 +119,7 @@ class Plan(BaseModel):
 
     _theirs: frozenset[str] = PrivateAttr(default=frozenset())
     _may_ask: bool = PrivateAttr(default=False)
+    _stepped_down: str = PrivateAttr(default="")
 
     @field_validator("eps", "radius_max", "grid", mode="before")
     @classmethod
@@ -145,10 +146,11 @@ class Plan(BaseModel):
     def model_post_init(self, context: Any) -> None:
         """Refuses combinations that cannot be had."""
         _ = self.threat
+        if self.goal is Goal.TARGETED and "certify" not in self.model_fields_set:
+            object.__setattr__(self, "certify", "none")
+            self._stepped_down = "no certificates: they are about every other class, and --goal targeted is about one"
         if self.certify == "smoothing" and self.norm is not Norm.L2:
             raise UsageError("smoothing certifies l2; use --norm l2, or --certify crown")
-        if self.certify in ("crown", "ibp", "alpha-crown") and self.norm is Norm.L0:
-            raise UsageError("the linear bounds have no l0 form; use --certify none with --norm l0")
         if self.goal is Goal.TARGETED and self.certify != "none":
             raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
         if self.remote and (self.suite != "black-box" or self.certify != "none"):
@@ -181,6 +183,11 @@ class Plan(BaseModel):
             raise UsageError("a table has ranges and whole numbers by column; leave out --grid, low and high")
         if self.grid is not None and parse_eps(self.grid) == 0:
             raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
+
+    @property
+    def stepped_down(self) -> str:
+        """What a default was set to because of what was asked, in words; empty if none was."""
+        return self._stepped_down
 
     @property
     def threat(self) -> ThreatModel:

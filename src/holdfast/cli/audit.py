@@ -152,6 +152,8 @@ def audit(
     plan = _agreed(plan)
     if plan.model is None:
         raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
+    if plan.stepped_down:
+        note(plan.stepped_down)
     if plan.remote:
         note(_need(plan))
     with progress(f"continue with: {_resuming(out, plan)}") as tell:
