@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Decision", "Effort", "decide", "network", "rerun"]
 
-_DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Effort:
         timeout: seconds from the moment that the files are opened.
         method: ``auto`` or the name of a certifier of graphs.
         memory: bytes for one pass and for what waits.
-        deployed: ``float32`` or ``bfloat16``: what is certified is the network as computed in that type.
+        deployed: ``float32``, ``bfloat16`` or ``float16``: what is certified is the network as computed in that type.
     """
 
     timeout: float = 60.0
@@ -54,7 +54,7 @@ class Effort:
         if self.memory < 1:
             raise UsageError(f"memory of {self.memory} bytes; give a number above 0, such as 2G")
         if self.deployed is not None and self.deployed not in _DEPLOYED:
-            raise UsageError(f"no deployment in {self.deployed}; there is {' and '.join(_DEPLOYED)}")
+            raise UsageError(f"no deployment in {self.deployed}; there is {', '.join(_DEPLOYED)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from holdfast.certify.bounds._deployment import tie
 from holdfast.certify.proved import numbers, proved
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
@@ -43,6 +44,7 @@ class GraphCertifier(ABC):
     """A method that bounds linear functions of a graph's output from below, over a region.
 
     A method is one `bounds`; margins, certificates and radii follow from it. What is not a number certifies nothing.
+    Of a model in float16 or bfloat16 the claims are about the model as it runs: in real numbers it is another function.
 
     Attributes:
         deployable: its bounds also account for the rounding of the network as it runs (`Graph.deployed`) and for
@@ -79,6 +81,8 @@ class GraphCertifier(ABC):
     def margins(self, graph: Graph, x: Tensor, y: Tensor, region: LpBall) -> Tensor:
         """Lower bounds of ``f_y - f_j`` for every class j != y; a softmax at the end is left out, it keeps the order.
 
+        As deployed, less what two scores must differ by for the decision to be made by them: a softmax may tie.
+
         Args:
             graph: the model.
             x: samples (n, \\*features).
@@ -95,7 +99,9 @@ class GraphCertifier(ABC):
         if region.norm not in self.card.norms:
             serves = ", ".join(self.card.norms)
             raise UnsupportedError(f"{self.card.title} does not serve {region.norm}; it serves {serves}")
+        graph = _as_claimed(graph)
         self.check_deployed(graph)
+        least = tie(graph)
         graph = graph.logits()
         if tuple(x.shape[1:]) != graph.input_shape:
             raise UsageError(f"samples of shape {tuple(x.shape[1:])} for a model of {graph.input_shape}")
@@ -110,7 +116,7 @@ class GraphCertifier(ABC):
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):  # cuDNN may convolve by FFT: no a-priori bound
             for i in torch.split(torch.arange(len(x), device=x.device), self.batch):
                 parts.append(numbers(self.bounds(graph, region.select(i), x[i], rows[i])))
-        return torch.cat(parts)
+        return torch.cat(parts) - least
 
     def certify(self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall) -> Tensor:
         """Whether every input of the set is proved to have class y: (n,) bool."""
@@ -179,10 +185,14 @@ class GraphCertifier(ABC):
 
     def arithmetic(self, graph: Graph) -> str:
         """The arithmetic in which a certificate for this graph holds, in words."""
+        graph = _as_claimed(graph)
         if graph.deployed is None:
             return "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
         kind = str(graph.deployed).removeprefix("torch.")
-        return f"f as it runs in {kind}, in any order of summation; bounds in float64 with a-priori rounding terms"
+        return (
+            f"f as it runs in {kind}, inputs and weights rounded to it, in any order of summation, subnormal numbers kept "
+            "or flushed; bounds in float64 with a-priori rounding terms"
+        )
 
     def check_deployed(self, graph: Graph) -> None:
         """Refuses a graph whose own rounding shall count where the method cannot count it.
@@ -194,3 +204,9 @@ class GraphCertifier(ABC):
             raise UnsupportedError(
                 f"{self.card.title} bounds f in real numbers and with exact weights only; use crown, alpha_crown or ibp"
             )
+
+
+def _as_claimed(graph: Graph) -> Graph:
+    """The graph that a claim is about: of a model in a narrow type as it runs."""
+    narrow = graph.deployed is None and graph.dtype in (torch.float16, torch.bfloat16)
+    return replace(graph, deployed=graph.dtype) if narrow else graph

@@ -53,7 +53,7 @@ def verify(
         str, typer.Option(help="For tensors of one pass and for what waits.", metavar="SIZE", rich_help_panel=_HOW)
     ] = "1G",
     deployed: Annotated[
-        Literal["float32", "bfloat16"] | None,
+        Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(
             help="Prove it of the network as computed in this type, not in real numbers.", rich_help_panel=_HOW
         ),

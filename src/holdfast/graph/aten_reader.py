@@ -33,6 +33,16 @@ Held = Value | Size | list[Value]
 
 _NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
 
+# calls of constants that compute nothing: what they give is as exact as what they were given
+MOVES = frozenset(
+    (
+        "_to_copy", "alias", "cat", "clone", "contiguous", "detach", "expand", "flatten", "flip", "full", "full_like",
+        "index_select", "lift_fresh_copy", "new_full", "new_ones", "new_zeros", "ones", "ones_like", "permute", "repeat",
+        "reshape", "scalar_tensor", "select", "slice", "split", "squeeze", "stack", "t", "to", "transpose", "unbind",
+        "unsqueeze", "view", "zeros", "zeros_like",
+    )
+)  # fmt: skip
+
 
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws random numbers, by PyTorch's own mark; a dropout that is off does not."""
@@ -82,6 +92,7 @@ class Reader:
         if handler is None or not isinstance(node.target, torch._ops.OpOverload):
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         self._same_type(node)
+        self.builder.origin = call_name(node).rstrip("_")
         try:
             call = Call(self, node)
             value = handler(call)
@@ -121,6 +132,8 @@ class Reader:
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         assert callable(target)
         value = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))
+        if call_name(node) not in MOVES and isinstance(value, Tensor) and value.is_floating_point():
+            self.builder.computed.append(call_name(node))
         if call_name(node) in (
             "empty",
             "empty_like",

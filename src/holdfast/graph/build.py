@@ -7,15 +7,16 @@ fold them by computing them. What several operations make together stands in `co
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
-from holdfast.graph.model import Graph, Node
+from holdfast.graph.model import Graph, Node, Written
 from holdfast.graph.ops import broadcast, compute, shape_of
-from holdfast.graph.simplify import simplify
+from holdfast.graph.simplify import simplify, written
 
 __all__ = ["BatchError", "Builder", "Value"]
 
@@ -35,6 +36,10 @@ class Builder:
         device: where the constants shall lie.
         lead: how many dimensions stand before the features in the constants and axes of the model: 1 (the batch), or 0
             where the model is read for one sample and every dimension is a feature.
+
+    Attributes:
+        origin: the model's operation that is being read, which its nodes then bear.
+        computed: operations of constants alone, other than those that move them, which a reader has folded.
     """
 
     def __init__(
@@ -44,6 +49,8 @@ class Builder:
         self.dtype = dtype
         self.device = device
         self.lead = lead
+        self.origin = ""
+        self.computed: list[str] = []
 
     def finish(self, output: Value) -> Graph:
         """The simplified graph that ends in ``output``.
@@ -53,7 +60,10 @@ class Builder:
         """
         if isinstance(output, Tensor):
             raise ModelError("the model's output does not depend on its input")
-        return simplify(Graph(tuple(self.nodes), self.dtype), output)
+        whole = Graph(tuple(self.nodes), self.dtype)
+        found = simplify(whole, output)
+        plain = Written(found.nodes, written(whole, output).nodes, tuple(dict.fromkeys(self.computed)))
+        return replace(found, written=plain)
 
     def shape(self, x: int) -> tuple[int, ...]:
         """Shape of a node's value for one sample."""
@@ -70,7 +80,7 @@ class Builder:
         tensors, attributes = tensors or {}, attributes or {}
         shape = shape_of(op, [self.shape(i) for i in inputs], tensors, attributes)
         held = {k: t.to(self.device) for k, t in tensors.items()}
-        self.nodes.append(Node(op, tuple(inputs), shape, held, dict(attributes)))
+        self.nodes.append(Node(op, tuple(inputs), shape, held, dict(attributes), origin=self.origin))
         return len(self.nodes) - 1
 
     def feature_constant(self, constant: Tensor, rank: int) -> Tensor:
@@ -241,7 +251,11 @@ class Builder:
             scale = weight.double() * scale
         per_channel = (-1,) + (1,) * (len(self.shape(x)) - 2 + self.lead)
         x = self.affine(x, shift=-mean.double().view(per_channel))
-        return self.affine(x, scale.view(per_channel), None if bias is None else bias.double().view(per_channel))
+        x = self.affine(x, scale.view(per_channel), None if bias is None else bias.double().view(per_channel))
+        # what the scale was made of: in a narrow type a small variance may vanish
+        parts = {"mean": mean.double().view(per_channel), "variance": variance.double().view(per_channel), "eps": eps}
+        self.nodes[x] = replace(self.nodes[x], attributes=parts)
+        return x
 
     def average_pool(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.graph.ops import compute
 
-__all__ = ["Graph", "GraphModule", "Node"]
+__all__ = ["Graph", "GraphModule", "Node", "Written"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +27,8 @@ class Node:
         attributes: its plain attributes.
         tolerance: for some of its tensors, how far each entry may lie from what is written, at least 0; the graph then
             stands for all networks within it.
+        origin: the model's own operation that it was read from, ``folded`` where it stands for a chain of several;
+            empty: it was built by hand and is its own.
     """
 
     op: str
@@ -35,6 +37,22 @@ class Node:
     tensors: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     tolerance: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    origin: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """A graph as the model has it, operation by operation: what runs rounds after each of them.
+
+    Attributes:
+        of: the nodes that were made of it; for other nodes it says nothing.
+        nodes: with no chain folded into one.
+        computed: operations by which the model computes constants of its own each time that it runs.
+    """
+
+    of: tuple[Node, ...]
+    nodes: tuple[Node, ...]
+    computed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +65,8 @@ class Graph:
     Attributes:
         nodes: in topological order; the first is the input and the last the output.
         dtype: the floating-point type in which the model runs.
-        deployed: the type whose rounding bounds shall account for, or None: the model in real numbers.
+        deployed: the type whose rounding bounds shall account for, or None: the model in real numbers. The nodes of a
+            graph that is given one are those of ``written``, behind the rounding of the input to the type.
         whole: the model takes whole numbers only: bounds over the reals between them are bounds, but a witness must be
             whole.
     """
@@ -56,6 +75,13 @@ class Graph:
     dtype: torch.dtype = torch.float32
     deployed: torch.dtype | None = None
     whole: bool = False
+    written: Written | None = None
+
+    def __post_init__(self) -> None:
+        if self.deployed is None or any(node.origin == "input" for node in self.nodes):
+            return
+        own = self.written is not None and self.written.of is self.nodes
+        object.__setattr__(self, "nodes", _rounded_input(self.written.nodes if own and self.written else self.nodes))
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -97,15 +123,20 @@ class Graph:
         def convert(t: Tensor) -> Tensor:
             return t.to(device=device, dtype=dtype if t.is_floating_point() else None)
 
-        nodes = (
-            replace(
-                n,
-                tensors={k: convert(t) for k, t in n.tensors.items()},
-                tolerance={k: convert(t) for k, t in n.tolerance.items()},
+        def converted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+            return tuple(
+                replace(
+                    n,
+                    tensors={k: convert(t) for k, t in n.tensors.items()},
+                    tolerance={k: convert(t) for k, t in n.tolerance.items()},
+                )
+                for n in nodes
             )
-            for n in self.nodes
-        )
-        return replace(self, nodes=tuple(nodes), dtype=dtype or self.dtype)
+
+        nodes, written = converted(self.nodes), self.written
+        if written is not None:
+            written = Written(nodes if written.of is self.nodes else (), converted(written.nodes), written.computed)
+        return replace(self, nodes=nodes, dtype=dtype or self.dtype, written=written)
 
     def logits(self) -> Graph:
         """The graph without a softmax at its end, which keeps the order of the classes."""
@@ -173,3 +204,14 @@ class GraphModule(nn.Module):
         held = ({key: getattr(self, name).detach() for key, name in names.items()} for names in self._names[:-1])
         nodes = tuple(replace(n, tensors=t) for n, t in zip(self.graph.nodes[:-1], held, strict=True))
         return GraphModule(replace(self.graph, nodes=nodes))
+
+
+def _rounded_input(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The same behind a node that passes the input on: where it is rounded to the type that runs. Not whole numbers."""
+    if any(node.op == "embedding" for node in nodes):
+        return nodes
+    moved = (replace(node, inputs=tuple(i + 1 for i in node.inputs)) for node in nodes[1:])
+    one = torch.ones((1,) * len(nodes[0].shape), dtype=torch.float64)
+    device = next((t.device for node in nodes for t in node.tensors.values()), one.device)
+    given = Node("affine", (0,), nodes[0].shape, {"scale": one.to(device)}, origin="input")
+    return (nodes[0], given, *moved)

@@ -226,6 +226,15 @@ def _opset(model: Any, name: str) -> int:
     return opset
 
 
+# operations of constants that compute nothing
+MOVES = frozenset(
+    (
+        "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
+        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+    )
+)  # fmt: skip
+
+
 class _Reader:
     """Translates ONNX nodes. A value is a graph node's position or a constant tensor.
 
@@ -323,7 +332,10 @@ class _Reader:
         if served is not None:
             _check_version(call, served)
         if not any(isinstance(v, int) for v in call.inputs):
-            return list(folded(call, errors))
+            made = list(folded(call, errors))
+            if call.op not in MOVES and any(isinstance(v, Tensor) and v.is_floating_point() for v, _ in made):
+                self.builder.computed.append(call.op)
+            return made
         if served is None:
             raise UnsupportedError(f"the model uses '{call.op}', which the graph does not know")
         for value, error, name in zip(call.inputs, errors, names, strict=True):
@@ -337,6 +349,7 @@ class _Reader:
                 f"'{call.op}' of {', '.join(map(type_name, sorted(kinds - served.kinds)))} values that depend on the "
                 f"model's input; served are {', '.join(map(type_name, sorted(served.kinds)))}: cast to float before it"
             )
+        self.builder.origin = call.op
         found = served.handler(call)
         return [(v, None) for v in (found if isinstance(found, list) else [found])]
 

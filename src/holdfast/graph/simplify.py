@@ -19,7 +19,7 @@ from torch import Tensor
 
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["lifted", "simplify"]
+__all__ = ["lifted", "simplify", "written"]
 
 
 def simplify(graph: Graph, output: int) -> Graph:
@@ -56,6 +56,11 @@ def lifted(graph: Graph) -> Graph:
         nodes.append(replace(node, shape=shape, attributes=attributes))
         place.append(len(nodes) - 1)
     return replace(graph, nodes=tuple(nodes))
+
+
+def written(graph: Graph, output: int) -> Graph:
+    """The graph that ends in the node ``output`` as the model has it: only what moves entries is put together."""
+    return _rewritten(_prune(graph, output), _tidied)
 
 
 # A rewriting rule takes a node, whose inputs are positions among the nodes so far, those nodes and how often each is
@@ -156,7 +161,7 @@ def _recognised(node: Node, nodes: list[Node], reads: list[int]) -> Node | list[
                 source = len(nodes) + len(found) - 1 if found else x
                 scale = torch.full((1,) * len(node.shape), value, dtype=torch.float64)
                 tensors = {"scale": scale} if kind == "affine" else {}
-                found.append(Node(kind, (source,), node.shape, tensors, held))
+                found.append(Node(kind, (source,), node.shape, tensors, held, origin="folded"))
         return found
     return node
 
@@ -226,7 +231,7 @@ def _merge_into(first: Node, second: Node, weight: str, bias: str, channels: tup
             by_row = scale if first.op == "affine" else scale.view(row)
             tensors[weight] = tensors[weight].double() * by_row
     if old is None and shift is None:
-        return replace(first, tensors=tensors, shape=second.shape)
+        return replace(first, tensors=tensors, shape=second.shape, origin="folded")
     size = old.double().abs() if size is None and old is not None else size
     factor = torch.ones((), dtype=torch.float64) if scale is None else scale
     parts = [t for t in (None if old is None else old.double() * factor, shift) if t is not None]
@@ -237,7 +242,7 @@ def _merge_into(first: Node, second: Node, weight: str, bias: str, channels: tup
     ]
     tensors[bias] = sum(parts[1:], parts[0])
     tensors["size"] = sum(sizes[1:], sizes[0])
-    return replace(first, tensors=tensors, shape=second.shape)
+    return replace(first, tensors=tensors, shape=second.shape, origin="folded")
 
 
 def _prune(graph: Graph, output: int) -> Graph:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import UnsupportedError
+from holdfast.certify.bounds._deployment import check_runs
 from holdfast.graph.model import Graph, Node
 
 __all__ = ["lowered"]
@@ -81,14 +81,13 @@ def lowered(graph: Graph) -> Graph:
     Node numbers change where something was rewritten; the output stays last.
 
     Raises:
-        UnsupportedError: a softmax in a graph that is bounded as it runs: how it rounds is not known.
+        UnsupportedError: a graph that is bounded as it runs has an operation of which it is not known how it rounds.
     """
     if any(node.shape == () for node in graph.nodes):
         graph = replace(graph, nodes=tuple(_with_dimension(node) for node in graph.nodes))
     soft = any(node.op == "softmax" for node in graph.nodes)
     if graph.deployed is not None:  # a product rounds as the network computes it
-        if soft:
-            raise UnsupportedError(f"it is not known how 'softmax' rounds when it runs in {graph.deployed}")
+        check_runs(graph)
         return graph
     unary = [_of_one(graph, node) for node in graph.nodes]
     if not soft and not any(unary) and not any(map(_steep, graph.nodes)):
