@@ -11,7 +11,7 @@ from scipy import special, stats
 from torch import Tensor, nn
 
 from holdfast.certify.oracle_certifier import ModuleAsk
-from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
+from holdfast.certify.smoothing._smoothed import REACH, Smoothed, SmoothedSurrogate, missed, normal
 from holdfast.certify.smoothing.cohen import Cohen, betting_lower, log_wealth
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Guarantee, Norm
@@ -100,7 +100,8 @@ def test_g_keeps_its_class_inside_the_radius():
     assert len(proved) >= 6
     for i, c in proved:
         votes = Smoothed(ModuleAsk(f), 0.25, 1).votes(x[i] + c.radius * ring, range(24), 4000, "ring")
-        assert (votes.argmax(1) == y[i]).all()
+        # 4000 votes of a class that has just over half of them need not be a majority
+        assert (votes[:, y[i]] >= stats.binom.ppf(1e-5, 4000, 0.5)).all()
 
 
 # Abstention, and other answers that are no certificate
@@ -124,7 +125,7 @@ def test_another_class_than_the_label_costs_the_selection_only():
     x, y, ids = at(1.0, 2)
     ask = ModuleAsk(half_space())
     assert Cohen().certify(ask, x, 1 - y, ids, 0, norm=Norm.L2) == [None, None]
-    assert ask.forwards == 200
+    assert ask.forwards == 200 + 4  # and two points twice: is the model itself random?
 
 
 class Broken(nn.Module):
@@ -150,7 +151,7 @@ def test_selection_and_estimation_share_no_draw():
     x, y, ids = at(5.0)
     ask = Spy(half_space())
     Cohen(n0=100, n=1000).certify(ask, x, y, ids, 0, norm=Norm.L2)
-    noise = torch.cat(ask.asked)
+    noise = torch.cat(ask.asked[2:])  # after the point itself, twice
     assert len(noise) == 1100
     assert len(noise.unique(dim=0)) == 1100
 
@@ -219,6 +220,67 @@ def test_progress_reaches_the_end_once():
         )
         assert seen[-1] == 5
         assert all(a <= b for a, b in pairwise(seen))
+
+
+def test_noise_reaches_as_far_as_53_bits_do_and_is_normal(monkeypatch):
+    """A float32 generator ends at 5.77 sigma: of 150,528 numbers one is beyond in 0.12 % of real draws."""
+    stream = torch.Generator().manual_seed(0)
+    z = normal((400_001,), stream, torch.device("cpu"))
+    assert z.dtype is torch.float64
+    assert stats.kstest(z.numpy(), "norm").pvalue > 1e-3
+    half = 200_000
+    assert abs(float((z[:half] * z[-half:]).mean())) < 5 / half**0.5
+    assert abs(float((z[:half].square() * z[half + 1 :].square()).mean()) - 1) < 0.05  # the two of a pair
+    monkeypatch.setattr(torch, "rand", lambda n, **more: torch.full((n,), 1 - 2.0**-53, dtype=torch.float64))
+    assert (
+        float(normal((2,), stream, torch.device("cpu")).abs().max())
+        == pytest.approx(REACH)
+        == pytest.approx(8.571, abs=1e-3)
+    )
+    monkeypatch.setattr(torch, "rand", lambda n, **more: torch.zeros(n, dtype=torch.float64))
+    assert normal((3,), stream, torch.device("cpu")).tolist() == [0.0, 0.0, 0.0]  # and none is infinite
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rounding_is_a_part_of_the_base_classifier(dtype):
+    """What f gets is the float64 sum rounded once, whatever the size of x."""
+    ask = Spy(nn.Identity().eval(), batch=64)
+    x = torch.full((1, 4), 1000.0, dtype=dtype)
+    g = Smoothed(ask, 0.01, 0)
+    g.votes(x, [5], 64, "p")
+    noise = normal((64, 4), g.streams([5], "p", x.device)[0], x.device)
+    assert ask.asked[0].dtype is dtype
+    assert torch.equal(ask.asked[0], (noise * 0.01 + 1000.0).to(dtype))
+
+
+def test_what_noise_cannot_reach_is_taken_off_and_said():
+    x, y, ids = at(100.0)
+    (c,) = Cohen(n=1000).certify(ModuleAsk(half_space()), x, y, ids, 0, norm=Norm.L2)
+    assert "8.57 sigma" in c.arithmetic
+    assert c.radius == pytest.approx(0.25 * special.ndtri(0.001 ** (1 / 1000) - missed(3)), rel=1e-12)
+    # of all draws in d dimensions the part with a pair beyond is at most d 2^-53
+    assert missed(10**6) >= 10**6 * np.exp(-(REACH**2) / 2) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_a_base_classifier_that_draws_at_random_itself_is_refused(sequential):
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return half_space()(x + 0.1 * torch.randn_like(x))
+
+    x, y, ids = at(1.0, 3)
+    for model in (Noisy().eval(), nn.Sequential(_Live(), half_space()).eval()):
+        with pytest.raises(UnsupportedError, match="differently each time"):
+            Cohen(n=100, sequential=sequential).certify(
+                ModuleAsk(model), x, y, ids, 0, norm=Norm.L2, radius_max=0.1 if sequential else None
+            )
+
+
+class _Live(nn.Module):
+    """A dropout that stays on in eval mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.5, training=True)
 
 
 # The sequential mode

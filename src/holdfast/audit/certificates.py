@@ -24,12 +24,20 @@ from holdfast.core.verdict import Certificate
 __all__ = ["certificates", "prove", "triage"]
 
 
+_RANDOM = (
+    "the model draws at random in eval mode, so nothing that holds of one answer holds of the next: no certificate is "
+    "given; switch its noise off, or read the attacks' majorities of fresh draws"
+)
+
+
 def triage(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
     """Which open samples the plan's bounds prove at eps; `fast` may spare them its dear rungs."""
     standing = _standing(context, ids, units)
     chosen = ids[standing.open]
     if not len(chosen):
         return {"ids": [], "proved": []}
+    if context.randomised:
+        return {"ids": [], "proved": [], "refused": _RANDOM}
     problem = context.problem(chosen)
     try:
         held = _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set)
@@ -44,6 +52,8 @@ def certificates(context: Context, ids: np.ndarray, units: Mapping[str, Payload]
     chosen = ids[standing.correct]
     if not len(chosen):
         return {"ids": [], "certificates": {}}
+    if context.randomised:
+        return {"ids": chosen.tolist(), "certificates": {}, "refused": _RANDOM}
     if context.plan.certify == "smoothing":
         return _smoothing(context, chosen)
     problem, top = context.problem(chosen), float(context.plan.largest_radius)

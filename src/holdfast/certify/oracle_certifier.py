@@ -17,7 +17,9 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
 
-__all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress"]
+__all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress", "refuse_random"]
+
+_FEW, _STEADY = 2, 1e-4
 
 Progress = Callable[[int], None]
 """Told how many samples of the call are settled, each time that more are."""
@@ -120,7 +122,7 @@ class OracleCertifier(ABC):
             progress: told how many samples are settled.
 
         Raises:
-            UnsupportedError: the method does not serve this norm.
+            UnsupportedError: the method does not serve this norm, or not a model that answers at random.
             UsageError: x, y and ids do not agree, or radius_max is not positive.
         """
         if norm not in self.card.norms:
@@ -139,6 +141,24 @@ class OracleCertifier(ABC):
         progress: Progress,
     ) -> list[Certificate | None]:  # fmt: skip
         """What ``certify`` returns, for a checked request."""
+
+
+def refuse_random(ask: Ask, x: Tensor) -> None:
+    """Asks a few points twice: draws of the model's own would have to be independent of everything else.
+
+    Args:
+        ask: the model.
+        x: (n, \\*features), of which two are asked; they are counted.
+
+    Raises:
+        UnsupportedError: the answers differ.
+    """
+    first, again = (ask.logits(x[:_FEW]).double().nan_to_num() for _ in range(2))
+    if not torch.allclose(first, again, rtol=_STEADY, atol=_STEADY):
+        raise UnsupportedError(
+            "the model answers the same input differently each time, and nobody can tell whether its draws are fresh and "
+            "independent, as a certificate needs them; switch its own noise off and let smoothing add the noise"
+        )
 
 
 def _silent(settled: int) -> None:

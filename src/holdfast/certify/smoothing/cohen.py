@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from holdfast.certify.oracle_certifier import Ask, OracleCertifier, Progress
-from holdfast.certify.smoothing._smoothed import Smoothed
+from holdfast.certify.oracle_certifier import Ask, OracleCertifier, Progress, refuse_random
+from holdfast.certify.smoothing._smoothed import REACH, Smoothed, missed
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Guarantee, Norm
@@ -56,7 +56,8 @@ class Cohen(OracleCertifier):
             "n draws certify at most sigma Phi^-1(alpha^(1/n)): 2.46 sigma for 10^3, 3.20 for 10^4, 3.81 for 10^5",
             "alpha holds for each sample; a statement about all N together needs alpha / N",
             "linf is the l2 radius over sqrt(d), l1 the l2 radius itself: sound but small in high dimension",
-            "noise and model are in floating point, the theorem is about real numbers; rounding is not bounded",
+            "noise comes from a generator in float64, whose tail ends at 8.57 sigma: what it cannot reach is taken off pA",
+            "the base classifier must answer alike when asked alike: one that draws at random itself is refused",
         ),
         checked_by="linear classifiers, whose radius is known: coverage over simulated runs, and the limit in n",
     )
@@ -93,6 +94,7 @@ class Cohen(OracleCertifier):
         if not len(x):
             return []
         g = Smoothed(ask, self.sigma, seed)
+        refuse_random(ask, x)
         # |delta|_2 <= sqrt(d) |delta|_inf and |delta|_2 <= |delta|_1
         share = 1 / sqrt(x[0].numel()) if norm is Norm.LINF else 1.0
         if self.sequential:
@@ -101,8 +103,12 @@ class Cohen(OracleCertifier):
             p = self._sequential(g, x, y, ids, radius_max / share, progress)
         else:
             p = self._fixed(g, x, y, ids, progress)
-        radii = self.sigma * _special.ndtri(p) * share
-        arithmetic = f"noise and model in {x.dtype}".replace("torch.", "")
+        beyond = missed(x[0].numel())
+        radii = self.sigma * _special.ndtri(np.maximum(p - beyond, 0)) * share
+        arithmetic = (
+            f"noise drawn and added in float64 (its tail ends at {REACH:.2f} sigma; the {beyond:.1g} of noise beyond is "
+            f"taken off pA), the sum rounded to {x.dtype} as a part of f, f as it runs"
+        ).replace("torch.", "")
         return [
             Certificate(
                 float(r if radius_max is None else min(r, radius_max)),
