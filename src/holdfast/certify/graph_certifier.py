@@ -189,9 +189,10 @@ class GraphCertifier(ABC):
         if graph.deployed is None:
             return "f in real numbers on its stored weights, bounds in float64 with a-priori rounding terms"
         kind = str(graph.deployed).removeprefix("torch.")
+        sums = " in float32" if graph.deployed is torch.bfloat16 else ""
         return (
-            f"f as it runs in {kind}, inputs and weights rounded to it, in any order of summation, subnormal numbers kept "
-            "or flushed; bounds in float64 with a-priori rounding terms"
+            f"f as it runs in {kind}, inputs and weights rounded to it, in any order of summation{sums}, subnormal numbers "
+            "kept or flushed; bounds in float64 with a-priori rounding terms"
         )
 
     def check_deployed(self, graph: Graph) -> None:

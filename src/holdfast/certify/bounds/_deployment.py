@@ -4,7 +4,9 @@ A deployed layer computes ``W' x + b' + e``: its weights, too, are rounded to th
 
 - roundings of k products in any order, with or without fused multiply-adds, each to the type itself or to a finer one:
   at most k u times the sum of the magnitudes (Jeannerod & Rump 2013, Improved error bounds for inner products in
-  floating-point arithmetic; u is the unit roundoff);
+  floating-point arithmetic; u is the unit roundoff). float16 may thus be summed in float16, as some processors do;
+  bfloat16 is summed in float32, as they all do, with up to four partial sums in bfloat16 (split sums; transposed
+  convolutions, which PyTorch adds up in the type itself, with all);
 - underflow, gradual or flushed to zero, of constants, values, products and sums: as many times the smallest normal
   number as there are of them, and values below it as they stand;
 - overflow: where partial sums may pass the largest number of the type, in some order, nothing is known of the value;
@@ -153,7 +155,7 @@ def _layer(
     node: Node, op: Operation, inputs: Sequence[Box], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The error of ``W x + b`` with constants of the type, and what its partial sums stay below."""
-    u, tiny, terms = roundoff(dtype), torch.finfo(dtype).tiny, _terms(node, shapes)
+    tiny, terms = torch.finfo(dtype).tiny, _terms(node, shapes)
     weight, bias = _LAYERS[node.op]
     tensors = {k: t.detach() for k, t in node.tensors.items() if k != "size"}
     moved = {k: _stored(t, dtype) for k, t in tensors.items()}
@@ -172,7 +174,7 @@ def _layer(
         return found
 
     # each term: its roundings, its constant's own, and its value if that is flushed; then all underflows together
-    c = (terms + 4) * u
+    c = _roundings(node, terms, dtype)
     constant = {bias: c * largest[bias] + moved[bias]} if bias in tensors else {}
     factor = {weight: largest[weight]} if weight in tensors else {}
     error = sized(c * reach + reach.clamp(max=tiny), factor | constant)
@@ -192,11 +194,11 @@ def _sum(
     node: Node, inputs: Sequence[Box], shapes: Sequence[tuple[int, ...]], output: Box, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The error of sums and products of values, and what their partial sums stay below."""
-    u, tiny, terms = roundoff(dtype), torch.finfo(dtype).tiny, _terms(node, shapes)
+    tiny, terms = torch.finfo(dtype).tiny, _terms(node, shapes)
     x = inputs[0].magnitude
     small = x.clamp(max=tiny)
     if node.op == "embedding":  # rows of constants
-        return u * output.magnitude + tiny, output.magnitude
+        return roundoff(dtype) * output.magnitude + tiny, output.magnitude
     if node.op == "mean":
         dims = [d + 1 for d in node.attributes["dims"]]
         size, flushed = x.mean(dims, keepdim=True), small.mean(dims, keepdim=True)
@@ -209,8 +211,16 @@ def _sum(
             size, flushed = x * y, small * y + x * less
         else:
             size, flushed = x + y, small + less
-    error = _SLOP * ((terms + 4) * u * size + flushed) + (2 * terms + 4) * tiny
+    error = _SLOP * (_roundings(node, terms, dtype) * size + flushed) + (2 * terms + 4) * tiny
     return error, size * terms if node.op == "mean" else size
+
+
+def _roundings(node: Node, terms: int, dtype: torch.dtype) -> float:
+    """The error of a sum, relative to the sum of its terms' magnitudes, with four roundings for all that is done once."""
+    u = roundoff(dtype)
+    if dtype is torch.bfloat16 and node.op != "conv_transpose":
+        return terms * roundoff(torch.float32) + 6 * u
+    return (terms + 4) * u
 
 
 def _stored(t: Tensor, dtype: torch.dtype) -> Tensor:
