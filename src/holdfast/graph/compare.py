@@ -252,6 +252,8 @@ def _reach(node: Node, value: Tensor) -> Tensor:
 def _rounding(node: Node, inputs: Sequence[Tensor], value: Tensor, dtype: torch.dtype) -> Tensor:
     """How far one operation may be from what it computes, for one input."""
     u = torch.finfo(dtype).eps / 2
+    if node.op == "gelu":  # x / 2 (1 + erf(x / sqrt 2)) cancels for negative x
+        return _ULPS * u * (value.abs() + inputs[0].abs())
     if node.op not in _SUMS:
         return _ULPS * u * value.abs() + _FEW_ULPS * u * _inner(node, inputs[0])
     tensors = {k: t.abs() for k, t in node.tensors.items() if k != "size"}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certify.bounds._deployment import check_runs
+from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
 
 __all__ = ["lowered"]
