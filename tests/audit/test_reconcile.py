@@ -154,7 +154,7 @@ def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_pa
     # certified or not, the short attack sees all of them; the dear ones only their keyed share
     first, *dear = rungs(small)
     assert not first.spares
-    assert all(r.spares for r in dear)
+    assert all(r.spares != r.takes_over for r in dear)
     assert _ids(entered, first.stage) == right
     assert document.suite.certified_attacked == len(proved)
     for rung in dear:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
@@ -22,7 +23,7 @@ from holdfast.audit.plan import Plan, names_of
 from holdfast.audit.substitute import trained_surrogate
 from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import Smoothed, SmoothedSurrogate
-from holdfast.core.errors import ModelError, UsageError
+from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Goal
@@ -46,6 +47,7 @@ __all__ = ["Context"]
 _RANDOMISED_DRAWS = 25
 _SURROGATE_COPIES = 16
 _TOKEN = "HOLDFAST_API_TOKEN"
+_HEAVY, _HEAVY_ON_A_GPU = (3072, 1_000_000), (150_000, 100_000_000)  # features of an input, parameters
 _PREDICT_DRAWS, _PREDICT_ALPHA = 1000, 0.001
 
 
@@ -63,6 +65,7 @@ class Context:
         notes: what was noticed on opening.
         randomised: the model's answers differ from one forward to the next.
         at: the plan with its files where they are now; None: where the plan says.
+        progress: told by a long attack of (samples done, samples).
     """
 
     plan: Plan
@@ -74,6 +77,7 @@ class Context:
     notes: tuple[str, ...] = ()
     randomised: bool = False
     at: Plan | None = None
+    progress: Callable[[int, int], None] | None = None
 
     @classmethod
     def open(cls, plan: Plan, folder: RunFolder, model: nn.Module | None = None, *, at: Plan | None = None) -> Context:
@@ -218,15 +222,31 @@ class Context:
         members = [load_model(f, arch=a, trust=plan.trust, device=plan.device).module for f, a in pairs]
         return members[0] if len(members) == 1 else Ensemble(members)
 
-    @cached_property
+    @property
     def graph(self) -> Graph:
-        """The simplified graph of the model, for bounds."""
-        return Graph.from_module(self._module(), self.data.x[:1].to(self.device))
+        """The simplified graph of the model, for bounds; captured once in a process, and so is a refusal.
 
-    def chunks(self) -> list[np.ndarray]:
-        """Ids of each chunk."""
-        ids = np.arange(len(self.data.x))
-        return [ids[k : k + self.plan.chunk] for k in range(0, len(ids), self.plan.chunk)]
+        Raises:
+            UnsupportedError: it has none.
+        """
+        if isinstance(self._captured, UnsupportedError):
+            raise self._captured
+        return self._captured
+
+    @cached_property
+    def _captured(self) -> Graph | UnsupportedError:
+        try:
+            return Graph.from_module(self._module(), self.data.x[:1].to(self.device))
+        except UnsupportedError as refusal:
+            return refusal
+
+    @cached_property
+    def heavy(self) -> bool:
+        """A pass of the model is so dear that units of many samples would take long; the limits are rough."""
+        if not isinstance(self.base, nn.Module):
+            return True
+        features, weights = _HEAVY if self.device.type == "cpu" else _HEAVY_ON_A_GPU
+        return self.data.x[:1].numel() >= features or sum(p.numel() for p in self.base.parameters()) >= weights
 
     def inputs(self, ids: np.ndarray) -> Tensor:
         """(n, \\*features) clean inputs on the device."""

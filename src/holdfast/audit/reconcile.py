@@ -17,29 +17,28 @@ from torch import nn
 from holdfast import __version__
 from holdfast.audit.context import Context
 from holdfast.audit.document import Document
-from holdfast.audit.journal import Payload
-from holdfast.audit.stages import stages, standing_of
+from holdfast.audit.stages import standing_of
 from holdfast.audit.standing import Standing
 from holdfast.audit.suites import Rung, rungs, stamp, transfers
+from holdfast.audit.units import Layout, Units
 from holdfast.core.cards import parameters_of
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Guarantee
 from holdfast.core.verdict import Status, Verdict, Witness
 from holdfast.numerics.stats import clopper_pearson
 
-__all__ = ["Units", "compose", "contradictions", "environment", "missing", "standings", "verdicts"]
+__all__ = ["compose", "contradictions", "environment", "missing", "standings", "verdicts"]
 
-Units = Mapping[tuple[str, int], Payload]
 _CURVE_POINTS = 40
 _UNJUDGED = (Status.TIMEOUT, Status.ERROR)
 
 
 def standings(context: Context, units: Units) -> list[Standing]:
     """The standing of each chunk whose clean stage is done."""
-    order = [s.name for s in stages(context.plan)]
-    found = []
-    for k, ids in enumerate(context.chunks()):
-        done = {name: units[name, k] for name in order if (name, k) in units}
+    layout = Layout.of(context)
+    names, found = [stage.name for stage in layout.order], []
+    for ids in layout.units("clean"):
+        done = layout.known(units, names, ids)
         if "clean" in done:
             found.append(standing_of(context, ids, done))
     return found
@@ -113,6 +112,7 @@ def compose(
         journal: hash of the journal's file.
     """
     plan = context.plan
+    units = Layout.of(context).ordered(units)
     parts = standings(context, units)
     found = verdicts(context, parts)
     count = {s: sum(v.status is s for v in found) for s in Status}
@@ -201,8 +201,8 @@ def environment(device: str) -> dict[str, Any]:
 
 def missing(context: Context, units: Units) -> list[tuple[str, int]]:
     """The units of the plan that the journal does not have."""
-    wanted = [(stage.name, k) for stage in stages(context.plan) for k in range(len(context.chunks()))]
-    return [key for key in [("preflight", -1), *wanted, ("diagnostics", -1)] if key not in units]
+    wanted = [("preflight", -1), *Layout.of(context).all_keys(), ("diagnostics", -1)]
+    return [key for key in wanted if key not in units]
 
 
 def _interval(share: float, n: int) -> tuple[float, float]:
@@ -427,11 +427,10 @@ def _refusals(units: Units) -> list[dict[str, Any]]:
 
 
 def _stages(context: Context, units: Units, seconds: Mapping[str, float]) -> list[dict[str, Any]]:
-    wanted = len(context.chunks())
-    rows = []
-    for stage in stages(context.plan):
+    layout, rows = Layout.of(context), list[dict[str, Any]]()
+    for stage in layout.order:
         done = [u for (name, _), u in units.items() if name == stage.name]
-        status = "done" if len(done) == wanted else "partial" if done else "skipped"
+        status = "done" if len(done) == len(layout.units(stage.name)) else "partial" if done else "skipped"
         if any("fault" in u for u in done):
             status = "failed"
         rows.append(

@@ -1,15 +1,13 @@
-"""The driver: plan -> stages -> chunks -> journal -> document. Interrupted at any moment, it resumes where it was."""
+"""The driver: plan -> stages -> units -> journal -> document. Interrupted at any moment, it resumes where it was."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from dataclasses import replace
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import nn
 
 from holdfast.audit.consent import needs_trust
 from holdfast.audit.context import Context
+from holdfast.audit.crew import Progress, Work, unit_of
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
 from holdfast.audit.folder import PREFLIGHT, RunFolder
@@ -26,20 +25,17 @@ from holdfast.audit.needs import PREFLIGHT_ROWS, need
 from holdfast.audit.places import Places
 from holdfast.audit.plan import Plan
 from holdfast.audit.reconcile import compose, environment, standings
-from holdfast.audit.stages import Stage, stages
-from holdfast.core.errors import BudgetError, DataError, HoldfastError, ModelError, UsageError
+from holdfast.audit.stages import Stage
+from holdfast.audit.units import Layout
+from holdfast.core.errors import DataError, UsageError
 from holdfast.core.findings import Severity
 from holdfast.models.checks import preflight
 from holdfast.models.http import HttpModel
 
 __all__ = ["Progress", "audit", "resume"]
 
-Progress = Callable[[str, int, int], None]
-"""Told (stage title, chunks done, chunks)."""
-
 _DIAGNOSTICS = "diagnostics"
 _WHOLE = -1  # the chunk number of stages that look at the whole run
-_TRIES = 2
 
 
 def audit(
@@ -59,7 +55,7 @@ def audit(
         model: the module, where the plan names no file.
         workers: processes; more than one needs a model that the plan names.
         command: the command line that repeats the run, for the report.
-        progress: told about each finished chunk.
+        progress: told (stage title, samples done, samples).
 
     Returns:
         The document, which is also written to ``out/report.json``.
@@ -84,7 +80,7 @@ def resume(
         places: where files are that moved since, and what the plan may do that only its file says.
         workers: processes.
         command: as in `audit`; that of the first start is kept.
-        progress: told about each finished chunk.
+        progress: told (stage title, samples done, samples).
 
     Raises:
         UsageError: there is no run in the folder.
@@ -119,17 +115,18 @@ def _run(
         looked = _preflight(context)
     with folder.begin(plan, command):
         journal = Journal(folder.journal_file, context.identity)
-        units = _redo_failed(journal.units(), plan)
-        before = len(units)
-        threads, crew = torch.get_num_threads(), _Crew(workers)
+        layout = Layout.of(context)
+        units = _redo_failed(journal.units(), layout)
+        before, threads = len(units), torch.get_num_threads()
         try:
             torch.set_num_threads(max(1, threads // workers))
             if PREFLIGHT not in units:
                 payload, seconds = looked or _preflight(context)
                 _enter(journal, units, *PREFLIGHT, payload, seconds)
             context = replace(context, randomised=units[PREFLIGHT]["randomised"])
-            for stage in stages(plan):
-                _run_stage(context, stage, journal, units, crew, progress)
+            opener = partial(_reopen, plan, at, folder.path, context.randomised)
+            for key, payload, spent in Work(context, layout, units, workers, opener, progress).run():
+                _enter(journal, units, *key, payload, spent)
             if (_DIAGNOSTICS, _WHOLE) not in units:
                 payload, spent = _diagnosed(context, units)
                 _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, spent)
@@ -138,7 +135,6 @@ def _run(
                 journal.note({"command": told, "environment": json.dumps(environment(plan.device))})
             facts = journal.facts()
         finally:
-            crew.dismiss()
             torch.set_num_threads(threads)
             seconds_by_stage = journal.seconds()
             sha256 = journal.close()
@@ -155,16 +151,12 @@ def _command(folder: RunFolder, plan: Plan) -> str:
     return shlex.join(["holdfast", "audit", "--plan", str(folder.plan_file), *consent, "--out", str(folder.path)])
 
 
-def _redo_failed(units: dict[Key, Payload], plan: Plan) -> dict[Key, Payload]:
+def _redo_failed(units: dict[Key, Payload], layout: Layout) -> dict[Key, Payload]:
     """The units but for those that failed, and what was built on them: the cause may be mended by now."""
-    order = [s.name for s in stages(plan)]
-    first: dict[int, int] = {}
-    for (stage, k), unit in units.items():
-        if "fault" in unit and stage in order:
-            first[k] = min(first.get(k, len(order)), order.index(stage))
-    if not first and "fault" not in units.get((_DIAGNOSTICS, _WHOLE), {}):
+    failed = [key for key, unit in units.items() if "fault" in unit]
+    if not failed:
         return units
-    stale = {(name, k) for k, begin in first.items() for name in order[begin:]} | {(_DIAGNOSTICS, _WHOLE)}
+    stale = layout.stale(failed) | {(_DIAGNOSTICS, _WHOLE)}
     return {key: unit for key, unit in units.items() if key not in stale}
 
 
@@ -206,92 +198,6 @@ def _plain(finding: dict[str, object]) -> dict[str, object]:
     return finding
 
 
-def _run_stage(
-    context: Context,
-    stage: Stage,
-    journal: Journal,
-    units: dict[tuple[str, int], Payload],
-    crew: _Crew,
-    progress: Progress | None,
-) -> None:
-    chunks = context.chunks()
-    todo = [k for k in range(len(chunks)) if (stage.name, k) not in units]
-    done = len(chunks) - len(todo)
-    if progress is not None:
-        progress(stage.title, done, len(chunks))
-    for k, payload, seconds in _work(context, stage, chunks, todo, units, crew):
-        _enter(journal, units, stage.name, k, payload, seconds)
-        done += 1
-        if progress is not None:
-            progress(stage.title, done, len(chunks))
-
-
-def _work(
-    context: Context, stage: Stage, chunks: list[np.ndarray], todo: list[int],
-    units: Mapping[tuple[str, int], Payload], crew: _Crew,
-) -> Iterator[tuple[int, Payload, float]]:  # fmt: skip
-    def before(k: int) -> dict[str, Payload]:
-        return {s.name: units[s.name, k] for s in stages(context.plan) if (s.name, k) in units}
-
-    if crew.workers == 1 or len(todo) < 2:
-        for k in todo:
-            yield (k, *_unit(context, stage, chunks[k], before(k)))
-        return
-    tries = dict.fromkeys(todo, _TRIES)
-    while tries:
-        try:
-            pool = crew.pool(context)
-            jobs: dict[Future[tuple[Payload, float]], int] = {
-                pool.submit(_in_worker, stage.name, k, before(k)): k for k in tries
-            }
-            for job in as_completed(jobs):
-                result = job.result()
-                del tries[jobs[job]]
-                yield (jobs[job], *result)
-        except BrokenProcessPool:
-            crew.dismiss()
-            for k in list(tries):
-                tries[k] -= 1
-                if tries[k] == 0:
-                    del tries[k]
-                    yield k, _fault(chunks[k], stage, RuntimeError("a worker process died on it twice")), 0.0
-
-
-class _Crew:
-    """The worker processes of a run; made when they are first needed, and anew after one has died."""
-
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._pool: ProcessPoolExecutor | None = None
-
-    def pool(self, context: Context) -> ProcessPoolExecutor:
-        if self._pool is None:
-            given = (context.plan, context.at, context.folder.path, context.randomised, torch.get_num_threads())
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), _open_worker, given)
-        return self._pool
-
-    def dismiss(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-            self._pool = None
-
-
-_worker: Context | None = None
-
-
-def _open_worker(plan: Plan, at: Plan | None, out: Path, randomised: bool, threads: int) -> None:
-    global _worker
-    torch.set_num_threads(threads)
-    _worker = replace(Context.open(plan, RunFolder(out), at=at), randomised=randomised)
-
-
-def _in_worker(name: str, k: int, units: dict[str, Payload]) -> tuple[Payload, float]:
-    if _worker is None:
-        raise RuntimeError("the worker was not opened")
-    stage = next(s for s in stages(_worker.plan) if s.name == name)
-    return _unit(_worker, stage, _worker.chunks()[k], units)
-
-
 def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tuple[Payload, float]:
     """The diagnostics; where they fail nothing is known of the upper bound, and the run is incomplete."""
 
@@ -301,33 +207,9 @@ def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tu
             payload["findings"] += [_plain(f.as_dict()) for f in context.base.findings()]
         return payload
 
-    return _unit(context, Stage(_DIAGNOSTICS, unit, "diagnostics"), np.zeros(0, dtype=np.int64), {})
+    return unit_of(context, Stage(_DIAGNOSTICS, unit, "diagnostics"), np.zeros(0, dtype=np.int64), {})
 
 
-def _unit(context: Context, stage: Stage, ids: np.ndarray, units: Mapping[str, Payload]) -> tuple[Payload, float]:
-    """One unit of work; a fault of the model makes its samples errors instead of ending the run."""
-    start = time.monotonic()
-    context.begin(f"{stage.name} {ids.tolist()}")
-    try:
-        payload = stage.unit(context, ids, units)
-    except HoldfastError as error:
-        spent = isinstance(error, BudgetError)  # what was found so far is reported, and a larger budget goes on
-        if not spent and (context.plan.remote or not isinstance(error, ModelError)):
-            raise  # about the command, the folder or the line to an API, not about these samples
-        payload = _fault(ids, stage, error)
-    except Exception as error:  # a user's model may raise anything
-        payload = _fault(ids, stage, error)
-    return payload, time.monotonic() - start
-
-
-def _fault(ids: np.ndarray, stage: Stage, error: Exception) -> Payload:
-    empty = {k: [] for k in ("ids", "forwards", "backwards", "queries", "found_at", "low_margin", "broken_here")}
-    extra: Payload = {"broken_on_grid": [], "saved": 0, "still_breaking": 0, "witnesses": {}}
-    if stage.name == "clean":
-        extra |= {
-            "ids": ids.tolist(),
-            "scores": [[]] * len(ids),
-            "prediction": [-1] * len(ids),
-            "forwards": [0] * len(ids),
-        }
-    return empty | extra | {"failed": ids.tolist(), "fault": f"{stage.title}: {type(error).__name__}: {error}"}
+def _reopen(plan: Plan, at: Plan | None, out: Path, randomised: bool) -> Context:
+    """The run, opened in a process of its own."""
+    return replace(Context.open(plan, RunFolder(out), at=at), randomised=randomised)

@@ -31,6 +31,7 @@ from holdfast.judge.referee import Ruling
 
 __all__ = ["Stage", "judged", "stages", "standing_of"]
 
+_DEAR, _HEAVY = 16, 32  # samples of a unit
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
 
 
@@ -42,11 +43,21 @@ class Stage:
         name: key in the journal.
         unit: what is done for one chunk.
         title: for the progress line.
+        most: samples of a unit at most; None is as many as the plan's chunk.
+        most_if_heavy: likewise, for models of which a pass is dear.
+        needs: the stages that a unit reads; None is all earlier ones that do not stand apart.
+        apart: only stages that name it read it.
+        bounds: it needs the model's graph.
     """
 
     name: str
     unit: Unit
     title: str
+    most: int | None = None
+    most_if_heavy: int | None = None
+    needs: tuple[str, ...] | None = None
+    apart: bool = False
+    bounds: bool = False
 
 
 def stages(plan: Plan) -> list[Stage]:
@@ -55,24 +66,33 @@ def stages(plan: Plan) -> list[Stage]:
     from holdfast.audit.gradients import hindered
     from holdfast.audit.probe import probe
 
-    todo = [Stage("clean", clean, "clean predictions")]
-    attacks = [Stage(r.stage, _attacking(r), f"attack {r.name}") for r in rungs(plan)]
+    # what goes over a line to an API is paid for, so that little of it may be lost
+    search = {"most": _DEAR if plan.remote else None, "most_if_heavy": _HEAVY}
+    bounds = plan.certify in ("crown", "ibp", "alpha-crown")
+    todo = [Stage("clean", clean, "clean predictions", **search)]
+    attacks = [Stage(r.stage, _attacking(r), f"attack {r.name}", **search) for r in rungs(plan)]
     if plan.suite in ("fast", "minimal"):  # asked once there is something to compare with
-        attacks.insert(1, Stage("gradients", hindered, "use of the gradients"))
-    if plan.suite == "fast" and plan.certify in ("crown", "ibp", "alpha-crown"):
+        attacks.insert(1, Stage("gradients", hindered, "use of the gradients", **search))
+    if plan.suite == "fast" and bounds:
         # what the first rung breaks needs no proof, what is proved may be spared the dear rungs
-        attacks.insert(1, Stage("triage", triage, "certificates at eps"))
+        attacks.insert(1, Stage("triage", triage, "certificates at eps", most=_DEAR, bounds=True))
     todo += attacks
-    todo.append(Stage("probe", probe, "random points and single steps"))
-    todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {e}") for e in plan.eps_grid]
-    todo.append(Stage("shrink", shrinking, "nearest witnesses"))
+    todo.append(Stage("probe", probe, "random points and single steps", **search))
+    todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {e}", **search) for e in plan.eps_grid]
+    todo.append(Stage("shrink", shrinking, "nearest witnesses", **search))
     if plan.grid is not None:
         todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid}"))
     elif plan.table is not None and plan.table.grid is not None:
         todo.append(Stage("grid", on_grid, "witnesses with whole numbers in integer columns"))
     if plan.certify != "none":
-        todo.append(Stage("certificates", certificates, f"certificates ({plan.certify})"))
+        todo.append(_certifying(plan, certificates, bounds))
     return todo
+
+
+def _certifying(plan: Plan, unit: Unit, bounds: bool) -> Stage:
+    """The lower bound hangs on nothing that attacks found."""
+    title = f"certificates ({plan.certify})"
+    return Stage("certificates", unit, title, most=_DEAR, needs=("clean",), apart=True, bounds=bounds)
 
 
 def standing_of(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:
@@ -117,7 +137,7 @@ def attack(
     search = context.surrogate if transfers(rung) else context.search
     outcome = run(
         method, problem, search, judge=judge, seed=plan.seed,
-        budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings,
+        budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings, progress=context.progress,
     )  # fmt: skip
     return judged(context, problem, outcome, rung.name)
 

@@ -135,7 +135,12 @@ def _black_box(plan: Plan) -> tuple[Rung, ...]:
 def _blind(plan: Plan) -> tuple[Rung, ...]:
     """What takes over where gradients lead nowhere: scores at full strength, then labels, should the scores be flat too."""
     return tuple(
-        replace(rung, name=f"{rung.name}_blind", wants=lambda s: s.is_hindered, spares=True, takes_over=True)
+        replace(
+            rung,
+            name=f"{rung.name}_blind",
+            wants=lambda s: s.is_hindered & ~np.isin(s.ids, list(s.proved)),
+            takes_over=True,
+        )
         for rung in _black_box(plan)
         if not transfers(rung)
     )

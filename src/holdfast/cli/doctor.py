@@ -146,9 +146,11 @@ def _command(context: Context, flags: list[str]) -> str:
 
 def _bounds(context: Context) -> str:
     """Whether the linear bounds know every operation of the model."""
+    import numpy as np
+
     from holdfast.certify.bounds.ibp import IBP
 
-    part = context.problem(context.chunks()[0][:1])
+    part = context.problem(np.arange(1))
     try:
         IBP().margins(context.graph, part.x, part.y, part.set)
     except HoldfastError as fault:
