@@ -62,8 +62,10 @@ class Work:
     def run(self) -> Iterator[Done]:
         """Does all that is left, unit by unit."""
         todo = [key for key in self.layout.all_keys() if key not in self.units]
+        left = {stage for stage, _ in todo}
         for stage in self.layout.order:
-            self._tell(stage.name)
+            if stage.name not in left:  # done by an earlier start
+                self._tell(stage.name)
         work = self._alone(todo) if self.workers == 1 or len(todo) < 2 else self._together(todo)
         for key, payload, seconds in work:
             yield key, payload, seconds
@@ -94,6 +96,7 @@ class Work:
             def inside(done: int, total: int, stage: str = key[0], size: int = len(ids)) -> None:
                 self._tell(stage, size * done // max(1, total))
 
+            self._tell(key[0])
             self.context.progress = inside
             try:
                 payload, seconds = unit_of(self.context, self._stage(key[0]), ids, self._before(key))
@@ -122,6 +125,7 @@ class Work:
                                 continue
                         lane.begin(key, self._ids(key), self._before(key), self._stage(key[0]).bounds)
                         running.add(key)
+                        self._tell(key[0])
                         break
                 waiting: list[Future[Any]] = [lane.job for lane in self._lanes if lane.job is not None]
                 waiting += [captured] if captured is not None and not captured.done() else []

@@ -1,6 +1,6 @@
 """What the commands say: results to standard output, progress and errors to standard error.
 
-On a terminal progress is a bar with an estimate of what is left; off it, one plain line for each stage. Colours are
+On a terminal progress is a bar with an estimate of what is left; off it, a plain line for each stage, and more if it is long. Colours are
 rich's, which leaves them out off a terminal and under NO_COLOR.
 """
 
@@ -28,6 +28,7 @@ class Voice:
 
 
 voice = Voice()
+_EVERY = 30.0  # seconds between two lines about the same stage, off a terminal
 Stages = Callable[[str, int, int], None]
 """Told the stage, how much of it is done, and of how much."""
 
@@ -133,16 +134,24 @@ def _bars(console: Console) -> Iterator[Stages]:
 
 
 def _lines(console: Console) -> Stages:
-    """One line when a stage begins to say something and one when it ends."""
+    """One line when a stage ends, and one every half minute of a stage that takes long."""
     begun: dict[str, float] = {}
+    said: dict[str, float] = {}
     ended: set[str] = set()
 
     def tell(stage: str, done: int, total: int) -> None:
+        now = monotonic()
         if stage in ended:
             return
-        begun.setdefault(stage, monotonic())
+        if done < total and stage not in begun:
+            begun[stage] = said[stage] = now  # it begins with what an earlier start has done
+            return
+        start = begun.setdefault(stage, now)
         if done >= total:
             ended.add(stage)
-            console.print(f"{stage}: {total} of {total}, {monotonic() - begun[stage]:.1f} s", markup=False)
+            console.print(f"{stage}: {total} of {total}, {now - start:.1f} s", markup=False)
+        elif now - said[stage] >= _EVERY:
+            said[stage] = now
+            console.print(f"{stage}: {done} of {total} after {now - start:.0f} s", markup=False)
 
     return tell
