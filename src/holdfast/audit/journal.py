@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,6 +123,13 @@ class Journal:
         self._execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?)", row)
         self._held.seconds[stage, chunk] = seconds
         return json.loads(text)
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """Takes units out, one after the other."""
+        for key in keys:
+            self._execute("DELETE FROM units WHERE stage = ? AND chunk = ?", key)
+            self._held.payloads.pop(key, None)
+            self._held.seconds.pop(key, None)
 
     def note(self, facts: Mapping[str, str]) -> None:
         """Enters facts, in the place of those of the same names."""

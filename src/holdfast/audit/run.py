@@ -116,9 +116,11 @@ def _run(
     with folder.begin(plan, command):
         journal = Journal(folder.journal_file, context.identity)
         layout = Layout.of(context)
-        units = _redo_failed(journal.units(), layout)
-        before, threads = len(units), torch.get_num_threads()
+        threads = torch.get_num_threads()
         try:
+            _forget_failed(journal, layout)
+            units = journal.units()
+            before = len(units)
             torch.set_num_threads(max(1, threads // workers))
             if PREFLIGHT not in units:
                 payload, seconds = looked or _preflight(context)
@@ -151,13 +153,16 @@ def _command(folder: RunFolder, plan: Plan) -> str:
     return shlex.join(["holdfast", "audit", "--plan", str(folder.plan_file), *consent, "--out", str(folder.path)])
 
 
-def _redo_failed(units: dict[Key, Payload], layout: Layout) -> dict[Key, Payload]:
-    """The units but for those that failed, and what was built on them: the cause may be mended by now."""
+def _forget_failed(journal: Journal, layout: Layout) -> None:
+    """Takes out the units that failed and what was built on them: the cause may be mended by now.
+
+    What failed goes last, so that a run which is killed in between finds all of it again.
+    """
+    units = journal.units()
     failed = [key for key, unit in units.items() if "fault" in unit]
-    if not failed:
-        return units
-    stale = layout.stale(failed) | {(_DIAGNOSTICS, _WHOLE)}
-    return {key: unit for key, unit in units.items() if key not in stale}
+    if failed:
+        stale = layout.stale(failed) | {(_DIAGNOSTICS, _WHOLE)}
+        journal.forget([*sorted(stale & units.keys() - set(failed)), *failed])
 
 
 def _enter(journal: Journal, units: dict[tuple[str, int], Payload], stage: str, chunk: int, payload: Payload,
