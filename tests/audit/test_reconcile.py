@@ -156,7 +156,7 @@ def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_pa
     assert not first.spares
     assert all(r.spares != r.takes_over for r in dear)
     assert _ids(entered, first.stage) == right
-    assert document.suite.certified_attacked == len(proved)
+    assert document.suite.certified_attacked == len(right)
     for rung in dear:
         assert len(_ids(entered, rung.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
 

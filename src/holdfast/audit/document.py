@@ -99,7 +99,7 @@ class StageCost(_Part):
 
 
 class Cost(_Part):
-    """What the attack stages and the clean pass spent; `by_stage` has every stage."""
+    """What the attack stages and the clean pass asked, and the working time of all stages; `by_stage` has every stage."""
 
     forwards: Count
     backwards: Count

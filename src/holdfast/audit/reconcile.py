@@ -167,7 +167,8 @@ def compose(
             },
             "suite": _suite(context, units, parts, seconds),
             "cost": {
-                **{k: sum(s[k] for s in top) for k in ("forwards", "backwards", "queries", "seconds")},
+                **{k: sum(s[k] for s in top) for k in ("forwards", "backwards", "queries")},
+                "seconds": sum(row["seconds"] for row in by_stage.values()),
                 "by_stage": by_stage,
             },
             "samples": [_sample(v) for v in found],
@@ -259,7 +260,13 @@ def _by_stage(units: Units, seconds: Mapping[str, float]) -> dict[str, dict[str,
 
 def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: Mapping[str, float]) -> dict[str, Any]:
     rows, last = [], [r for r in rungs(context.plan) if not r.takes_over][-1]
-    proved = {i for s in parts for i in s.proved}
+    eps = float(context.plan.exact_eps)
+    proved = {i for s in parts for i in s.proved} | {
+        i
+        for s in parts
+        for i, c in s.certificates.items()
+        if c.guarantee is not Guarantee.ESTIMATE and c.radius >= eps
+    }
     tried = _tried(context, parts)
     for rung in rungs(context.plan):
         mine = [u for (stage, _), u in units.items() if stage == rung.stage]

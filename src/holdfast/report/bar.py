@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from holdfast.audit.document import Document
+from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Status
 from holdfast.report.draw import svg
 from holdfast.report.markup import interval, percent, tag
@@ -15,8 +16,8 @@ PARTS = {
     Status.CERTIFIED: "proved safe: nothing in the set changes the answer",
     Status.UNKNOWN: "neither broken nor proved; never counted as robust",
     Status.MARGINAL: "broken only within rounding; not counted as broken, nor as robust",
-    Status.TIMEOUT: "the budget ran out; not counted as robust",
-    Status.ERROR: "could not be judged; not counted as robust",
+    Status.TIMEOUT: "the budget ran out; counted as broken",
+    Status.ERROR: "could not be judged; counted as broken",
     Status.BROKEN: "an input in the set was found that changes the answer",
     Status.MISCLASSIFIED: "wrong without any attack",
 }
@@ -30,10 +31,27 @@ def legend_rows(document: Document) -> list[dict[str, object]]:
     if document.headline.certified_robust_accuracy is None:
         rare.add(Status.CERTIFIED)
     return [
-        {"status": str(s), "count": counts[s], "share": percent(counts[s] / n), "meaning": words}
-        for s, words in PARTS.items()
+        {"status": str(s), "count": counts[s], "share": percent(counts[s] / n), "meaning": _meaning(document, s)}
+        for s in PARTS
         if counts[s] or s not in rare
     ]
+
+
+def _meaning(document: Document, status: Status) -> str:
+    """What a status says in this run: a certificate of smoothing is no proof, and not about f."""
+    chances = {
+        s.certificate.alpha
+        for s in document.samples
+        if status is s.status is Status.CERTIFIED
+        and s.certificate is not None
+        and s.certificate.guarantee is Guarantee.PROBABILISTIC
+    }
+    if not chances:
+        return PARTS[status]
+    worst = max([a for a in chances if a is not None], default=None)
+    chance = "but for a small stated chance" if worst is None else f"with probability {1 - worst:g} for each sample"
+    whose = "the smoothed model's answer" if document.subject.kind == "smoothed" else "the answer"
+    return f"{chance}, nothing in the set changes {whose}"
 
 
 def headline_bar(document: Document) -> Markup:
@@ -41,13 +59,13 @@ def headline_bar(document: Document) -> Markup:
     head, counts, n = document.headline, document.counts(), max(1, len(document.samples))
     parts: list[Markup] = []
     done = 0
-    for status, words in PARTS.items():
+    for status in PARTS:
         number = counts[status]
         if not number:
             continue
         x, width = _WIDTH * done / n, _WIDTH * number / n
         done += number
-        note = tag("title", f"{status}: {number} of {n} ({percent(number / n)}), {words}")
+        note = tag("title", f"{status}: {number} of {n} ({percent(number / n)}), {_meaning(document, status)}")
         kind = f"part {status.lower()}"
         box = tag("rect", note, x=x, y=_TOP, width=max(1.0, width - 2), height=_HEIGHT, rx=2, class_=kind)
         parts.append(box)

@@ -70,8 +70,10 @@ def security(document: Document) -> Markup:
     plot.axes(_eps_ticks(threat, top), f"perturbation size, {threat.norm}", "accuracy")
     plot.upright(threat.eps_value, f"eps = {threat.eps}")
     if upper:
-        plot.line(above, "empirical")
-        keys.append(("line empirical", "empirical: samples with no witness this close"))
+        weak = document.headline.upper_bound_weak
+        plot.line(above, "weak" if weak else "empirical")
+        said = "weak, likely far too high: " if weak else ""
+        keys.append((f"line {'weak' if weak else 'empirical'}", f"empirical: {said}samples with no witness this close"))
     if dots:
         for x, y in dots:
             plot.dot(x, y, "dot grid-point", f"run at {measure(x)}: {percent(y)}")
@@ -81,12 +83,25 @@ def security(document: Document) -> Markup:
         keys.append(("line certified", "certified: samples proved safe at least this far"))
     if upper and lower:
         keys.append(("area gap", "unknown"))
+    words = _reading(document)
+    return _figure(plot.render("Accuracy against perturbation size"), keys, words)
+
+
+def _reading(document: Document) -> str:
+    """How the security curve is to be read; a weak upper bound is no result, and a search for radii has an end."""
+    radii = [s.certificate.radius for s in document.samples if s.certificate]
+    most = max(radii, default=0.0)
+    ends = radii.count(most)
     words = (
         "Between the two curves lies the true robust accuracy. The upper one falls where witnesses were found, "
         "the lower one where proofs end. Dots are attacks run anew at that size, so they may lie below a curve made "
         "of distances."
     )
-    return _figure(plot.render("Accuracy against perturbation size"), keys, words)
+    if document.headline.upper_bound_weak:
+        words = f"The attacks were hindered: the grey curve says nothing about the model. {words}"
+    if ends > 1:
+        words += f" {ends} samples are certified up to {measure(most)} and perhaps beyond: radii were searched no further."
+    return words
 
 
 def queries(document: Document) -> Markup:

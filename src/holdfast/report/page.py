@@ -32,6 +32,7 @@ def _templates() -> Environment:
     templates.filters |= {
         "percent": markup.percent, "interval": markup.interval, "count": markup.count, "measure": markup.measure,
         "span": markup.span, "instant": markup.instant, "prose": markup.prose,
+        "stage": words.stage_name,
     }  # fmt: skip
     return templates
 
@@ -69,7 +70,7 @@ def _table(document: Document) -> dict[str, Any]:
         rows.append(
             [
                 s.id, s.label, s.prediction, str(s.status),
-                w and w.distance, w and w.attack, c and c.radius, c and c.method,
+                w and w.distance, w and words.finder(w.attack), c and c.radius, c and c.method,
                 s.forwards, s.backwards, s.queries,
                 w and w.sha256, w and w.margin, c and str(c.guarantee), c and c.arithmetic, c and c.alpha,
             ]
@@ -97,6 +98,7 @@ def render(document: Document, pictures: Sequence[Picture] = ()) -> str:
         banners=words.banners(document),
         meaning=words.meaning(document),
         gate=words.verdict_of(document.gate) if document.gate is not None else None,
+        crosschecked=words.crosschecked(document),
         attacker=words.attacker(document.threat),
         security=curves.security(document),
         queries=curves.queries(document) if document.curves.queries else None,

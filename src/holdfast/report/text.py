@@ -44,7 +44,7 @@ def _about(document: Document) -> list[str]:
     return [
         f"{document.model.source}, {document.headline.samples} samples of {document.data.source}",
         f"{threat.norm} <= {threat.eps}, {threat.access}, {threat.goal}; {suite}",
-        f"{spent}, {span(cost.seconds)}",
+        f"{spent}, {span(cost.seconds)} of work",
     ]
 
 

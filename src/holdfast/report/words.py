@@ -9,7 +9,7 @@ from holdfast.core.threat import Goal, Guarantee, Norm
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent
 
-__all__ = ["Banner", "attacker", "banners", "meaning", "verdict_of"]
+__all__ = ["Banner", "attacker", "banners", "crosschecked", "finder", "meaning", "stage_name", "verdict_of"]
 
 _SIZE = {
     Norm.LINF: "change every input value by at most {eps}",
@@ -28,6 +28,19 @@ _WORTH = {
     Guarantee.PROBABILISTIC: "true except with a small stated chance",
     Guarantee.ESTIMATE: "an estimate, not a proof",
 }
+_STAGES = {
+    "preflight": "model and data looked at",
+    "clean": "clean inputs",
+    "triage": "proofs at eps, before the dear attacks",
+    "gradients": "whether gradients lead anywhere",
+    "probe": "random points and single steps",
+    "shrink": "nearer witnesses of what is broken",
+    "grid": "witnesses on the grid",
+    "certificates": "certified radii",
+    "diagnostics": "whether the upper bound is to be believed",
+    "referee": "the referee's own questions",
+}
+_FINDERS = {"probe": "random points and single steps", "shrink": "short search for the nearest witness"}
 _OPEN = (Status.UNKNOWN, Status.MARGINAL, Status.TIMEOUT, Status.ERROR)
 
 
@@ -64,8 +77,8 @@ def banners(document: Document) -> list[Banner]:
 
 def _unfinished(document: Document) -> str:
     """Why a run is not complete."""
-    failed = [s.name for s in document.stages if s.status == "failed"]
-    partial = [s.name for s in document.stages if s.status == "partial"]
+    failed = [stage_name(s.name) for s in document.stages if s.status == "failed"]
+    partial = [stage_name(s.name) for s in document.stages if s.status == "partial"]
     unjudged = document.headline.errors + document.headline.timeouts
     said: list[str] = []
     if unjudged:
@@ -80,6 +93,37 @@ def _unfinished(document: Document) -> str:
     if partial:
         said.append(f"Not ended: {', '.join(partial)}.")
     return " ".join(said or ["The run did not end."])
+
+
+def stage_name(name: str) -> str:
+    """A stage of the run in words; its key in the journal is not made for readers.
+
+    Example:
+        >>> stage_name("triage"), stage_name("attack:square"), stage_name("eps-grid:1/20")
+        ('proofs at eps, before the dear attacks', 'attack square', 'attack at eps 1/20')
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "attack":
+        return f"attack {rest.removesuffix('_blind')}{' where gradients lead nowhere' if rest.endswith('_blind') else ''}"
+    return f"attack at eps {rest}" if kind == "eps-grid" else _STAGES.get(name, name)
+
+
+def finder(attack: str) -> str:
+    """What found a witness, in words: an attack's name, or what another stage of the run is."""
+    return _FINDERS.get(attack, attack.removesuffix("_blind"))
+
+
+def crosschecked(document: Document) -> str:
+    """How hard certified samples were attacked all the same: what the cross-check of both sides is worth."""
+    suite = document.suite
+    proved = [s for s in document.samples if s.status is Status.CERTIFIED]
+    tried = f"{suite.certified_attacked} of the certified samples were attacked all the same"
+    full = f"{suite.certified_full_ladder} of them by the last attack of the suite"
+    if document.contradictions:
+        return f"{tried}, {full}; see the contradiction"
+    if any(s.certificate and s.certificate.guarantee is Guarantee.PROBABILISTIC for s in proved):
+        return f"{tried}, {full}; none was broken inside its radius, where that has a small stated chance"
+    return f"{tried}, {full}; no proof was contradicted"
 
 
 def verdict_of(gate: Gate) -> str:
@@ -111,6 +155,10 @@ def attacker(threat: Threat) -> str:
     return f"The attacker may {size}, {box}; {access}; and wants {goal}.{grid}{known}"
 
 
+def _of_what(document: Document) -> str:
+    return " of the smoothed model" if document.subject.kind == "smoothed" else ""
+
+
 def _samples(number: int, verb: tuple[str, str] = ("is", "are")) -> str:
     return f"{number} sample {verb[0]}" if number == 1 else f"{number} samples {verb[1]}"
 
@@ -136,7 +184,7 @@ def meaning(document: Document) -> list[str]:
         worth = "; ".join(_WORTH[g] for g in Guarantee if g in worths)
         out.append(
             f"{_samples(certified)} certified{f' ({worth})' if worth else ''}: nothing an attacker does within the set "
-            "changes the answer, by any method, known or not."
+            f"changes the answer{_of_what(document)}, by any method, known or not."
         )
     if gap:
         kinds = ", ".join(f"{s} {counts[s]}" for s in _OPEN if counts[s])

@@ -149,6 +149,9 @@
     chips.append(chip);
   }
   find.addEventListener("input", () => change({ find: find.value }));
+  let screen = PAGE;
+  window.addEventListener("beforeprint", () => { screen = state.limit; state.limit = Infinity; show(); });
+  window.addEventListener("afterprint", () => { state.limit = screen; show(); });
   more.addEventListener("click", () => { state.limit += 4 * PAGE; show(); });
   window.addEventListener("hashchange", follow);
   show();
