@@ -120,3 +120,27 @@ def test_a_report_without_its_model_goes_without_pictures(holdfast, run: Path, t
     said = holdfast("report", copy)
     assert said.code == 0, said.err
     assert "without pictures" in said.err
+
+
+def test_what_was_not_given_is_said_and_what_does_not_fit_is_refused(holdfast, on, tmp_path: Path) -> None:
+    model = list(map(str, on))[: list(map(str, on)).index("--data")]
+    said = holdfast(
+        "audit",
+        *model,
+        "--samples",
+        4,
+        "--eps",
+        "0",
+        "--certify",
+        "none",
+        "--suite",
+        "minimal",
+        "--out",
+        tmp_path / "r",
+    )
+    assert said.code == 0, said.err
+    assert "embedded digits" in said.err
+    assert "--eps 0: no change is allowed" in said.err
+    said = holdfast("audit", *on, "--samples", 4, "--classes", 3, "--certify", "none", "--out", tmp_path / "s")
+    assert said.code == 2
+    assert "--classes 3, and the model has 10" in said.err

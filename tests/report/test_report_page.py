@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.audit.document import Document
 from holdfast.report.page import embed, render
+from holdfast.report.words import stage_name
 
 PAYLOADS = [
     "<script>document.title='PWNED'</script>",
@@ -190,3 +192,52 @@ def test_browser_runs_no_payload(make, document, pictures, tmp_path):
         assert "<title>PWNED" not in dom
         assert len(_ids(dom)) == 50
         assert not [name for _, attrs in _Reader(dom).elements for name in attrs if name.startswith("on")]
+
+
+def test_the_worst_class_and_the_easiest_samples_come_first(document):
+    from holdfast.report.tables import by_class, easiest
+
+    rows = by_class(document)
+    assert [r.empirical for r in rows] == sorted(r.empirical for r in rows)
+    assert sum(r.samples for r in rows) == document.headline.samples
+    for name in ("clean", "empirical", "certified"):
+        whole = sum(getattr(r, name) * r.samples for r in rows) / document.headline.samples
+        told = (
+            document.headline.clean_accuracy
+            if name == "clean"
+            else getattr(document.headline, f"{name}_robust_accuracy")
+        )
+        assert whole == pytest.approx(told)
+    near = easiest(document)
+    assert len(near) == 10
+    least = min(s.witness.distance for s in document.samples if s.status == "BROKEN")
+    assert near[0].witness.distance == least
+
+
+def test_a_weak_bound_is_drawn_as_no_result(make, document):
+    weak = document.headline.model_copy(update={"upper_bound_weak": True, "upper_bound_note": "gradients vanish"})
+    page = render(make(headline=weak))
+    assert "says nothing about the model" in page
+    assert 'class="line weak"' in page
+    assert 'class="line weak"' not in render(document)
+
+
+def test_a_certificate_with_a_chance_is_not_called_a_proof(document):
+    told = document.model_dump(mode="json")
+    for s in told["samples"]:
+        if s["certificate"]:
+            s["certificate"] |= {"guarantee": "probabilistic", "alpha": 0.001}
+    told["subject"]["kind"] = "smoothed"
+    page = render(Document.model_validate(told))
+    assert "with probability 0.999" in page
+    assert "proved safe: nothing" not in page
+    assert "the smoothed model" in page
+    assert "proved safe: nothing" in render(document)
+
+
+def test_stages_are_named_in_words_and_a_suite_once(document):
+    page = render(document)
+    stamp = document.suite.stamp
+    assert stamp is None or f"{document.suite.name}: {stamp}" not in page
+    for name in document.cost.by_stage:
+        assert f">{name}</th>" not in page or name == stage_name(name)

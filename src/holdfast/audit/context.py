@@ -201,11 +201,22 @@ class Context:
 
     @cached_property
     def classes(self) -> int:
-        """K; a prediction API is not asked, the plan says it."""
+        """K; a prediction API is not asked, the plan says it.
+
+        Raises:
+            UsageError: the plan says another number than the model.
+        """
         if isinstance(self.base, HttpModel):
             return self.base.classes
+        told = self.plan.classes
         with torch.no_grad(), evaluating(self.search):
-            return int(self.search(self.inputs(np.arange(1))).shape[-1])
+            found = int(self.search(self.inputs(np.arange(1))).shape[-1])
+        if told is not None and told != found:
+            raise UsageError(
+                f"--classes {told}, and the model has {found}; leave --classes out, it is for prediction APIs, which do not "
+                "say how many they have"
+            )
+        return found
 
     @cached_property
     def surrogate(self) -> nn.Module:

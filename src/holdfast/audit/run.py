@@ -20,7 +20,7 @@ from holdfast.audit.crew import Progress, Work, unit_of
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
 from holdfast.audit.folder import PREFLIGHT, RunFolder
-from holdfast.audit.journal import Journal, Key, Payload
+from holdfast.audit.journal import Journal, Payload
 from holdfast.audit.needs import PREFLIGHT_ROWS, need
 from holdfast.audit.places import Places
 from holdfast.audit.plan import Plan
@@ -188,6 +188,8 @@ def _preflight(context: Context) -> tuple[Payload, float]:
     if errors:
         lines = "\n".join(f"  {f.title}: {f.message}{f' -> {f.remedy}' if f.remedy else ''}" for f in errors)
         raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
+    if context.plan.classes is not None:
+        _ = context.classes  # refuses another number than the model's
     randomised = any(f.code == "model.randomised" for f in found)
     if not randomised:
         found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]

@@ -100,7 +100,9 @@ def _reading(document: Document) -> str:
     if document.headline.upper_bound_weak:
         words = f"The attacks were hindered: the grey curve says nothing about the model. {words}"
     if ends > 1:
-        words += f" {ends} samples are certified up to {measure(most)} and perhaps beyond: radii were searched no further."
+        words += (
+            f" {ends} samples are certified up to {measure(most)} and perhaps beyond: radii were searched no further."
+        )
     return words
 
 

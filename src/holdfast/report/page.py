@@ -16,7 +16,7 @@ from markupsafe import Markup
 from holdfast.audit.document import Document
 from holdfast.core.findings import Severity
 from holdfast.core.verdict import Status
-from holdfast.report import curves, markup, words
+from holdfast.report import curves, markup, tables, words
 from holdfast.report.bar import PARTS, headline_bar, legend_rows
 from holdfast.report.pictures import Picture, cards
 
@@ -98,6 +98,12 @@ def render(document: Document, pictures: Sequence[Picture] = ()) -> str:
         banners=words.banners(document),
         meaning=words.meaning(document),
         gate=words.verdict_of(document.gate) if document.gate is not None else None,
+        classes=tables.by_class(document),
+        easiest=[
+            (tables.class_name(document, s.label), s, words.finder(s.witness.attack))
+            for s in tables.easiest(document)
+            if s.witness
+        ],
         crosschecked=words.crosschecked(document),
         attacker=words.attacker(document.threat),
         security=curves.security(document),

@@ -104,7 +104,9 @@ def stage_name(name: str) -> str:
     """
     kind, _, rest = name.partition(":")
     if kind == "attack":
-        return f"attack {rest.removesuffix('_blind')}{' where gradients lead nowhere' if rest.endswith('_blind') else ''}"
+        return (
+            f"attack {rest.removesuffix('_blind')}{' where gradients lead nowhere' if rest.endswith('_blind') else ''}"
+        )
     return f"attack at eps {rest}" if kind == "eps-grid" else _STAGES.get(name, name)
 
 
