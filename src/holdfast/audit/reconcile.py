@@ -262,10 +262,7 @@ def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: M
     rows, last = [], [r for r in rungs(context.plan) if not r.takes_over][-1]
     eps = float(context.plan.exact_eps)
     proved = {i for s in parts for i in s.proved} | {
-        i
-        for s in parts
-        for i, c in s.certificates.items()
-        if c.guarantee is not Guarantee.ESTIMATE and c.radius >= eps
+        i for s in parts for i, c in s.certificates.items() if c.guarantee is not Guarantee.ESTIMATE and c.radius >= eps
     }
     tried = _tried(context, parts)
     for rung in rungs(context.plan):

@@ -159,7 +159,9 @@ def audit(
     if data is None and plan_file is None:
         note(f"no --data: the audit takes the embedded digits, {plan.data}")
     if plan.exact_eps == 0:
-        note("--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255")
+        note(
+            "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
+        )
     with progress(f"continue with: {_resuming(out, plan)}") as tell:
         document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
     finish(out, document, gate, format_, at=plan)
