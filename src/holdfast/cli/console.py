@@ -1,7 +1,7 @@
 """What the commands say: results to standard output, progress and errors to standard error.
 
-On a terminal progress is a bar with an estimate of what is left; off it, a plain line for each stage, and more if it is long. Colours are
-rich's, which leaves them out off a terminal and under NO_COLOR.
+On a terminal progress is a bar with an estimate of what is left; off it, a plain line for each stage, and more if it is
+long. Colours are rich's, which leaves them out off a terminal and under NO_COLOR.
 """
 
 from __future__ import annotations
