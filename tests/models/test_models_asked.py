@@ -94,6 +94,7 @@ class TestOnnx:
         opened = open_model(str(path), output="scores")
         assert np.array_equal(opened.module(torch.from_numpy(X)).numpy(), runtime(path, "scores", X))
         assert "asked only" in opened.notes[0]
+        assert "'QuantizeLinear'" in opened.notes[0]
         assert not answers_gradients(opened.module)
 
     def test_several_outputs_are_listed_and_one_is_asked_for(self, tmp_path):
@@ -102,6 +103,16 @@ class TestOnnx:
             open_model(str(path))
         with pytest.raises(UsageError, match="no output 'probs'"):
             open_model(str(path), output="probs")
+
+    def test_an_output_that_the_graph_serves_keeps_its_gradients(self, tmp_path):
+        h, t = onnx.helper, onnx.TensorProto
+        nodes = [h.make_node("MatMul", ["x", "w"], ["s"]), h.make_node("ArgMax", ["s"], ["l"], axis=1, keepdims=0)]
+        outputs = [h.make_tensor_value_info("l", t.INT64, [None]), h.make_tensor_value_info("s", t.FLOAT, [None, 3])]
+        path = saved(tmp_path / "g.onnx", nodes, outputs, constants=[("w", X[:4, :3].copy())])
+        module = open_model(str(path), output="s").module
+        assert answers_gradients(module)
+        assert torch.allclose(module(torch.from_numpy(X)), torch.from_numpy(X @ X[:4, :3]), atol=1e-6)
+        assert not answers_gradients(open_model(str(path), output="l", classes=3).module)
 
     def test_the_output_is_part_of_what_verdicts_are_about(self, tmp_path):
         path = linear(tmp_path / "q.onnx")

@@ -53,6 +53,7 @@ def certify(
     arch: o.Arch = None,
     trust: o.Trust = None,
     normalise: o.Normalise = None,
+    output: o.Output = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
     table: o.TableFile = None,
@@ -80,7 +81,7 @@ def certify(
     from holdfast.certify.set_certifier import SetCertifier
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output, binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, radius_max=radius_max, seed=seed, device=device,
     )  # fmt: skip

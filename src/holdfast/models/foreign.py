@@ -41,7 +41,7 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
     except UnsupportedError as fault:
         raise UnsupportedError(
             f"{fault}. Attacks that only ask it run through onnxruntime: holdfast audit --suite black-box --certify none"
-        ) from None
+        ) from fault
     rows = [len(node.tensors["weight"]) for node in graph.nodes if node.op == "embedding"]
     # nothing is known yet of the data: numbers around those that models are fed with, or words of the smallest table
     low, high = (0.0, float(min(rows, default=128) - 1)) if graph.whole else (-1.0, 1.0)

@@ -78,7 +78,7 @@ def open_model(
     except UnsafeFileError:
         raise
     except (UnsupportedError, ModelError) as fault:
-        reason = str(fault)
+        reason = str(fault.__cause__ if isinstance(fault.__cause__, UnsupportedError) else fault)
     try:
         why = f"the graph cannot serve it ({reason})"
         model = OnnxRuntime(path, output=output, classes=classes, pixel=pixel, why=why)
