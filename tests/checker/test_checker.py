@@ -10,9 +10,11 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from recorded import boxed, by_inputs, by_neurons, declared, dense, least, propagated, random_dense, rows_of, save
 from typer.testing import CliRunner
 
@@ -609,3 +611,23 @@ def test_the_command(proved, tmp_path):
     assert said.exit_code == 1
     assert json.loads(said.output) == {"accepted": False, "reason": json.loads(said.output)["reason"]}
     assert isinstance(runner.invoke(app, ["check", str(tmp_path / "none")]).exception, UsageError)
+
+
+@pytest.mark.parametrize(
+    ("node", "opset"),
+    [
+        (helper.make_node("Add", ["X", "w"], ["Y"], axis=1, broadcast=1), 6),
+        (helper.make_node("Relu", ["X"], ["Y"], slope=0.5), 13),
+        (helper.make_node("Relu", ["X", "w"], ["Y"]), 13),
+        (helper.make_node("BatchNormalization", ["X", "w", "w", "w", "w"], ["Y"], training_mode=1), 15),
+        (helper.make_node("BatchNormalization", ["X", "w", "w", "w", "w"], ["Y", "m", "v"]), 15),
+    ],
+)
+def test_the_checker_reads_all_of_an_operation_or_rejects_it(node, opset):
+    graph = helper.make_graph(
+        [node], "g", [helper.make_tensor_value_info("X", 1, [1, 2, 3])], [helper.make_tensor_value_info("Y", 1, None)],
+        [onnx.numpy_helper.from_array(np.ones(2, np.float32), "w")],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    with pytest.raises(Rejected):
+        read_network(model.SerializeToString())

@@ -30,6 +30,7 @@ _ULPS = 16  # of exp, tanh and the like
 _FEW_ULPS = 4
 _DRAWS = 4
 _SAFETY = 4.0  # times the deviation of the draws, each of which already moves every value as far as it may round
+_LOOKED_AT = 3  # of the points of a step, those that lie apart most, for which rounding is worked out
 _WORK = 2e9  # multiplications of all points together, beyond which there are fewer
 
 
@@ -163,7 +164,8 @@ class _Search:
             first = int(roundings.argmax())
             if float(roundings[first]) > self.best[0]:
                 self.best = (float(roundings[first]), x[first])
-            for i in torch.nonzero(roundings > 1).flatten().tolist():
+            order = roundings.argsort(descending=True).tolist()
+            for i in [i for i in order if float(roundings[i]) > 1][:_LOOKED_AT]:
                 if _differing(self.graph, self.dtype, x[i : i + 1], [(len(self.graph.nodes) - 1, expected[i : i + 1])]):
                     return x[i : i + 1]
         return None
