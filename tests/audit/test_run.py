@@ -14,8 +14,10 @@ import holdfast.audit.run as driver
 from holdfast.audit.context import Context
 from holdfast.audit.document import Document
 from holdfast.audit.folder import RunFolder
+from holdfast.audit.journal import Journal
 from holdfast.audit.plan import Plan
-from holdfast.audit.recheck import Recheck, _witnesses, recheck
+from holdfast.audit.recheck import recheck
+from holdfast.audit.replay import Replay
 from holdfast.audit.run import audit, resume
 from holdfast.audit.standing import Claim
 from holdfast.audit.suites import stamp
@@ -195,8 +197,9 @@ def test_a_witness_that_left_its_set_is_no_rounding(finished, margin, rounding):
     broken = max((s for s in document.samples if s.status is Status.BROKEN), key=lambda s: s.witness.distance)
     found = broken.witness
     claim = Claim(Witness(found.distance, found.attack, found.sha256, margin), rounding, "attack:x")
-    result = Recheck()
-    _witnesses(context, {broken.id: claim}, found.distance / 2, result)  # a set that it does not lie in
+    units = Journal(out / "journal.sqlite", context.identity, read_only=True).units()
+    result = Replay(context, units)
+    result.judge([(broken.id, claim)], found.distance / 2)  # a set that it does not lie in
     assert result.problems
     assert not result.marginal
 

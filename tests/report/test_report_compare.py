@@ -88,9 +88,21 @@ def test_compare_page_escapes_names_and_is_the_same_each_time(make, document, tm
     assert page.count("<figure>") == 2
 
 
-def test_compare_refuses_one_run_and_mixed_norms(make, document):
+def test_one_run_is_no_comparison_and_each_norm_has_its_own_section(make, document):
     with pytest.raises(UsageError, match="two"):
         render([("a", document)])
     other = make(threat=document.threat.model_copy(update={"norm": "l2"}))
-    with pytest.raises(UsageError, match="l2, linf"):
-        render([("a", document), ("b", other)])
+    page = render([("a", document), ("b", other), ("c", document)])
+    assert "SEVERAL NORMS" in page
+    assert page.count("<h2>Security curves</h2>") == 2
+    assert "From a to c" in page
+    assert "From a to b" not in page
+    assert "SEVERAL NORMS" not in render([("a", document), ("c", document)])
+
+
+def test_a_size_typed_otherwise_is_the_same_size(make, document):
+    tenth, point = (
+        make(threat=document.threat.model_copy(update={"eps": e, "eps_value": 0.1})) for e in ("1/10", "0.1")
+    )
+    assert diff(tenth, point).comparable
+    assert not diff(tenth, make(threat=tenth.threat.model_copy(update={"eps": "0.2"}))).comparable

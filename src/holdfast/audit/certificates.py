@@ -21,7 +21,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.registry import method
 from holdfast.core.verdict import Certificate
 
-__all__ = ["certificates", "prove", "triage"]
+__all__ = ["certificates", "form", "prove", "proved_at", "triage"]
 
 
 _RANDOM = (
@@ -71,6 +71,23 @@ def prove(context: Context, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
         return [again.get(str(i), {"radius": -1.0})["radius"] >= r for i, r in zip(ids.tolist(), radii, strict=True)]
     problem = context.problem(ids, torch.from_numpy(radii))
     return _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set).tolist()
+
+
+def proved_at(context: Context, ids: np.ndarray, eps: float) -> np.ndarray | None:
+    """Recheck: (n,) bool, which samples the plan's bounds prove at a size; None where the plan has no such bounds."""
+    if context.plan.certify in ("none", "smoothing") or not len(ids):
+        return None
+    problem = context.problem(ids, eps)
+    held = _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set)
+    return held.cpu().numpy()
+
+
+def form(context: Context, i: int) -> Certificate | None:
+    """Recheck: what the plan's bounds write on a certificate, apart from its radius."""
+    if context.plan.certify in ("none", "smoothing"):
+        return None
+    problem = context.problem(np.array([i]), 0.0)
+    return _certifier(context.plan.certify).certificates(context.graph, problem.x, problem.y, problem.set, 0.0)[0]
 
 
 def _smoothing(context: Context, ids: np.ndarray) -> Payload:

@@ -161,7 +161,7 @@ class Threat(_Part):
 
     norm: Norm
     eps: str
-    """Exact, as a rational: ``8/255``."""
+    """As it was typed, exact: ``8/255`` or ``0.1``."""
     eps_value: Size
     goal: Goal
     access: str

@@ -247,7 +247,8 @@ class Plan(BaseModel):
     @property
     def sha256(self) -> str:
         """Hash of what is decisive: the same for the plan that `read` makes of `to_yaml`."""
-        text = json.dumps(self.decisive(), sort_keys=True, separators=(",", ":"))
+        values = self.decisive()  # by name; inside a value order counts: that of a table's columns is the model's
+        text = json.dumps({name: values[name] for name in sorted(values)}, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def differences(self, other: Plan) -> list[str]:

@@ -1,29 +1,43 @@
-"""Recheck: judge a finished run anew, years later, from its folder and the model alone."""
+"""Recheck: judge a finished run anew, years later, from its folder and the model alone.
+
+Three looks: what the journal says is held against the model (`holdfast.audit.replay`); the whole document is composed anew
+from it and compared with report.json field by field; and the report's files are written anew and compared. What none of them
+can derive is listed, so that nobody takes it for checked.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from holdfast.audit.certificates import prove
+from holdfast import __version__
 from holdfast.audit.context import Context
 from holdfast.audit.document import Document
 from holdfast.audit.folder import RunFolder
-from holdfast.audit.journal import Journal
+from holdfast.audit.journal import Journal, Key, Payload
 from holdfast.audit.places import Places
 from holdfast.audit.reconcile import compose, standings
-from holdfast.audit.standing import Claim
+from holdfast.audit.replay import Replay
 from holdfast.core.errors import DataError, JournalError
-from holdfast.core.threat import Guarantee
-from holdfast.judge.referee import Ruling
 
 __all__ = ["Recheck", "recheck"]
+
+_NEVER = (
+    "what the attacks spent (forwards, backwards, queries, seconds) and after how many queries they found what they found",
+    "that the attacks found nothing where there is no witness: they are not run again",
+    "the command, the time and the machine of the run: compared with its journal alone",
+    "figures inside the texts of findings",
+)
+_PROSE = frozenset(
+    {"methods", "not_tested", "statement", "stamp", "title", "upper_bound_note", "findings", "message", "remedy"}
+)
 
 
 @dataclass
@@ -35,58 +49,57 @@ class Recheck:
         certificates: how many were proved anew.
         marginal: ids whose witness flips within the rounding that was stored with it.
         problems: what does not hold; empty if the run stands.
+        not_rederived: what the run says and nothing here can derive.
     """
 
     witnesses: int = 0
     certificates: int = 0
     marginal: list[int] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    not_rederived: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
-        """Every witness and certificate holds."""
+        """Everything that can be derived holds."""
         return not self.problems
 
 
 def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places | None = None) -> Recheck:
-    """Judges every witness and certificate of a run anew, and the report against the journal.
+    """Judges every witness and certificate of a run anew, the journal against the model, and the report against the journal.
 
     Args:
-        out: the run's folder.
+        out: the run's folder; nothing in it is changed.
         model: the module, where the plan names no file.
         places: where files are that moved since, and what the plan may do that only its file says.
 
     Raises:
-        JournalError: the folder belongs to another plan, model or data, or the run is unfinished.
+        JournalError: the run is unfinished.
         UnsafeFileError: the plan names code to run, and nobody said that it may.
         BudgetError: the plan names a prediction API, and nobody said that it may be asked.
     """
     folder = RunFolder(Path(out))
     plan = folder.plan()
-    result = Recheck()
     context = Context.open(plan, folder, model, at=(places or Places()).located(plan, folder))
     _refuse_unfinished(folder)
+    result = Recheck(not_rederived=list(_NEVER))
     try:
         report = Document.load(folder.report_file)
-    except DataError as error:
-        result.problems.append(str(error))
-        return result
-    if report.hashes.journal != hashlib.sha256(folder.journal_file.read_bytes()).hexdigest():
-        result.problems.append("the journal was altered: its hash is not the one in report.json")
-    try:
         journal = Journal(folder.journal_file, context.identity, read_only=True)
         result.problems += [f"the journal's unit {stage} of chunk {k} was altered" for stage, k in journal.altered()]
         units = journal.units()
         context.randomised = bool(units.get(("preflight", -1), {}).get("randomised", False))
-    except JournalError as error:
+        _replay(context, units, result)
+        again = _derived(context, units, journal, report, result)
+    except (DataError, JournalError) as error:
         result.problems.append(str(error))
         return result
-    _compare(context, report, units, journal, result)
-    parts = standings(context, units)
-    for standing in parts:
-        _witnesses(context, standing.nearest, float("inf"), result)
-        _witnesses(context, standing.broken, float(plan.exact_eps), result)
-        _certificates(context, standing.certificates.items(), result)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        result.problems.append(f"the journal is not one that a run writes: {type(error).__name__}: {error}")
+        return result
+    _compare(report, again, result)
+    problems, unread = import_module("holdfast.report.derive").compared(context, again)  # a floor above, by its name
+    result.problems += problems
+    result.not_rederived += unread
     return result
 
 
@@ -101,54 +114,62 @@ def _refuse_unfinished(folder: RunFolder) -> None:
     )
 
 
-def _compare(context: Context, report: Document, units: object, journal: Journal, result: Recheck) -> None:
-    """The report must be what the journal gives."""
-    again = compose(
-        context, units, journal.seconds(), facts=journal.facts(), journal=report.hashes.journal,  # type: ignore[arg-type]
-    )  # fmt: skip
-    for name in ("headline", "samples", "findings", "threat", "subject", "curves", "cost", "hashes", "suite", "grid"):
-        if getattr(again, name) != getattr(report, name):
-            result.problems.append(f"report.json says something else than the journal about '{name}'")
+def _replay(context: Context, units: dict[Key, Payload], result: Recheck) -> None:
+    replay = Replay(context, units)
+    replay.run(standings(context, units))
+    result.witnesses, result.certificates = replay.witnesses, replay.certificates
+    result.marginal += sorted(set(replay.marginal))
+    result.problems += replay.problems
+    result.not_rederived += replay.unread
 
 
-def _witnesses(context: Context, claims: dict[int, Claim], eps: float, result: Recheck) -> None:
-    kept, tensors = [], []
-    for i, claim in sorted(claims.items()):
-        try:
-            tensors.append(context.folder.witness(claim.witness.sha256).to(context.device))
-            kept.append(i)
-        except JournalError as error:
-            result.problems.append(f"sample {i}: {error}")
-    if not kept:
-        return
-    problem = context.problem(np.array(kept), eps)
-    ruling = context.referee().judge(problem, torch.stack(tensors))
-    result.witnesses += len(kept)
-    for k, i in enumerate(kept):
-        claim = claims[i]
-        moved = abs(float(ruling.distance[k]) - claim.witness.distance) > 1e-9 * max(1.0, claim.witness.distance)
-        if ruling.ruling[k] is Ruling.HOLDS and not moved:
-            continue
-        if ruling.ruling[k] is Ruling.REJECTED:
-            result.problems.append(f"sample {i}: its witness does not lie in the set")
-            continue
-        # where the referee had to move it, it did not hold where it was stored: the margin there was at least 0
-        flip = max(float(ruling.margin[k]), 0.0) - claim.witness.margin
-        if flip <= claim.rounding:
-            result.marginal.append(i)
+def _derived(
+    context: Context, units: dict[Key, Payload], journal: Journal, report: Document, result: Recheck
+) -> Document:
+    """The document that the journal gives."""
+    facts = journal.facts()
+    if not {"command", "environment"} <= facts.keys():
+        facts = {"command": report.command, "environment": report.environment.model_dump_json()}
+        result.not_rederived.append("the command and the machine: the journal is of a version that did not note them")
+    sha256 = hashlib.sha256(journal.path.read_bytes()).hexdigest()
+    again = compose(context, units, journal.seconds(), facts=facts, journal=sha256)
+    if report.gate is not None:
+        again = again.gated(report.gate.threshold, report.gate.side, allow_weak=report.gate.allow_weak)
+        result.not_rederived.append("the threshold that the run was held to")
+    for clash in again.contradictions:
+        result.problems.append(
+            f"sample {clash.id}: a witness at {clash.distance:.6g} lies inside the radius {clash.radius:.6g} that was proved "
+            "safe; one of the two is wrong"
+        )
+    return again
+
+
+def _compare(report: Document, again: Document, result: Recheck) -> None:
+    """Every field of the report must be what was derived."""
+    told, due = json.loads(report.text()), json.loads(again.text())
+    for path, was, is_ in _differences(told, due):
+        if report.environment.holdfast != __version__ and _PROSE & set(path.split(".")):
+            result.not_rederived.append(f"'{path}': worded otherwise by Holdfast {__version__}")
+        elif path == "hashes.journal":
+            result.problems.append("the journal was altered: its hash is not the one in report.json")
         else:
-            result.problems.append(
-                f"sample {i}: its witness does not break the model any more (margin {ruling.margin[k]:.3g})"
-            )
+            result.problems.append(f"report.json says something else than the journal about '{path}': {was}, not {is_}")
 
 
-def _certificates(context: Context, claims: Iterable[tuple[int, object]], result: Recheck) -> None:
-    proved = [(i, c) for i, c in claims if getattr(c, "guarantee", None) is not Guarantee.ESTIMATE]
-    if not proved:
-        return
-    ids = np.array([i for i, _ in proved])
-    radii = np.array([c.radius for _, c in proved], dtype=np.float64)  # type: ignore[attr-defined]
-    for i, r, held in zip(ids.tolist(), radii.tolist(), prove(context, ids, radii), strict=True):
-        result.certificates += 1
-        if not held:
-            result.problems.append(f"sample {i}: its certified radius {r:.6g} is not proved any more")
+def _differences(told: Any, due: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+    """The fields in which two plain values differ; of a long list the first."""
+    if isinstance(told, dict) and isinstance(due, dict):
+        for name in dict.fromkeys([*due, *told]):
+            yield from _differences(told.get(name), due.get(name), f"{path}.{name}" if path else name)
+    elif isinstance(told, list) and isinstance(due, list) and len(told) == len(due):
+        for k, (a, b) in enumerate(zip(told, due, strict=True)):
+            if a != b:
+                yield from _differences(a, b, f"{path}.{k}")
+                return
+    elif told != due:
+        yield path, _short(told), _short(due)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -19,6 +19,7 @@ from holdfast.audit.context import Context
 from holdfast.audit.crew import Progress, Work, unit_of
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
+from holdfast.audit.export import export
 from holdfast.audit.folder import PREFLIGHT, RunFolder
 from holdfast.audit.journal import Journal, Payload
 from holdfast.audit.needs import PREFLIGHT_ROWS, need
@@ -141,6 +142,7 @@ def _run(
             seconds_by_stage = journal.seconds()
             sha256 = journal.close()
         document = compose(context, units, seconds_by_stage, facts=facts, journal=sha256)
+        export(context, document)
         document.save(folder.report_file)
     return document
 

@@ -27,9 +27,9 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import parse_eps
 from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
-from holdfast.judge.referee import Ruling
+from holdfast.judge.referee import Judgement, Ruling
 
-__all__ = ["Stage", "judged", "stages", "standing_of"]
+__all__ = ["Stage", "attacked", "judged", "on_levels", "stages", "standing_of"]
 
 _DEAR, _HEAVY = 16, 32  # samples of a unit
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
@@ -187,15 +187,20 @@ def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
 def _attacking(rung: Rung) -> Unit:
     def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
         standing = standing_of(context, ids, units)
-        wanted = rung.wants(standing)
-        if rung.spares:  # proved samples are spared, but for a keyed share that sees the whole ladder
-            proved = np.isin(ids, list(standing.proved))
-            wanted = np.where(proved, _keyed(ids, context.plan.seed) % SPARED_SHARE == 0, wanted)
-        wanted &= standing.correct if rung.nearest else standing.open
+        wanted = attacked(context, rung, standing)
         eps = _reach(context, rung, ids[wanted], standing) if rung.nearest else None
         return attack(context, rung, ids[wanted], standing, eps=eps)
 
     return unit
+
+
+def attacked(context: Context, rung: Rung, standing: Standing) -> np.ndarray:
+    """(n,) bool: the samples of a chunk that a rung is run on, from what is known after the stages before it."""
+    wanted = rung.wants(standing)
+    if rung.spares:  # proved samples are spared, but for a keyed share that sees the whole ladder
+        proved = np.isin(standing.ids, list(standing.proved))
+        wanted = np.where(proved, _keyed(standing.ids, context.plan.seed) % SPARED_SHARE == 0, wanted)
+    return wanted & (standing.correct if rung.nearest else standing.open)
 
 
 def _reach(context: Context, rung: Rung, ids: np.ndarray, standing: Standing) -> Tensor | float:
@@ -250,22 +255,28 @@ def shrinking(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -
     return payload
 
 
+def on_levels(context: Context, chosen: np.ndarray, standing: Standing) -> tuple[Problem, Judgement]:
+    """The witnesses of broken samples moved to the grid, and judged there."""
+    from holdfast.numerics.project import snap_to_grid
+
+    problem = context.problem(chosen)
+    problem = replace(problem, set=replace(problem.set, grid=context.grid))
+    first = [standing.broken[i].witness.sha256 for i in chosen.tolist()]
+    x = torch.stack([context.folder.witness(sha).to(context.device) for sha in first])
+    snapped = snap_to_grid(problem.set, x, problem.x)
+    return problem, context.referee().judge(problem, snapped)
+
+
 def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
     """The witnesses as inputs that lie on the grid, saved as pictures where they are pictures, and judged after loading."""
     from holdfast.audit.pictures import through_png
-    from holdfast.numerics.project import snap_to_grid
 
     standing = standing_of(context, ids, units)
     chosen = np.array(sorted(standing.broken), dtype=np.int64)
     payload: Payload = {"ids": chosen.tolist(), "broken_on_grid": [], "saved": 0, "still_breaking": 0, "referee": 0}
     if not len(chosen):
         return payload
-    problem = context.problem(chosen)
-    problem = replace(problem, set=replace(problem.set, grid=context.grid))
-    first = [standing.broken[i].witness.sha256 for i in chosen.tolist()]
-    x = torch.stack([context.folder.witness(sha).to(context.device) for sha in first])
-    snapped = snap_to_grid(problem.set, x, problem.x)
-    ruling = context.referee().judge(problem, snapped)
+    problem, ruling = on_levels(context, chosen, standing)
     payload["broken_on_grid"] = [i for i, r in zip(chosen.tolist(), ruling.ruling, strict=True) if r is Ruling.HOLDS]
     payload["referee"] = ruling.forwards
     loaded = through_png(context, chosen, ruling.x)

@@ -88,6 +88,8 @@ def check(path: str | Path, network: str | Path | None = None, property: str | P
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not _is_proof(path):
+        raise Rejected(f"{path} is no proof file; a proof is what `holdfast verify --proof FILE` writes")
     with zipfile.ZipFile(path) as archive:
         if sum(i.file_size for i in archive.infolist()) > _LARGEST or len(set(archive.namelist())) < len(
             archive.namelist()
@@ -101,6 +103,15 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             n.removesuffix(".npy"): np.lib.format.read_array(io.BytesIO(archive.read(n)), allow_pickle=False)
             for n in names
         }
+
+
+def _is_proof(path: Path) -> bool:
+    """Whether it is an archive with a header, which is all that can be said before it is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "header.json" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _check(header: dict[str, Any], arrays: dict[str, Any], network: Network, text: str) -> tuple[int, int]:

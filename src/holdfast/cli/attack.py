@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +19,7 @@ from holdfast.cli.attack_shared import SharedRun, run_shared
 from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.opening import opened, opened_models
 from holdfast.cli.pictures import save_strips
+from holdfast.cli.results import begin_results, check_results
 from holdfast.cli.views import behind, randomised, ranges
 from holdfast.core.errors import UsageError
 
@@ -138,6 +142,7 @@ def attack(
     from holdfast.attacks.engine import run
     from holdfast.attacks.semantic import SemanticAttack
     from holdfast.attacks.shared import SharedAttack, method_name
+    from holdfast.core.files import write_whole
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
     from holdfast.judge.referee import Referee, Ruling
@@ -151,6 +156,7 @@ def attack(
         raise UsageError(f"{tool.card.title} has ranges, no --norm and --eps; see: holdfast methods {name}")
     if eps is None and tool.card.norms and tool.card.formulation is Formulation.BUDGET:
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
+    check_results(out)
     context = opened(
         out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
@@ -212,7 +218,10 @@ def attack(
         "backwards": int(found.ledger.backwards.sum()), "queries": int(found.ledger.queries.sum()),
         "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": subject, "views": views,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    begin_results(out, name)
+    write_whole(
+        out / "attack.json", json.dumps(answer | {"command": shlex.join(["holdfast", *sys.argv[1:]])}, indent=1)
+    )
     np.savez(
         out / "adversarial.npz", x_adv=x_adv.cpu().numpy(), x=context.data.x.numpy(), y=context.data.y.numpy(),
         found=broken | wrong, distance=distance,

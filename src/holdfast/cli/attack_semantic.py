@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.results import begin_results
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +54,7 @@ def run_and_save(
         **{k: int(getattr(found.ledger, k).sum()) for k in ("forwards", "backwards", "queries")},
         "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": context.subject.sha256,
     }  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    begin_results(out, name)
     write_whole(out / "evaluation.json", json.dumps(answer, indent=1))
     arrays: dict[str, Any] = {f"natural_{k}": v.cpu().numpy() for k, v in found.natural.items()}
     np.savez(

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.results import begin_results
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def run_shared(name: str, tool: SharedAttack, context: Context, out: Path, how: 
     from holdfast.attacks.shared import Artefact, evaluate, fit
     from holdfast.core.files import write_whole
 
-    out.mkdir(parents=True, exist_ok=True)
+    begin_results(out, name)
     fitting, held = _problems(context, how)
     models = {context.source: context.model, **how.also}
     start, ledger = perf_counter(), None

@@ -220,12 +220,16 @@ def recheck(
 
     found = again(run, places=_places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch))
     if format_ is o.FormatName.JSON:
-        say_json({k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems")})
+        say_json(
+            {k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems", "not_rederived")}
+        )
     else:
         for problem in found.problems:
             say(f"FAILS: {problem}", style="red")
         for sample in found.marginal:
             say(f"marginal: the witness of sample {sample} flips within its rounding", style="yellow")
+        for what in dict.fromkeys(found.not_rederived):
+            say(f"not re-derived: {what}")
         verdict = "all hold" if found.ok else f"{len(found.problems)} fail"
         say(f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}")
     if not found.ok:

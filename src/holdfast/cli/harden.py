@@ -49,6 +49,7 @@ def harden(
         float | None, typer.Option(help="Share held out to choose the best epoch.", show_default="0.1")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Write over OUT if it is there.", show_default=False)] = False,
     seed: o.Seed = None,
     device: o.Device = None,
     quiet: o.Quiet = False,
@@ -66,6 +67,8 @@ def harden(
     from holdfast.models.wrap import Normalisation, Normalised
     from holdfast.training.loop import Settings
 
+    if out.exists() and not force and not (resume and _checkpoint(out).exists()):
+        raise UsageError(f"{out} is there already; --force writes over it, or choose another --out")
     defence = named(method)
     if not hasattr(defence, "loss"):
         raise UsageError(f"{method} is no defence that trains; 'holdfast methods {method}' says what it is")
@@ -101,7 +104,7 @@ def train(
     from holdfast.training.checkpoint import save_weights
     from holdfast.training.loop import fit
 
-    checkpoint = out.with_name(f"{out.name}.checkpoint")
+    checkpoint = _checkpoint(out)
     if checkpoint.exists() and not resume:
         note(f"starting anew; --resume would have continued from {checkpoint}")
     with progress("the same command with --resume goes on") as tell:
@@ -112,6 +115,10 @@ def train(
     save_weights(module.module if isinstance(module, Normalised) else module, out)
     checkpoint.unlink()
     return done
+
+
+def _checkpoint(out: Path) -> Path:
+    return out.with_name(f"{out.name}.checkpoint")
 
 
 def _fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:

@@ -10,7 +10,7 @@ import typer
 from holdfast.cli import options as o
 from holdfast.cli.console import note, say, say_json
 from holdfast.cli.console import out as standard_out
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import DataError, UsageError
 
 __all__ = ["diff", "report", "write_comparison"]
 
@@ -29,8 +29,7 @@ def report(
 ) -> None:
     """Write a run's report anew, or compare runs."""
     if compare:
-        write_comparison(runs, out)
-        say(f"comparison of {len(runs)} runs: {out}")
+        say(f"comparison of {write_comparison(runs, out)} runs: {out}")
         return
     if len(runs) > 1:
         raise UsageError("several runs on one page need --compare")
@@ -47,16 +46,28 @@ def report(
         note(f"report: {runs[0] / 'report.html'}")
 
 
-def write_comparison(runs: list[Path], page: Path) -> None:
-    """One page about several runs, each named after its folder (its path, where two folders share a name)."""
+def write_comparison(runs: list[Path], page: Path) -> int:
+    """One page about several runs, each named after its folder (its path, where two folders share a name).
+
+    What is no finished run is left out with a note, so that ``runs/*`` can be given.
+
+    Returns:
+        How many were compared.
+    """
     from holdfast.audit.document import Document
     from holdfast.report.compare import write_compare
 
-    labels = [run.name for run in runs]
-    if len(set(labels)) < len(labels):
-        labels = [str(run) for run in runs]
+    finished = []
+    for run in runs:
+        try:
+            finished.append((run, Document.load(run)))
+        except DataError as fault:
+            note(f"left out: {fault}")
+    names = [run.name for run, _ in finished]
+    twice = len(set(names)) < len(names)
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_compare(page, [(label, Document.load(run)) for label, run in zip(labels, runs, strict=True)])
+    write_compare(page, [(str(run) if twice else run.name, document) for run, document in finished])
+    return len(finished)
 
 
 def diff(

@@ -133,8 +133,8 @@ def overlay(labelled: Sequence[Labelled]) -> Markup:
     plot = Plot((0.0, top))
     plot.axes(_eps_ticks(threat, top), f"perturbation size, {threat.norm}", "accuracy")
     keys: list[tuple[str, str]] = []
-    for eps in dict.fromkeys((d.threat.eps_value, d.threat.eps) for d in documents):
-        plot.upright(eps[0], f"eps = {eps[1]}")
+    for value, typed in {d.threat.eps_value: d.threat.eps for d in documents}.items():
+        plot.upright(value, f"eps = {typed}")
     for k, (name, document) in enumerate(labelled):
         plot.line(after(_witness(document)), _series(k))
         plot.line(before(_certified(document)), f"{_series(k)} dashed")

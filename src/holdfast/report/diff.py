@@ -9,6 +9,7 @@ from math import comb
 from typing import Any
 
 from holdfast.audit.document import Document, Headline
+from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent, printable
 
@@ -141,7 +142,10 @@ def _settings(before: Document, after: Document) -> tuple[Setting, ...]:
     pairs: list[tuple[str, object, object, bool]] = []
     for name in type(before.threat).model_fields:
         if name != "eps_value":
-            pairs.append((f"threat.{name}", getattr(before.threat, name), getattr(after.threat, name), True))
+            told = [getattr(d.threat, name) for d in (before, after)]
+            if name in ("eps", "grid") and _same_size(*told):  # 0.1 and 1/10
+                continue
+            pairs.append((f"threat.{name}", *told, True))
     pairs += [
         ("data", before.hashes.data, after.hashes.data, True),
         ("subject.kind", before.subject.kind, after.subject.kind, True),
@@ -156,6 +160,10 @@ def _settings(before: Document, after: Document) -> tuple[Setting, ...]:
         if name != "when":
             pairs.append((name, getattr(before.environment, name), getattr(after.environment, name), False))
     return tuple(Setting(name, _words(x), _words(y), decides) for name, x, y, decides in pairs if x != y)
+
+
+def _same_size(before: str | None, after: str | None) -> bool:
+    return None not in (before, after) and parse_eps(str(before)) == parse_eps(str(after))
 
 
 def _words(value: object) -> str:

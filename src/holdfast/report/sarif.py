@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from holdfast.audit.document import Document, FindingEntry
 from holdfast.core.findings import Severity
+from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent
 
@@ -109,7 +110,7 @@ def _rule(entry: FindingEntry) -> dict[str, Any]:
 
 def _result(document: Document, entry: FindingEntry, rule: int) -> dict[str, Any]:
     """One result; the fingerprint names finding and model, so that hosts follow it from run to run."""
-    key = f"{entry.code}\n{document.model.source}\n{document.threat.norm}\n{document.threat.eps}"
+    key = f"{entry.code}\n{document.model.source}\n{document.threat.norm}\n{parse_eps(document.threat.eps)}"
     artefact = {"uri": quote(document.model.source.replace("\\", "/"), safe="/")}
     return {
         "ruleId": entry.code,

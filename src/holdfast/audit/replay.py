@@ -1,0 +1,292 @@
+"""The journal held against the model: its cheap units are done again, its claims judged anew, its dear units held to who
+must have been attacked.
+
+Every witness is judged; certificates of bounds are proved again, those of smoothing drawn again with the run's own key. An
+attack's search is not repeated: what it spent and that it found no more stays the journal's word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from holdfast.audit.certificates import form, prove, proved_at
+from holdfast.audit.context import Context
+from holdfast.audit.diagnostics import diagnose
+from holdfast.audit.journal import Key, Payload
+from holdfast.audit.reconcile import missing
+from holdfast.audit.stages import Stage, attacked, on_levels, stages
+from holdfast.audit.standing import Claim, Standing, decoded
+from holdfast.audit.suites import rungs
+from holdfast.core.errors import JournalError
+from holdfast.core.threat import Guarantee, parse_eps
+from holdfast.core.verdict import Certificate
+from holdfast.judge.referee import Ruling
+from holdfast.models.checks import preflight
+
+__all__ = ["Replay"]
+
+_CLOSE = 1e-3  # of the largest score: another machine's float32 stays far within it
+_AGAIN = ("clean", "gradients", "triage")
+_COUNTS = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
+
+
+class Replay:
+    """One look at a journal.
+
+    Attributes:
+        witnesses: how many claims were judged.
+        certificates: how many were proved again.
+        marginal: ids of claims that flip within the rounding.
+        problems: what does not hold.
+        unread: what cannot be derived for this plan.
+    """
+
+    def __init__(self, context: Context, units: Mapping[Key, Payload]) -> None:
+        """Takes the run's context, with what the journal says of randomness, and its units."""
+        self.context, self.units = context, units
+        self.witnesses = self.certificates = 0
+        self.marginal: list[int] = []
+        self.problems: list[str] = []
+        self.unread: list[str] = []
+        self.deterministic = not context.randomised and not context.plan.remote
+
+    def run(self, parts: Sequence[Standing]) -> None:
+        """Looks at everything."""
+        for stage, k in missing(self.context, self.units):
+            self.problems.append(f"the journal has no unit {stage} of chunk {k}: it is unfinished, or one was removed")
+        known = {s.name for s in stages(self.context.plan)} | {"preflight", "diagnostics"}
+        for stage, k in self.units:
+            if stage not in known or k >= len(self.context.chunks()):
+                self.problems.append(f"the journal has a unit {stage} of chunk {k}, which is not in the plan")
+        if not self.deterministic:
+            self.unread.append(
+                "clean predictions, findings and margins: the model answers at random, or is not asked again"
+            )
+        for k, ids in enumerate(self.context.chunks()):
+            self._chunk(k, ids)
+        for standing in parts:
+            self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.exact_eps))
+            self._certificates(standing)
+        self._diagnostics(parts)
+
+    def _say(self, stage: str, k: int, what: str) -> None:
+        self.problems.append(f"the journal's unit {stage} of chunk {k} {what}")
+
+    def _chunk(self, k: int, ids: np.ndarray) -> None:
+        before: dict[str, Payload] = {}
+        by_rung = {r.stage: r for r in rungs(self.context.plan)}
+        for stage in stages(self.context.plan):
+            unit = self.units.get((stage.name, k))
+            if unit is None:
+                continue
+            if "fault" not in unit:
+                if stage.name in _AGAIN and self.deterministic:
+                    self._again(stage, k, ids, unit, before)
+                if before:
+                    standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, before)
+                    self._who(stage, k, unit, standing, by_rung)
+                    self._named(stage, k, unit, standing)
+            before[stage.name] = unit
+            self.judge(self._claims(stage.name, k, unit, ids), float("inf"))
+
+    @property
+    def _eps(self) -> float:
+        return float(self.context.plan.exact_eps)
+
+    def _again(self, stage: Stage, k: int, ids: np.ndarray, unit: Payload, before: Mapping[str, Payload]) -> None:
+        """A unit that costs little, done again."""
+        due = stage.unit(self.context, ids, before)
+        for name in ("ids", "prediction", "hindered", "proved", "refused", "failed"):
+            if name in due | unit and due.get(name) != unit.get(name):
+                self._say(stage.name, k, f"says something else about '{name}' than the model does")
+        if "scores" in due:
+            told, now = decoded(unit["scores"]), decoded(due["scores"])
+            size = max(1.0, float(np.abs(now[np.isfinite(now)]).max(initial=0)))
+            if told.shape != now.shape or not np.allclose(told, now, rtol=0, atol=_CLOSE * size, equal_nan=True):
+                self._say(stage.name, k, "has other scores than the model gives")
+
+    def _who(self, stage: Stage, k: int, unit: Payload, standing: Standing, by_rung: Mapping[str, Any]) -> None:
+        """The samples that a stage was run on are those that the plan sends there."""
+        due: list[int] | None = None
+        if stage.name in by_rung:
+            due = standing.ids[attacked(self.context, by_rung[stage.name], standing)].tolist()
+        elif stage.name in ("shrink", "certificates"):
+            due = standing.ids[standing.correct].tolist()
+        elif stage.name == "grid":
+            due = sorted(standing.broken)
+            ruling = on_levels(self.context, np.array(due), standing)[1].ruling if due else ()
+            if unit["broken_on_grid"] != [i for i, r in zip(due, ruling, strict=True) if r is Ruling.HOLDS]:
+                self._say(stage.name, k, "has other witnesses on the grid than the model breaks on")
+        elif stage.name.startswith("eps-grid:"):
+            size = float(parse_eps(stage.name.partition(":")[2]))
+            near = [i for i, c in standing.nearest.items() if c.witness.distance <= size]
+            right = set(standing.ids[standing.correct].tolist())
+            due = [i for i in standing.ids.tolist() if i in right and i not in near]
+            if unit.get("broken_here") != sorted({*near, *map(int, unit.get("witnesses", {}))} & right):
+                self._say(stage.name, k, "counts other samples as broken than it has witnesses for")
+        if due is not None and unit.get("ids") != due:
+            self._say(stage.name, k, "was run on other samples than the plan sends there")
+        ran = set(unit.get("ids", ()))
+        for kind in ("witnesses", "marginal", "certificates"):
+            if stray := {int(i) for i in unit.get(kind, {})} - ran:
+                self._say(stage.name, k, f"has {kind} of samples that it was not run on: {sorted(stray)[:5]}")
+
+    def _named(self, stage: Stage, k: int, unit: Payload, standing: Standing) -> None:
+        """A witness bears the name of the attack whose stage it is from; a nearer one that of the one it was made of."""
+        for key, record in unit.get("witnesses", {}).items():
+            due = stage.name.partition(":")[2] if stage.name.startswith("attack:") else stage.name
+            if stage.name.startswith("eps-grid:"):
+                due = rungs(self.context.plan)[0].name
+            if stage.name == "shrink" and int(key) in standing.nearest:
+                due = standing.nearest[int(key)].witness.attack
+            if record["attack"] != due:
+                self._say(
+                    stage.name, k, f"ascribes the witness of sample {key} to '{record['attack']}', not to '{due}'"
+                )
+
+    def _claims(self, stage: str, k: int, unit: Payload, ids: np.ndarray) -> list[tuple[int, Claim]]:
+        alone = {"clean": self.units["clean", k], stage: unit} if ("clean", k) in self.units else {}
+        if not alone:
+            return []
+        standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, alone)
+        return [*standing.nearest.items(), *((i, replace(c, stage="")) for i, c in standing.marginal.items())]
+
+    def judge(self, claims: Iterable[tuple[int, Claim]], eps: float) -> None:
+        """Claims of one stage, judged by a referee that has not seen them; those on the edge need only lie in the set."""
+        kept, tensors = [], []
+        for i, claim in sorted(claims, key=lambda pair: pair[0]):
+            try:
+                tensors.append(self.context.folder.witness(claim.witness.sha256).to(self.context.device))
+                kept.append((i, claim))
+            except JournalError as error:
+                self.problems.append(f"sample {i}: {error}")
+        if not kept:
+            return
+        if any(x.shape != self.context.data.x.shape[1:] for x in tensors):
+            self.problems.append(f"sample {kept[0][0]}: a witness has another shape than the data")
+            return
+        problem = self.context.problem(np.array([i for i, _ in kept]), eps)
+        ruling = self.context.referee().judge(problem, torch.stack(tensors))
+        self.witnesses += len(kept)
+        for k, (i, claim) in enumerate(kept):
+            told = claim.witness
+            close = _CLOSE * max(1.0, self._score_size(i))
+            if claim.rounding > close:
+                self.problems.append(
+                    f"sample {i}: the rounding of its witness, {claim.rounding:.3g}, is none of this model's"
+                )
+            slack = min(claim.rounding, close) + 1e-9 * max(1.0, abs(told.margin))
+            margin = float(ruling.margin[k])
+            moved = abs(float(ruling.distance[k]) - told.distance) > 1e-9 * max(1.0, told.distance)
+            if ruling.ruling[k] is Ruling.REJECTED:
+                self.problems.append(f"sample {i}: its witness does not lie in the set")
+            elif claim.stage == "":
+                continue
+            elif ruling.ruling[k] is Ruling.HOLDS and not moved:
+                if self.deterministic and told.margin < margin - max(slack, 1e-3 * close) and abs(margin) < 1e29:
+                    self.problems.append(
+                        f"sample {i}: its witness is said to have the margin {told.margin:.3g}, not {margin:.3g}"
+                    )
+            elif max(margin, 0.0) - told.margin <= slack:
+                # where the referee had to move it, it did not hold where it was stored: the margin there was at least 0
+                self.marginal.append(i)
+            else:
+                self.problems.append(f"sample {i}: its witness does not break the model any more (margin {margin:.3g})")
+
+    def _score_size(self, i: int) -> float:
+        k = next(k for k, ids in enumerate(self.context.chunks()) if i in ids)
+        rows = self.units.get(("clean", k), {}).get("scores", [])
+        row = rows[i - int(self.context.chunks()[k][0])] if rows else []
+        scores = decoded([row])
+        return float(np.abs(scores[np.isfinite(scores)]).max(initial=0))
+
+    def _certificates(self, standing: Standing) -> None:
+        claims = {i: c for i, c in standing.certificates.items() if c.guarantee is not Guarantee.ESTIMATE}
+        for i, c in standing.certificates.items():
+            if c.guarantee is Guarantee.ESTIMATE:
+                self.unread.append(f"sample {i}: its certificate is an estimate")
+        if claims:
+            ids = np.array(sorted(claims))
+            radii = np.array([claims[i].radius for i in ids.tolist()], dtype=np.float64)
+            for i, radius, held in zip(ids.tolist(), radii.tolist(), prove(self.context, ids, radii), strict=True):
+                self.certificates += 1
+                if not held:
+                    self.problems.append(f"sample {i}: its certified radius {radius:.6g} is not proved any more")
+            self._forms(claims)
+        self._left_out(standing)
+
+    def _forms(self, claims: Mapping[int, Certificate]) -> None:
+        due = form(self.context, min(claims))
+        if due is None:
+            return
+        for i, c in claims.items():
+            if replace(c, radius=due.radius) != due:
+                self.problems.append(
+                    f"sample {i}: its certificate is said to be {c.guarantee} by {c.method}, and is not"
+                )
+            if c.radius > float(self.context.plan.largest_radius):
+                self.problems.append(f"sample {i}: its radius is larger than any that was searched for")
+
+    def _left_out(self, standing: Standing) -> None:
+        """Certificates that were there to be had at eps: nobody took them out of the journal."""
+        eps = min(self._eps, float(self.context.plan.largest_radius))
+        ids = standing.ids[standing.correct]
+        k = next(k for k, own in enumerate(self.context.chunks()) if own[0] == standing.ids[0])
+        unit = self.units.get(("certificates", k), {})
+        if "refused" in unit or "fault" in unit:
+            return
+        held = proved_at(self.context, ids, eps)
+        if held is None:
+            if self.context.plan.certify == "smoothing":
+                self.unread.append(
+                    "that samples without a certificate have none: smoothing is not drawn again for them"
+                )
+            return
+        self.unread.append("that no larger radius than the certified one can be proved")
+        for i in ids[held].tolist():
+            if i not in standing.certificates or standing.certificates[i].radius < eps:
+                self.problems.append(
+                    f"sample {i}: is proved safe at {eps:.6g}, and the journal has no such certificate"
+                )
+
+    def _preflight(self) -> None:
+        """The look at model and data, and whether the model is random: not for the journal alone to say."""
+        context = self.context
+        if context.plan.remote:
+            return
+        found = preflight(context.base, context.data, context.plan.threat, device=context.device)
+        random = any(f.code == "model.randomised" for f in found)
+        if random != context.randomised:
+            told = "random" if context.randomised else "the same each time"
+            self.problems.append(f"the journal says that the model's answers are {told}, and they are not")
+        self.deterministic = not random
+        context.randomised = random
+        if not random:
+            found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
+        self._compare_findings("preflight", [f.as_dict() for f in found])
+
+    def _diagnostics(self, parts: Sequence[Standing]) -> None:
+        if self.deterministic and "fault" not in self.units.get(("diagnostics", -1), {}):
+            self._compare_findings("diagnostics", diagnose(self.context, parts)["findings"])
+
+    def _compare_findings(self, stage: str, due: Sequence[Mapping[str, Any]]) -> None:
+        told = self.units.get((stage, -1), {}).get("findings", [])
+        for words, findings, others in (("lacks", due, told), ("has", told, due)):
+            known = {_worded(f) for f in others}
+            for finding in findings:
+                if _worded(finding) not in known:
+                    self.problems.append(
+                        f"the journal's {stage} {words} the finding {finding['code']} ({finding['severity']}: {finding['title']})"
+                        + ("" if words == "lacks" else ", which the model does not give")
+                    )
+
+
+def _worded(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    """A finding but for its figures, which rounding may change."""
+    return tuple(_COUNTS.sub("#", str(finding.get(k, ""))) for k in ("code", "severity", "title", "message", "remedy"))

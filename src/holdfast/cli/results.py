@@ -1,0 +1,53 @@
+"""The folder of ``holdfast attack``: one attack's results, made anew by the next, never mixed with anybody else's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from holdfast.cli.console import note
+from holdfast.core.errors import UsageError
+from holdfast.core.files import write_whole
+
+__all__ = ["begin_results", "check_results"]
+
+_ABOUT = "run.json"
+_WRITTEN = ("adversarial.npz", "evaluation.json", "artefact.safetensors", "attack.json", "pictures")
+_RUNS = ("plan.yaml", "journal.sqlite", "report.json")
+
+
+def check_results(out: Path) -> None:
+    """Refuses a folder in which something of others would be written over; changes nothing.
+
+    Raises:
+        UsageError: it is an audit's or another run's, or holds files of these names that no attack of ours wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; an attack's results need a folder: choose another --out")
+    if _ours(out):
+        return
+    if any((out / name).exists() for name in (*_RUNS, _ABOUT)):
+        raise UsageError(f"{out} holds another run, and an attack's results would mix with it; choose another --out")
+    if taken := [name for name in _WRITTEN if (out / name).exists()]:
+        raise UsageError(f"{out} holds {', '.join(taken)}, which would be written over; choose another --out")
+
+
+def begin_results(out: Path, attack: str) -> None:
+    """Makes the folder, or takes an earlier attack's results out of it; a fit that was interrupted stays, to go on with."""
+    check_results(out)
+    if _ours(out):
+        gone = [out / name for name in _WRITTEN if (out / name).exists()]
+        for file in gone:
+            for one in file.glob("*.png") if file.is_dir() else (file,):
+                one.unlink()
+        if gone:
+            note(f"{out} held an earlier attack's results; they were made anew")
+    write_whole(out / _ABOUT, json.dumps({"kind": "attack", "attack": attack}, indent=1) + "\n")
+
+
+def _ours(out: Path) -> bool:
+    try:
+        told = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.get("kind") == "attack"

@@ -1,0 +1,84 @@
+"""The files of a report, written anew and compared with those that a run folder has."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Callable
+from hashlib import sha256
+from io import BytesIO
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+
+from holdfast import __version__
+from holdfast.audit.context import Context
+from holdfast.audit.document import Document
+from holdfast.audit.export import ARRAYS, TABLE, arrays, table
+from holdfast.core.errors import HoldfastError
+from holdfast.report import junit, page, sarif
+from holdfast.report.pictures import Picture
+from holdfast.report.shown import pictured, pictures
+
+__all__ = ["compared"]
+
+_PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
+
+
+def compared(context: Context, document: Document) -> tuple[list[str], list[str]]:
+    """What is wrong with the files beside ``report.json``, and which of them could not be compared.
+
+    Args:
+        context: the run's.
+        document: as it was derived, not as the folder tells it.
+    """
+    run, problems = context.folder.path, list[str]()
+    files = [name for name in ("report.html", "report.sarif", "junit.xml", TABLE, ARRAYS) if (run / name).exists()]
+    if document.environment.holdfast != __version__:
+        told = f"{', '.join(files)}: written by Holdfast {document.environment.holdfast}, and this is {__version__}"
+        return [], [told] if files else []
+    looks: dict[str, Callable[[Path], bool]] = {
+        "report.html": lambda file: _plain(file.read_text(encoding="utf-8")) in _pages(context, document),
+        "report.sarif": lambda file: file.read_bytes() == sarif.render(document).encode(),
+        "junit.xml": lambda file: file.read_bytes() == junit.render(document).encode(),
+        TABLE: lambda file: file.read_bytes() == table(document).encode(),
+        ARRAYS: lambda file: _same_arrays(file, context, document),
+    }
+    for name in files:
+        try:
+            right = looks[name](run / name)
+        except (OSError, ValueError, BadZipFile, HoldfastError):
+            right = False
+        if not right:
+            problems.append(f"{name} says something else than the journal")
+    return problems, []
+
+
+def _pages(context: Context, document: Document) -> list[str]:
+    """The page with its pictures, and as it is where the model could not be opened when it was written."""
+    shown: list[list[Picture]] = [[]]
+    if pictured(context.plan, document):
+        shown.append(pictures(context, document))
+    return [_plain(page.render(document, each)) for each in shown]
+
+
+def _plain(text: str) -> str:
+    """A page with its pictures as hashes of their pixels, since PNG encoders differ."""
+
+    def pixels(found: re.Match[str]) -> str:
+        image = Image.open(BytesIO(b64decode(found[1])))
+        return f"picture {image.size} {image.mode} {sha256(image.tobytes()).hexdigest()}"
+
+    return _PICTURE.sub(pixels, text)
+
+
+def _same_arrays(file: Path, context: Context, document: Document) -> bool:
+    due = arrays(context, document)
+    if context.randomised:
+        due.pop("prediction", None)
+    with np.load(file, allow_pickle=False) as told:
+        if set(told.files) - {"prediction"} != due.keys() - {"prediction"}:
+            return False
+        return all(np.array_equal(told[name], value) for name, value in due.items())
