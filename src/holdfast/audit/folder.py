@@ -141,6 +141,8 @@ class RunFolder:
         for file in self.witnesses.glob("*.safetensors"):
             file.unlink()
         if not keep_plan:
+            for file in self.path.glob("answers.sqlite*"):  # a prediction API's, to another plan
+                file.unlink()
             self.plan_file.unlink(missing_ok=True)
 
     def plan(self) -> Plan:

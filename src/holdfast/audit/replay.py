@@ -64,6 +64,9 @@ class Replay:
         for stage, k in self.units:
             if stage not in known or k >= len(self.context.chunks()):
                 self.problems.append(f"the journal has a unit {stage} of chunk {k}, which is not in the plan")
+        if not self._files():
+            return  # what is built on them cannot be looked at
+        self._preflight()
         if not self.deterministic:
             self.unread.append(
                 "clean predictions, findings and margins: the model answers at random, or is not asked again"
@@ -74,6 +77,18 @@ class Replay:
             self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.exact_eps))
             self._certificates(standing)
         self._diagnostics(parts)
+
+    def _files(self) -> bool:
+        """Whether every witness that the journal names is there, unaltered and of the data's shape."""
+        before = len(self.problems)
+        for unit in self.units.values():
+            for key, record in [*unit.get("witnesses", {}).items(), *unit.get("marginal", {}).items()]:
+                try:
+                    if self.context.folder.witness(record["sha256"]).shape != self.context.data.x.shape[1:]:
+                        self.problems.append(f"sample {key}: a witness has another shape than the data")
+                except JournalError as error:
+                    self.problems.append(f"sample {key}: {error}")
+        return len(self.problems) == before
 
     def _say(self, stage: str, k: int, what: str) -> None:
         self.problems.append(f"the journal's unit {stage} of chunk {k} {what}")
@@ -159,18 +174,10 @@ class Replay:
 
     def judge(self, claims: Iterable[tuple[int, Claim]], eps: float) -> None:
         """Claims of one stage, judged by a referee that has not seen them; those on the edge need only lie in the set."""
-        kept, tensors = [], []
-        for i, claim in sorted(claims, key=lambda pair: pair[0]):
-            try:
-                tensors.append(self.context.folder.witness(claim.witness.sha256).to(self.context.device))
-                kept.append((i, claim))
-            except JournalError as error:
-                self.problems.append(f"sample {i}: {error}")
+        kept = sorted(claims, key=lambda pair: pair[0])
         if not kept:
             return
-        if any(x.shape != self.context.data.x.shape[1:] for x in tensors):
-            self.problems.append(f"sample {kept[0][0]}: a witness has another shape than the data")
-            return
+        tensors = [self.context.folder.witness(claim.witness.sha256).to(self.context.device) for _, claim in kept]
         problem = self.context.problem(np.array([i for i, _ in kept]), eps)
         ruling = self.context.referee().judge(problem, torch.stack(tensors))
         self.witnesses += len(kept)
