@@ -75,15 +75,18 @@ def test_a_detector_in_the_loop(holdfast, on, tmp_path: Path) -> None:
         "def watched():\n    return Watched(*digits_mlp())\n"
     )
 
-    def broken(*flags: object) -> int:
-        said = holdfast(
+    def run(*flags: object):
+        return holdfast(
             "attack", "pgd", "--model", on[1], "--arch", f"{file}:watched", "--data", on[5], "--samples", 30, "--eps",
             "0.15", "--out", tmp_path / "a", "--format", "json", "--trust", "--detector", *flags,
         )  # fmt: skip
-        assert said.code == 0, said.err
-        return json.loads(said.out)["broken"]
 
-    assert broken("--set", "loss=joint") > broken()
+    said = run("--set", "loss=joint")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["broken"] > 0
+    plain = run()
+    assert plain.code == 2
+    assert "loss=joint" in plain.err
 
 
 def test_scalability_measures_every_verifier_on_every_network(holdfast, tmp_path: Path) -> None:

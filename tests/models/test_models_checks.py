@@ -4,10 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast.core.errors import DataError
 from holdfast.core.findings import Severity
 from holdfast.core.threat import Norm, ThreatModel, parse_eps
 from holdfast.data import Dataset, load_digits
 from holdfast.models import FromHF, HttpModel, OneLogit, fingerprint, preflight, serve
+from holdfast.models.checks import admitted
 from holdfast.models.zoo import digits_cnn
 
 THREAT = ThreatModel(Norm.LINF, parse_eps("0.1"))
@@ -165,8 +167,29 @@ class TestAccuracy:
     def test_an_untrained_model_is_guessing(self):
         torch.manual_seed(0)
         found = codes(digits_cnn().eval())["model.chance"]
-        assert found.severity is Severity.ERROR
+        assert found.severity is Severity.WARNING
         assert "No usual slip" in found.message
+
+    @pytest.mark.parametrize(
+        ("classes", "right", "rows", "severity"),
+        [
+            (2, 16, 20, None),  # 80 % of two classes on 20 rows
+            (2, 10, 20, Severity.WARNING),
+            (10, 0, 1, Severity.WARNING),
+            (2, 2, 20, Severity.ERROR),
+            (10, 0, 200, Severity.ERROR),
+        ],
+    )
+    def test_only_what_is_worse_than_one_answer_for_all_is_an_error(self, classes, right, rows, severity):
+        y = torch.arange(rows) % classes
+        said = torch.where(torch.arange(rows) < right, y, (y + 1) % classes)
+        x = nn.functional.one_hot(said, classes).float()
+        found = codes(nn.Identity(), x, y).get("model.chance")
+        assert (found.severity if found else None) is severity
+        if severity is Severity.ERROR:
+            with pytest.raises(DataError, match="--anyway"):
+                admitted([found])
+            assert admitted([found], anyway=True)[0].severity is Severity.WARNING
 
     def test_labels_shifted_within_the_range(self, trained):
         found = codes(trained, y=(TEST.y + 1).clamp(max=9))["model.chance"]

@@ -28,9 +28,8 @@ from holdfast.audit.plan import Plan
 from holdfast.audit.reconcile import compose, environment, standings
 from holdfast.audit.stages import Stage
 from holdfast.audit.units import Layout
-from holdfast.core.errors import DataError, UsageError
-from holdfast.core.findings import Severity
-from holdfast.models.checks import preflight
+from holdfast.core.errors import UsageError
+from holdfast.models.checks import admitted, preflight
 from holdfast.models.http import HttpModel
 
 __all__ = ["Progress", "audit", "resume"]
@@ -47,6 +46,7 @@ def audit(
     workers: int = 1,
     command: str = "",
     progress: Progress | None = None,
+    anyway: bool = False,
 ) -> Document:
     """Audits a model: both sides of every sample, in a folder that anyone can recheck.
 
@@ -57,6 +57,7 @@ def audit(
         workers: processes; more than one needs a model that the plan names.
         command: the command line that repeats the run, for the report.
         progress: told (stage title, samples done, samples).
+        anyway: start although the model does worse than guessing.
 
     Returns:
         The document, which is also written to ``out/report.json``.
@@ -66,7 +67,7 @@ def audit(
         DataError: the pre-flight found an error in the data or the model.
         JournalError: the folder belongs to something else.
     """
-    return _run(plan, RunFolder(Path(out)), model, None, workers, command, progress)
+    return _run(plan, RunFolder(Path(out)), model, None, workers, command, progress, anyway=anyway)
 
 
 def resume(
@@ -97,7 +98,7 @@ def resume(
 
 def _run(
     plan: Plan, folder: RunFolder, model: nn.Module | None, at: Plan | None, workers: int, command: str,
-    progress: Progress | None,
+    progress: Progress | None, *, anyway: bool = False,
 ) -> Document:  # fmt: skip
     """Everything that may refuse comes before the folder is touched; the journal is written to from then on."""
     if workers > 1 and model is not None:
@@ -113,7 +114,7 @@ def _run(
     if going_on:
         Journal(folder.journal_file, context.identity)
     else:
-        looked = _preflight(context)
+        looked = _preflight(context, anyway=anyway)
     with folder.begin(plan, command):
         journal = Journal(folder.journal_file, context.identity)
         layout = Layout.of(context)
@@ -172,7 +173,7 @@ def _enter(journal: Journal, units: dict[tuple[str, int], Payload], stage: str, 
     units[stage, chunk] = journal.write(stage, chunk, payload, seconds)
 
 
-def _preflight(context: Context) -> tuple[Payload, float]:
+def _preflight(context: Context, *, anyway: bool = False) -> tuple[Payload, float]:
     """What is wrong with the pair of model and data; an error stops the run before anything is spent or written."""
     start = time.monotonic()
     remote = context.plan.remote
@@ -186,12 +187,7 @@ def _preflight(context: Context) -> tuple[Payload, float]:
         device=context.device,
         samples=PREFLIGHT_ROWS if remote else 200,
     )
-    errors = [f for f in found if f.severity is Severity.ERROR]
-    if errors:
-        lines = "\n".join(f"  {f.title}: {f.message}{f' -> {f.remedy}' if f.remedy else ''}" for f in errors)
-        raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
-    if context.plan.classes is not None:
-        _ = context.classes  # refuses another number than the model's
+    found = admitted(found, anyway=anyway)
     randomised = any(f.code == "model.randomised" for f in found)
     if not randomised:
         found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]

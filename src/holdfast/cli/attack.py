@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from holdfast.attacks.attack import Attack
+    from holdfast.attacks.engine import Outcome
     from holdfast.audit.context import Context
     from holdfast.core.problem import Problem
     from holdfast.judge.desk import Model
@@ -45,6 +46,7 @@ def attack(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
@@ -158,7 +160,7 @@ def attack(
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
     check_results(out)
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, anyway=anyway, trained=not detector, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=o.several(surrogate),
         surrogate_arch=o.several(surrogate_arch), answers=answers,
@@ -201,6 +203,8 @@ def attack(
             seed=plan.seed, budget=allowed, top_k=plan.top_k, settings=context.settings,
             progress=lambda done, total: tell(tool.card.title, done, total),
         )  # fmt: skip
+    for line in _doubts(found):
+        note(f"warning: {line}")
     rows = np.flatnonzero(found.found.cpu().numpy())
     judged = referee.judge(problem.select(rows), found.x[torch.from_numpy(rows).to(found.x.device)])
     holds = np.array([r is Ruling.HOLDS for r in judged.ruling], dtype=bool)
@@ -217,6 +221,8 @@ def attack(
         "not_upheld": int((~holds).sum()), "judged_at": list(judged.runs), "forwards": int(found.ledger.forwards.sum()),
         "backwards": int(found.ledger.backwards.sum()), "queries": int(found.ledger.queries.sum()),
         "seconds": round(perf_counter() - start, 3), "seed": plan.seed, "subject": subject, "views": views,
+        "without_gradient": int(found.blind.sum()), "failed": 0 if found.failed is None else int(found.failed.sum()),
+        "not_a_number": 0 if found.unusable is None else int((found.unusable > 0).sum()),
     }  # fmt: skip
     begin_results(out, name)
     write_whole(
@@ -248,6 +254,29 @@ def _captions(context: Context, shown: np.ndarray, x_adv: Tensor) -> list[tuple[
         return [(f"label {label}", "adversarial") for label in labels]
     answers = context.model(x_adv[shown]).argmax(1).tolist()
     return [(f"label {label}", f"model says {names.get(k, str(k))}") for label, k in zip(labels, answers, strict=True)]
+
+
+def _doubts(found: Outcome) -> list[str]:
+    """What makes a figure worth less than it looks, in words."""
+    lines: list[str] = []
+    searched = len(found.found) if found.gradients is None else int((found.gradients.asked > 0).sum())
+    blind = int(found.blind.sum())
+    if blind:
+        lines.append(
+            f"the gradient was zero or not finite for {blind} of {searched} samples: a gradient attack sees nothing there, and "
+            "what it does not find is no sign of robustness; try square, rays or hopskipjump, which need no gradient"
+        )
+    if found.failed is not None and bool(found.failed.any()):
+        lines.append(
+            f"the model raised on {int(found.failed.sum())} of {len(found.found)} samples ({found.fault}): they were searched "
+            "no further, and count as not broken only because nothing was found before"
+        )
+    if found.unusable is not None and bool((found.unusable > 0).any()):
+        lines.append(
+            f"the model answered NaN or +infinity to points of {int((found.unusable > 0).sum())} samples; such points are never "
+            "witnesses, and such a model is not safe to deploy"
+        )
+    return lines
 
 
 def _module(context: Context) -> nn.Module:

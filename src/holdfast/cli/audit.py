@@ -79,6 +79,7 @@ def audit(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
@@ -163,7 +164,9 @@ def audit(
             "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
         )
     with progress(f"continue with: {_resuming(out, plan)}") as tell:
-        document = run(plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell)
+        document = run(
+            plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell, anyway=anyway
+        )
     finish(out, document, gate, format_, at=plan)
 
 

@@ -22,6 +22,7 @@ def attacks(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
@@ -64,7 +65,7 @@ def attacks(
     from holdfast.report.comparison import write_comparison
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, goal=goal, answers=answers,
         scores=scores, request=request, answer=answer_path, output=output,

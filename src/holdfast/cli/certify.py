@@ -52,6 +52,7 @@ def certify(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     output: o.Output = None,
     binary: o.Binary = None,
@@ -81,7 +82,7 @@ def certify(
     from holdfast.certify.set_certifier import SetCertifier
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output, binary=binary,
+        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output, binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, radius_max=radius_max, seed=seed, device=device,
     )  # fmt: skip

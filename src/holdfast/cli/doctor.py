@@ -63,7 +63,7 @@ def doctor(
     from holdfast.models.checks import preflight
 
     context = opened(
-        Path(), model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        Path(), looks=False, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, answers=answers,
         scores=scores, request=request, answer=answer_path, output=output,

@@ -10,7 +10,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say
-from holdfast.cli.opening import device_named, given
+from holdfast.cli.opening import device_named, given, look
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def harden(
         typer.Option(help="Weights to start from; without, the architecture's own start.", metavar="FILE"),
     ] = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     samples: o.Samples = None,
     norm: o.NormName = None,
@@ -60,7 +61,7 @@ def harden(
     A checkpoint stands beside OUT while it runs; after an interruption, repeat the command with --resume.
     """
     from holdfast.core.registry import method as named
-    from holdfast.core.threat import Norm, parse_eps
+    from holdfast.core.threat import Norm, ThreatModel, parse_eps
     from holdfast.data.load import load_data
     from holdfast.models.arch import build_arch
     from holdfast.models.load import load_model
@@ -87,6 +88,8 @@ def harden(
     else:
         module = _fresh(lambda: build_arch(arch, {}, trust=bool(trust))[0], settings.seed)
         module = module if declared is None else Normalised(module, declared)
+    threat = ThreatModel(norm or Norm.LINF, parse_eps(eps or "0.1"))
+    look(module, found, threat, anyway=anyway, trained=model is not None)
     done = train(
         module, found, tool.loss, tool.right, settings, out, method, resume=resume, device=device_named(device) or "cpu"
     )

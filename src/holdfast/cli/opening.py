@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
     from holdfast.audit.context import Context
     from holdfast.audit.plan import Plan
+    from holdfast.core.threat import ThreatModel
+    from holdfast.data.dataset import Dataset
+    from holdfast.judge.desk import Model
 
-__all__ = ["device_named", "given", "opened", "opened_models"]
+__all__ = ["device_named", "given", "look", "opened", "opened_models"]
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -40,8 +43,16 @@ def device_named(name: str | None) -> str | None:
     return name
 
 
-def opened(out: Path, **values: Any) -> Context:
-    """Model, data and threat of a command, opened as an audit opens them."""
+def opened(out: Path, *, looks: bool = True, anyway: bool = False, trained: bool = True, **values: Any) -> Context:
+    """Model, data and threat of a command, opened and looked at as an audit does.
+
+    Args:
+        out: the command's folder.
+        looks: the pre-flight of an audit looks at both, and refuses what an audit would refuse.
+        anyway: a model that does worse than guessing is none of it.
+        trained: its accuracy says something; not where a column is a detector's.
+        values: fields of a plan; those that are None were not given.
+    """
     from holdfast.audit.context import Context
     from holdfast.audit.folder import RunFolder
     from holdfast.audit.plan import Plan
@@ -56,7 +67,51 @@ def opened(out: Path, **values: Any) -> Context:
     context = Context.open(Plan.of(certify="none", **named), RunFolder(out))
     for line in context.notes:
         note(f"note: {line}")
+    if looks:
+        look(
+            context.base,
+            context.data,
+            context.plan.threat,
+            anyway=anyway,
+            trained=trained,
+            classes=context.plan.classes,
+        )
     return context
+
+
+def look(
+    model: Model, data: Dataset, threat: ThreatModel, *, anyway: bool = False, trained: bool = True,
+    classes: int | None = None,
+) -> None:  # fmt: skip
+    """The pre-flight, its warnings on the terminal. An API, whose rows count, is not asked for it: its data are looked at.
+
+    Args:
+        model: where it runs.
+        data: what the command works on.
+        threat: says what range a feature has.
+        anyway: a model that does worse than guessing goes on.
+        trained: its accuracy says something.
+        classes: K, where the model is not asked.
+
+    Raises:
+        DataError: what an audit would refuse.
+    """
+    from torch import nn
+
+    from holdfast.core.findings import Severity
+    from holdfast.data.checks import check_data
+    from holdfast.models.checks import admitted, preflight
+
+    if isinstance(model, nn.Module):
+        first = next((t for t in (*model.parameters(), *model.buffers())), None)
+        found = preflight(model, data, threat, device="cpu" if first is None else first.device)
+    else:
+        found = check_data(data, threat, classes)
+    if not trained:
+        found = [f for f in found if f.code not in ("model.chance", "model.preprocessing", "model.train_mode")]
+    for f in admitted(found, anyway=anyway):
+        if f.severity is Severity.WARNING:
+            note(f"warning: {f.title}. {f.message} {f.remedy}".rstrip())
 
 
 def opened_models(models: list[str] | None, archs: list[str] | None, plan: Plan) -> dict[str, nn.Module]:

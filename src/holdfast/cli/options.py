@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerPath",
     "Answers",
+    "Anyway",
     "Arch",
     "Binary",
     "Certify",
@@ -95,6 +96,15 @@ Arch = Annotated[
 Trust = Annotated[
     bool | None,
     typer.Option("--trust", help="Open files whose opening can run code.", show_default=False, rich_help_panel=_MODEL),
+]
+Anyway = Annotated[
+    bool,
+    typer.Option(
+        "--anyway",
+        help="Start although the model does worse than guessing.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
 ]
 Normalise = Annotated[
     str | None,

@@ -33,6 +33,7 @@ def posthoc(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
@@ -85,7 +86,7 @@ def posthoc(
     from holdfast.report.studies import posthoc_page
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, seed=seed, device=device,
     )  # fmt: skip
@@ -134,6 +135,7 @@ def unseen(
     model: o.Model = None,
     arch: o.Arch = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     normalise: o.Normalise = None,
     binary: o.Binary = None,
     class_names: o.ClassNames = None,
@@ -171,7 +173,7 @@ def unseen(
     from holdfast.report.studies import unseen_page
 
     context = opened(
-        out, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), seed=seed,
         device=device,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from math import sqrt
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 import torch
+from scipy.special import bdtr
 from torch import Tensor, nn
 
-from holdfast.core.errors import BudgetError, ModelError, UsageError
+from holdfast.core.arrays import outside_inference_mode
+from holdfast.core.errors import BudgetError, DataError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
 from holdfast.data.checks import check_data
@@ -18,7 +20,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.models.guess import Slip, helping_slip, working_layouts
 from holdfast.models.wrap import FromHF
 
-__all__ = ["preflight"]
+__all__ = ["admitted", "preflight"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -27,6 +29,9 @@ _REPEATS = 5
 _FEW = 8
 _RANDOM = 1e-4
 _BATCH_NOISE = 1e-3
+_CHANCE = "model.chance"
+_ENOUGH = 20  # rows on which doing worse than guessing is no accident
+_ALPHA = 0.01  # of both one-sided binomial tests
 
 
 def preflight(
@@ -78,15 +83,39 @@ def preflight(
     return found
 
 
+def admitted(found: list[Finding], *, anyway: bool = False) -> list[Finding]:
+    """What a verb that spends something makes of the findings: it starts, or it refuses.
+
+    Args:
+        found: what `preflight` gave.
+        anyway: a model that does worse than guessing is no hindrance but a warning: it may be wanted so.
+
+    Returns:
+        The findings, none of severity ERROR.
+
+    Raises:
+        DataError: with each error and its remedy.
+    """
+    if anyway:
+        found = [replace(f, severity=Severity.WARNING) if f.code == _CHANCE else f for f in found]
+    errors = [f for f in found if f.severity is Severity.ERROR]
+    if errors:
+        way = "; --anyway goes on all the same" if all(f.code == _CHANCE for f in errors) else ""
+        lines = "\n".join(f"  {f.title}: {f.message}{f' -> {f.remedy}' if f.remedy else ''}{way}" for f in errors)
+        raise DataError(f"the pre-flight found {len(errors)} error(s):\n{lines}")
+    return found
+
+
 @contextmanager
 def _asking(model: Model) -> Iterator[None]:
-    """Eval mode and private randomness for the time of the questions."""
+    """Eval mode and private randomness for the time of the questions, outside of inference mode."""
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [m.training for m in modules]
-    with torch.random.fork_rng():
+    with outside_inference_mode(), torch.random.fork_rng():
         try:
             for m in modules[:1]:
-                m.eval()
+                with suppress(NotImplementedError):  # a module of torch.export: its mode was fixed then
+                    m.eval()
             yield
         finally:
             for m, mode in zip(modules, modes, strict=True):
@@ -94,7 +123,7 @@ def _asking(model: Model) -> Iterator[None]:
 
 
 def _answers(model: Model, x: Tensor) -> object:
-    parts = [model(part) for part in x.split(_BATCH)]
+    parts = [model(part.clone()) for part in x.split(_BATCH)]  # a copy, for some models write into their input
     return torch.cat(parts) if all(isinstance(p, Tensor) for p in parts) else parts[0]
 
 
@@ -229,8 +258,8 @@ def _near_one(sums: Tensor) -> bool:
 def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
     """Whether an answer depends on anything but its own row: chance, or the rows beside it."""
     few = x[:_FEW]
-    first = model(few)
-    spread = max(float((model(few) - first).abs().nan_to_num(0).max()) for _ in range(_REPEATS - 1))
+    first = model(few.clone())
+    spread = max(float((model(few.clone()) - first).abs().nan_to_num(0).max()) for _ in range(_REPEATS - 1))
     if spread > _RANDOM:
         return [
             Finding(
@@ -241,7 +270,7 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
             )
         ]  # fmt: skip
     try:
-        alone = torch.cat([model(few[i : i + 1]) for i in range(len(few))])
+        alone = torch.cat([model(few[i : i + 1].clone()) for i in range(len(few))])
     except Exception as fault:  # a user's model may raise anything
         return [
             Finding(
@@ -278,7 +307,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
     cause, remedy, slip = "", "Check that weights, data and labels belong together.", None
     if isinstance(model, nn.Module):  # asking a module again costs only time; an API counts
         slip = helping_slip(
-            lambda t: torch.cat([model(part) for part in t.split(_BATCH)]), x, y, predicted, 1 / k + 0.2
+            lambda t: torch.cat([model(part.clone()) for part in t.split(_BATCH)]), x, y, predicted, 1 / k + 0.2
         )
         cause = " No usual slip explains it."
     if slip is not None:
@@ -287,13 +316,19 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
         if slip.rivals:
             cause += f" As good, to within 3 points: {', '.join(slip.rivals)}."
             remedy += " What counts is how the model was trained, not which change scores best."
-    if accuracy == 0 or (n >= 20 and accuracy <= 1 / k + 3 * sqrt((1 - 1 / k) / (k * n))):
+    hits = round(accuracy * n)
+    constant = float(torch.bincount(y, minlength=k).max()) / n  # the best that one answer for all rows would do
+    worse = n >= _ENOUGH and float(bdtr(hits, n, constant)) < _ALPHA
+    if worse or 1 - float(bdtr(hits - 1, n, 1 / k)) > _ALPHA:
         if n > 1 and len(predicted.unique()) == 1:
             cause = f" It gives every row the same label.{cause}"
+        title, than = "no better than guessing", f"guessing gives {1 / k:.1%}"
+        if worse:
+            title, than = "worse than guessing", f"the same answer to all would reach {constant:.1%}"
         return [
             Finding(
-                "model.chance", Severity.ERROR, "no better than guessing",
-                f"Clean accuracy is {accuracy:.1%} on {n} rows, and guessing gives {1 / k:.1%}.{cause}",
+                _CHANCE, Severity.ERROR if worse else Severity.WARNING, title,
+                f"Clean accuracy is {accuracy:.1%} on {n} rows, and {than}.{cause}",
                 remedy, measured,
             )
         ]  # fmt: skip
