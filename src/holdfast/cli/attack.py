@@ -160,7 +160,8 @@ def attack(
         raise UsageError(f"{tool.card.title} searches inside a budget; give --eps")
     check_results(out)
     context = opened(
-        out, anyway=anyway, trained=not detector, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
+        out, anyway=anyway, trained=not detector,
+        model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, goal=goal, queries=queries, top_k=top_k, surrogate=o.several(surrogate),
         surrogate_arch=o.several(surrogate_arch), answers=answers,

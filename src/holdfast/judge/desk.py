@@ -104,7 +104,7 @@ class Desk:
         self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
         self.votes, self.confidence, self.unit = votes, confidence, unit
         self.micro_batch = micro_batch or max(1, len(problem))
-        self._hides = not getattr(model, "differentiable", True)
+        self._hides = not answers_gradients(model)
         n, device = len(problem), problem.x.device
         self.ledger = Ledger(n, device)
         self.found_at = torch.full((n,), -1, dtype=torch.int64, device=device)
