@@ -238,7 +238,7 @@ class Context:
         """The simplified graph of the model, for bounds; captured once in a process, and so is a refusal.
 
         Raises:
-            UnsupportedError: it has none.
+            UnsupportedError: it has none, or one that is not the model's; the message says why.
         """
         if isinstance(self._captured, UnsupportedError):
             raise self._captured
@@ -250,6 +250,8 @@ class Context:
             return Graph.from_module(self._module(), self.data.x[:1].to(self.device))
         except UnsupportedError as refusal:
             return refusal
+        except ModelError as fault:  # cannot be captured: no certificate, and no fault of the run
+            return UnsupportedError(str(fault))
 
     @cached_property
     def heavy(self) -> bool:
