@@ -82,7 +82,8 @@ def certify(
     from holdfast.certify.set_certifier import SetCertifier
 
     context = opened(
-        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output, binary=binary,
+        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output,
+        binary=binary,
         class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
         norm=norm, eps=eps, radius_max=radius_max, seed=seed, device=device,
     )  # fmt: skip
