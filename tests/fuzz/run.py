@@ -6,7 +6,7 @@ import warnings
 from datetime import UTC, datetime
 
 import torch
-from fuzz_judge import run
+from fuzz_judge import Report, run
 
 
 def main() -> int:
@@ -21,7 +21,11 @@ def main() -> int:
     first, step = map(int, given.part.split("/"))
     numbers = [given.only] if given.only is not None else range(first, given.graphs, step)
     print(f"seed {given.seed}", flush=True)
-    report = run(given.seed, numbers, tell=lambda line: print("WRONG", line, flush=True))
+    report = Report()
+    for done, number in enumerate(numbers, 1):
+        run(given.seed, [number], report, tell=lambda line: print("WRONG", line, flush=True))
+        if done % 100 == 0:
+            print(report, flush=True)
     print(report)
     return bool(report.wrong)
 
