@@ -246,8 +246,14 @@ class Context:
 
     @cached_property
     def _captured(self) -> Graph | UnsupportedError:
+        from holdfast.graph.capture import compare_with_module  # torch.export takes seconds to import
+
         try:
-            return Graph.from_module(self._module(), self.data.x[:1].to(self.device))
+            graph = Graph.from_module(self._module(), self.data.x[:1].to(self.device))
+            # once more where the samples lie: the capture knows no data
+            x, eps = self.data.x.to(self.device), float(self.plan.exact_eps) if self.data.x.is_floating_point() else 0
+            compare_with_module(graph, self._module(), x.amin(0) - eps, x.amax(0) + eps)
+            return graph
         except UnsupportedError as refusal:
             return refusal
         except ModelError as fault:  # cannot be captured: no certificate, and no fault of the run
