@@ -1,0 +1,160 @@
+"""Every setting of every ATen call that the graph serves is the module's function, or it is refused in a sentence."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+import torch
+from aten_settings import SIZE, Setting, settings
+from torch import Tensor, nn
+
+from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
+from holdfast.graph import Graph
+from holdfast.graph.aten import CALLS
+from holdfast.graph.capture import exported, read
+
+_GROUP = 30
+
+
+class _Calls(nn.Module):
+    def __init__(self, chosen: list[Setting]) -> None:
+        super().__init__()
+        self.chosen = chosen
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return list(itertools.chain.from_iterable(_tensors(s(x)) for s in self.chosen))
+
+
+def _tensors(value: object) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [v for v in value if isinstance(v, Tensor)]  # type: ignore[attr-defined]
+
+
+def _points(n: int) -> Tensor:
+    """(k * n, SIZE): small, negative and large numbers, and whole ones."""
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(6, n, SIZE, generator=g) * torch.tensor([0.3, 1.0, 3.0, 30.0, 300.0, 3.0])[:, None, None]
+    x[5] = x[5].round()
+    return x
+
+
+def _runs(setting: Setting) -> list[Tensor] | None:
+    """What PyTorch itself gives for a batch of three, or None where it refuses."""
+    try:
+        return _tensors(setting(_points(3)[1]))
+    except Exception:  # whatever PyTorch raises for a setting that it does not have
+        return None
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    rows = len(expected) if expected.ndim else 1
+    found, expected = found.reshape(rows, -1).double(), expected.reshape(rows, -1).double()
+    scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(1, keepdim=True)
+    near = (found - expected).abs() <= 1e-5 * expected.abs() + 1e-6 * scale + 1e-9
+    return bool((near | (found == expected) | (found.isnan() & expected.isnan())).all())
+
+
+def _held(graph: Graph, setting: Setting, place: int) -> str | None:
+    """What is wrong with a graph of one result of a call, or None."""
+    module = graph.as_module().double()
+    for x in _points(3):
+        with torch.no_grad():
+            try:
+                expected = _tensors(setting(x.double()))[place]
+            except RuntimeError:  # a type that float64 would have to be narrowed to
+                expected = _tensors(setting(x))[place]
+            found = module(x.double())
+        if found.numel() != expected.numel():
+            return f"{tuple(found.shape)} instead of {tuple(expected.shape)}"
+        if not expected.dtype.is_floating_point or not _same(found, expected):
+            at = f"at inputs of size {float(x.abs().max()):.3g}"
+            return f"another value {at}: {found.flatten()[:4]} for {expected.flatten()[:4]}"
+    return None
+
+
+def _walk(chosen: list[Setting], counts: Counter[str], wrong: list[str]) -> None:
+    """Captures calls together and reads each result by itself."""
+    example = _points(3)[1]
+    try:
+        program = exported(_Calls(chosen), example, lead=1)
+    except ModelError as error:
+        if len(chosen) == 1:
+            counts["refused by PyTorch's capture"] += 1
+            if len(str(error).splitlines()) != 1:
+                wrong.append(f"{chosen[0]}: refused in several lines")
+            return
+        for half in (chosen[: len(chosen) // 2], chosen[len(chosen) // 2 :]):
+            _walk(half, counts, wrong)
+        return
+    at = 0
+    for setting in chosen:
+        told: set[str] = set()
+        for place in range(len(_runs(setting) or [])):
+            try:
+                _, graph = read(program, example, 1, at)
+            except (UnsupportedError, ModelError) as error:
+                told.add("refused")
+                if not str(error) or len(str(error).splitlines()) != 1:
+                    wrong.append(f"{setting}: refused as {str(error)!r}")
+            except Exception as error:  # anything else is what the walk is to find
+                wrong.append(f"{setting}: {type(error).__name__}: {error}")
+            else:
+                told.add("equal")
+                fault = _held(graph, setting, place)
+                if fault:
+                    wrong.append(f"{setting}, result {place}: {fault}")
+            at += 1
+        counts["equal" if "equal" in told else "refused"] += 1
+
+
+def _all(limit: int, of: list[str]) -> tuple[Counter[str], list[str]]:
+    counts: Counter[str] = Counter()
+    wrong: list[str] = []
+    ready = [s for name in of for s in settings(name, limit) if _runs(s)]
+    for in_place in (False, True):
+        part = [s for s in ready if s.name.endswith("_") is in_place]
+        for group in (part[i : i + _GROUP] for i in range(0, len(part), _GROUP)):
+            _walk(group, counts, wrong)
+    return counts, wrong
+
+
+def test_a_slice_of_the_settings_is_equal_or_refused():
+    counts, wrong = _all(2, sorted(CALLS)[::4])
+    assert not wrong, "\n".join(wrong)
+    assert counts.total() >= 60
+    assert counts["equal"] >= 30
+
+
+@pytest.mark.slow
+def test_every_setting_of_every_call_is_equal_or_refused(capsys):
+    counts, wrong = _all(60, sorted(CALLS))
+    with capsys.disabled():
+        print(f"\nATen: {counts.total()} settings of {len(CALLS)} calls: {dict(counts)}, {len(wrong)} wrong")
+    assert not wrong, "\n".join(wrong)
+    assert counts.total() >= 2500
+
+
+@pytest.mark.slow
+def test_single_settings_through_the_whole_capture_are_equal_or_refused(capsys):
+    counts: Counter[str] = Counter()
+    for name in sorted(CALLS):
+        for setting in [s for s in settings(name, 2, seed=1) if _runs(s)]:
+            try:
+                graph = Graph.from_module(_One(setting), _points(3)[1])
+            except HoldfastError:
+                counts["refused"] += 1
+            else:
+                counts["equal"] += 1
+                assert _held(graph, setting, 0) is None, str(setting)
+    with capsys.disabled():
+        print(f"\nATen through the capture: {dict(counts)}")
+    assert counts["equal"] >= 100
+
+
+class _One(_Calls):
+    def __init__(self, setting: Setting) -> None:
+        super().__init__([setting])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[0]
