@@ -346,3 +346,28 @@ def test_the_start_is_noted_and_not_hashed(small, tmp_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     assert about["start"] == str(Path.cwd())
     assert about["kind"] == "audit"
+
+
+@pytest.mark.slow
+def test_120_kills_from_the_first_millisecond_on_give_the_same_document(small, tmp_path, whole):
+    """Each start is killed a little later than the one before, in one folder after the other, until 120 were."""
+    import time
+
+    kills, run, delay = 0, 0, 0.001
+    while kills < 120:
+        out = tmp_path / f"run{run}"
+        pid = os.fork()
+        if pid == 0:
+            torch.set_num_threads(1)
+            audit(small, out, model=Two())
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        ended = os.waitpid(pid, 0)[1] == 0
+        kills += not ended
+        delay = 0.001 if ended else delay * 1.25
+        if ended:
+            assert _but_for_times(audit(small, out, model=Two())) == whole
+            run += 1
+    assert _but_for_times(audit(small, tmp_path / f"run{run}", model=Two())) == whole
+    assert recheck(tmp_path / f"run{run}", model=Two()).ok

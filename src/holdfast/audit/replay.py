@@ -20,9 +20,10 @@ from holdfast.audit.context import Context
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.journal import Key, Payload
 from holdfast.audit.reconcile import missing
-from holdfast.audit.stages import Stage, attacked, on_levels, stages
+from holdfast.audit.stages import Stage, attacked, on_levels
 from holdfast.audit.standing import Claim, Standing, decoded
 from holdfast.audit.suites import rungs
+from holdfast.audit.units import Layout
 from holdfast.core.errors import JournalError
 from holdfast.core.threat import Guarantee, parse_eps
 from holdfast.core.verdict import Certificate
@@ -50,6 +51,7 @@ class Replay:
     def __init__(self, context: Context, units: Mapping[Key, Payload]) -> None:
         """Takes the run's context, with what the journal says of randomness, and its units."""
         self.context, self.units = context, units
+        self.layout = Layout.of(context)
         self.witnesses = self.certificates = 0
         self.marginal: list[int] = []
         self.problems: list[str] = []
@@ -60,9 +62,9 @@ class Replay:
         """Looks at everything."""
         for stage, k in missing(self.context, self.units):
             self.problems.append(f"the journal has no unit {stage} of chunk {k}: it is unfinished, or one was removed")
-        known = {s.name for s in stages(self.context.plan)} | {"preflight", "diagnostics"}
+        known = {*self.layout.all_keys(), ("preflight", -1), ("diagnostics", -1)}
         for stage, k in self.units:
-            if stage not in known or k >= len(self.context.chunks()):
+            if (stage, k) not in known:
                 self.problems.append(f"the journal has a unit {stage} of chunk {k}, which is not in the plan")
         if not self._files():
             return  # what is built on them cannot be looked at
@@ -71,8 +73,10 @@ class Replay:
             self.unread.append(
                 "clean predictions, findings and margins: the model answers at random, or is not asked again"
             )
-        for k, ids in enumerate(self.context.chunks()):
-            self._chunk(k, ids)
+        for stage in self.layout.order:
+            for k, ids in enumerate(self.layout.units(stage.name)):
+                if (stage.name, k) in self.units:
+                    self._unit(stage, k, ids)
         for standing in parts:
             self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.exact_eps))
             self._certificates(standing)
@@ -93,22 +97,17 @@ class Replay:
     def _say(self, stage: str, k: int, what: str) -> None:
         self.problems.append(f"the journal's unit {stage} of chunk {k} {what}")
 
-    def _chunk(self, k: int, ids: np.ndarray) -> None:
-        before: dict[str, Payload] = {}
-        by_rung = {r.stage: r for r in rungs(self.context.plan)}
-        for stage in stages(self.context.plan):
-            unit = self.units.get((stage.name, k))
-            if unit is None:
-                continue
-            if "fault" not in unit:
-                if stage.name in _AGAIN and self.deterministic:
-                    self._again(stage, k, ids, unit, before)
-                if before:
-                    standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, before)
-                    self._who(stage, k, unit, standing, by_rung)
-                    self._named(stage, k, unit, standing)
-            before[stage.name] = unit
-            self.judge(self._claims(stage.name, k, unit, ids), float("inf"))
+    def _unit(self, stage: Stage, k: int, ids: np.ndarray) -> None:
+        unit, before = self.units[stage.name, k], self.layout.before(self.units, stage.name, ids)
+        if "fault" not in unit:
+            if stage.name in _AGAIN and self.deterministic:
+                self._again(stage, k, ids, unit, before)
+            if "clean" in before:
+                standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, before)
+                self._who(stage, k, unit, standing, {r.stage: r for r in rungs(self.context.plan)})
+                self._named(stage, k, unit, standing)
+        if stage.name != "clean":
+            self.judge(self._claims(stage.name, unit, ids), float("inf"))
 
     @property
     def _eps(self) -> float:
@@ -165,9 +164,9 @@ class Replay:
                     stage.name, k, f"ascribes the witness of sample {key} to '{record['attack']}', not to '{due}'"
                 )
 
-    def _claims(self, stage: str, k: int, unit: Payload, ids: np.ndarray) -> list[tuple[int, Claim]]:
-        alone = {"clean": self.units["clean", k], stage: unit} if ("clean", k) in self.units else {}
-        if not alone:
+    def _claims(self, stage: str, unit: Payload, ids: np.ndarray) -> list[tuple[int, Claim]]:
+        alone = self.layout.known(self.units, ["clean"], ids) | {stage: unit}
+        if "clean" not in alone:
             return []
         standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, alone)
         return [*standing.nearest.items(), *((i, replace(c, stage="")) for i, c in standing.marginal.items())]
@@ -207,10 +206,8 @@ class Replay:
                 self.problems.append(f"sample {i}: its witness does not break the model any more (margin {margin:.3g})")
 
     def _score_size(self, i: int) -> float:
-        k = next(k for k, ids in enumerate(self.context.chunks()) if i in ids)
-        rows = self.units.get(("clean", k), {}).get("scores", [])
-        row = rows[i - int(self.context.chunks()[k][0])] if rows else []
-        scores = decoded([row])
+        clean = self.layout.known(self.units, ["clean"], np.array([i])).get("clean", {})
+        scores = decoded(clean.get("scores", []))
         return float(np.abs(scores[np.isfinite(scores)]).max(initial=0))
 
     def _certificates(self, standing: Standing) -> None:
@@ -244,9 +241,10 @@ class Replay:
         """Certificates that were there to be had at eps: nobody took them out of the journal."""
         eps = min(self._eps, float(self.context.plan.largest_radius))
         ids = standing.ids[standing.correct]
-        k = next(k for k, own in enumerate(self.context.chunks()) if own[0] == standing.ids[0])
-        unit = self.units.get(("certificates", k), {})
-        if "refused" in unit or "fault" in unit:
+        if self.context.plan.certify == "none":
+            return
+        keys = self.layout.covering("certificates", standing.ids)
+        if any("refused" in unit or "fault" in unit for unit in (self.units.get(key, {}) for key in keys)):
             return
         held = proved_at(self.context, ids, eps)
         if held is None:
