@@ -248,20 +248,25 @@ def test_a_finished_run_resumed_is_the_same_to_the_byte(small, tmp_path):
     assert _bytes(out) == before
 
 
-def test_a_unit_that_failed_is_done_again(small, tmp_path):
-    class Moody(Two):
-        well = False
+def test_a_unit_that_failed_is_done_again(small, tmp_path, monkeypatch, whole):
+    """With what was built on it; the others stay."""
+    from holdfast.audit import stages
 
-        def forward(self, x):
-            if x.requires_grad and not Moody.well:
-                raise RuntimeError("not today")
-            return super().forward(x)
+    attack, failed = stages.attack, []
 
-    assert not audit(small, tmp_path / "run", model=Moody()).complete
-    Moody.well = True
-    again = resume(tmp_path / "run", model=Moody())
-    assert again.complete
-    assert _but_for_times(again)["samples"] == _but_for_times(audit(small, tmp_path / "new", model=Moody()))["samples"]
+    def moody(*given, **more):
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("not today")
+        return attack(*given, **more)
+
+    monkeypatch.setattr(stages, "attack", moody)
+    first = audit(small, tmp_path / "run", model=Two())
+    assert not first.complete
+    assert any(f.code == "run.failed" and "not today" in f.message for f in first.findings)
+    assert any(s.status == "failed" for s in first.stages)
+    monkeypatch.undo()
+    assert _but_for_times(resume(tmp_path / "run", model=Two())) == whole
 
 
 def test_a_full_disk_is_told_in_one_sentence(small, tmp_path, monkeypatch):
