@@ -147,6 +147,13 @@ class Query:
 
     def keep(self, rows: Tensor) -> Query:
         """The same question about some rows (a mask); groups that keep none are gone."""
-        groups = self.groups[rows].unique(return_inverse=True)[1]
+        groups = _renumbered(self.groups[rows])
         strict = None if self.strict is None else self.strict[rows]
         return replace(self, c=self.c[rows], d=self.d[rows], groups=groups, strict=strict)
+
+
+def _renumbered(groups: Tensor) -> Tensor:
+    """Group numbers counted from 0 without gaps, in the same order."""
+    known = torch.zeros(int(groups.max()) + 1 if len(groups) else 0, dtype=torch.int64, device=groups.device)
+    known[groups] = 1
+    return known.cumsum(0)[groups] - 1

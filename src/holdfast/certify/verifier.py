@@ -317,7 +317,7 @@ def _exact_rows(graph: Graph, query: Query) -> Tensor:
     with torch.no_grad():
         found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
         found.run(refine=found.affine_in_input, every=True)
-    least, most = (end.flatten().tolist() for end in found.boxes[-1])
+    least, most = ([float(v) for v in end.flatten()] for end in found.boxes[-1])
     rows = torch.full_like(query.d, -inf)
     assert query.strict is not None
     for k in map(int, query.strict.nonzero().flatten()):

@@ -343,7 +343,7 @@ class _Reader:
         mode = self.constant(2)
         if mode is not None and bool(mode):
             raise self.refuse("in training")
-        self.constant(1), self.at.get("ratio"), self.at.get("seed")  # of training
+        _ = self.constant(1), self.at.get("ratio"), self.at.get("seed")  # of training
         return self.x()
 
     def _relu(self) -> int:

@@ -5,7 +5,7 @@ Sorting is the exception: on a CPU NumPy sorts with vector instructions, several
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ __all__ = ["falling_order", "on_device", "outside_inference_mode", "plain", "ris
 
 
 @contextmanager
-def outside_inference_mode() -> Iterator[None]:
+def outside_inference_mode() -> Generator[None, None, None]:
     """Where callers are in `torch.inference_mode`, whose tensors no gradient passes, tensors are made as under `no_grad`."""
     if not torch.is_inference_mode_enabled():
         yield

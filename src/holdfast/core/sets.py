@@ -38,6 +38,10 @@ class FeatureGrid:
 
     steps: tuple[float, ...]
 
+    def __float__(self) -> float:
+        """The longest step."""
+        return 1 / min(s for s in self.steps if s > 0)
+
     def __str__(self) -> str:
         return f"of {sum(s > 0 for s in self.steps)} integer columns"
 

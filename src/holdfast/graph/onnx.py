@@ -332,7 +332,7 @@ class _Reader:
         if served is not None:
             _check_version(call, served)
         if not any(isinstance(v, int) for v in call.inputs):
-            made = list(folded(call, errors))
+            made: list[tuple[Value, Tensor | None]] = list(folded(call, errors))
             if call.op not in MOVES and any(isinstance(v, Tensor) and v.is_floating_point() for v, _ in made):
                 self.builder.computed.append(call.op)
             return made

@@ -294,7 +294,7 @@ def _off_jumps(c: Call, x: Tensor, error: Tensor | None, at: float = 0.0) -> Ten
 
 def _cast(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     x, was, to = c.weight(0), c.kinds[0], c.get("to")
-    c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
+    _ = c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
     if to not in TYPES:
         raise UnsupportedError(
             f"'Cast' of a constant to {type_name(to)}; served are {', '.join(map(type_name, TYPES))}"

@@ -278,7 +278,7 @@ def _resize(c: Call) -> Value:
         how = c.need("coordinate_transformation_mode", *("half_pixel", *(k for k in _COORDINATES if k != "half_pixel")))
         rounding = c.need("nearest_mode", "round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
         c.constant(1)  # the region and what fills around it, which only tf_crop_and_resize reads
-        c.get("extrapolation_value"), c.get("cubic_coeff_a"), c.get("exclude_outside")
+        _ = c.get("extrapolation_value"), c.get("cubic_coeff_a"), c.get("exclude_outside")
         c.need("antialias", 0)
         c.need("keep_aspect_ratio_policy", "stretch")
     x = c.x

@@ -132,7 +132,7 @@ def _where(c: Call) -> Value:
 
 
 def _cast(c: Call) -> Value:
-    c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
+    _ = c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
     was, to = c.kinds[0], c.get("to")
     narrow = torch.finfo(c.b.dtype).eps
     if was in WHOLE and to in WHOLE:
@@ -150,7 +150,7 @@ def _cast(c: Call) -> Value:
 
 
 def _dropout(c: Call) -> Value:
-    c.get("ratio"), c.constant(1), c.get("seed")  # of training
+    _ = c.get("ratio"), c.constant(1), c.get("seed")  # of training
     mode = c.constant(2)
     if mode is not None and bool(mode):
         raise UnsupportedError(
