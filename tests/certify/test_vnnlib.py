@@ -158,6 +158,10 @@ _GOOD = _declared() + _box()
         (_GOOD + "(assert (<= Y_0 zero))", DataError, "'zero' is neither"),
         (_GOOD + "(assert (<= Y_0 nan))", DataError, "'nan' is neither"),
         (_GOOD + "(assert (<= Y_0 1e999))", DataError, "beyond float64"),
+        (_GOOD + "(assert (<= (+ (* 1e308 Y_0) (* 1e308 Y_0)) 1))", UnsupportedError, "beyond float64"),
+        (_GOOD + "(assert (<= (+ Y_0 1e308 1e308) 1))", UnsupportedError, "beyond float64"),
+        (_GOOD + "(assert (<= (* 1e-300 X_0) 1e300))(assert (<= Y_0 0))", UnsupportedError, "bound .* beyond float64"),
+        (_GOOD + "(assert (<= Y_0 \u0661))", DataError, "neither a number"),
         (_GOOD + "(assert (<= Y_0 1e99999999))", DataError, "neither a number"),
         (_GOOD + "(assert (<= (* Y_0 Y_1) 0))", UnsupportedError, r"not linear: \(<= \(\* Y_0 Y_1\) 0\)"),
         (_GOOD + "(assert (<= (/ 1 Y_1) 0))", UnsupportedError, "division"),
@@ -194,6 +198,12 @@ def test_a_property_of_another_network_is_refused():
     found = parse_vnnlib(_declared(3, 2) + _box(3) + "(assert (<= Y_0 0))")
     with pytest.raises(DataError, match=r"X_0 to X_2, the network has 2 inputs"):
         found.queries(_graph())
+
+
+@pytest.mark.parametrize("row", ["(<= (* 1e-400 Y_0) 1)", "(<= (* 1e-300 1e-300 Y_0) 1)", "(>= (/ Y_0 1e250) 1e90)"])
+def test_a_row_that_no_scale_fits_into_float64_is_refused(row):
+    with pytest.raises(UnsupportedError, match="float64 cannot hold"):
+        parse_vnnlib(_GOOD + f"(assert {row})").queries(_graph())
 
 
 def test_mutated_texts_are_refused_in_words_or_read():

@@ -221,3 +221,14 @@ def test_an_exported_program_is_captured_in_the_mode_in_which_it_was_exported():
     training = torch.export.export(net.train(), (x,), dynamic_shapes=({0: batch},)).module()
     with pytest.raises(HoldfastError):
         Graph.from_module(training, x)
+
+
+@pytest.mark.parametrize("f", [lambda s, x: x if len(x) == 1 else -x, lambda s, x: x * len(x)])
+def test_a_model_that_decides_by_the_size_of_the_batch_hears_so(f):
+    with pytest.raises(ModelError, match="by the number of inputs in the batch"):
+        Graph.from_module(_Function(f), torch.zeros(1, 3))
+
+
+def test_a_model_that_cannot_run_on_the_type_of_its_inputs_is_a_refusal_and_no_traceback():
+    with pytest.raises(ModelError, match="cannot run on inputs in float32 of shape"):
+        Graph.from_module(nn.Linear(4, 2).bfloat16(), torch.zeros(1, 4))

@@ -26,8 +26,10 @@ DEPTH = 200
 """Parentheses in parentheses that a file may have."""
 
 _TOKEN = re.compile(r";[^\n]*|[()]|[^\s();]+")
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?")
-_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})")
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+_NAME = re.compile(r"([XY])_(0|[1-9]\d{0,8})", re.ASCII)
+_BEYOND = Fraction(2**1024 - 2**970)
+"""The first number that rounds to infinity in float64."""
 _FORMALITIES = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
 _COMPARISONS = frozenset({"<=", ">=", "<", ">", "="})
 
@@ -197,6 +199,8 @@ class _Reader:
         if sign[0] == ">":
             left, right = right, left
         terms = _total([self.linear(left, whole), _scaled(self.linear(right, whole), Fraction(-1))])
+        if any(abs(number) >= _BEYOND for number in terms.values()):
+            raise self.refused("a factor or a sum of it is beyond float64", whole)
         constant, strict = terms.pop(None, Fraction(0)), len(sign) == 1
         variables = sorted((key, factor) for key, factor in terms.items() if factor and key is not None)
         letters = {letter for (letter, _), _ in variables}
@@ -209,7 +213,10 @@ class _Reader:
         if len(variables) > 1:
             raise self.refused("inputs can be bounded one by one only, as in (<= X_0 1.5), not", whole)
         ((_, i), factor) = variables[0]
-        return [(_Limit(i, factor > 0, Bound(-constant / factor, strict)),)]
+        bound = -constant / factor
+        if abs(bound) >= _BEYOND:
+            raise self.refused("the bound that it sets is beyond float64", whole)
+        return [(_Limit(i, factor > 0, Bound(bound, strict)),)]
 
     def linear(self, expression: Expression, whole: Expression) -> Terms:
         match expression:
@@ -248,7 +255,7 @@ class _Reader:
         if not _NUMBER.fullmatch(word):
             raise self.wrong(f"'{word}' is neither a number nor a name like X_0 or Y_0", whole)
         value = _number(word)
-        if abs(value) >= 2**1024:
+        if abs(value) >= _BEYOND:
             raise self.wrong(f"{word} is beyond float64", whole)
         return {None: value}
 

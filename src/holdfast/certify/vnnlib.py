@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 import re
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from holdfast.certify._vnnlib_text import Bound, Box, parse
+from holdfast.certify._vnnlib_text import Bound, Box, Row, parse
 from holdfast.certify.query import Query
 from holdfast.core.errors import DataError, UnsupportedError
 from holdfast.graph.model import Graph
@@ -91,10 +92,10 @@ class Property:
         c, d = torch.zeros(len(rows), self.outputs, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
         for k, row in enumerate(rows):
             scale = _scale([factor for _, factor in row.factors])
-            if scale is None:
+            if scale is None or abs(row.offset * scale) > sys.float_info.max:
                 raise UnsupportedError(
-                    f"{self.source}: float64 cannot hold the factors {', '.join(str(f) for _, f in row.factors)} "
-                    "exactly, in any scale; write them with fewer digits"
+                    f"{self.source}: float64 cannot hold the factors {_shown(row)} exactly beside the constant, in any "
+                    "scale; write them with fewer digits or nearer to each other in size"
                 )
             for j, factor in row.factors:
                 c[k, j] = float(factor * scale)
@@ -220,6 +221,11 @@ def parse_counterexample(text: str, inputs: int) -> list[str]:
 
 def _numbers(t: Tensor) -> list[float]:
     return t.detach().double().flatten().numpy().tolist()
+
+
+def _shown(row: Row) -> str:
+    """The factors of a row, to three digits of a decimal; a fraction of a thousand digits tells nobody anything."""
+    return ", ".join(f"{Decimal(f.numerator) / Decimal(f.denominator):.3g}" for _, f in row.factors)
 
 
 def _down(exact: Fraction) -> float:

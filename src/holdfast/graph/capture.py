@@ -127,7 +127,12 @@ class _Compared:
 
 def _scores(module: nn.Module, x: Tensor) -> Tensor:
     """The one tensor that a module gives, whatever it is wrapped in."""
-    leaves = [v for v in pytree.tree_leaves(module(x)) if isinstance(v, Tensor)]
+    try:
+        answer = module(x)
+    except Exception as error:  # whatever the model's own code raises
+        kind = f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"
+        raise ModelError(f"the model cannot run on inputs in {kind}: {_first_line(error)}") from error
+    leaves = [v for v in pytree.tree_leaves(answer) if isinstance(v, Tensor)]
     if len(leaves) != 1:
         raise UnsupportedError(_outputs(len(leaves)))
     return leaves[0]
@@ -216,8 +221,16 @@ def _refusal(error: Exception) -> str:
             f"torch.export cannot capture the model: its code decides by the values of the input{at}; the graph serves "
             "models that do the same operations for every input (attacks need no graph)"
         )
-    first = next(line.strip() for line in text.splitlines() if line.strip())
-    return f"torch.export cannot capture the model{at}: {first[:300]}"
+    if text.startswith("Constraints violated"):
+        return (
+            "torch.export cannot capture the model: its code decides by the number of inputs in the batch; the graph "
+            "serves models that answer each input by itself (attacks need no graph)"
+        )
+    return f"torch.export cannot capture the model{at}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 @contextmanager
