@@ -85,7 +85,9 @@ def region(r: random.Random, case: Case) -> tuple[torch.Tensor, LpBall]:
     eps = float(r.randint(0, 3)) if norm is Norm.L0 else r.choice((0.0, 1e-9, 0.01, 0.1, 0.5, 2.0, 10.0, 1e3))
     if case.kind == "pieces":
         eps = r.choice((0.05, 0.3, 1.0, 2.0))
-    ball = LpBall.uniform(norm, eps, 2, low=low, high=high, dtype=F64)
+    ball = LpBall.uniform(norm, eps, 2, dtype=F64)
+    # a box of one point is refused to those who type it, and is a set for the bounds all the same
+    ball = replace(ball, low=torch.full_like(ball.low, low), high=torch.full_like(ball.high, high))
     if r.random() < 0.15:
         ball = replace(ball, mask=torch.rand(2, *shape, generator=g) < 0.6)
     return x, ball
