@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from holdfast.attacks.attack import Attack
+from holdfast.attacks.common.space import Decoder
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.soft.square import Square
 from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.attacks.shared import fit
 from holdfast.core.criterion import Misclassified, RegressionMargin, Targeted, WithDetector, usable
 from holdfast.core.errors import DataError, ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -340,3 +342,65 @@ class TestGradients:
 
     def test_attacks_without_gradients_are_not_blind(self):
         assert not run(Square(queries=50), problem(), Net()).blind.any()
+
+
+INPUTS_OF_CLASSES = ("boundary", "geoda", "hopskipjump", "nes", "nes_label_only", "opt", "sign_opt", "surfree")
+
+
+class TestWhatIsGivenInRealUnits:
+    """What somebody gives as the data are: the same inputs on another scale are the same search."""
+
+    def of(self, tool, unit, shift=0.0, *, targeted=False):
+        norm = Norm.L2 if Norm.L2 in tool.card.norms else Norm.LINF
+        eps = float("inf") if tool.card.formulation in UNBOUNDED else EPS[norm] * unit
+        ball = LpBall.uniform(norm, eps, N, shift, shift + unit, dtype=torch.float64)
+        target = (labels() + 1) % 4 if targeted else None
+        return run(tool, Problem.of(points() * unit + shift, labels(), ball, target=target), Net(unit, shift))
+
+    def starts(self):
+        g = torch.Generator().manual_seed(3)
+        many = torch.rand(400, 1, 4, 4, generator=g, dtype=torch.float64)
+        with torch.no_grad():
+            label = Net()(many).argmax(1)
+        return torch.stack([many[label == k][0] for k in range(4)])
+
+    @pytest.mark.parametrize("name", INPUTS_OF_CLASSES)
+    def test_inputs_to_start_from(self, name):
+        base = self.of(replace(small(name), starts=self.starts()), 1.0, targeted=True)
+        assert base.found.any() or name == "nes"  # which has to come a long way with few queries
+        many = self.of(replace(small(name), starts=self.starts() * 256), 256.0, targeted=True)
+        assert torch.equal(base.x * 256, many.x)
+        assert torch.equal(base.low_margin, many.low_margin)
+        for unit, shift in ((255.0, 0.0), (2.0, -1.0)):
+            there = self.of(replace(small(name), starts=self.starts() * unit + shift), unit, shift, targeted=True)
+            assert base.found.sum() - there.found.sum() <= 1
+
+    @pytest.mark.parametrize("width", [None, 0.3])
+    def test_references_and_the_width_of_their_kernel(self, width):
+        def tool(unit):
+            size = None if width is None else width * unit
+            return replace(small("gradient_evasion"), reference=self.starts() * unit, width=size, mimicry=3.0)
+
+        base = self.of(tool(1.0), 1.0)
+        assert torch.equal(base.x * 256, self.of(tool(256.0), 256.0).x)
+        assert not torch.equal(base.x, self.of(replace(tool(1.0), mimicry=0.0), 1.0).x)
+
+    def test_a_decoder_makes_perturbations_of_the_data(self):
+        def tool(unit):
+            spread = torch.randn(4, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+            return replace(small("autozoom"), space=Decoder(lambda u: (u @ spread * unit).view(-1, 1, 4, 4), (4,)))
+
+        base = self.of(tool(1.0), 1.0)
+        assert base.found.any()
+        assert torch.equal(base.x * 256, self.of(tool(256.0), 256.0).x)
+
+    @pytest.mark.parametrize("name", ["uap", "sgd_uap", "min_max_universal"])
+    def test_shared_artefacts(self, name):
+        def made(unit):
+            tool = method(name)()
+            tool = replace(tool, **{k: v for k, v in {"steps": 8, "passes": 2}.items() if hasattr(tool, k)})
+            ball = LpBall.uniform(Norm.LINF, 0.2 * unit, N, 0, unit, dtype=torch.float64)
+            return fit(tool, Problem.of(points() * unit, labels(), ball), Net(unit)).artefact.tensors
+
+        one, many = made(1.0), made(256.0)
+        assert torch.equal(one["v"] * 256, many["v"])

@@ -68,7 +68,6 @@ def _no_gradient(x):
 @pytest.mark.parametrize(
     ("before", "given", "failed"),
     [
-        (_no_big_batch, {"suite": "black-box", "norm": "l2", "eps": "0.15", "queries": 1500}, "hopskipjump"),
         (_no_gradient, {"suite": "fast", "norm": "linf", "eps": "0.02"}, "cosine_margin"),
         (_no_gradient, {"suite": "minimal", "norm": "l2", "eps": "0.1"}, "ddn"),
     ],
@@ -87,6 +86,13 @@ def test_a_stage_that_fails_is_named_and_the_rest_is_kept(smooth, tmp_path, befo
     assert "INCOMPLETE" in head.statement
     assert head.clean_accuracy == 1
     assert all(p.accuracy <= 1 - head.errors / 16 for p in document.curves.eps)
+
+
+def test_a_model_that_takes_no_large_batch_is_judged_all_the_same(smooth, tmp_path):
+    data, model = smooth
+    plan = Plan.of(data=data, certify="none", suite="black-box", norm="l2", eps="0.15", queries=600)
+    document = audit(plan, tmp_path, model=Wrapped(model, before=_no_big_batch))
+    assert (document.complete, document.headline.errors) == (True, 0)
 
 
 def test_what_one_stage_found_stands_though_another_failed(smooth, tmp_path):
@@ -144,3 +150,22 @@ def test_a_network_that_jumps_is_said_to(smooth, tmp_path):
     plan = Plan.of(data=str(tmp_path / "d.npz"), norm="linf", eps="0.1", certify="none")
     document = audit(plan, tmp_path / "run", model=Hashed(model).eval())
     assert "masking.unstable" in {f.code for f in document.findings}
+
+
+@pytest.mark.parametrize("near", [1e-6, 0.02])  # on the clean input already; on points around it alone
+def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_are_judged(smooth, tmp_path, near):
+    data, model = smooth
+    third = torch.from_numpy(np.load(data)["x"])[3]
+
+    def before(x):
+        gap = (x - third).abs().amax((1, 2, 3))
+        if bool((gap < near).any() if near < 1e-3 else ((gap > 0) & (gap < near)).any()):
+            raise ValueError("no such input")
+
+    plan = Plan.of(data=data, norm="linf", eps="0.015", suite="fast", certify="none")
+    plain = audit(plan, tmp_path / "a", model=model)
+    found = audit(plan, tmp_path / "b", model=Wrapped(model, before))
+    assert found.samples[3].status is Status.ERROR
+    assert [s.status for s in found.samples if s.id != 3] == [s.status for s in plain.samples if s.id != 3]
+    assert (found.headline.errors, found.complete) == (1, False)
+    assert any(f.code == "model.raised" and "samples 3: ValueError: no such input" in f.message for f in found.findings)

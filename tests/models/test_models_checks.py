@@ -256,3 +256,32 @@ def test_an_api_is_asked_once_about_each_row(trained):
         model.close()
         assert found == {"model.log_probabilities"}
         assert api.rows == 40
+
+
+def test_what_answers_queries_only_is_not_told_to_change_its_layers():
+    class Queried(nn.Softmax):
+        differentiable = False
+
+    data = Dataset.of(torch.rand(30, 3), torch.arange(30) % 3)
+    own, asked = (
+        next(f for f in preflight(kind(1), data, THREAT) if f.code == "model.probabilities")
+        for kind in (nn.Softmax, Queried)
+    )
+    assert "Leave the softmax out" in own.remedy
+    assert "softmax" not in asked.message + asked.remedy
+    assert "logits" in asked.remedy
+
+
+def test_a_model_that_fails_on_some_rows_is_no_wall_and_one_that_fails_on_all_is():
+    class Fails(nn.Linear):
+        def forward(self, x):
+            if bool((x[:, 0] > self.limit).any()):
+                raise ValueError("no such input")
+            return super().forward(x)
+
+    data, model = Dataset.of(torch.arange(90).view(30, 3) / 90, torch.arange(30) % 3), Fails(3, 3)
+    for limit, code, severity in ((0.9, "model.raises", Severity.WARNING), (-1.0, "model.call", Severity.ERROR)):
+        model.limit = limit
+        found = next(f for f in preflight(model, data, THREAT) if f.code.startswith(("model.raises", "model.call")))
+        assert (found.code, found.severity) == (code, severity)
+        assert "no such input" in found.message

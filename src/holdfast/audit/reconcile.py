@@ -427,6 +427,17 @@ def _refusals(units: Units) -> list[dict[str, Any]]:
                 "message": text, "remedy": "mend the cause and run holdfast resume", "data": {"units": failed.count(text)},
             }
         )  # fmt: skip
+    raised = sorted({(i, u["raised"]) for u in units.values() if "raised" in u for i in u["failed"]})
+    if raised:
+        ids = sorted({i for i, _ in raised})
+        named = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        found.append(
+            {
+                "code": "model.raised", "severity": "error", "title": "the model raised on some samples",
+                "message": f"samples {named}: {raised[0][1]}; what no other stage settles of them is not judged",
+                "remedy": "mend the cause and run holdfast resume", "data": {"samples": len(ids)},
+            }
+        )  # fmt: skip
     return found
 
 

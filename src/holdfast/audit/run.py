@@ -162,7 +162,7 @@ def _forget_failed(journal: Journal, layout: Layout) -> None:
     What failed goes last, so that a run which is killed in between finds all of it again.
     """
     units = journal.units()
-    failed = [key for key, unit in units.items() if "fault" in unit]
+    failed = [key for key, unit in units.items() if "fault" in unit or "raised" in unit]
     if failed:
         stale = layout.stale(failed) | {(_DIAGNOSTICS, _WHOLE)}
         journal.forget([*sorted(stale & units.keys() - set(failed)), *failed])

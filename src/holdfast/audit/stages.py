@@ -23,8 +23,10 @@ from holdfast.audit.shrink import shrink
 from holdfast.audit.standing import Standing, encoded
 from holdfast.audit.suites import SPARED_SHARE, Rung, rungs, transfers
 from holdfast.core.criterion import Misclassified
+from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import parse_eps
+from holdfast.judge.asking import Model, ModelFault, ask
 from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
 from holdfast.judge.referee import Judgement, Ruling
@@ -104,8 +106,8 @@ def clean(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
     """Predictions on the clean inputs."""
     x = context.inputs(ids)
     with torch.no_grad(), evaluating(context.model):
-        scores = torch.cat([context.model(part) for part in x.split(context.plan.slots)]).double().cpu()
-        prediction = scores.nan_to_num(nan=-np.inf).argmax(1)
+        scores, raised, fault = _each(context.model, x, context.plan.slots)
+        prediction = scores.nan_to_num(nan=-np.inf).argmax(1).masked_fill(raised, -1)
         if context.subject.kind == "smoothed":  # g abstains with not-a-number; the stand-in's scores guide the search
             prediction = prediction.masked_fill(scores.isnan().any(1), -1)
             scores = torch.cat([context.search(part) for part in x.split(context.plan.slots)]).double().cpu()
@@ -114,7 +116,40 @@ def clean(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
         "scores": encoded(scores.numpy()),
         "prediction": prediction.tolist(),
         "forwards": [1] * len(ids),
-    }
+    } | _raised(ids, raised, fault)
+
+
+def _each(model: Model, x: Tensor, slots: int) -> tuple[Tensor, Tensor, str]:
+    """(n, K) float64 scores, (n,) bool the rows that the model raises on, NaN in the scores, and what it raised first.
+
+    Raises:
+        ModelError: it raises on every row.
+    """
+    rows, fault = list[Tensor | None](), ""
+    parts = [*x.split(slots)][::-1]
+    while parts:
+        part = parts.pop()
+        try:
+            rows += ask(model, part).double().cpu().unbind()
+        except ModelFault as error:
+            fault = fault or str(error)
+            if len(part) == 1:
+                rows.append(None)
+            else:
+                parts += [*part.tensor_split(2)][::-1]
+    known = [row for row in rows if row is not None]
+    if not known:
+        raise ModelError(f"the model raises {fault}")
+    lost = torch.full_like(known[0], torch.nan)
+    scores = torch.stack([lost if row is None else row for row in rows])
+    return scores, torch.tensor([row is None for row in rows]), fault
+
+
+def _raised(ids: np.ndarray, raised: Tensor | None, fault: str | None) -> Payload:
+    """The samples that the model raised on, by name, and what it raised; nothing where it raised on none."""
+    if raised is None or not bool(raised.any()):
+        return {}
+    return {"failed": ids[raised.cpu().numpy()].tolist(), "raised": fault or ""}
 
 
 def attack(
@@ -139,6 +174,9 @@ def attack(
         method, problem, search, judge=judge, seed=plan.seed,
         budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings, progress=context.progress,
     )  # fmt: skip
+    failed = outcome.failed
+    if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(outcome.found.any()):
+        raise ModelError(f"the model raises {outcome.fault}")  # no sample's fault: the stage's
     return judged(context, problem, outcome, rung.name)
 
 
@@ -175,13 +213,17 @@ def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
     if outcome is None:
         return payload | {k: [] for k in ("forwards", "backwards", "queries", "found_at", "low_margin")}
     ledger = outcome.ledger
-    return payload | {
-        "forwards": ledger.forwards.tolist(),
-        "backwards": ledger.backwards.tolist(),
-        "queries": ledger.queries.tolist(),
-        "found_at": outcome.found_at.tolist(),
-        "low_margin": outcome.low_margin.clamp(-1e30, 1e30).tolist(),
-    }
+    return (
+        payload
+        | {
+            "forwards": ledger.forwards.tolist(),
+            "backwards": ledger.backwards.tolist(),
+            "queries": ledger.queries.tolist(),
+            "found_at": outcome.found_at.tolist(),
+            "low_margin": outcome.low_margin.clamp(-1e30, 1e30).tolist(),
+        }
+        | _raised(ids, outcome.failed, outcome.fault)
+    )
 
 
 def _attacking(rung: Rung) -> Unit:

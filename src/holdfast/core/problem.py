@@ -115,12 +115,18 @@ class Problem:
     def in_units(self) -> Problem:
         """The same problem counted in the width of its box (`LpBall.unit`), so that no step or radius depends on it.
 
+        What is given beside it as the data are, such as inputs to start from, goes through `counted`.
         The unit is a power of two: every value is the same but for its exponent. float16 has too few of those and stays.
         """
         unit = self.set.unit
         if unit == 1 or self.x.dtype == torch.float16:
             return self
         return replace(self, x=self.x / unit, set=self.set.scaled(1 / unit), unit=self.unit * unit)
+
+    def counted(self, values: Tensor) -> Tensor:
+        """Inputs, or differences of inputs, that somebody gave as the data are, counted in ``unit`` as x is."""
+        values = values.to(self.x)
+        return values if self.unit == 1 else values / self.unit
 
     def select(self, rows: np.ndarray) -> Problem:
         """The sub-problem of the samples at ``rows`` (host integers)."""

@@ -108,9 +108,6 @@ class Referee:
         if not len(x):  # not every model takes an empty batch
             none = torch.zeros(0, dtype=torch.float64, device=x.device)
             return Judgement((), x, none, none, none, none, none.view(0, 2), 0, self.runs)
-        if not len(x):  # not every model takes an empty batch
-            none = torch.zeros(0, dtype=torch.float64, device=x.device)
-            return Judgement((), x, none, none, none, none, none.view(0, 2), 0, self.runs)
         with torch.no_grad(), evaluating(self.model):
             if self.draws:
                 return self._vote(problem, x, before)

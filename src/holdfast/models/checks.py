@@ -18,6 +18,7 @@ from holdfast.core.threat import ThreatModel
 from holdfast.data.checks import check_data
 from holdfast.data.dataset import Dataset
 from holdfast.models.guess import Slip, helping_slip, working_layouts
+from holdfast.models.queries_only import answers_gradients
 from holdfast.models.wrap import FromHF
 
 __all__ = ["admitted", "preflight"]
@@ -69,12 +70,17 @@ def preflight(
         except (BudgetError, UsageError):
             raise  # about the command, not about the model and its data
         except Exception as fault:  # a user's model may raise anything
-            return [*found, *check_data(data, threat), _failed(model, x, fault)]
+            served = _served(model, x) if isinstance(model, nn.Module) and not isinstance(fault, ModelError) else []
+            if not 0 < len(served) < len(x):
+                return [*found, *check_data(data, threat), _failed(model, x, fault)]
+            found.append(_raises_on_some(len(x), len(served), fault))
+            x, y = x[served], y[served]
+            out = _answers(model, x)
         wrong = _shape(out, x)
         if wrong is not None or not isinstance(out, Tensor):
             return [*found, *check_data(data, threat), *([wrong] if wrong else [])]
         about_data = check_data(data, threat, out.shape[1])
-        found += [*about_data, *_outputs(out)]
+        found += [*about_data, *_outputs(out, answers_gradients(model))]
         if not any(f.code == "model.nan" for f in found):
             if isinstance(model, nn.Module):
                 found += _steadiness(model, x)
@@ -157,6 +163,24 @@ def _failed(model: Model, x: Tensor, fault: Exception) -> Finding:
     )  # fmt: skip
 
 
+def _served(model: Model, x: Tensor) -> list[int]:
+    """The rows that the model answers one by one."""
+    rows: list[int] = []
+    for k in range(len(x)):
+        with suppress(Exception):  # a user's model may raise anything
+            model(x[k : k + 1].clone())
+            rows.append(k)
+    return rows
+
+
+def _raises_on_some(rows: int, served: int, fault: Exception) -> Finding:
+    return Finding(
+        "model.raises", Severity.WARNING, "the model fails on some samples",
+        f"It raises on {rows - served} of {rows} rows, first {type(fault).__name__}: {str(fault)[:300]}",
+        "Such samples count as errors, never as robust.", {"samples": rows - served},
+    )  # fmt: skip
+
+
 def _kind(model: Model, data: Dataset) -> list[Finding]:
     """What the model says of itself: the kind of its decision, and what it calls its classes."""
     said = [m for m in model.modules() if isinstance(m, FromHF)] if isinstance(model, nn.Module) else []
@@ -212,7 +236,8 @@ def _shape(out: object, x: Tensor) -> Finding | None:
     return None
 
 
-def _outputs(out: Tensor) -> list[Finding]:
+def _outputs(out: Tensor, own: bool) -> list[Finding]:
+    """What is wrong with the answers; ``own``: the model's layers are there to be changed."""
     broken = out.isnan().any(1) | (out == torch.inf).any(1)
     if bool(broken.any()):
         return [
@@ -237,8 +262,10 @@ def _outputs(out: Tensor) -> list[Finding]:
         found.append(
             Finding(
                 "model.probabilities", Severity.WARNING, "probabilities instead of logits",
-                "All outputs are at least 0 and each row adds up to 1: a softmax seems to be the last layer.",
-                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are.",
+                "All outputs are at least 0 and each row adds up to 1"
+                f"{': a softmax seems to be the last layer' if own else ''}.",
+                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are." if own else
+                "If what is behind the queries can answer with logits too, take those: near 1 probabilities look alike.",
             )
         )  # fmt: skip
     elif bool((values <= 0).all()) and _near_one(values.exp().sum(1)):

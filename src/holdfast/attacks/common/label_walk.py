@@ -64,7 +64,7 @@ def _try(problem: Problem, k: int, starts: Tensor | None) -> Tensor:
     x, (low, high), draws = problem.x, box(problem.set, problem.x), problem.keyed
     if starts is not None and (k == 0 if problem.goal is Goal.TARGETED else k < len(starts) - 1):
         label = problem.target if problem.goal is Goal.TARGETED else (problem.y + 1 + k) % len(starts)
-        return starts.to(x)[label].clamp(low, high)
+        return problem.counted(starts)[label].clamp(low, high)
     kind, wider = k % 4, 2.0 ** min(k // 4, 60)
     # Where the box has no edges, the noise reaches further with every turn.
     span = torch.where((high - low).isfinite(), high - low, wider)

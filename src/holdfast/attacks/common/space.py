@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +20,13 @@ __all__ = ["Bilinear", "Decoder", "Pixels", "Space", "Tiles"]
 
 
 class Space(ABC):
-    """Coordinates u and the perturbation that they lift to."""
+    """Coordinates u and the perturbation that they lift to.
+
+    Attributes:
+        of_data: what it lifts to is counted as the data are; False: in whatever unit the coordinates are.
+    """
+
+    of_data: ClassVar[bool] = True
 
     @abstractmethod
     def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
@@ -33,6 +40,8 @@ class Space(ABC):
 @dataclass(frozen=True)
 class Pixels(Space):
     """The features themselves."""
+
+    of_data = False
 
     def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
         return features
@@ -49,6 +58,7 @@ class _Resized(Space):
         size: height and width of the coordinates, or one number for both; an axis shorter than that keeps its length.
     """
 
+    of_data = False
     size: int | tuple[int, int]
 
     def __post_init__(self) -> None:

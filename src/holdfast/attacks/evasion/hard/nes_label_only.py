@@ -73,7 +73,7 @@ class NESLabelOnly(Attack[HardLabelOracle, NESLabelOnlyState]):
         norms=(Norm.L2, Norm.LINF),
         failure_modes=(
             "Most queries tell nothing: HopSkipJump and Sign-OPT get further with the same number.",
-            "sigma and mu must suit how far the boundary is from the iterate; both are in units of the input.",
+            "sigma and mu must suit how far the boundary is from the iterate; both are in widths of the box.",
         ),
         checked_by="the direction into the adversarial side of a plane; exact query counts",
     )

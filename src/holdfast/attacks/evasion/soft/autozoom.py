@@ -91,19 +91,19 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
         direction, mean, square = adam(grad, state.mean, state.square, state.inner)
         rate = rooted(self.rate, state.inner, direction)
         cost = (self.q if len(before) < len(problem) else self.first_q) + 1
-        x = problem.x + self._space(problem).lift(state.u, tuple(problem.x.shape[1:]))
+        x = problem.x + self._lifted(problem, state.u)
         after = self.turn(oracle, problem, state, x.clamp(*box(problem.set, problem.x)), margin, cost)
         return replace(after, u=state.u - rate * direction, mean=mean, square=square)
 
     def _estimate(self, oracle: SoftLabelOracle, problem: Problem, state: AutoZOOMState, q: int) -> Estimate:
         """The gradient of the loss in the space; the value is the loss at the iterate."""
         probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
-        space, features = self._space(problem), tuple(problem.x.shape[1:])
+        features = tuple(problem.x.shape[1:])
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         clip = askable(problem, low, high)
 
         def ask(u: Tensor) -> Tensor:
-            delta = space.lift(u.flatten(0, 1), features).view(*u.shape[:2], *features)
+            delta = self._lifted(problem, u.flatten(0, 1)).view(*u.shape[:2], *features)
             return probe(clip(problem.x.unsqueeze(1) + delta))
 
         return OneSided(q, coarse(problem, self.beta), "sphere")(ask, state.u, problem.keyed, state.step)
@@ -112,8 +112,14 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
         """The gradient of the squared size of the perturbation, which needs no query."""
         with torch.enable_grad():
             v = u.detach().requires_grad_()
-            size = self._space(problem).lift(v, tuple(problem.x.shape[1:])).square().sum()
+            size = self._lifted(problem, v).square().sum()
             return torch.autograd.grad(size, v)[0]
+
+    def _lifted(self, problem: Problem, u: Tensor) -> Tensor:
+        """(m, \\*features) the perturbation at u, counted as x is."""
+        space = self._space(problem)
+        delta = space.lift(u, tuple(problem.x.shape[1:]))
+        return problem.counted(delta) if space.of_data else delta
 
     def _space(self, problem: Problem) -> Space:
         if self.space is not None:

@@ -34,7 +34,7 @@ class FiniteDifferences(Ascent):
         None, "(k, *features) orthogonal directions instead of groups; see `principal_components`",
         "Bhagoji et al. 2018 use the components of the training data",
     )  # fmt: skip
-    h: float = parameter(0.01, "length of a difference, in units of the input, above 0", "Bhagoji et al. 2018")
+    h: float = parameter(0.01, "length of a difference, in widths of the box, above 0", "Bhagoji et al. 2018")
     relative_step: float | None = parameter(
         None, "step as a share of eps; None: 1 for one step, else 2.5 / steps", "Madry et al. 2018"
     )

@@ -91,7 +91,7 @@ class NES(Ascent):
         if self.starts is None:
             return NESState(**vars(state), reach=eps, shrink=torch.zeros_like(eps))
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
-        x = torch.minimum(torch.maximum(self.starts.to(problem.x)[problem.target], low), high)
+        x = torch.minimum(torch.maximum(problem.counted(self.starts)[problem.target], low), high)
         Probe(oracle, problem, soft_loss(problem.goal, self.loss)).at(x)
         reach = torch.maximum(between(problem.set.norm, x, problem.x), eps)
         wide = replace(state, x=x, low=low, high=high)

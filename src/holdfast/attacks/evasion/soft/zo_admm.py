@@ -40,7 +40,7 @@ class ZOADMM(SoftPenalty[ZOADMMState]):
     """
 
     q: int = parameter(20, "directions of an estimate, at least 1", "Zhao et al. 2019, code")
-    mu: float = parameter(0.05, "length of a difference, in units of the input, above 0", "ours; 0.5 in the code")
+    mu: float = parameter(0.05, "length of a difference, in widths of the box, above 0", "ours; 0.5 in the code")
     rho: float = parameter(20.0, "weight of the constraint z = delta, above 0", "Zhao et al. 2019, code")
     gamma: float = parameter(1.0, "weight of the perturbation's size, above 0", "Zhao et al. 2019, code")
     alpha: float = parameter(

@@ -27,7 +27,7 @@ class ZONGD(Ascent):
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours: the limit of Ilyas et al. 2018")
     q: int = parameter(20, "pairs of directions of an estimate, at least 1", "Zhao et al. 2020, code: 40 values")
-    mu: float = parameter(0.01, "length of a difference, in units of the input, above 0", "ours; 1 of 255 in the code")
+    mu: float = parameter(0.01, "length of a difference, in widths of the box, above 0", "ours; 1 of 255 in the code")
     damping: float = parameter(1.0, "what is added to the Fisher information, above 0", "Zhao et al. 2020, code")
     classes: int = parameter(16, "most classes in the Fisher information, the likeliest first, at least 1", "ours")
     relative_step: float = parameter(0.2, "step as a share of eps, in (0, 1]", "ours: free of the loss's scale")

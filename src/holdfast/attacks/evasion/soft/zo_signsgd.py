@@ -20,7 +20,7 @@ class ZOSignSGD(Ascent):
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours: the limit of Ilyas et al. 2018")
     q: int = parameter(30, "directions of an estimate, at least 1", "BlackboxBench; 9 in Liu et al. 2019")
-    mu: float = parameter(0.01, "length of a difference, in units of the input, above 0", "BlackboxBench")
+    mu: float = parameter(0.01, "length of a difference, in widths of the box, above 0", "BlackboxBench")
     relative_step: float = parameter(0.1, "step as a share of eps, in (0, 1]", "ours; the paper tunes it per task")
     patience: int = parameter(
         5, "steps in which the loss must grow, else the step halves; 0: it never does", "Ilyas et al. 2018, code"

@@ -49,8 +49,8 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
         300, "gradient steps, at least 1", "Rony et al. 2019, section 4: 100, 300 or 1000; 1000 in AttackBench"
     )
     gamma: float = parameter(0.05, "share by which the radius changes, in (0, 1)", "Rony et al. 2019, section 4")
-    radius: float = parameter(1.0, "first radius, in units of x, positive", "Rony et al. 2019, section 4")
-    first_step: float = parameter(1.0, "first step, in units of x", "Rony et al. 2019, section 4")
+    radius: float = parameter(1.0, "first radius, in widths of the box, positive", "Rony et al. 2019, section 4")
+    first_step: float = parameter(1.0, "first step, in widths of the box", "Rony et al. 2019, section 4")
     last_step: float = parameter(0.01, "last step, reached along half a cosine", "Rony et al. 2019, section 4")
     patience: float = parameter(
         0.1, "share of the steps after which a sample that has not crossed goes on from an adversarial start", "ours"

@@ -50,7 +50,9 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
     steps: int = parameter(
         300, "gradient steps, at least 1", "Pintor et al. 2021, section 3: 100 to 1000; 1000 in AttackBench"
     )
-    first_step: float = parameter(1.0, "first step, as its l2 size in units of x", "Pintor et al. 2021, section 3")
+    first_step: float = parameter(
+        1.0, "first step, as its l2 size in widths of the box", "Pintor et al. 2021, section 3"
+    )
     last_step: float = parameter(0.01, "last step, reached along half a cosine", "Pintor et al. 2021: first / 100")
     gamma: float = parameter(0.05, "first share by which the radius changes, in (0, 1)", "Pintor et al. 2021")
     last_gamma: float = parameter(0.001, "its last value, reached along half a cosine", "Pintor et al. 2021")
@@ -74,10 +76,7 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
         formulation=Formulation.MINIMAL_DISTORTION,
         norms=(Norm.L0, Norm.L1, Norm.L2, Norm.LINF),
         affine_ratio={Norm.L0: 1.01, Norm.L1: 1.01, Norm.L2: 1.01, Norm.LINF: 1.01},
-        failure_modes=(
-            "Masked or vanishing gradients: the witness is a start found by chance.",
-            "The steps are in units of x; inputs on another scale than [0, 1] want other ones.",
-        ),
+        failure_modes=("Masked or vanishing gradients: the witness is a start found by chance.",),
         checked_by="the exact affine oracle in four norms; medians against FAB-T and DeepFool on zoo models",
     )
 

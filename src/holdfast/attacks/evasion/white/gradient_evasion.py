@@ -48,8 +48,8 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
         None, "(m, *features) samples of the class to look like; None: plain gradient descent", "the user's data"
     )
     width: float | None = parameter(
-        None, "h of the Gaussian kernel, above 0; None: half the median distance of two references", "ours"
-    )
+        None, "h of the Gaussian kernel, in units of x, above 0; None: half the median distance of two references", "ours"
+    )  # fmt: skip
     sparsity: float = parameter(0.02, "l1: share of the features that a step moves, in (0, 1]", "ours: as in PGD")
 
     card: ClassVar[Card] = Card(
@@ -90,14 +90,14 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> GradientEvasionState:  # noqa: D102
         width = torch.zeros_like(problem.set.eps)
         if self.reference is not None:
-            width = width + (self.width or _usual_width(self.reference).to(width))
+            width = width + (self.width or _usual_width(self.reference).to(width)) / problem.unit
         return GradientEvasionState.at(problem.x, width=width)
 
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> GradientEvasionState:  # noqa: D102
         loss, _ = pick_loss("margin", problem.goal, oracle.classes)
         grad = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad
         if self.reference is not None and self.mimicry:
-            grad = grad + self.mimicry * density(state.x, self.reference.to(state.x), state.width)[1]
+            grad = grad + self.mimicry * density(state.x, problem.counted(self.reference), state.width)[1]
         norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
         pinned = pinned_by_box(problem.set, state.x, problem.x, grad) if norm is Norm.L1 else None
         move = steepest(norm, grad, share=self.sparsity, pinned=pinned)

@@ -54,7 +54,7 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
     reads_margin: ClassVar[bool] = True
 
     steps: int = parameter(500, "gradient steps, at least 2", "Matyasko & Chau 2021, section 5: 500")
-    rate: float = parameter(0.1, "first primal step, in units of x", "Matyasko & Chau 2021")
+    rate: float = parameter(0.1, "first primal step, in widths of the box", "Matyasko & Chau 2021")
     rate_reduction: float = parameter(0.01, "share of it that is left at the end", "Matyasko & Chau 2021")
     ratio: float = parameter(0.01, "first weight of the distance over that of the constraint", "Matyasko & Chau 2021")
     dual_rate: float = parameter(0.1, "first dual step", "Matyasko & Chau 2021")
@@ -79,7 +79,6 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
         affine_ratio={Norm.L0: 1.05, Norm.L1: 1.05, Norm.L2: 1.05, Norm.LINF: 1.05},
         failure_modes=(
             "Masked or vanishing gradients: the witness is a start found by chance.",
-            "The steps are in units of x; inputs on another scale than [0, 1] want other ones.",
             "In l0 sigma-zero is stronger.",
         ),
         checked_by="the exact affine oracle in four norms; each proximal operator against brute force",
