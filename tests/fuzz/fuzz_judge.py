@@ -87,7 +87,7 @@ def region(r: random.Random, case: Case) -> tuple[torch.Tensor, LpBall]:
         eps = r.choice((0.05, 0.3, 1.0, 2.0))
     ball = LpBall.uniform(norm, eps, 2, dtype=F64)
     # a box of one point is refused to those who type it, and is a set for the bounds all the same
-    ball = replace(ball, low=torch.full_like(ball.low, low), high=torch.full_like(ball.high, high))
+    ball = replace(ball, lower=torch.tensor(low, dtype=F64), upper=torch.tensor(high, dtype=F64))
     if r.random() < 0.15:
         ball = replace(ball, mask=torch.rand(2, *shape, generator=g) < 0.6)
     return x, ball
