@@ -346,7 +346,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
     hits = round(accuracy * n)
     constant = float(torch.bincount(y, minlength=k).max()) / n  # the best that one answer for all rows would do
     worse = n >= _ENOUGH and float(bdtr(hits, n, constant)) < _ALPHA
-    if worse or 1 - float(bdtr(hits - 1, n, 1 / k)) > _ALPHA:
+    if worse or not hits or 1 - float(bdtr(hits - 1, n, 1 / k)) > _ALPHA:
         if n > 1 and len(predicted.unique()) == 1:
             cause = f" It gives every row the same label.{cause}"
         title, than = "no better than guessing", f"guessing gives {1 / k:.1%}"

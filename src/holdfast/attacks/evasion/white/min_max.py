@@ -43,7 +43,7 @@ class MinMax(ProjectedGradient[MinMaxState]):
 
     steps: int = parameter(40, "gradient steps of a restart, at least 1", "ours: as PGD; Wang et al. 2021 make 20")
     loss: str = parameter("margin", "ce, margin or dlr, of each domain", "Wang et al. 2021, section 4: C&W")
-    kappa: float = parameter(
+    stop: float = parameter(
         50.0, "at which the loss of a domain stops, 0 or more", "Wang et al. 2021, the authors' code: confidence 50"
     )
     rate: float = parameter(
@@ -73,10 +73,8 @@ class MinMax(ProjectedGradient[MinMaxState]):
 
     def check(self, problem: Problem) -> None:  # noqa: D102
         super().check(problem)
-        if min(self.rate, self.gamma, self.kappa) < 0:
-            raise UsageError(
-                f"rate, gamma and kappa must be at least 0, got {self.rate}, {self.gamma} and {self.kappa}"
-            )
+        if min(self.rate, self.gamma, self.stop) < 0:
+            raise UsageError(f"rate, gamma and stop must be at least 0, got {self.rate}, {self.gamma} and {self.stop}")
 
     def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MinMaxState:  # noqa: D102
         x, low, high = self.opening(problem)
@@ -89,7 +87,7 @@ class MinMax(ProjectedGradient[MinMaxState]):
         self, oracle: WhiteBoxOracle, problem: Problem, state: MinMaxState
     ) -> tuple[Tensor, MinMaxState]:
         plain, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        loss = clipped(plain, self.kappa)
+        loss = clipped(plain, self.stop)
 
         def weighted(scores: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> Tensor:
             return (weight * _each(loss, scores, y, target)).sum(1)
