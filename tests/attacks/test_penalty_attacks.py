@@ -36,9 +36,10 @@ def free(norm, x, y, target=None):
     return Problem.of(x, y, LpBall.uniform(norm, float("inf"), len(x), dtype=x.dtype), target=target)
 
 
-def boundless(norm, x, y):
+def boundless(norm, x, y, target=None):
     ball = LpBall.uniform(norm, float("inf"), len(x), dtype=x.dtype)
-    return Problem.of(x, y, replace(ball, lower=torch.tensor(-torch.inf), upper=torch.tensor(torch.inf)))
+    ball = replace(ball, lower=torch.tensor(-torch.inf), upper=torch.tensor(torch.inf))
+    return Problem.of(x, y, ball, target=target)
 
 
 def optimum(norm, model, x, y, target=None):
@@ -103,7 +104,7 @@ def test_the_search_brackets_the_weight():
 @pytest.mark.parametrize("target", [None, torch.tensor([2, 0])])
 def test_the_hinge_is_that_of_the_paper(target):
     scores = torch.tensor([[-5.0, -7.0, -9.0], [1.0, 3.0, 2.0]])  # negative logits: a mask of 0 would win
-    p = free(Norm.L2, scores, torch.tensor([0, 1]), target)
+    p = boundless(Norm.L2, scores, torch.tensor([0, 1]), target)
     f = hinge(Desk(lambda x: x, p).oracle(Access.WHITE_BOX), p, p.x, 0.5)
     expected = [2.5, 1.5] if target is None else [4.5, 2.5]
     assert f.value.tolist() == expected

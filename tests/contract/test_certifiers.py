@@ -77,11 +77,14 @@ class Unpaid(IBP):
 
 
 @dataclass(frozen=True)
-class Negates(CROWN):
-    """Takes what is not below 0 for proved."""
+class Presumes(CROWN):
+    """Takes what is refused for proved."""
 
     def certify(self, graph, x, y, ball):
-        return ~(self.margins(graph, x, y, ball) <= 0).any(1)
+        try:
+            return super().certify(graph, x, y, ball)
+        except UnsupportedError:
+            return torch.ones(len(x), dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -254,7 +257,7 @@ class Bold(Cohen):
         (Shifted, "affine", "beyond the exact distance"),
         (Single, "rounding", "rounding in float32"),
         (Unpaid, "rounding", "rounding in float64"),
-        (Negates, "not-a-number", "is certified at eps"),
+        (Presumes, "not-a-number", "is certified at eps"),
         (Guesses, "unsupported", "not guessed"),
         (Silent, "unsupported", "does not name it"),
         (Noisy, "same-again", "two bounds"),

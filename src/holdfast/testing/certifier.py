@@ -216,9 +216,12 @@ def _nothing_of(case: Case, value: float) -> None:
         graph.nodes[layer].tensors[k].view(-1)[-1] = value  # class 2 alone is sick
         for eps in (0.0, 0.05):
             ball = balls(case.norms[0], 1, eps)
-            proved = bool(case.small.certify(graph, x, y, ball).any())
+            try:
+                proved = bool(case.small.certify(graph, x, y, ball).any())
+                found = case.small.certificates(graph, x, y, ball, 0.2)
+            except UnsupportedError:
+                proved, found = False, [None]  # refused by name, which is as good
             require(not proved, f"a {k} of {value} in layer {layer} is certified at eps {eps}")
-            found = case.small.certificates(graph, x, y, ball, 0.2)
             require(found == [None], f"a {k} of {value} in layer {layer} gets {found[0]}")
 
 
