@@ -188,6 +188,8 @@ def _preflight(context: Context, *, anyway: bool = False) -> tuple[Payload, floa
         samples=PREFLIGHT_ROWS if remote else 200,
     )
     found = admitted(found, anyway=anyway)
+    if context.plan.classes is not None:
+        _ = context.classes  # refuses another number than the model's
     randomised = any(f.code == "model.randomised" for f in found)
     if not randomised:
         found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]

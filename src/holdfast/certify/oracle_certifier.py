@@ -19,7 +19,7 @@ from holdfast.core.verdict import Certificate
 
 __all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress", "refuse_random"]
 
-_FEW, _STEADY = 2, 1e-4
+_FEW, _COPIES, _STEADY = 2, 8, 1e-4
 
 Progress = Callable[[int], None]
 """Told how many samples of the call are settled, each time that more are."""
@@ -144,17 +144,19 @@ class OracleCertifier(ABC):
 
 
 def refuse_random(ask: Ask, x: Tensor) -> None:
-    """Asks a few points twice: draws of the model's own would have to be independent of everything else.
+    """Asks copies of a few points twice: draws of the model's own would have to be independent of everything else.
 
     Args:
         ask: the model.
-        x: (n, \\*features), of which two are asked; they are counted.
+        x: (n, \\*features), of which two are asked, 16 times each; they are counted.
 
     Raises:
         UnsupportedError: the answers differ.
     """
-    first, again = (ask.logits(x[:_FEW]).double().nan_to_num() for _ in range(2))
-    if not torch.allclose(first, again, rtol=_STEADY, atol=_STEADY):
+    copies = x[:_FEW].repeat_interleave(_COPIES, 0)
+    answers = torch.stack([ask.logits(copies).double().nan_to_num() for _ in range(2)])
+    answers = answers.unflatten(1, (-1, _COPIES))
+    if not torch.allclose(answers, answers[:1, :, :1].expand_as(answers), rtol=_STEADY, atol=_STEADY):
         raise UnsupportedError(
             "the model answers the same input differently each time, and nobody can tell whether its draws are fresh and "
             "independent, as a certificate needs them; switch its own noise off and let smoothing add the noise"
