@@ -211,7 +211,7 @@ def snap_to_grid(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
 
     Example:
         >>> from fractions import Fraction
-        >>> ball = LpBall.uniform(Norm.LINF, 0.1, 1, grid=Fraction(1, 4))
+        >>> ball = LpBall.uniform(Norm.LINF, 0.5, 1, grid=Fraction(1, 4))
         >>> snap_to_grid(ball, torch.tensor([[0.9, 0.1, 0.75]]), torch.tensor([[0.25, 0.5, 0.5]])).tolist()
         [[0.75, 0.25, 0.75]]
     """

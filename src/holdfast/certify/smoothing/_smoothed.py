@@ -54,7 +54,7 @@ def missed(d: int) -> float:
     """How much more likely than `normal` says any event is for real noise in d dimensions: what no draw can reach.
 
     Example:
-        >>> missed(150_528) < 2e-12
+        >>> missed(150_528) < 2e-11
         True
     """
     # in each pair the squared radius beyond -2 log 2^-53 has the chance 2^-53
