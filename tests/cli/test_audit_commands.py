@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -144,3 +147,18 @@ def test_what_was_not_given_is_said_and_what_does_not_fit_is_refused(holdfast, o
     said = holdfast("audit", *on, "--samples", 4, "--classes", 3, "--certify", "none", "--out", tmp_path / "s")
     assert said.code == 2
     assert "--classes 3, and the model has 10" in said.err
+
+
+def test_workers_of_a_fresh_process_find_what_one_process_finds(on, tmp_path: Path) -> None:
+    # in this process autograd has been used before anything was exported, which hides what a user's first run meets
+    told = []
+    for workers in ("1", "2"):
+        program = "from holdfast.cli.main import main; main()"
+        flags = [*map(str, on), "--samples", "20", "--eps", "0.1", "--workers", workers, "--out", tmp_path / workers]
+        done = subprocess.run(
+            [sys.executable, "-c", program, "audit", *map(str, flags)],
+            capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        told.append(json.loads((tmp_path / workers / "report.json").read_text())["headline"])
+    assert told[0] == told[1]

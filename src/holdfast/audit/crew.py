@@ -28,7 +28,7 @@ from holdfast.audit.stages import Stage
 from holdfast.audit.units import Layout, Units
 from holdfast.core.errors import BudgetError, HoldfastError, ModelError
 
-__all__ = ["Done", "Progress", "Work", "unit_of"]
+__all__ = ["Done", "Progress", "Work", "take_a_gradient", "unit_of"]
 
 Key = tuple[str, int]
 Done = tuple[Key, Payload, float]
@@ -200,6 +200,16 @@ class _Lane:
                 pool.submit(_nothing).result()
             return pool
         return ProcessPoolExecutor(1, get_context("spawn"), _open, (self._opener, torch.get_num_threads()))
+
+
+def take_a_gradient() -> None:
+    """Uses autograd once, before anything is captured.
+
+    PyTorch refuses backward in a copy of a process whose first gradient came after a ``torch.export``; one that came
+    before makes copies able to go on.
+    """
+    x = torch.zeros(1, requires_grad=True)
+    torch.autograd.grad(x.sum(), x)
 
 
 def _inherits() -> bool:

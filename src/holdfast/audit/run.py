@@ -16,7 +16,7 @@ from torch import nn
 
 from holdfast.audit.consent import needs_trust
 from holdfast.audit.context import Context
-from holdfast.audit.crew import Progress, Work, unit_of
+from holdfast.audit.crew import Progress, Work, take_a_gradient, unit_of
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.document import Document
 from holdfast.audit.export import export
@@ -108,6 +108,8 @@ def _run(
             "a prediction API is asked by one process, which sends several requests at a time; use --workers 1"
         )
     going_on = folder.check(plan)
+    if workers > 1:
+        take_a_gradient()
     context = Context.open(plan, folder, model, at=at)
     context.check_suite()
     looked: tuple[Payload, float] | None = None
