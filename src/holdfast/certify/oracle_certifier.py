@@ -153,10 +153,11 @@ def refuse_random(ask: Ask, x: Tensor) -> None:
     Raises:
         UnsupportedError: the answers differ.
     """
-    copies = x[:_FEW].repeat_interleave(_COPIES, 0)
+    few = x[:_FEW]
+    copies = torch.cat([few] * _COPIES)
     answers = torch.stack([ask.logits(copies).double().nan_to_num() for _ in range(2)])
-    answers = answers.unflatten(1, (-1, _COPIES))
-    if not torch.allclose(answers, answers[:1, :, :1].expand_as(answers), rtol=_STEADY, atol=_STEADY):
+    answers = answers.view(2 * _COPIES, len(few), -1)
+    if not torch.allclose(answers, answers[:1].expand_as(answers), rtol=_STEADY, atol=_STEADY):
         raise UnsupportedError(
             "the model answers the same input differently each time, and nobody can tell whether its draws are fresh and "
             "independent, as a certificate needs them; switch its own noise off and let smoothing add the noise"
