@@ -73,7 +73,13 @@ def _guess_scale(least: float, most: float, mean: float, spread: float, threat: 
             "Save the inputs before standardising, in [0, 1], and declare mean and std as the model's normalisation: "
             "perturbations are measured on the raw inputs.",
         )
-    return "", f"Scale x into [{threat.low:g}, {threat.high:g}], or declare the range that the features really have."
+    return (
+        "",
+        (
+            f"Scale x into [{threat.low:g}, {threat.high:g}], or declare the range that the features really have "
+            "(a table: --table COLUMNS.yaml)."
+        ),
+    )
 
 
 def _labels(data: Dataset, classes: int | None) -> list[Finding]:
