@@ -15,7 +15,7 @@ from holdfast.attacks.evasion.soft.square import Square
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.attacks.shared import fit
 from holdfast.core.criterion import Misclassified, RegressionMargin, Targeted, WithDetector, usable
-from holdfast.core.errors import DataError, ModelError, UnsupportedError, UsageError
+from holdfast.core.errors import DataError, ModelError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import cards, method
 from holdfast.core.sets import LpBall
@@ -74,26 +74,11 @@ def outcome(name, model, unit=1.0, shift=0.0):
     return run(tool, Problem.of(points() * unit + shift, labels(), ball), model, judge=judge)
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_inputs_in_another_unit_are_the_same_to_the_bit(name):
-    one, many = outcome(name, Net()), outcome(name, Net(unit=256.0), unit=256.0)
-    assert torch.equal(one.found, many.found)
-    assert torch.equal(one.x * 256, many.x)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
-def test_success_is_the_same_on_pixels_and_on_shifted_inputs(name):
+def test_success_is_the_same_with_offsets_and_scales_of_logits(name):
     base = int(outcome(name, Net()).found.sum())
-    assert base - int(outcome(name, Net(unit=255.0), unit=255.0).found.sum()) <= 1
-    assert base - int(outcome(name, Net(unit=2.0, shift=-1.0), unit=2.0, shift=-1.0).found.sum()) <= 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ATTACKS)
-def test_success_is_the_same_with_masked_classes_offsets_and_scales_of_logits(name):
-    base = int(outcome(name, Net()).found.sum())
-    for change in ({"more": (-1e9, -torch.inf)}, {"plus": 1e4}, {"times": 100.0}):
+    for change in ({"plus": 1e4}, {"times": 100.0}):
         assert base - int(outcome(name, Net(**change)).found.sum()) <= 1, change
 
 
@@ -304,30 +289,6 @@ class TestScores:
         assert torch.equal(
             run(PGD(loss="joint"), p, Net(more=(score,))).found, run(PGD(loss="margin"), problem(), Net()).found
         )
-
-    @pytest.mark.parametrize("name", ATTACKS)
-    def test_every_attack_knows_a_detector_or_refuses_it(self, name):
-        tool = small(name)
-        norm = Norm.LINF if Norm.LINF in tool.card.norms else tool.card.norms[0]
-        unbounded = tool.card.formulation in UNBOUNDED
-        p = problem(norm, float("inf") if unbounded else EPS[norm], criterion=WithDetector(Misclassified()))
-        if not tool.serves_detectors:
-            with pytest.raises(UnsupportedError, match="detector"):
-                run(tool, p, Net(more=(-1.0,)))
-            return
-        assert run(tool, p, Net(more=(-1.0,))).found.any()
-        assert not run(tool, p, Net(more=(1.0,))).found.any()
-
-    @pytest.mark.parametrize("name", [n for n in ATTACKS if "kappa" in {f.name for f in fields(method(n)())}])
-    def test_a_witness_has_the_margin_that_was_asked_for(self, name):
-        tool: Attack = replace(small(name), kappa=0.8)
-        norm = tool.card.norms[-1]
-        eps = float("inf") if tool.card.formulation in UNBOUNDED else 3 * EPS[norm]
-        p = problem(norm, eps)
-        out = run(tool, p, Net())
-        with torch.no_grad():
-            margin = Misclassified().margin(Net()(out.x), p.y, p.target)[out.found]
-        assert (margin <= -0.8 + 1e-9).all()
 
 
 class TestGradients:

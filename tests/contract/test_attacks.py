@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import names
 from holdfast.testing import ATTACK_CHECKS, ContractError, check_attack
@@ -87,6 +88,49 @@ class Crashes(PGD):
         return super().step(oracle, problem, state)
 
 
+@dataclass(frozen=True)
+class Proud(PGD):
+    """Takes a large spread of the scores for a reason to stop."""
+
+    def step(self, oracle, problem, state):
+        scores, _ = oracle.logits(state.x, problem.rows)
+        spread = scores.std(1)
+        after = super().step(oracle, problem, state)
+        return replace(after, x=torch.where((spread < 100).view(-1, 1, 1, 1), after.x, state.x))
+
+
+@dataclass(frozen=True)
+class Narrow(PGD):
+    """Knows no other inputs than those in [0, 1]."""
+
+    def step(self, oracle, problem, state):
+        after = super().step(oracle, problem, state)
+        return replace(after, x=after.x.clamp(0, 1))
+
+
+@dataclass(frozen=True)
+class Content(PGD):
+    """Has a kappa, and stops without it."""
+
+    kappa: float = parameter(0.0, "margin of a witness", "planted")
+    random_start: bool = parameter(False, "whether it starts elsewhere", "planted")
+    relative_step: float = parameter(0.05, "step as a share of eps", "planted")
+
+    def step(self, oracle, problem, state):
+        after = super().step(oracle, problem, state)
+        scores, _ = oracle.logits(state.x, problem.rows)
+        right = scores.argmax(1) == problem.y
+        return replace(after, x=torch.where(right.view(-1, *(1,) * (state.x.ndim - 1)), after.x, state.x))
+
+
+@dataclass(frozen=True)
+class Careless(PGD):
+    """Checks nothing."""
+
+    def check(self, problem):
+        pass
+
+
 @pytest.mark.parametrize(
     ("attack", "check", "message"),
     [
@@ -98,6 +142,10 @@ class Crashes(PGD):
         (Boasts, "affine", "the card promises half"),
         (Undeclared, "card", "secret"),
         (Crashes, "form-of-x", "AssertionError"),
+        (Proud, "masked-classes", "whose score is always"),
+        (Narrow, "units", r"inputs in \[-1, 1\]"),
+        (Content, "kappa", "reach a margin"),
+        (Careless, "detector", "must refuse one"),
     ],
 )
 def test_a_breach_is_noticed(attack, check, message):

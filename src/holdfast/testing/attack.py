@@ -45,6 +45,7 @@ from holdfast.testing._attack_case import (
     reduced,
     same,
 )  # fmt: skip
+from holdfast.testing._attack_manners import MANNERS
 from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
 
@@ -419,6 +420,7 @@ _CHECKS: dict[str, Callable[[Case], None]] = {
     "access": _access,
     "beats-noise": _beats_noise,
     "affine": _affine,
+    **MANNERS,
 }
 
 ATTACK_CHECKS = tuple(_CHECKS)
