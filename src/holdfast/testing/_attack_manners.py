@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.engine import Outcome
+from holdfast.core.cards import parameters_of
 from holdfast.core.criterion import Misclassified, WithDetector
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
@@ -72,15 +74,16 @@ def _units(case: Case) -> None:
 
 def _kappa(case: Case) -> None:
     """A confidence that was asked for is kept, and does not stop the search."""
-    if "kappa" not in {f.name for f in fields(case.small)}:
+    if "kappa" not in {p.name for p in parameters_of(type(case.small))}:
         return
-    asked = replace(case, small=replace(case.small, kappa=_KAPPA))  # type: ignore[call-arg]
+    small: Any = case.small
+    asked = replace(case, small=replace(small, kappa=_KAPPA))
     x, y = digits(SAMPLES)
     problem = Problem.of(x, y, case.ball(SAMPLES, 4 * EPS[case.norm]))
     base, out = case.run(problem), asked.run(problem)
     net().eval()
     with torch.no_grad():
-        margin = Misclassified().margin(net()(out.x), y, None)[out.found & (out.distance > 0)]
+        margin = problem.criterion.margin(net()(out.x), y, problem.target)[out.found & (out.distance > 0)]
     net().train()
     wanted = int((base.found & (base.distance > 0)).sum())
     require(
