@@ -1,6 +1,7 @@
 """Models that can only be asked, on the command line: every verb serves them, says what it may cost, and refuses in words."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -134,6 +135,35 @@ class TestOneMethod:
         assert "answers: scores of 10 classes" in said.out
         assert "an audit may send" in said.out
         assert api.rows == 15
+
+    @pytest.mark.parametrize(
+        ("budget", "code", "word"), [(8, 2, "does not pay for"), (100, 0, "may end an audit before its suite does")]
+    )
+    def test_doctor_says_what_the_audit_needs_and_prints_the_command_with_it(
+        self, holdfast, api, asked, tmp_path, budget, code, word
+    ):
+        said = holdfast("doctor", *asked, "--max-queries", budget, "--format", "json")
+        assert said.code == code
+        told = json.loads(said.out)
+        (found,) = [f for f in told["findings"] if f["code"].startswith("budget.")]
+        assert word in found["message"]
+        most = found["data"]["most"]
+        assert f"--max-queries {most}" in found["remedy"]
+        words = shlex.split(told["command"])
+        assert words.count("--max-queries") == 1
+        assert words[words.index("--max-queries") + 1] == str(most)
+        before = api.rows
+        enough = holdfast(*words[1:-2], "--eps", "0.3", "--out", tmp_path / "run")
+        assert enough.code == 0, enough.err
+        assert api.rows - before <= most
+
+    def test_doctor_tells_why_an_api_does_not_answer(self, holdfast, asked, monkeypatch):
+        monkeypatch.setattr("holdfast.models.http.time.sleep", lambda _: None)
+        down = ["--model", "http://127.0.0.1:9/", *asked[2:]]
+        said = holdfast("doctor", *down, "--max-queries", 15)
+        assert said.code == 2
+        assert "Nobody listens there" in said.out
+        assert "queries" not in said.err
 
     def test_doctor_names_json_that_is_not_there(self, holdfast, asked):
         said = holdfast("doctor", *asked, "--max-queries", 100, "--answer", "predictions")

@@ -73,3 +73,36 @@ def test_the_attack_of_a_table_leaves_its_immutable_column_alone(holdfast, table
         moved = found["x_adv"] != found["x"]
         assert found["found"].sum() > 5
         assert moved[found["found"]].any(0).tolist() == [True, True, False]
+
+
+def test_raw_columns_are_described_by_the_commands_that_doctor_prints(holdfast, table: Path) -> None:
+    said = holdfast("doctor", *ON[:6], "--class-names", "yes,no")
+    assert said.code == 2
+    assert "image" not in said.out
+    first, second = (shlex.split(line) for line in said.out.splitlines()[-2:])
+    written = holdfast(*first[1:])
+    assert written.code == 0, written.err
+    assert "immutable" in written.err
+    assert holdfast(*first[1:]).code == 2, "an edited description is not written over"
+    audited = holdfast(*second[1:], "--certify", "none", "--samples", "3")
+    assert audited.code == 0, audited.err
+
+
+def test_classes_that_are_their_own_numbers_are_said_once(holdfast, place: Path, on: list[object]) -> None:
+    said = holdfast("doctor", *on[:4], "--data", "digits:test", "--samples", "1")
+    assert "classes: 0 to 9" in said.out
+    assert "1 sample of 1x8x8" in said.out
+    assert "1 samples" not in said.out
+
+
+def test_the_scope_has_eps_as_it_was_typed(holdfast, on: list[object], tmp_path: Path) -> None:
+    said = holdfast(
+        "audit", *on, "--samples", 1, "--eps", "0.1", "--eps-grid", "0.05", "--certify", "none", "--out", tmp_path
+    )
+    assert said.code == 0, said.err
+    page = (tmp_path / "report.html").read_text()
+    assert "linf <= 0.1 in [0, 1]" in said.out
+    assert "attack at eps 0.05" in said.err
+    for text in (said.out, said.err, page):
+        assert "1/10" not in text
+        assert "1 samples" not in text

@@ -39,6 +39,27 @@ def test_range(x, looks):
     assert re.search(looks, found.message)
 
 
+@pytest.mark.parametrize("scale", [255.0, 4000.0])
+@pytest.mark.parametrize("shift", [0.0, -0.5])
+@pytest.mark.parametrize("features", [("a", "b"), None])
+def test_a_table_is_pointed_to_its_columns_and_to_no_remedy_of_pictures(scale, shift, features):
+    x = (torch.rand(20, 2, generator=torch.Generator().manual_seed(0)) + shift) * scale
+    found = check_data(Dataset.of(x, Y[:20], features=features), THREAT, 10)[0]
+    assert found.code == "data.range"
+    assert "holdfast columns" in found.remedy
+    assert found.data["flags"] == "--table columns.yaml"
+    for words in ("uint8", "mean", "standardis"):
+        assert words not in found.message + found.remedy
+    assert ("pictures" in found.remedy) == (features is None and shift == 0 and scale == 255)
+
+
+def test_a_table_of_small_values_is_not_asked_about_its_pixels():
+    found = check_data(Dataset.of(torch.rand(20, 2) / 255, Y[:20], features=("a", "b")), THREAT, 10)[0]
+    assert found.code == "data.scaled_twice"
+    assert "255" not in found.message + found.remedy
+    assert "--table" in found.remedy
+
+
 def test_scaled_twice():
     assert "data.scaled_twice" in codes(X / 255)
 

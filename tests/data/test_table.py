@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from holdfast.core.errors import DataError, UsageError
@@ -144,3 +147,29 @@ def test_one_output_becomes_two_classes_with_the_same_decision():
     assert isinstance(with_two_classes(nn.Identity(), "probability"), OneProbability)
     assert with_two_classes(nn.Identity(), "probability")(s.sigmoid()).argmax(1).tolist() == [0, 1, 1]
     assert one(s[:0]).shape == (0, 2)
+
+
+class TestSeenIn:
+    @given(
+        st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=8),
+        st.sampled_from([("age", "yes", "a: b"), ("1", "null", 'say "x"'), ("x#y", "é", "- z"), None]),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_a_first_version_is_read_back_and_holds_all_values(self, rows, names):
+        data = Dataset.of(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.int64), features=names)
+        made = Table.seen_in(data)
+        assert Table.of(yaml.safe_load(made.to_yaml())) == made
+        assert made.to_units(data).x.shape == data.x.shape
+
+    def test_whole_numbers_are_integers_and_a_constant_has_room(self):
+        data = Dataset.of(torch.tensor([[3.0, 7.0, 0.5], [5.0, 7.0, 0.25]]), torch.tensor([0, 1]))
+        age, constant, share = Table.seen_in(data).columns.values()
+        assert (age.low, age.high, age.type) == (3, 5, "integer")
+        assert (constant.low, constant.high) == (7, 8)
+        assert share.type == "number"
+
+    def test_pictures_and_nan_are_refused(self):
+        with pytest.raises(DataError, match="rows of columns"):
+            Table.seen_in(Dataset.of(torch.rand(2, 1, 2, 2), torch.tensor([0, 1])))
+        with pytest.raises(DataError, match="not finite"):
+            Table.seen_in(Dataset.of(torch.tensor([[1.0, float("nan")]]), torch.tensor([0])))

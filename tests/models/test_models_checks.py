@@ -1,5 +1,6 @@
 """Every finding about a model, by one that deserves it; a good pair has none; nothing is changed by looking."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from holdfast.core.threat import Norm, ThreatModel, parse_eps
 from holdfast.data import Dataset, load_digits
 from holdfast.models import FromHF, HttpModel, OneLogit, fingerprint, preflight, serve
 from holdfast.models.checks import admitted
+from holdfast.models.queries_only import QueriesOnly
 from holdfast.models.zoo import digits_cnn
 
 THREAT = ThreatModel(Norm.LINF, parse_eps("0.1"))
@@ -163,6 +165,37 @@ def test_nan_inputs_are_left_out_of_the_questions(trained):
     assert set(codes(trained, x * torch.nan)) == {"data.nan"}
 
 
+class Forest(QueriesOnly):
+    """Trees of depth one: few different answers."""
+
+    def __init__(self, steps=2, names=None):
+        super().__init__("0" * 64, "a forest", "it is a forest", names)
+        self.steps = steps
+
+    def ask(self, x):
+        share = np.floor(x.reshape(len(x), -1)[:, :1] * self.steps) / self.steps
+        return np.concatenate([1 - share, share], 1)
+
+
+class TestProbabilitiesOfWhatIsOnlyAsked:
+    def test_they_are_no_softmax_to_leave_out(self):
+        x = torch.linspace(0, 0.99, 20)[:, None]
+        found = codes(Forest(), x, (x[:, 0] > 0.5).long())["model.probabilities"]
+        assert found.severity is Severity.NOTE
+        assert "softmax" not in found.message + found.remedy
+        assert "--suite black-box" in found.remedy
+        assert "20 rows got 2 different answers" in found.message
+
+    def test_scores_that_move_are_not_said_to_tie(self):
+        x = torch.linspace(0, 0.99, 20)[:, None]
+        assert "different" not in codes(Forest(1000), x, (x[:, 0] > 0.5).long())["model.probabilities"].message
+
+    def test_classes_in_another_order_than_the_models_are_named(self):
+        data = Dataset.of(torch.rand(20, 1), torch.arange(20) % 2, classes=("no", "yes"))
+        found = {f.code: f for f in preflight(Forest(names=("yes", "no")), data, THREAT)}["labels.order"]
+        assert found.data["flags"] == "--class-names yes,no"
+
+
 class TestAccuracy:
     def test_an_untrained_model_is_guessing(self):
         torch.manual_seed(0)
@@ -176,6 +209,11 @@ class TestAccuracy:
             (2, 16, 20, None),  # 80 % of two classes on 20 rows
             (2, 10, 20, Severity.WARNING),
             (10, 0, 1, Severity.WARNING),
+            (2, 5, 5, None),  # so few rows cannot show that it does better, nor that it does not
+            (2, 4, 5, None),
+            (2, 3, 4, None),
+            (10, 1, 3, None),
+            (10, 2, 20, Severity.WARNING),
             (2, 2, 20, Severity.ERROR),
             (10, 0, 200, Severity.ERROR),
         ],

@@ -179,6 +179,52 @@ class TestCounting:
             assert len(seen) == 2
             assert model.usage.sent == 16
 
+    @pytest.mark.parametrize("rows", [8, 9, 20])
+    def test_a_budget_that_retries_use_up_names_what_they_met(self, rows):
+        script = (500, {}, b"CUDA out of memory")
+        with scripted(script) as (url, _), asked(url, access="labels", max_queries=20, retries=9) as model:
+            with pytest.raises(
+                BudgetError, match=rf"{url} gave no answer but status 500 and 'CUDA out of memory'.*count"
+            ):
+                model(X[:rows])
+            with pytest.raises(BudgetError, match="status 500 and 'CUDA out of memory'"):
+                model(X[:20])
+
+    def test_what_never_reached_the_server_is_not_counted(self, tmp_path):
+        paid = PaidAnswers(tmp_path / "answers.sqlite", "run", lambda: True)
+        with asked("http://127.0.0.1:9/", access="labels", max_queries=8, retries=3, paid=paid) as model:
+            model.begin("clean")
+            with pytest.raises(ModelError, match=r"failed 4 times.*Nobody listens there"):
+                model(X[:8])
+            assert (model.usage.sent, model.usage.requests, model.usage.retried) == (0, 0, 0)
+            assert paid.begin("again") == 0
+
+    @pytest.mark.parametrize(
+        ("reply", "words"),
+        [((500, {}, b"boom"), "status 500 and 'boom' (its rows count"), (None, "refused (no row was sent)")],
+    )
+    def test_why_there_is_no_answer_is_told_before_the_first_retry(self, caplog, reply, words):
+        told_before = []
+
+        def pause(_):
+            told_before.append(caplog.text.count("gave no answer"))
+
+        with scripted(reply or OK) as (url, _):
+            if reply is None:
+                url = "http://127.0.0.1:9/"
+            with asked(url, access="labels", retries=2, sleep=pause) as model, pytest.raises(ModelError):
+                model(X[:8])
+        assert words in caplog.text
+        assert url in caplog.text
+        assert told_before == [1, 1], "once, not with each attempt"
+
+    def test_an_answer_after_trouble_clears_it(self):
+        with scripted((500, {}, b"boom"), OK) as (url, _), asked(url, access="labels", max_queries=20) as model:
+            model(X[:8])
+            with pytest.raises(BudgetError) as told:
+                model(X[:8])
+        assert "boom" not in str(told.value)
+
 
 class TestFaults:
     @pytest.mark.parametrize("status", [429, 500, 502, 503, 0])

@@ -23,6 +23,7 @@ from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Norm
+from holdfast.core.words import counted
 from holdfast.judge.desk import Desk, evaluating
 from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import project
@@ -165,7 +166,7 @@ def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Findin
         found.append(
             Finding(
                 "attack.silent_success", Severity.NOTE, "last iterates are not the best ones",
-                f"a plain ascent broke {lost} samples on its way and lost them again at its last step",
+                f"a plain ascent broke {counted(lost, 'sample')} on its way and lost what it had again at its last step",
                 "nothing to do here: every row that an attack asks is kept; tools that return the last iterate would miss them",
                 {"samples": lost},
             )
@@ -185,7 +186,7 @@ def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Findin
         found.append(
             Finding(
                 "masking.suite_missed", Severity.WARNING, "a plain ascent beats the suite",
-                f"{len(missed)} samples that the suite left standing fell to a plain ascent",
+                f"{counted(len(missed), 'sample')} that the suite left standing fell to a plain ascent",
                 "run --suite standard and compare; look for randomness in the model", {"samples": len(missed)},
             )
         )  # fmt: skip
@@ -231,7 +232,8 @@ def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     found = [
         Finding(
             "report.scope", Severity.NOTE, "what the upper bound stands on",
-            f"{plan.threat.describe()}; suite {plan.suite}, seed {plan.seed}, {n} samples, worst case over {worst}",
+            f"{plan.threat.describe(plan.eps)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
+            f"worst case over {worst}",
             "", {"samples": n, "attacks": len(ran)},
         )
     ]  # fmt: skip
@@ -261,7 +263,7 @@ def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
         found.append(
             Finding(
                 "masking.black_box_wins", Severity.WARNING, "a random search beats the gradients",
-                f"{by_queries} samples withstood every gradient attack and fell to one that only asks scores",
+                f"{counted(by_queries, 'sample')} withstood every gradient attack and fell to one that only asks scores",
                 "gradients are masked: trust the figure less, raise the queries (--suite black-box --queries 20000)",
                 {"samples": by_queries},
             )
@@ -271,7 +273,7 @@ def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
         found.append(
             Finding(
                 "masking.probe_wins", Severity.WARNING, "random points or a single step beat the suite",
-                f"{by_probe} samples withstood the suite and fell to random points of the set or to one gradient step",
+                f"{counted(by_probe, 'sample')} withstood the suite and fell to random points of the set or to one gradient step",
                 "the attacks are hindered: look for masked or noisy gradients", {"samples": by_probe},
             )
         )  # fmt: skip

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from holdfast.audit.plan import Plan
 from holdfast.audit.suites import rungs
 from holdfast.core.errors import BudgetError
+from holdfast.core.findings import Finding, Severity
 from holdfast.core.registry import method
+from holdfast.core.words import counted
 
 __all__ = ["JUDGED", "PREFLIGHT_ROWS", "Need", "need"]
 
@@ -36,10 +38,29 @@ class Need:
     most: int
 
     def __str__(self) -> str:
+        return f"an audit may send {self.most:,} rows at most ({self.least:,} before the first attack): {self._made_of}"
+
+    @property
+    def _made_of(self) -> str:
         return (
-            f"an audit may send {self.most:,} rows at most ({self.least:,} before the first attack): {self.samples} samples, "
-            f"{self.attacks} attacks with all of their queries, and what judges their witnesses"
+            f"{counted(self.samples, 'sample')}, {counted(self.attacks, 'attack')} with all of their queries, and what judges "
+            "their witnesses"
         )
+
+    def finding(self, allowed: int | None) -> list[Finding]:
+        """What is wrong with a budget, before a run is begun with it; nothing where it is enough."""
+        if allowed is None or allowed >= self.most:
+            return []
+        data: dict[str, float | int | str] = {"allowed": allowed, "least": self.least, "most": self.most}
+        fewer = f"allow --max-queries {self.most}, or take fewer --samples or --queries"
+        if allowed < self.least:
+            text = f"--max-queries {allowed:,} does not pay for the clean predictions of an audit, {self.least:,} rows"
+            return [
+                Finding("budget.too_small", Severity.ERROR, "the budget is too small", f"{text}.", f"{fewer}.", data)
+            ]
+        text = f"--max-queries {allowed:,} may end an audit before its suite does, which may send {self.most:,} rows"
+        more = f"{fewer}; a run that ends early says INCOMPLETE and goes on with a larger one."
+        return [Finding("budget.short", Severity.WARNING, "the budget may end early", f"{text}.", more, data)]
 
     def told(self, allowed: int | None) -> str:
         """In one sentence, beside what is allowed.
@@ -47,16 +68,13 @@ class Need:
         Raises:
             BudgetError: nothing is allowed, or too little to begin with.
         """
-        may = (
-            f"this run may send {self.most:,} rows at most: {self.samples} samples, {self.attacks} attacks with all of their "
-            "queries, and what judges their witnesses"
-        )
+        may = f"this run may send {self.most:,} rows at most: {self._made_of}"
         if allowed is None:
             raise BudgetError(f"{may}; the API may bill them, so say how many you allow: --max-queries N")
         if allowed < self.least:
             raise BudgetError(
                 f"--max-queries {allowed} does not even pay for the clean predictions: {self.least:,} rows for "
-                f"{self.samples} samples before the first attack; {may}"
+                f"{counted(self.samples, 'sample')} before the first attack; {may}"
             )
         if allowed >= self.most:
             return f"{may}; --max-queries {allowed:,} allows them"

@@ -34,7 +34,7 @@ __all__ = ["Replay"]
 
 _CLOSE = 1e-3  # of the largest score: another machine's float32 stays far within it
 _AGAIN = ("clean", "gradients", "triage")
-_COUNTS = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
+_COUNTS = re.compile(r"\d[\d.,]*(e[+-]?\d+)?( samples?\b)?")
 
 
 class Replay:

@@ -25,7 +25,7 @@ from holdfast.audit.suites import SPARED_SHARE, Rung, rungs, transfers
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
-from holdfast.core.threat import parse_eps
+from holdfast.core.threat import parse_eps, size_text
 from holdfast.judge.asking import Model, ModelFault, ask
 from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
@@ -80,7 +80,9 @@ def stages(plan: Plan) -> list[Stage]:
         attacks.insert(1, Stage("triage", triage, "certificates at eps", most=_DEAR, bounds=True))
     todo += attacks
     todo.append(Stage("probe", probe, "random points and single steps", **search))
-    todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {e}", **search) for e in plan.eps_grid]
+    todo += [
+        Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {size_text(parse_eps(e))}", **search) for e in plan.eps_grid
+    ]
     todo.append(Stage("shrink", shrinking, "nearest witnesses", **search))
     if plan.grid is not None:
         todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid}"))

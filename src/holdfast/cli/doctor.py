@@ -13,6 +13,7 @@ from holdfast.cli.asked import first_answers, rows_at_once
 from holdfast.cli.console import say, say_json
 from holdfast.cli.opening import opened
 from holdfast.core.errors import HoldfastError
+from holdfast.core.words import counted, numbered
 
 if TYPE_CHECKING:
     from holdfast.audit.context import Context
@@ -23,6 +24,7 @@ _ERRORS = 2
 _ROWS, _BATCH = 200, 64
 _OWN = ("--format", "-q", "--quiet", "-v", "--verbose")
 _UNASKED = ("model.call", "model.output", "model.one_logit", "model.nan", "labels.range", "labels.negative", "data.nan")
+_TABLE = "--table columns.yaml"
 _STYLES = {"error": "red", "warning": "yellow", "note": None}
 
 
@@ -77,9 +79,13 @@ def doctor(
     accuracy = asked.get("accuracy", accuracy)
     bounds = _bounds(context) if context.differentiable and not errors else ""
     cost = str(outlook(context)) if context.differentiable and not errors else ""
+    most = None
     if context.plan.remote and not errors:
-        cost = str(need(context.plan, len(context.data)))
-    command = _command(context, [str(f.data["flags"]) for f in found if f.data.get("flags")])
+        cost = str(needed := need(context.plan, len(context.data)))
+        short = needed.finding(context.plan.max_queries)
+        found, most = [*found, *short], needed.most if short else None
+        errors = [f for f in found if f.severity is Severity.ERROR]
+    command = _command(context, [str(f.data["flags"]) for f in found if f.data.get("flags")], most)
     names = dict(enumerate(context.data.classes or ()))
     if format_ is o.FormatName.JSON:
         say_json(
@@ -91,13 +97,14 @@ def doctor(
         )  # fmt: skip
     else:
         say(f"{context.source}")
-        say(f"{context.data.name}: {len(context.data)} samples of {'x'.join(map(str, context.data.x.shape[1:]))}")
+        shape = context.data.x.shape[1:]
+        of = counted(shape[0], "feature") if len(shape) == 1 else "x".join(map(str, shape))
+        say(f"{context.data.name}: {counted(len(context.data), 'sample')} of {of}")
         if names:
-            say(f"classes: {', '.join(f'{k} {name}' for k, name in names.items())}")
+            say(f"classes: {numbered(list(names.values()))}")
         if accuracy is not None:
-            say(
-                f"clean accuracy: {accuracy:.1%} of the first {asked.get('rows', min(len(context.data), _ROWS))} samples"
-            )
+            rows = int(asked.get("rows", min(len(context.data), _ROWS)))
+            say(f"clean accuracy: {accuracy:.1%} of {'the first ' if rows > 1 else ''}{counted(rows, 'sample')}")
         if asked:
             say(_answered(asked))
         for f in found:
@@ -105,7 +112,9 @@ def doctor(
         say(f"certificates: {bounds or ('not looked at' if context.differentiable else f'none, {context.why}')}")
         if cost:
             say(cost if context.plan.remote else f"time of an audit (suite {context.plan.suite}): {cost}")
-        say("an audit can start:" if not errors else f"{len(errors)} error(s) to mend first; then:")
+        say("an audit can start:" if not errors else f"{counted(len(errors), 'error')} to mend first; then:")
+        if any(f.data.get("flags") == _TABLE for f in found):
+            say(f"  {shlex.join(['holdfast', 'columns', context.plan.data, '--out', 'columns.yaml'])}")
         say(f"  {command}")
     if errors:
         raise typer.Exit(_ERRORS)
@@ -129,19 +138,32 @@ def _answered(asked: dict[str, Any]) -> str:
     steady = (
         "the same when asked again" if asked["moved"] == 0 else f"moved by up to {asked['moved']:.3g} when asked again"
     )
-    sent = f"; {asked['rows_sent']} rows in {asked['requests']} requests" if "requests" in asked else ""
+    sent = (
+        f"; {counted(asked['rows_sent'], 'row')} in {counted(asked['requests'], 'request')}"
+        if "requests" in asked
+        else ""
+    )
     took = f"{asked['milliseconds_a_row']:.2g} ms a row"
     return f"answers: {asked['answers']} of {asked['classes']} classes, {steady}, {took}{sent}"
 
 
-def _command(context: Context, flags: list[str]) -> str:
-    """The command line of an audit: what was typed, and what the findings say is missing."""
+def _command(context: Context, flags: list[str], most: int | None) -> str:
+    """The command line of an audit: what was typed, what the findings say is missing, and the budget that it needs."""
     typed = sys.argv[1:]
     typed = typed[typed.index("doctor") + 1 :] if "doctor" in typed else typed
     kept = [t for k, t in enumerate(typed) if t not in _OWN and (k == 0 or typed[k - 1] != "--format")]
+    if most is not None:
+        kept = _with_budget(kept, most)
     remote = ["--suite", "black-box", "--certify", "none"] if not context.differentiable else []
     named = [] if "--out" in kept else ["--out", "runs/first"]
     return " ".join([shlex.join(["holdfast", "audit", *kept, *remote, *named]), *dict.fromkeys(flags)])
+
+
+def _with_budget(words: list[str], most: int) -> list[str]:
+    """The words with another budget."""
+    at = next((k for k, word in enumerate(words) if word.partition("=")[0] == "--max-queries"), len(words))
+    after = at + 1 if at < len(words) and "=" in words[at] else at + 2
+    return [*words[:at], "--max-queries", str(most), *words[after:]]
 
 
 def _bounds(context: Context) -> str:

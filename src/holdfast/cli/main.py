@@ -14,6 +14,7 @@ from holdfast.cli import (
     bench_attacks,
     certify,
     check,
+    columns,
     demo,
     doctor,
     harden,
@@ -47,7 +48,8 @@ for _function, _panel in (
     (audit.audit, "Audit"), (audit.resume, "Audit"), (audit.recheck, "Audit"), (report.report, "Audit"),
     (report.diff, "Audit"), (attack.attack, "One method"), (certify.certify, "One method"), (verify.verify, "Verify"),
     (check.check, "Verify"),
-    (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (demo.demo, "Help"),
+    (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (columns.columns, "Help"),
+    (demo.demo, "Help"),
 ):  # fmt: skip
     app.command(rich_help_panel=_panel)(_function)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -271,6 +272,7 @@ Format = Annotated[FormatName, typer.Option("--format", help="What is printed.")
 
 def _quiet(value: bool) -> bool:
     voice.quiet = value
+    logging.getLogger("holdfast").setLevel(logging.ERROR if value else logging.WARNING)
     return value
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from holdfast.core.errors import UsageError
 
-__all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps"]
+__all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps", "size_text"]
 
 
 class Norm(StrEnum):
@@ -107,6 +107,17 @@ def parse_eps(text: str | float | int | Fraction) -> Fraction:
     return value
 
 
+def size_text(size: Fraction) -> str:
+    """A size as people write it: a decimal where it has a short one, else the fraction.
+
+    Example:
+        >>> size_text(Fraction(1, 10)), size_text(Fraction(8, 255)), size_text(Fraction(3))
+        ('0.1', '8/255', '3')
+    """
+    short = f"{float(size):.6g}"
+    return short if "e" not in short and Fraction(short) == size else str(size)
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """Everything that a robustness figure is relative to.
@@ -140,15 +151,23 @@ class ThreatModel:
         width = Fraction(self.high) - Fraction(self.low)
         if self.norm is Norm.LINF and self.eps > width / 2:
             raise UsageError(
-                f"eps {self.eps} is more than half of the input range [{self.low:g}, {self.high:g}]; "
-                f"if you meant {self.eps}/255, write it so"
+                f"eps {size_text(self.eps)} is more than half of the input range [{self.low:g}, {self.high:g}]; "
+                f"if you meant {size_text(self.eps)}/255, write it so"
             )
 
-    def describe(self) -> str:
-        """One line for people, for example ``linf <= 8/255 in [0, 1], untargeted, white-box``."""
-        parts = [f"{self.norm} <= {self.eps} in [{self.low:g}, {self.high:g}]", str(self.goal), self.access.label]
+    def describe(self, typed: str | None = None) -> str:
+        """One line for people, for example ``linf <= 8/255 in [0, 1], untargeted, white-box``.
+
+        Args:
+            typed: eps as its reader wrote it.
+        """
+        parts = [
+            f"{self.norm} <= {typed or size_text(self.eps)} in [{self.low:g}, {self.high:g}]",
+            str(self.goal),
+            self.access.label,
+        ]
         if self.grid:
-            parts.append(f"grid {self.grid}")
+            parts.append(f"grid {size_text(self.grid)}")
         if self.known:
             parts.append(f"known to the attacker: {', '.join(self.known)}")
         return ", ".join(parts)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
+from holdfast.core.words import counted
 from holdfast.data.dataset import Dataset
 
 __all__ = ["check_data"]
+
+_COLUMNS = (
+    "'holdfast columns FILE --out columns.yaml' writes a first version to correct, and --table columns.yaml takes it"
+)
 
 
 def check_data(data: Dataset, threat: ThreatModel, classes: int | None = None) -> list[Finding]:
@@ -41,28 +46,39 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
     width = threat.high - threat.low
     if least < threat.low or most > threat.high:
         outside = int(((x < threat.low) | (x > threat.high)).flatten(1).any(1).sum())
-        looks, remedy = _guess_scale(least, most, mean, spread, threat)
+        looks, remedy = _guess_scale(data, least, most, mean, spread, threat)
         return [
             Finding(
                 "data.range", Severity.ERROR, "inputs outside the declared range",
-                f"{outside} of {len(x)} samples leave [{threat.low:g}, {threat.high:g}]: "
+                f"{outside} of {counted(len(x), 'sample')} {'leaves' if outside == 1 else 'leave'} "
+                f"[{threat.low:g}, {threat.high:g}]: "
                 f"values run from {least:.4g} to {most:.4g}. {looks}".rstrip(),
-                remedy, {**measured, "samples": outside},
+                remedy, {**measured, "samples": outside} | ({"flags": "--table columns.yaml"} if x.ndim == 2 else {}),
             )
         ]  # fmt: skip
     if most - threat.low <= width / 32:
         return [
             Finding(
                 "data.scaled_twice", Severity.WARNING, "inputs fill almost none of the range",
-                f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]; "
-                "were they divided by 255 twice?",
-                "Check the scaling: a perturbation of size eps is large against such inputs.", measured,
+                f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]"
+                f"{'.' if x.ndim == 2 else '; were they divided by 255 twice?'}",
+                f"Check the scaling{f', or say what each column may be: {_COLUMNS}' if x.ndim == 2 else ''}: a "
+                "perturbation of size eps is large against such inputs.", measured,
             )
         ]  # fmt: skip
     return []
 
 
-def _guess_scale(least: float, most: float, mean: float, spread: float, threat: ThreatModel) -> tuple[str, str]:
+def _guess_scale(
+    data: Dataset, least: float, most: float, mean: float, spread: float, threat: ThreatModel
+) -> tuple[str, str]:
+    if data.x.ndim == 2:  # what helps pictures would spoil a table
+        flat = data.features is None and least >= 0 and 1.5 < most <= 255
+        return (
+            "The columns seem to be in units of their own.",
+            f"Say what each column may be: {_COLUMNS}."
+            + (" If the rows are flattened pictures in 0..255, divide x by 255 instead." if flat else ""),
+        )
     if least >= 0 and 1.5 < most <= 255:
         return "They look like 0..255.", "Divide x by 255, or save it as uint8."
     if least >= -1.001 and most <= 1.001 and threat.low == 0:
@@ -75,10 +91,7 @@ def _guess_scale(least: float, most: float, mean: float, spread: float, threat: 
         )
     return (
         "",
-        (
-            f"Scale x into [{threat.low:g}, {threat.high:g}], or declare the range that the features really have "
-            "(a table: --table COLUMNS.yaml)."
-        ),
+        f"Scale x into [{threat.low:g}, {threat.high:g}].",
     )
 
 
@@ -108,7 +121,7 @@ def _labels(data: Dataset, classes: int | None) -> list[Finding]:
         return [
             Finding(
                 "labels.single", Severity.WARNING, "only one class",
-                f"All {len(y)} samples have the label {least}.",
+                f"{'The one sample has' if len(y) == 1 else f'All {len(y)} samples have'} the label {least}.",
                 "Shuffle the data before taking its first rows: accuracy on one class says little.", measured,
             )
         ]  # fmt: skip
@@ -116,7 +129,7 @@ def _labels(data: Dataset, classes: int | None) -> list[Finding]:
         return [
             Finding(
                 "labels.fewer", Severity.NOTE, "some classes are absent",
-                f"{kinds} of the model's {classes} classes occur among {len(y)} samples.", "", measured,
+                f"{kinds} of the model's {classes} classes occur among {counted(len(y), 'sample')}.", "", measured,
             )
         ]  # fmt: skip
     return []

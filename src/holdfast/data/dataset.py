@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import DataError, UsageError, did_you_mean
+from holdfast.core.words import numbered
 
 __all__ = ["Dataset", "class_order", "fingerprint_arrays"]
 
@@ -126,9 +127,8 @@ def class_order(names: Iterable[str], classes: Sequence[str] | None, source: str
     """
     found = sorted(set(names))
     if classes is None:
-        listed = ", ".join(f"{i} {name}" for i, name in enumerate(found[:20])) + (", ..." if len(found) > 20 else "")
         return found, [
-            f"the classes are numbered alphabetically ({listed}); if the model numbers them otherwise, give its order: "
+            f"the classes are numbered alphabetically ({numbered(found)}); if the model numbers them otherwise, give its order: "
             "--class-names NAME,NAME,..."
         ]
     if len(set(classes)) != len(classes):

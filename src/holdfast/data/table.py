@@ -6,8 +6,10 @@ share of each column's range; the model gets the columns' own values back (`hold
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +102,36 @@ class Table(BaseModel):
             raise UsageError(f"{path}: {error}") from None
         return cls.of(values, str(path))
 
+    @classmethod
+    def seen_in(cls, data: Dataset) -> Table:
+        """A first version: each column with the range of its values, and as integers where all are whole.
+
+        Raises:
+            DataError: no rows of columns, or values that are not finite.
+
+        Example:
+            >>> rows = torch.tensor([[30.0, 0.5], [45.0, 0.25]])
+            >>> Table.seen_in(Dataset.of(rows, torch.tensor([0, 1]), features=("age", "share"))).columns["age"].high
+            45.0
+        """
+        x = data.x.double()
+        if x.ndim != 2:
+            raise DataError(f"{data.name} has inputs of shape {tuple(x.shape[1:])}; a table's are rows of columns")
+        if not bool(x.isfinite().all()):
+            raise DataError(f"{data.name} holds values that are not finite; remove or repair their rows first")
+        names = data.features or tuple(f"column_{i}" for i in range(x.shape[1]))
+        return cls(columns={name: _seen(values) for name, values in zip(names, x.unbind(1), strict=True)})
+
+    def to_yaml(self) -> str:
+        """The table as YAML, a line a column, what is a default left out."""
+        lines = ["columns:"]
+        for name, column in self.columns.items():
+            told = {"low": column.low, "high": column.high} | column.model_dump(exclude_defaults=True)
+            told = {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in told.items()}
+            value = yaml.safe_dump(told, default_flow_style=True, sort_keys=False, width=10**6)
+            lines.append(f"  {json.dumps(name) if _needs_quotes(name) else name}: {value.strip()}")
+        return "\n".join(lines) + "\n"
+
     @property
     def low(self) -> Tensor:
         """(columns,) float64 least values."""
@@ -177,3 +209,26 @@ class Table(BaseModel):
                 f"{data}: column '{name}' is {float(values[broken[0]]):g} in row {int(broken[0])}, and the table says "
                 "that it holds integers"
             )
+
+
+def _seen(values: Tensor) -> Column:
+    """A column by (n,) float64 values that it has."""
+    low, high = float(values.min()), float(values.max())
+    if bool((values == values.round()).all()) and max(abs(low), abs(high)) < 2**24:
+        return Column(low=low, high=high if high > low else low + 1, type="integer")
+    room = high - low or max(1.0, abs(high))  # float32 values, whose decimals would cut off the ends of the range
+    return Column(low=_outward(low, room, floor), high=_outward(high, room, ceil))
+
+
+def _outward(value: float, room: float, rounded: Callable[[float], int]) -> float:
+    """A value with three digits of its column's width, away from the column's inside."""
+    step = 10.0 ** (floor(log10(room)) - 2)
+    return float(f"{rounded(value / step) * step:.12g}")
+
+
+def _needs_quotes(name: str) -> bool:
+    """Whether YAML would read a plain name as something else than this text."""
+    try:
+        return yaml.safe_load(f"{name}: 1") != {name: 1}
+    except yaml.YAMLError:
+        return True

@@ -15,11 +15,13 @@ from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.errors import BudgetError, DataError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
+from holdfast.core.words import counted, numbered
 from holdfast.data.checks import check_data
 from holdfast.data.dataset import Dataset
 from holdfast.models.guess import Slip, helping_slip, working_layouts
-from holdfast.models.queries_only import answers_gradients
+from holdfast.models.queries_only import QueriesOnly, answers_gradients
 from holdfast.models.wrap import FromHF
+from holdfast.numerics.stats import clopper_pearson
 
 __all__ = ["admitted", "preflight"]
 
@@ -31,6 +33,7 @@ _FEW = 8
 _RANDOM = 1e-4
 _BATCH_NOISE = 1e-3
 _CHANCE = "model.chance"
+_NAMED = 8
 _ENOUGH = 20  # rows on which doing worse than guessing is no accident
 _ALPHA = 0.01  # of both one-sided binomial tests
 
@@ -176,14 +179,14 @@ def _served(model: Model, x: Tensor) -> list[int]:
 def _raises_on_some(rows: int, served: int, fault: Exception) -> Finding:
     return Finding(
         "model.raises", Severity.WARNING, "the model fails on some samples",
-        f"It raises on {rows - served} of {rows} rows, first {type(fault).__name__}: {str(fault)[:300]}",
+        f"It raises on {rows - served} of {counted(rows, 'row')}, first {type(fault).__name__}: {str(fault)[:300]}",
         "Such samples count as errors, never as robust.", {"samples": rows - served},
     )  # fmt: skip
 
 
 def _kind(model: Model, data: Dataset) -> list[Finding]:
     """What the model says of itself: the kind of its decision, and what it calls its classes."""
-    said = [m for m in model.modules() if isinstance(m, FromHF)] if isinstance(model, nn.Module) else []
+    said = [m for m in _parts(model) if isinstance(m, FromHF)]
     found: list[Finding] = []
     if any(m.multi_label for m in said):
         found.append(
@@ -194,13 +197,15 @@ def _kind(model: Model, data: Dataset) -> list[Finding]:
                 "Audit one label at a time: wrap the model so that it gives the two logits (0, logit of the label).",
             )
         )  # fmt: skip
-    for m in said:
-        own, given = m.classes, data.classes
+    told = [m.classes for m in said]
+    told += [m.names for m in _parts(model) if isinstance(m, QueriesOnly) and all(isinstance(n, str) for n in m.names)]
+    for own in told:
+        given = data.classes
         if own and given and own != given and set(own) >= set(given):
             found.append(
                 Finding(
                     "labels.order", Severity.ERROR, "classes in another order than the model's",
-                    f"The model numbers its classes {_listed(own)}; the data {_listed(given)}.",
+                    f"The model numbers its classes {numbered(own, _NAMED)}; the data {numbered(given, _NAMED)}.",
                     "Number them as the model does: add the flag below to the command.",
                     {"flags": shlex.join(("--class-names", ",".join(own)))},
                 )
@@ -208,8 +213,8 @@ def _kind(model: Model, data: Dataset) -> list[Finding]:
     return found
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(f"{k} {name}" for k, name in enumerate(names[:8])) + (", ..." if len(names) > 8 else "")
+def _parts(model: Model) -> list[nn.Module]:
+    return list(model.modules()) if isinstance(model, nn.Module) else []
 
 
 def _shape(out: object, x: Tensor) -> Finding | None:
@@ -222,7 +227,7 @@ def _shape(out: object, x: Tensor) -> Finding | None:
     if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
         return Finding(
             "model.one_logit", Severity.ERROR, "the model has a single output",
-            f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; a decision needs two classes or more.",
+            f"Its answer to {counted(len(x), 'row')} has the shape {tuple(out.shape)}; a decision needs two classes or more.",
             "If it is the logit, or the probability, of class 1 of 2, add --binary logit or --binary probability; in Python "
             "wrap it: holdfast.models.OneLogit(model).",
         )  # fmt: skip
@@ -262,11 +267,10 @@ def _outputs(out: Tensor, own: bool) -> list[Finding]:
         found.append(
             Finding(
                 "model.probabilities", Severity.WARNING, "probabilities instead of logits",
-                "All outputs are at least 0 and each row adds up to 1"
-                f"{': a softmax seems to be the last layer' if own else ''}.",
-                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are." if own else
-                "If what is behind the queries can answer with logits too, take those: near 1 probabilities look alike.",
+                "All outputs are at least 0 and each row adds up to 1: a softmax seems to be the last layer.",
+                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are.",
             )
+            if own else _asked_for_shares(out)
         )  # fmt: skip
     elif bool((values <= 0).all()) and _near_one(values.exp().sum(1)):
         found.append(
@@ -276,6 +280,23 @@ def _outputs(out: Tensor, own: bool) -> list[Finding]:
             )
         )  # fmt: skip
     return found
+
+
+def _asked_for_shares(out: Tensor) -> Finding:
+    """Probabilities of what can only be asked: nothing can be left out there, and what matters is whether they move."""
+    distinct = len(out.unique(dim=0))
+    said = "All scores are at least 0 and each row adds up to 1."
+    remedy = "Nothing has to be changed: queries compare them class by class (--suite black-box --certify none)."
+    if distinct <= len(out) / 2:
+        said += (
+            f" {counted(len(out), 'row')} got {counted(distinct, 'different answer')}: such ties, as trees give, hide from a "
+            "search of scores whether it comes nearer."
+        )
+        remedy += " The suite's attacks on labels go on where scores tie; --answers labels runs them alone."
+    else:
+        remedy += " If it can answer with logits too, those tell more: near 1 probabilities look alike."
+    measured: dict[str, float | int | str] = {"rows": len(out), "different": distinct}
+    return Finding("model.probabilities", Severity.NOTE, "probabilities", said, remedy, measured)
 
 
 def _near_one(sums: Tensor) -> bool:
@@ -346,7 +367,9 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
     hits = round(accuracy * n)
     constant = float(torch.bincount(y, minlength=k).max()) / n  # the best that one answer for all rows would do
     worse = n >= _ENOUGH and float(bdtr(hits, n, constant)) < _ALPHA
-    if worse or not hits or 1 - float(bdtr(hits - 1, n, 1 / k)) > _ALPHA:
+    told = 1 - float(bdtr(hits - 1, n, 1 / k)) <= _ALPHA if hits else False  # from guessing
+    most = float(clopper_pearson(hits, n, 0.1)[1])  # few rows show neither that it guesses nor that it does not
+    if worse or not hits or (not told and most < (1 + 1 / k) / 2):
         if n > 1 and len(predicted.unique()) == 1:
             cause = f" It gives every row the same label.{cause}"
         title, than = "no better than guessing", f"guessing gives {1 / k:.1%}"
@@ -355,7 +378,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
         return [
             Finding(
                 _CHANCE, Severity.ERROR if worse else Severity.WARNING, title,
-                f"Clean accuracy is {accuracy:.1%} on {n} rows, and {than}.{cause}",
+                f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}, and {than}.{cause}",
                 remedy, measured,
             )
         ]  # fmt: skip
@@ -363,7 +386,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
         return [
             Finding(
                 "model.preprocessing", Severity.WARNING, "the preprocessing seems to be off",
-                f"Clean accuracy is {accuracy:.1%} on {n} rows.{cause}",
+                f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}.{cause}",
                 remedy, measured,
             )
         ]  # fmt: skip

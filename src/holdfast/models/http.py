@@ -8,6 +8,7 @@ A label is a number or a class name. Other JSON is declared by a template and a 
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +24,12 @@ from holdfast.core.findings import Finding, Severity
 from holdfast.core.verdict import Subject
 from holdfast.models.paid import PaidAnswers
 from holdfast.models.template import AnswerPath, RequestTemplate
-from holdfast.models.transport import Line, Reply, excerpt, refusal, request_headers
+from holdfast.models.transport import Line, Reply, refusal, request_headers
 from holdfast.models.wire import REQUEST, Answers
 
 __all__ = ["HttpModel", "Usage"]
+
+_log = logging.getLogger(__name__)
 
 _MAX_WAIT = 120.0
 _DRIFT = 1e-3
@@ -37,7 +40,8 @@ class Usage:
     """What an API was asked.
 
     Attributes:
-        sent: rows sent, each attempt and the canary's included; what a paid API would bill.
+        sent: rows that went out, each attempt and the canary's included; what a paid API may bill. Those of a request for
+            which no connection was made are not among them.
         retried: the rows among them that were sent again after a failure.
         requests: HTTP requests.
         canaries: times that the canary row was asked again.
@@ -128,6 +132,7 @@ class HttpModel:
         self.usage, self._paid, self._in_unit = Usage(), paid, False
         self._before = before
         self._rows, self._retries, self._backoff, self._sleep = rows_per_request, retries, backoff, sleep
+        self._trouble, self._told = "", set[str]()
         self._canary_every, self._canary, self._next_canary = canary_every, None, canary_every
         self._line = Line(url, timeout, request_headers(url, headers, token_env))
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="holdfast-http")
@@ -154,8 +159,8 @@ class HttpModel:
             left = self.max_queries - self.usage.sent
         if len(todo) > left:
             raise BudgetError(
-                f"{len(todo)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at {self.url}; "
-                "a larger --max-queries goes on from here"
+                f"{self._met('with ')}{len(todo)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at "
+                f"{self.url}; a larger --max-queries goes on from here"
             )
         parts = list(todo.split(self._rows)) if len(todo) else []
         futures = [
@@ -229,26 +234,52 @@ class HttpModel:
 
     def _ask(self, rows: Tensor, keys: Sequence[bytes] = ()) -> Tensor:
         body = self.template.encode(rows)
-        last, reply = "", Reply(0, b"")
+        reply = Reply(0, b"")
         for attempt in range(self._retries + 1):
             self._charge(len(rows), again=attempt > 0)
             reply = self._line.post(body)
+            if not reply.sent:  # nothing went out, so nobody can have counted it
+                self._charge(-len(rows), again=attempt > 0)
             if reply.status == 200:
                 answer = self.answers.decode(reply.body, len(rows), one_row=self.template.one_row)
                 if self._paid is not None and keys:
                     self._paid.keep(keys, answer)
+                self._trouble = ""
                 return answer
             if 0 < reply.status < 500 and reply.status != 429:
                 raise ModelError(refusal(self.url, reply, self._wanted))
-            last = reply.fault or f"status {reply.status}{f' and {excerpt(reply.body)}' if reply.body else ''}"
+            self._trouble = reply.trouble
             if attempt < self._retries:
-                self._sleep(self._pause(attempt, reply.wait))
-        advice = "A longer time-out, more retries or less concurrency may help."
+                pause = self._pause(attempt, reply.wait)
+                self._tell(reply, pause, self._retries - attempt)
+                self._sleep(pause)
+        raise ModelError(
+            f"{self.url} failed {self._retries + 1} times, last with {reply.trouble}. {self._advice(reply)}"
+        )
+
+    def _advice(self, reply: Reply) -> str:
         if reply.status >= 500:
-            advice = f"It is up and fails on what it is asked; {self._wanted}"
-        elif reply.fault.startswith("ConnectionRefused"):
-            advice = "Nobody listens there: is it up, and are host and port right?"
-        raise ModelError(f"{self.url} failed {self._retries + 1} times, last with {last}. {advice}")
+            return f"It is up and fails on what it is asked; {self._wanted}"
+        if reply.fault.startswith("ConnectionRefused"):
+            return "Nobody listens there: is it up, and are host and port right?"
+        return "A longer time-out, more retries or less concurrency may help."
+
+    def _tell(self, reply: Reply, pause: float, left: int) -> None:
+        """Says at once why there is no answer, each kind of trouble once: the retries may take a while."""
+        kind = reply.fault.partition(":")[0] or str(reply.status)
+        with self.usage.lock:
+            new = kind not in self._told
+            self._told.add(kind)
+        if new:
+            counts = "its rows count, since the server may have counted them" if reply.sent else "no row was sent"
+            _log.warning(
+                "%s gave no answer but %s (%s); asking again in %.3g s, %d more times at most",
+                self.url, reply.trouble, counts, pause, left,
+            )  # fmt: skip
+
+    def _met(self, word: str) -> str:
+        """The trouble that the API is in, before what is said of the budget; nothing where it answers."""
+        return f"{self.url} gave no answer but {self._trouble}, {word}" if self._trouble else ""
 
     @property
     def _wanted(self) -> str:
@@ -259,14 +290,16 @@ class HttpModel:
         )
 
     def _charge(self, rows: int, *, again: bool) -> None:
+        """Counts rows before they are sent; a negative number takes back what then was not."""
         with self.usage.lock:
             if self.usage.sent + rows > self.max_queries:
                 raise BudgetError(
-                    f"all {self.max_queries} queries at {self.url} are used up, retries included; "
-                    "a larger --max-queries goes on from here"
+                    f"{self._met('and ')}all {self.max_queries} queries at {self.url} are used up, retries included: of "
+                    f"{self.usage.sent} rows that were sent, and that the server may have counted, {self.usage.retried} were "
+                    "sent again after a failure; a larger --max-queries goes on from here"
                 )
             self.usage.sent += rows
-            self.usage.requests += 1
+            self.usage.requests += 1 if rows > 0 else -1
             self.usage.retried += rows * again
         if self._paid is not None and self._in_unit:
             self._paid.charge(rows)

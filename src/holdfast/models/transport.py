@@ -33,6 +33,7 @@ class Reply:
         wait: seconds that the server asks to wait, if it does; finite and at least 0.
         fault: why there was no answer.
         location: where a redirect points.
+        sent: whether any of the request went out, so that the server may have counted it.
     """
 
     status: int
@@ -40,6 +41,14 @@ class Reply:
     wait: float | None = None
     fault: str = ""
     location: str = ""
+    sent: bool = True
+
+    @property
+    def trouble(self) -> str:
+        """What was met in place of an answer: the status and the beginning of its body, or why there was none."""
+        if self.fault:
+            return self.fault
+        return f"status {self.status}{f' and {excerpt(self.body)}' if self.body else ''}"
 
 
 class Line:
@@ -61,12 +70,14 @@ class Line:
         line: HTTPConnection | None = getattr(self._local, "line", None)
         if line is None:
             line = self._local.line = self._kind(self._host, self._port, timeout=self._timeout)
+        sent = False
         with _deadline(line, self._timeout) as late:
             try:
                 if line.sock is None:
                     line.connect()
                     if late.is_set():
                         raise TimeoutError
+                sent = True
                 try:
                     line.request("POST", self._path, body, dict(self._headers))
                 except (BrokenPipeError, ConnectionResetError):
@@ -78,8 +89,9 @@ class Line:
             except (OSError, HTTPException, ValueError) as fault:
                 line.close()
                 if late.is_set() or isinstance(fault, TimeoutError):
-                    return Reply(0, b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")
-                return Reply(0, b"", fault=f"{type(fault).__name__}: {fault}")
+                    what = f"no whole answer within {self._timeout:g} s" if sent else "no connection"
+                    return Reply(0, b"", fault=f"TimeoutError: {what}", sent=sent)
+                return Reply(0, b"", fault=f"{type(fault).__name__}: {fault}", sent=sent)
         if late.is_set():  # the end came by the closed line, which reads like the end of an answer without a length
             line.close()
             return Reply(0, b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from holdfast.audit.document import Document
 from holdfast.core.findings import Severity
 from holdfast.core.verdict import Status
+from holdfast.core.words import counted
 from holdfast.report import curves, markup, tables, words
 from holdfast.report.bar import PARTS, headline_bar, legend_rows
 from holdfast.report.pictures import Picture, cards
@@ -30,7 +31,8 @@ def _templates() -> Environment:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     templates.filters |= {
-        "percent": markup.percent, "interval": markup.interval, "count": markup.count, "measure": markup.measure,
+        "percent": markup.percent, "interval": markup.interval, "count": markup.count,
+        "counted": _counted, "measure": markup.measure,
         "span": markup.span, "instant": markup.instant, "prose": markup.prose,
         "stage": words.stage_name,
     }  # fmt: skip
@@ -41,6 +43,10 @@ def _templates() -> Environment:
 def _own(name: str) -> str:
     """A style sheet or script of ours, as shipped."""
     return files("holdfast.report").joinpath("templates", name).read_text(encoding="utf-8").strip()
+
+
+def _counted(value: int, noun: str) -> str:
+    return counted(value, noun).replace(f"{value:,}", markup.count(value))
 
 
 def _allow(text: str) -> str:

@@ -11,6 +11,7 @@ from holdfast.audit.document import Document, FindingEntry
 from holdfast.core.findings import Severity
 from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
+from holdfast.core.words import counted
 from holdfast.report.markup import percent
 
 __all__ = ["render"]
@@ -76,7 +77,7 @@ def _own(document: Document) -> list[FindingEntry]:
                 code=_BROKEN,
                 severity=Severity.WARNING,
                 title="samples broken within the threat model",
-                message=f"{broken} of {head.samples} samples are broken within {threat.norm} {threat.eps} "
+                message=f"{broken} of {counted(head.samples, 'sample')} broken within {threat.norm} {threat.eps} "
                 f"({threat.access}): {head.statement}. Unknown: {percent(head.unknown)}, never counted as robust.",
                 remedy="Harden the model (`holdfast harden`), audit it again and compare with `holdfast diff`.",
                 data={"broken": broken, "samples": head.samples},

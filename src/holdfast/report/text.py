@@ -10,6 +10,7 @@ from rich.text import Text
 
 from holdfast.audit.document import Document
 from holdfast.core.verdict import Status
+from holdfast.core.words import counted
 from holdfast.report.bar import PARTS
 from holdfast.report.markup import count, interval, percent, printable, span
 from holdfast.report.words import banners, verdict_of
@@ -42,7 +43,7 @@ def _about(document: Document) -> list[str]:
     threat, cost, suite = document.threat, document.cost, f"suite {document.suite.name}; seed {document.seed}"
     spent = f"{count(cost.forwards)} forwards, {count(cost.backwards)} backwards, {count(cost.queries)} queries"
     return [
-        f"{document.model.source}, {document.headline.samples} samples of {document.data.source}",
+        f"{document.model.source}, {counted(document.headline.samples, 'sample')} of {document.data.source}",
         f"{threat.norm} <= {threat.eps}, {threat.access}, {threat.goal}; {suite}",
         f"{spent}, {span(cost.seconds)} of work",
     ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from holdfast.audit.document import Document, Gate, Threat
-from holdfast.core.threat import Goal, Guarantee, Norm
+from holdfast.core.threat import Goal, Guarantee, Norm, parse_eps, size_text
 from holdfast.core.verdict import Status
+from holdfast.core.words import counted
 from holdfast.report.markup import percent
 
 __all__ = ["Banner", "attacker", "banners", "crosschecked", "finder", "meaning", "stage_name", "verdict_of"]
@@ -85,8 +86,8 @@ def _unfinished(document: Document) -> str:
         upper = document.headline.empirical_robust_accuracy
         most = upper + unjudged / max(1, document.headline.samples)
         said.append(
-            f"{unjudged} of {document.headline.samples} samples could not be judged. They count as broken in the empirical "
-            f"figure of {percent(upper)}; were they all robust, it would be {percent(most)}."
+            f"{unjudged} of {counted(document.headline.samples, 'sample')} could not be judged. They count as broken in the "
+            f"empirical figure of {percent(upper)}; were they all robust, it would be {percent(most)}."
         )
     if failed:
         said.append(f"Failed: {', '.join(failed)}; the finding run.failed says why.")
@@ -100,14 +101,14 @@ def stage_name(name: str) -> str:
 
     Example:
         >>> stage_name("triage"), stage_name("attack:square"), stage_name("eps-grid:1/20")
-        ('proofs at eps, before the dear attacks', 'attack square', 'attack at eps 1/20')
+        ('proofs at eps, before the dear attacks', 'attack square', 'attack at eps 0.05')
     """
     kind, _, rest = name.partition(":")
     if kind == "attack":
         return (
             f"attack {rest.removesuffix('_blind')}{' where gradients lead nowhere' if rest.endswith('_blind') else ''}"
         )
-    return f"attack at eps {rest}" if kind == "eps-grid" else _STAGES.get(name, name)
+    return f"attack at eps {size_text(parse_eps(rest))}" if kind == "eps-grid" else _STAGES.get(name, name)
 
 
 def finder(attack: str) -> str:
@@ -162,7 +163,7 @@ def _of_what(document: Document) -> str:
 
 
 def _samples(number: int, verb: tuple[str, str] = ("is", "are")) -> str:
-    return f"{number} sample {verb[0]}" if number == 1 else f"{number} samples {verb[1]}"
+    return f"{counted(number, 'sample')} {verb[0] if number == 1 else verb[1]}"
 
 
 def meaning(document: Document) -> list[str]:
@@ -172,11 +173,16 @@ def meaning(document: Document) -> list[str]:
     certified, broken = counts[Status.CERTIFIED], counts[Status.BROKEN]
     gap = n - counts[Status.MISCLASSIFIED] - broken - certified
     eps = f"{document.threat.norm} {document.threat.eps}"
-    out = [
-        f"Left alone, the model is right on {right} of {n} samples ({percent(head.clean_accuracy)}). Within {eps} of "
-        f"them, {_samples(broken, ('was', 'were'))} broken: an input was found that changes the answer, and a "
-        "referee that took no part in the search judged it again."
-    ]
+    left_alone = (
+        f"Left alone, the model is right on {right} of {counted(n, 'sample')} ({percent(head.clean_accuracy)})."
+    )
+    attacked = f"Within {eps} of them, the attacks broke none."
+    if broken:
+        attacked = (
+            f"Within {eps} of them, {_samples(broken, ('was', 'were'))} broken: an input was found that changes the answer, and "
+            "a referee that took no part in the search judged it again."
+        )
+    out = [f"{left_alone} {attacked}"]
     if head.certified_robust_accuracy is None:
         out.append(
             "Nothing was certified in this run, so there is no lower bound: the true figure may be anything below."
@@ -199,5 +205,5 @@ def meaning(document: Document) -> list[str]:
         reach = f"the 95 % interval of the upper bound reaches up to {upper}"
     else:
         reach = f"the 95 % intervals of the two bounds reach from {percent(head.intervals.certified[0])} to {upper}"
-    out.append(f"Beyond these {n} samples, on data drawn alike, {reach}.")
+    out.append(f"Beyond {'this' if n == 1 else 'these'} {counted(n, 'sample')}, on data drawn alike, {reach}.")
     return out

@@ -1,0 +1,32 @@
+"""Numbers of things and the numbering of classes, as a person would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["counted", "numbered"]
+
+_SHOWN = 20
+
+
+def counted(number: int, noun: str) -> str:
+    """So many of something.
+
+    Example:
+        >>> counted(1, "sample"), counted(1200, "sample"), counted(2, "class")
+        ('1 sample', '1,200 samples', '2 classes')
+    """
+    many = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number:,} {noun}{many}"
+
+
+def numbered(names: Sequence[str], most: int = _SHOWN) -> str:
+    """Classes with their numbers; names that are just these numbers are not said twice.
+
+    Example:
+        >>> numbered(["cat", "dog"]), numbered(["0", "1", "2"])
+        ('0 cat, 1 dog', '0 to 2')
+    """
+    if all(name == str(k) for k, name in enumerate(names)):
+        return f"0 to {len(names) - 1}" if len(names) > 1 else "0"
+    return ", ".join(f"{k} {name}" for k, name in enumerate(names[:most])) + (", ..." if len(names) > most else "")
