@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import nn
 
 from holdfast.cli.main import main
 from holdfast.data.load import load_data
@@ -66,3 +68,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def on(place: Path) -> list[object]:
     """The flags that name them."""
     return ["--model", place / "model.safetensors", "--arch", ARCH, "--data", place / "test.npz"]
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A linear model of three columns in ranges of their own, with the data that it was made for."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    units = torch.rand(60, 3)
+    own = units * torch.tensor([80.0, 1e5, 1.0]) + torch.tensor([18.0, 0.0, 0.0])
+    own[:, 0].round_()
+    with torch.no_grad():
+        model.weight /= torch.tensor([80.0, 1e5, 1.0])
+        model.bias -= model(own).mean(0)
+    save_file(model.state_dict(), "net.safetensors")
+    Path("net.py").write_text("from torch import nn\n\n\ndef net():\n    return nn.Linear(3, 2)\n")
+    Path("t.yaml").write_text(
+        "columns:\n  age: {low: 18, high: 98, type: integer}\n  pay: {high: 100000}\n  sex: {immutable: true}\n"
+    )
+    y = ["yes" if k == 0 else "no" for k in model(own).argmax(1).tolist()]
+    rows = [",".join([*map(repr, map(float, row)), label]) for row, label in zip(own.tolist(), y, strict=True)]
+    Path("t.csv").write_text("age,pay,sex,label\n" + "\n".join(rows) + "\n")
+    return tmp_path

@@ -330,7 +330,7 @@ def _data(plan: Plan, name: str) -> Dataset:
 
 def _fitted(plan: Plan, module: nn.Module) -> nn.Module:
     """The module as the plan's data need it: columns get their own values back."""
-    return module if plan.table is None else Ranged(module, plan.table.low, plan.table.width)
+    return module if plan.table is None else Ranged.of(module, plan.table)
 
 
 def _paid(plan: Plan, folder: RunFolder) -> PaidAnswers:

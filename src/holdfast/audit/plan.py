@@ -45,7 +45,8 @@ class Plan(BaseModel):
         binary: the model has one output: the logit, or the probability, of class 1 of 2.
         data: what to audit on: a file, a folder or ``digits:test``.
         class_names: names of the classes in the model's order; labels that are names are numbered by it.
-        table: range, type and immutability of the columns, where the data are a table of their own values.
+        table: range, type and immutability of the columns, where the data are a table of their own values; a file of them
+            is read at once.
         train_data: the training set, where the attacker knows it (survey row T06).
         surrogate: file of a model that the attacker owns, for transfer, or several for an ensemble.
         surrogate_arch: builds its architecture; one for all, or one for each.
@@ -134,6 +135,12 @@ class Plan(BaseModel):
     @classmethod
     def _exact_grid(cls, value: Any) -> Any:
         return tuple(str(e) for e in sorted({parse_eps(v) for v in value or ()}))
+
+    @field_validator("table", mode="before")
+    @classmethod
+    def _table_of(cls, value: Any) -> Any:
+        """The columns themselves, from a file where one is named: a plan holds what decides its figures."""
+        return Table.read(Path(value)) if isinstance(value, str | Path) else value
 
     @field_validator("surrogate", "surrogate_arch", mode="after")
     @classmethod

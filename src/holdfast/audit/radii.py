@@ -18,10 +18,10 @@ from holdfast.audit.context import Context
 from holdfast.certify.graph_certifier import GraphCertifier
 from holdfast.certify.oracle_certifier import ModuleAsk, OracleCertifier
 from holdfast.core.errors import UsageError
-from holdfast.core.threat import Guarantee
+from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
 
-__all__ = ["Column", "certified", "crossings", "distances"]
+__all__ = ["Column", "by_column", "certified", "crossings", "distances"]
 
 Array = NDArray[np.float64]
 Tell = Callable[[str, int, int], None]
@@ -75,6 +75,18 @@ class Column:
         known = self.fit[np.isfinite(self.fit)]
         poor = float((known < 0.05).mean()) if len(known) else 0.0
         return {"fit_median_p": float(np.median(known)) if len(known) else None, "fit_rejected": poor}
+
+
+def by_column(context: Context, column: Column) -> dict[str, Array]:
+    """By column of a table, (n,) the change in its own units that a radius allows; NaN where there is no radius.
+
+    In linf all columns may change so at once; in l1 and l2 one of them, the others staying as they are. Empty where the
+    data are no table of their own values, and in l0, whose radius counts columns.
+    """
+    table = context.plan.table
+    if table is None or context.plan.norm is Norm.L0:
+        return {}
+    return table.own_changes(column.radius)
 
 
 def certified(

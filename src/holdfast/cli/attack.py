@@ -22,6 +22,7 @@ from holdfast.cli.pictures import save_strips
 from holdfast.cli.results import begin_results, check_results
 from holdfast.cli.views import behind, randomised, ranges
 from holdfast.core.errors import UsageError
+from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +145,7 @@ def attack(
     from holdfast.attacks.engine import run
     from holdfast.attacks.semantic import SemanticAttack
     from holdfast.attacks.shared import SharedAttack, method_name
+    from holdfast.audit.export import ROWS, own_values
     from holdfast.core.files import write_whole
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
@@ -230,9 +232,10 @@ def attack(
         out / "attack.json", json.dumps(answer | {"command": shlex.join(["holdfast", *sys.argv[1:]])}, indent=1)
     )
     np.savez(
-        out / "adversarial.npz", x_adv=x_adv.cpu().numpy(), x=context.data.x.numpy(), y=context.data.y.numpy(),
-        found=broken | wrong, distance=distance,
+        out / "adversarial.npz", x_adv=own_values(context, x_adv), x=own_values(context, context.data.x),
+        y=context.data.y.numpy(), found=broken | wrong, distance=distance,
     )  # fmt: skip
+    _save_rows(context, np.flatnonzero(broken), x_adv, distance, out)
     shown = np.flatnonzero(broken)[:_PICTURES]
     drawn = save_strips(
         out / "pictures", context.data.x[shown], x_adv[shown].cpu(), shown.tolist(), _captions(context, shown, x_adv)
@@ -243,8 +246,23 @@ def attack(
         for line in _told(tool.card.title, answer):
             say(line)
     note(f"saved {out / 'adversarial.npz'}")
+    if context.data.features is not None:
+        note(f"saved the broken rows, by column in own units, in {out / ROWS}")
     if drawn:
         note(f"saved {drawn} pictures (clean, adversarial, difference) in {out / 'pictures'}")
+
+
+def _save_rows(context: Context, broken: np.ndarray, x_adv: Tensor, distance: np.ndarray, out: Path) -> None:
+    """The broken rows of a table by column, in own units."""
+    from holdfast.audit.export import ROWS, own_rows, own_values
+    from holdfast.core.files import write_whole
+
+    if context.data.features is None:
+        return
+    answers = None
+    if not context.plan.remote and not context.randomised and len(broken):
+        answers = context.model(x_adv[broken]).argmax(1).cpu().numpy()
+    write_whole(out / ROWS, own_rows(context, broken, own_values(context, x_adv[broken]), distance[broken], answers))
 
 
 def _captions(context: Context, shown: np.ndarray, x_adv: Tensor) -> list[tuple[str, str]]:
@@ -324,10 +342,11 @@ def _together(
 def _told(title: str, a: dict[str, Any]) -> list[str]:
     median = "none" if a["median_distance"] is None else f"{a['median_distance']:.4g}"
     n = max(1, a["samples"])
+    wrong = a["adversarial_as_they_are"]
     return [
         f"{title}: {a['norm']} {'unbounded' if a['eps'] is None else '<= ' + a['eps']}, seed {a['seed']}",
-        f"success            {a['success']:.1%}   ({a['broken']} of {a['samples'] - a['adversarial_as_they_are']}"
-        f" samples; {a['adversarial_as_they_are']} were wrong as they are)",
+        f"success            {a['success']:.1%}   ({a['broken']} of {counted(a['samples'] - wrong, 'sample')}; "
+        f"{wrong} {'was wrong as it is' if wrong == 1 else 'were wrong as they are'})",
         f"median distance    {median}",
         f"forwards           {a['forwards']}   ({a['forwards'] / n:.1f} a sample)",
         f"backwards          {a['backwards']}   ({a['backwards'] / n:.1f} a sample)",

@@ -104,6 +104,7 @@ def certify(
         say_json(answers)
     else:
         _show(answers)
+        _show_own(context, columns)
     note(f"radii of each sample: {out / 'radii.csv'}; curves: {out / 'radii.html'}")
     _refuse_crossings(columns)
 
@@ -189,20 +190,35 @@ def _page(context: Context, columns: list[Column], out: Path) -> None:
     import csv
     from io import StringIO
 
+    from holdfast.audit.radii import by_column
     from holdfast.core.files import write_whole
     from holdfast.report.radii import render
 
     text, labels = StringIO(), [int(y) for y in context.data.y]
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["id", "label", *(c.name for c in columns)])
-    rows.writerows([i, y, *(float(c.radius[i]) for c in columns)] for i, y in enumerate(labels))
+    own = {f"{c.name}: {name}": far for c in columns for name, far in by_column(context, c).items()}
+    rows.writerow(["id", "label", *(c.name for c in columns), *own])
+    rows.writerows(
+        [i, y, *(float(c.radius[i]) for c in columns), *(float(far[i]) for far in own.values())]
+        for i, y in enumerate(labels)
+    )
     write_whole(out / "radii.csv", text.getvalue())
     about = f"{context.source}, {context.data.name}"
     page = render(
         columns, labels, norm=str(context.plan.norm), eps=float(context.plan.exact_eps), about=about,
-        command=shlex.join(["holdfast", *sys.argv[1:]]),
+        command=shlex.join(["holdfast", *sys.argv[1:]]), own=_in_own_units(context, columns),
     )  # fmt: skip
     write_whole(out / "radii.html", page)
+
+
+def _in_own_units(context: Context, columns: list[Column]) -> list[tuple[str, list[float]]]:
+    """For each column of a table, the median change in its own units that each method allows; no radius counts as none."""
+    import numpy as np
+
+    from holdfast.audit.radii import by_column
+
+    far = [by_column(context, c) for c in columns]
+    return [(name, [float(np.median(np.nan_to_num(f[name], posinf=0.0))) for f in far]) for name in far[0]]
 
 
 _SHARES = {"estimate": "estimated >= {}", "witness": "not broken at {}"}
@@ -234,6 +250,17 @@ def _show(answers: list[dict[str, Any]]) -> None:
         note("an estimate certifies nothing: CLEVER can be far above the true distance")
     for words in dict.fromkeys(a["arithmetic"] for a in answers if a["arithmetic"]):
         note(f"proved: {words}")
+
+
+def _show_own(context: Context, columns: list[Column]) -> None:
+    """How far each column of a table may change, in its own units."""
+    own = _in_own_units(context, columns)
+    together = "all columns at once" if str(context.plan.norm) == "linf" else "one column alone"
+    if own:
+        table(
+            (f"median change in own units, {together}", *(c.name for c in columns)),
+            [(name, *(f"{far:.4g}" for far in values)) for name, values in own],
+        )
 
 
 def _refuse_crossings(columns: list[Column]) -> None:

@@ -1,4 +1,4 @@
-"""A run's report files: the page with its pictures, SARIF and JUnit beside ``report.json``."""
+"""A run's report files: the page with the broken samples, SARIF and JUnit beside ``report.json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from holdfast.cli.console import note
-from holdfast.core.errors import DataError, JournalError, ModelError, UsageError
+from holdfast.core.errors import BudgetError, DataError, JournalError, ModelError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.audit.document import Document
@@ -16,7 +16,8 @@ __all__ = ["render"]
 
 
 def render(run: Path, document: Document, at: Plan | None = None) -> None:
-    """Writes the report files of a run; the page goes without pictures where its model or data cannot be opened any more.
+    """Writes the report files of a run; the page goes without the broken samples where its model or data cannot be
+    opened any more.
 
     Args:
         run: the run's folder.
@@ -28,14 +29,14 @@ def render(run: Path, document: Document, at: Plan | None = None) -> None:
     from holdfast.audit.folder import RunFolder
     from holdfast.audit.places import Places
     from holdfast.report import write
-    from holdfast.report.shown import pictured, pictures
+    from holdfast.report.shown import broken_rows, pictured, pictures
 
-    folder, shown = RunFolder(run), []
+    folder, shown, rows = RunFolder(run), [], None
     plan = folder.plan()
     if pictured(plan, document):
         try:
             context = Context.open(plan, folder, at=Places().located(plan, folder) if at is None else at)
-            shown = pictures(context, document)
-        except (DataError, JournalError, ModelError, UsageError) as fault:
-            note(f"the page goes without pictures: {fault}")
-    write(run, document, shown)
+            shown, rows = pictures(context, document), broken_rows(context, document)
+        except (BudgetError, DataError, JournalError, ModelError, UsageError) as fault:
+            note(f"the page goes without the broken samples: {fault}")
+    write(run, document, shown, rows)

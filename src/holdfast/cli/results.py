@@ -12,7 +12,7 @@ from holdfast.core.files import write_whole
 __all__ = ["begin_results", "check_results"]
 
 _ABOUT = "run.json"
-_WRITTEN = ("adversarial.npz", "evaluation.json", "artefact.safetensors", "attack.json", "pictures")
+_WRITTEN = ("adversarial.npz", "adversarial.csv", "evaluation.json", "artefact.safetensors", "attack.json", "pictures")
 _RUNS = ("plan.yaml", "journal.sqlite", "report.json")
 
 

@@ -13,13 +13,15 @@ from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from holdfast.core.errors import DataError, UsageError, did_you_mean
-from holdfast.core.sets import FeatureGrid
+from holdfast.core.sets import FeatureGrid, LpBall
+from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset, fingerprint_arrays
 
 __all__ = ["Column", "Table"]
@@ -187,6 +189,18 @@ class Table(BaseModel):
         made = units.float().clamp(0, 1)
         note = "each column is in units of its range, as the table has it"
         return replace(data, x=made, features=names, sha256=fingerprint_arrays(made, data.y), notes=(*data.notes, note))
+
+    def ball(self, norm: Norm | str, eps: float | str, n: int) -> LpBall:
+        """The set of ``n`` rows in units: the same share of each column's range, immutable columns left alone."""
+        return LpBall.uniform(norm, eps, n, mask=self.mask)
+
+    def own_changes(self, size: np.ndarray) -> dict[str, np.ndarray]:
+        """By column, (n,) how far a change of a size (n,) in units moves it at most; whole steps where it holds integers."""
+        found: dict[str, np.ndarray] = {}
+        for name, column in self.columns.items():
+            moved = size * (0.0 if column.immutable else column.high - column.low)
+            found[name] = np.floor(moved) if column.type == "integer" else moved
+        return found
 
     def own(self, x: Tensor) -> Tensor:
         """(n, columns) float64 values of the columns themselves, from units; whole where they are integers."""

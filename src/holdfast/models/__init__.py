@@ -18,6 +18,7 @@ from holdfast.models.wrap import (
     Normalisation,
     Normalised,
     OneLogit,
+    Ranged,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Normalised",
     "OneLogit",
     "QueriesOnly",
+    "Ranged",
     "fingerprint",
     "load_model",
     "open_model",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ModelError, UsageError
+from holdfast.data.table import Table
 
 __all__ = [
     "Bpda",
@@ -170,6 +171,20 @@ class Ranged(nn.Module):
         self.module = module
         self.register_buffer("low", low.float(), persistent=False)
         self.register_buffer("width", width.float(), persistent=False)
+
+    @classmethod
+    def of(cls, module: nn.Module, table: Table) -> Ranged:
+        """A module that takes the columns' own values, for inputs in units of a table.
+
+        Example:
+            >>> from holdfast.data import Dataset, Table
+            >>> table = Table.of({"columns": {"age": {"low": 20, "high": 60, "immutable": True}, "share": {}}})
+            >>> model, ball = Ranged.of(nn.Linear(2, 2), table), table.ball("linf", 0.1, 5)
+            >>> x = table.to_units(Dataset.of(torch.tensor([[30.0, 0.5]] * 5), torch.zeros(5).long())).x
+            >>> model(x).shape, ball.mask[0].tolist()
+            (torch.Size([5, 2]), [False, True])
+        """
+        return cls(module, table.low, table.width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, columns) in [0, 1] -> the module's output."""

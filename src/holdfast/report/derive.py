@@ -16,11 +16,10 @@ from PIL import Image
 from holdfast import __version__
 from holdfast.audit.context import Context
 from holdfast.audit.document import Document
-from holdfast.audit.export import ARRAYS, TABLE, arrays, table
+from holdfast.audit.export import ARRAYS, ROWS, TABLE, arrays, rows, table
 from holdfast.core.errors import HoldfastError
 from holdfast.report import junit, page, sarif
-from holdfast.report.pictures import Picture
-from holdfast.report.shown import pictured, pictures
+from holdfast.report.shown import broken_rows, pictured, pictures
 
 __all__ = ["compared"]
 
@@ -35,7 +34,9 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
         document: as it was derived, not as the folder tells it.
     """
     run, problems = context.folder.path, list[str]()
-    files = [name for name in ("report.html", "report.sarif", "junit.xml", TABLE, ARRAYS) if (run / name).exists()]
+    files = [
+        name for name in ("report.html", "report.sarif", "junit.xml", TABLE, ROWS, ARRAYS) if (run / name).exists()
+    ]
     if document.environment.holdfast != __version__:
         told = f"{', '.join(files)}: written by Holdfast {document.environment.holdfast}, and this is {__version__}"
         return [], [told] if files else []
@@ -44,6 +45,7 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
         "report.sarif": lambda file: file.read_bytes() == sarif.render(document).encode(),
         "junit.xml": lambda file: file.read_bytes() == junit.render(document).encode(),
         TABLE: lambda file: file.read_bytes() == table(document).encode(),
+        ROWS: lambda file: file.read_bytes() == rows(context, document, arrays(context, document)).encode(),
         ARRAYS: lambda file: _same_arrays(file, context, document),
     }
     for name in files:
@@ -57,11 +59,11 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
 
 
 def _pages(context: Context, document: Document) -> list[str]:
-    """The page with its pictures, and as it is where the model could not be opened when it was written."""
-    shown: list[list[Picture]] = [[]]
+    """The page with its broken samples, and as it is where the model could not be opened when it was written."""
+    pages = [page.render(document)]
     if pictured(context.plan, document):
-        shown.append(pictures(context, document))
-    return [_plain(page.render(document, each)) for each in shown]
+        pages.append(page.render(document, pictures(context, document), broken_rows(context, document)))
+    return [_plain(each) for each in pages]
 
 
 def _plain(text: str) -> str:

@@ -20,6 +20,7 @@ from holdfast.core.words import counted
 from holdfast.report import curves, markup, tables, words
 from holdfast.report.bar import PARTS, headline_bar, legend_rows
 from holdfast.report.pictures import Picture, cards
+from holdfast.report.rows import BrokenRows, columns, row_cards
 
 __all__ = ["embed", "fill", "render"]
 
@@ -93,8 +94,8 @@ def _table(document: Document) -> dict[str, Any]:
     }
 
 
-def render(document: Document, pictures: Sequence[Picture] = ()) -> str:
-    """The page of one audit; the same document and pictures give the same bytes."""
+def render(document: Document, pictures: Sequence[Picture] = (), rows: BrokenRows | None = None) -> str:
+    """The page of one audit; the same document, pictures and rows give the same bytes."""
     order = list(Severity)
     return fill(
         "report.html",
@@ -115,6 +116,8 @@ def render(document: Document, pictures: Sequence[Picture] = ()) -> str:
         security=curves.security(document),
         queries=curves.queries(document) if document.curves.queries else None,
         pictures=cards(document, pictures),
+        rows=[] if rows is None else row_cards(document, rows),
+        columns=[] if rows is None else columns(rows),
         broken=document.counts()[Status.BROKEN],
         findings=sorted(document.findings, key=lambda f: order.index(f.severity)),
         longest=max([s.seconds for s in document.cost.by_stage.values()], default=0.0) or 1.0,

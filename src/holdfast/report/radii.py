@@ -49,8 +49,21 @@ def curve(columns: Sequence[Column], norm: str, eps: float) -> Markup:
     return tag("figure", *figure, tag("figcaption", words))
 
 
-def render(columns: Sequence[Column], labels: Sequence[int], *, norm: str, eps: float, about: str, command: str) -> str:
-    """The page: curve, a row for each method, and the radii of the first samples."""
+def render(
+    columns: Sequence[Column], labels: Sequence[int], *, norm: str, eps: float, about: str, command: str,
+    own: Sequence[tuple[str, Sequence[float]]] = (),
+) -> str:  # fmt: skip
+    """The page: curve, a row for each method, and the radii of the first samples.
+
+    Args:
+        columns: what the methods say.
+        labels: of the samples.
+        norm: of the radii.
+        eps: that is asked about.
+        about: model and data.
+        command: that made it.
+        own: of a table, each column with the median change in its own units that each method allows.
+    """
     rows = [
         (i, y, [None if np.isnan(c.radius[i]) else measure(float(c.radius[i])) for c in columns])
         for i, y in enumerate(labels[:_ROWS])
@@ -63,5 +76,5 @@ def render(columns: Sequence[Column], labels: Sequence[int], *, norm: str, eps: 
     heading = "Radii" if kinds[1][1] or not kinds[0][1] else "Certified radii"
     return fill(
         "radii.html", columns=figures, kinds=kinds, heading=heading, rows=rows, left_out=max(0, len(labels) - _ROWS),
-        norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about, command=command, samples=len(labels),
+        norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about, command=command, samples=len(labels), own=own,
     )  # fmt: skip

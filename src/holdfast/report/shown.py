@@ -1,35 +1,40 @@
-"""Which broken samples the page shows, with what the model says of them."""
+"""Which broken samples the page shows, as pictures or as rows of a table, with what the model says of them."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from holdfast.audit.context import Context
 from holdfast.audit.document import Document
+from holdfast.audit.export import arrays
 from holdfast.audit.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.judge.desk import evaluating
 from holdfast.report.pictures import MOST, Picture
+from holdfast.report.rows import BrokenRows, TableRow
 
-__all__ = ["pictured", "pictures"]
+__all__ = ["broken_rows", "pictured", "pictures"]
 
 
 def pictured(plan: Plan, document: Document) -> bool:
-    """Whether a page has pictures: broken images of a model that can be opened from its file."""
+    """Whether a page may have pictures or rows: broken samples of a model that can be opened from its file."""
     broken = any(s.status is Status.BROKEN for s in document.samples)
-    return plan.model is not None and not plan.remote and len(document.data.shape) == 3 and broken
+    kind = {1: True, 3: not plan.remote}.get(len(document.data.shape), False)
+    return plan.model is not None and kind and broken
 
 
 def pictures(context: Context, document: Document) -> list[Picture]:
-    """Broken samples spread evenly over the run.
+    """Broken samples spread evenly over the run; none where they are no pictures.
 
     Raises:
         UsageError: the model or the data are not those of the document.
         JournalError: a witness is missing or was altered.
     """
-    if (context.subject.sha256, context.data.sha256) != (document.hashes.model, document.hashes.data):
-        raise UsageError("the model or the data are not those of the run any more")
+    _same(context, document)
+    if len(document.data.shape) != 3:
+        return []
     broken = [s for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
     shown: list[Picture] = []
     for s in broken[:: -(-len(broken) // MOST)]:
@@ -45,3 +50,33 @@ def pictures(context: Context, document: Document) -> list[Picture]:
             )
         )  # fmt: skip
     return shown
+
+
+def broken_rows(context: Context, document: Document) -> BrokenRows | None:
+    """All broken samples as rows of a table, in own units; None where columns have no names.
+
+    Raises:
+        UsageError: the model or the data are not those of the document.
+        JournalError: a witness is missing or was altered.
+    """
+    _same(context, document)
+    names, table = context.data.features, context.plan.table
+    if names is None or len(document.data.shape) != 1:
+        return None
+    values, by_id = arrays(context, document), {s.id: s for s in document.samples}
+    width = np.full(len(names), context.plan.high - context.plan.low) if table is None else table.width.numpy()
+    said = values.get("prediction", [None] * len(values["ids"]))
+    rows = [
+        TableRow(
+            i, by_id[i].label, by_id[i].prediction, None if after is None else int(after), witness.distance, witness.attack,
+            clean.astype(np.float64), adversarial.astype(np.float64),
+        )
+        for i, after, clean, adversarial in zip(values["ids"].tolist(), said, values["x"], values["adversarial"], strict=True)
+        if (witness := by_id[i].witness) is not None
+    ]  # fmt: skip
+    return BrokenRows(tuple(rows), names, width) if rows else None
+
+
+def _same(context: Context, document: Document) -> None:
+    if (context.subject.sha256, context.data.sha256) != (document.hashes.model, document.hashes.data):
+        raise UsageError("the model or the data are not those of the run any more")
