@@ -21,7 +21,8 @@ from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
-from holdfast.judge.desk import Desk, Gradients, Model, evaluating
+from holdfast.judge.desk import Desk, Model, evaluating
+from holdfast.judge.gradients import Gradients
 from holdfast.judge.ledger import Budget, Ledger
 
 __all__ = ["Outcome", "Run", "Settings", "run"]

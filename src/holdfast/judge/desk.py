@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from math import ceil, sqrt
 
 import torch
@@ -17,49 +16,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from holdfast.core.criterion import usable
-from holdfast.core.errors import ModelError, UnsupportedError, UsageError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.asking import Model, ModelFault, ask, check_classes, evaluating, fit_for_autograd, scores_of
+from holdfast.judge.answers import Answers, Question
+from holdfast.judge.asking import Model, ModelFault, evaluating
+from holdfast.judge.gradients import Gradients, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
 
-__all__ = ["Desk", "Gradients", "Model", "evaluating"]
+__all__ = ["Desk", "Model", "evaluating"]
 
 _CONFIRM = 3  # times the votes: fresh draws that a claim which was not unanimous must pass
-
-
-@dataclass(frozen=True)
-class Gradients:
-    """What the gradients were like that an attack was given, (n,) int64 each.
-
-    Attributes:
-        asked: rows that a gradient was asked for.
-        zero: those whose gradient was 0 in every feature.
-        broken: those whose gradient was not finite.
-    """
-
-    asked: Tensor
-    zero: Tensor
-    broken: Tensor
-
-    @classmethod
-    def none(cls, like: Tensor) -> Gradients:
-        """Nothing was asked."""
-        return cls(torch.zeros_like(like), torch.zeros_like(like), torch.zeros_like(like))
-
-    def note(self, grad: Tensor, index: Tensor, counts: Tensor) -> None:
-        """Adds the gradients (m, \\*features) of the rows that count; no synchronisation."""
-        largest = grad.flatten(1).abs().amax(1)
-        for total, which in ((self.asked, counts), (self.zero, largest == 0), (self.broken, ~largest.isfinite())):
-            total.index_add_(0, index, (which & counts).to(total.dtype))
-
-    def useless(self, found: Tensor) -> Tensor:
-        """(n,) bool: samples whose gradients said nothing: none of them, or, where nothing was found, at most half."""
-        dead = self.zero + self.broken
-        return (self.asked > 0) & ((dead == self.asked) | (~found & (2 * dead >= self.asked)))
 
 
 class Desk:
@@ -103,27 +73,21 @@ class Desk:
         self.model, self.problem, self.budget = model, problem, budget or Budget()
         self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
         self.votes, self.confidence, self.unit = votes, confidence, unit
-        self.micro_batch = micro_batch or max(1, len(problem))
-        self._hides = not answers_gradients(model)
+        self._answers = Answers(model, problem, micro_batch or max(1, len(problem)), precision)
         n, device = len(problem), problem.x.device
         self.ledger = Ledger(n, device)
         self.found_at = torch.full((n,), -1, dtype=torch.int64, device=device)
         self.distance = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.low_margin = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
-        self.failed = torch.zeros_like(self.found_at, dtype=torch.bool)
         self.unusable = torch.zeros_like(self.found_at)
         self.gradients = Gradients.none(self.found_at)
         self.witness = problem.x.clone()
         self.trace: list[tuple[Tensor, Tensor]] | None = [] if trace else None
-        self.fault: str | None = None
-        self._sure = torch.zeros_like(self.failed)
+        self._sure = torch.zeros_like(self.found_at, dtype=torch.bool)
         self._merit = torch.full_like(self.distance, float("inf"))
         self._clean = clean
-        self._parameters = fit_for_autograd(model)
-        self._form: tuple[int, ...] | None = None  # of one row of scores, once the model has answered
-        self._dtype = problem.x.dtype
         if clean is not None:
-            self._admit(clean)
+            self._answers.admit(clean)
 
     # what the engine asks
 
@@ -142,6 +106,16 @@ class Desk:
     def found(self) -> Tensor:
         """(n,) bool: a witness is known."""
         return self.found_at >= 0
+
+    @property
+    def failed(self) -> Tensor:
+        """(n,) bool: the model raised on a point of the sample."""
+        return self._answers.failed
+
+    @property
+    def fault(self) -> str | None:
+        """What the model raised first."""
+        return self._answers.fault
 
     @property
     def settled(self) -> Tensor:
@@ -184,7 +158,7 @@ class Desk:
         index = doubtful.repeat_interleave(draws)
         x, answered = self.witness[index], self._charge(index, backwards=0)
         with torch.no_grad():
-            (scores,) = self._answer(x, answered, index, lambda rows: (self._forward(x[rows]),))
+            (scores,) = self._ask(x, index, answered, lambda rows: (self._answers.scores(x[rows]),))
         p = self.problem
         holds = p.criterion.certain(scores, p.y[index], p.target[index], self.confidence) & answered
         votes, asked = (t.unflatten(0, (-1, draws)).sum(1) for t in (holds, answered))
@@ -232,7 +206,7 @@ class Desk:
     def _asked(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         answered = self._charge(index, backwards=0)
         with torch.no_grad():
-            (scores,) = self._answer(x, answered, index, lambda rows: (self._forward(x[rows]),))
+            (scores,) = self._ask(x, index, answered, lambda rows: (self._answers.scores(x[rows]),))
         self._judge(x, index, scores, answered)
         return scores, answered
 
@@ -247,13 +221,13 @@ class Desk:
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad(), self._watched(layers) as features:
                 xi = x[at].detach().requires_grad_()
-                scores = self._forward(xi)
+                scores = self._answers.scores(xi)
                 value = loss(scores, *([features] if layers else []), *(r[at] for r in rows))
-                grad = _input_gradient(value, xi)
+                grad = input_gradient(value, xi)
             return scores.detach(), value.detach(), grad
 
         answered, open_ = self._charge(index, backwards=1), self._open(index)
-        scores, value, grad = self._answer(x, answered, index, ask, (), tuple(x.shape[1:]))
+        scores, value, grad = self._ask(x, index, answered, ask, (), tuple(x.shape[1:]))
         self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
         return Gradient(scores, value, grad * self.unit, answered)
@@ -265,14 +239,14 @@ class Desk:
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 xi = x[at].detach().requires_grad_()
-                scores = self._forward(xi)
+                scores = self._answers.scores(xi)
                 chosen = scores.gather(-1, classes[at])
                 k = chosen.shape[-1]
-                grads = [_input_gradient(chosen[:, j], xi, keep=j + 1 < k) for j in range(k)]
+                grads = [input_gradient(chosen[:, j], xi, keep=j + 1 < k) for j in range(k)]
             return scores.detach(), torch.stack(grads, dim=1)
 
         answered, open_ = self._charge(index, backwards=classes.shape[1]), self._open(index)
-        scores, grad = self._answer(x, answered, index, ask, (classes.shape[1], *x.shape[1:]))
+        scores, grad = self._ask(x, index, answered, ask, (classes.shape[1], *x.shape[1:]))
         self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
         return Jacobian(scores, grad * self.unit, answered)
@@ -283,16 +257,16 @@ class Desk:
         with self._watched((layer,)) as features:
             answered = self._charge(index, backwards=0)
             try:
-                scores = self._forward(x)
+                scores = self._answers.scores(x)
             except ModelFault as fault:
-                raise self._named(fault, len(x)) from fault.__cause__
+                raise self._answers.named(fault, len(x)) from fault.__cause__
         self._judge(x, index, scores.detach(), answered)
         return features[layer], answered
 
     def at(self, weights: Mapping[str, Tensor]) -> Desk:
         """The desk of the same model with some parameters replaced; ledger and witnesses are shared."""
         other = copy.copy(self)
-        other._parameters = weights
+        other._answers = self._answers.at(weights)
         return other
 
     # how
@@ -322,109 +296,14 @@ class Desk:
             for hook in hooks:
                 hook.remove()
 
-    def _forward(self, x: Tensor) -> Tensor:
-        answer = ask(self._called, x)
-        scores = scores_of(answer, len(x), self.problem.criterion, hides=self._hides)
-        if self.precision is not None:
-            scores = scores.to(x.dtype)
-        self._admit(scores)
-        return scores
-
-    def _called(self, x: Tensor) -> Tensor:
-        if self._parameters is not None:
-            if not isinstance(self.model, nn.Module):
-                raise UnsupportedError("weight perturbations need a PyTorch module")
-            return torch.func.functional_call(self.model, dict(self._parameters), (x,))
-        if self.precision is None:
-            return self.model(x)
-        with torch.autocast(x.device.type, dtype=self.precision):
-            return self.model(x)
-
-    def _admit(self, scores: Tensor) -> None:
-        """Notes the form of the first answer, and refuses labels that it has no class for."""
-        if self._form is None:
-            check_classes(self.problem, scores.shape[-1])
-            self._form, self._dtype = tuple(scores.shape[1:]), scores.dtype
+    def _ask(
+        self, x: Tensor, index: Tensor, answered: Tensor, question: Question, *forms: tuple[int, ...]
+    ) -> tuple[Tensor, ...]:
+        return self._answers.of(x, index, question, *forms, only=None if self.budget.unlimited else answered)
 
     def _open(self, index: Tensor) -> Tensor:
         """(m,) bool: the rows of samples that are still searched for."""
         return ~self.settled[index] if self.first else torch.ones_like(index, dtype=torch.bool)
-
-    def _answer(
-        self,
-        x: Tensor,
-        answered: Tensor,
-        index: Tensor,
-        ask: Callable[[Tensor | slice], tuple[Tensor, ...]],
-        *forms: tuple[int, ...],
-    ) -> tuple[Tensor, ...]:
-        """Asks in micro-batches; unanswered rows are left out and come back as zeros. ``forms`` are those of one row of what
-        is told beside the scores.
-        """
-        # Reading is free on a CPU.
-        if len(x) and (self.budget.unlimited or (x.device.type == "cpu" and bool(answered.all()))):
-            rows = None
-            todo: list[Tensor | slice] = [slice(k, k + self.micro_batch) for k in range(0, len(x), self.micro_batch)]
-        else:  # no model need take an empty batch
-            rows = answered.nonzero().squeeze(-1)
-            todo = list(rows.split(self.micro_batch)) if len(rows) else []
-        parts = [part for at in todo for part in self._served(x, index, ask, at, forms)]
-        if not parts:
-            parts = [self._blank(0, x, forms, 0.0)]
-        joined = parts[0] if len(parts) == 1 else tuple(torch.cat(p) for p in zip(*parts, strict=True))
-        if rows is None:
-            return joined
-        return tuple(t.new_zeros((len(x), *t.shape[1:])).index_copy_(0, rows, t) for t in joined)
-
-    def _served(
-        self,
-        x: Tensor,
-        index: Tensor,
-        ask: Callable[[Tensor | slice], tuple[Tensor, ...]],
-        at: Tensor | slice,
-        forms: tuple[tuple[int, ...], ...],
-    ) -> list[tuple[Tensor, ...]]:
-        """The answers to some rows. Where the model raises, each half is asked by itself, down to the rows that it fails on:
-        those are no answer, their samples are failed, and the others keep theirs.
-
-        Raises:
-            ModelError: it raised on every row that it was ever asked.
-        """
-        try:
-            return [ask(at)]
-        except ModelFault as fault:
-            rows = torch.arange(len(x), device=x.device)[at]
-            if len(rows) > 1:
-                if self._form is None:  # nothing ever went well: one row shows whether anything can
-                    self._try(ask, rows[:1], fault, len(rows))
-                before, self.micro_batch = self.micro_batch, min(self.micro_batch, (len(rows) + 1) // 2)
-                parts = [p for half in rows.tensor_split(2) for p in self._served(x, index, ask, half, forms)]
-                if bool(self.failed[index[rows]].any()):  # it was not their number
-                    self.micro_batch = before
-                return parts
-            if self._form is None:
-                raise self._named(fault, 1) from fault.__cause__
-            self.failed[index[rows]] = True
-            self.fault = self.fault or str(fault)
-            return [self._blank(1, x, forms, float("nan"))]
-
-    def _try(self, ask: Callable[[Tensor], tuple[Tensor, ...]], row: Tensor, fault: ModelFault, rows: int) -> None:
-        try:
-            ask(row)
-        except ModelFault:
-            raise self._named(fault, rows) from fault.__cause__
-
-    def _blank(self, rows: int, x: Tensor, forms: tuple[tuple[int, ...], ...], value: float) -> tuple[Tensor, ...]:
-        form = self._form or (2,)
-        scores = torch.full((rows, *form), value, dtype=self._dtype, device=x.device)
-        return scores, *(torch.zeros((rows, *form), dtype=x.dtype, device=x.device) for form in forms)
-
-    def _named(self, fault: ModelFault, rows: int) -> ModelError:
-        form = tuple(self.problem.x.shape[1:])
-        return ModelError(
-            f"the model fails on the data: {rows} inputs of shape {form} raise {fault}; check the shape and type that it "
-            "expects, or see holdfast doctor"
-        )
 
     def _charge(self, index: Tensor, backwards: int) -> Tensor:
         """Charges each row that the budget allows, in the order asked; returns which those are."""
@@ -501,7 +380,7 @@ class Desk:
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))
-                whole = scores_of(ask(self.model, x[rows]), len(rows), p.criterion, hides=self._hides)
+                whole = self._answers.exact_scores(x[rows])
                 sure = p.criterion.certain(whole, y[rows], target[rows], self.confidence)
                 holds = holds.index_copy(0, rows, sure)
             if self.votes > 1:
@@ -540,20 +419,6 @@ def _beyond_luck(votes: int) -> int:
         [2, 9, 60]
     """
     return min(votes, -(-votes // 2) + ceil(sqrt(votes)))
-
-
-def _input_gradient(value: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
-    """Gradient of value (m,) with respect to x alone; zero where the model's graph does not lead back to its input."""
-    if not value.requires_grad:
-        return torch.zeros_like(x)
-    try:
-        return torch.autograd.grad(value.sum(), x, retain_graph=keep, materialize_grads=True)[0]
-    except (RuntimeError, NotImplementedError) as fault:
-        if isinstance(fault, torch.OutOfMemoryError):
-            raise
-        raise ModelFault(
-            f"{type(fault).__name__} in the backward pass: {' '.join(str(fault).split())[:300]}"
-        ) from fault
 
 
 def _rank(index: Tensor) -> Tensor:
