@@ -51,9 +51,16 @@ def drawn(count=12):
 
 
 ALL = [*NODES, *drawn()]
-named = pytest.mark.parametrize(
-    "node", ALL, ids=lambda n: "-".join([n.op, *(str(v)[:7] for v in n.attributes.values())])
-)
+JUMPS = [
+    Node("softplus", (0,), (1,), attributes={"threshold": t}) for t in (-30.0, -1.0, 0.0, 0.1, 1.0, 5.0, 20.0, 100.0)
+]
+
+
+def _name(node):
+    return "-".join([node.op, *(str(v)[:7] for v in node.attributes.values())])
+
+
+named = pytest.mark.parametrize("node", ALL, ids=_name)
 
 
 def f(node, z):
@@ -115,7 +122,7 @@ def test_a_function_turns_only_where_it_is_declared_to(node):
         assert (steps >= -room[1:]).all() or (steps <= room[1:]).all(), (node.attributes, low)
 
 
-@named
+@pytest.mark.parametrize("node", [*ALL, *JUMPS], ids=_name)
 def test_values_lie_in_the_declared_range(node):
     least, most = entry(node).range(node)
     value = f(node, grid(node))
@@ -126,13 +133,14 @@ def intervals(node):
     """(n,) lower and upper ends: all sizes and places, at bends, points, and beyond what floats can square."""
     g = torch.Generator().manual_seed(1)
     sizes = (0.0, 1e-15, 1e-8, 1e-3, 0.3, 1.0, 4.0, 30.0, 1e3, 1e6, 1e12)
-    places = [0.0, *declared(node)[1], *declared(node)[2], *(torch.randn(12, generator=g) * 4).tolist(), 1e3, -1e3, 1e9]
+    places = [0.0, *declared(node)[1], *declared(node)[2], node.attributes.get("threshold", 0.0)]
+    places += [*(torch.randn(12, generator=g) * 4).tolist(), 1e3, -1e3, 1e9]
     shares = (0.0, 0.01, 0.5, 0.99, 1.0)
     ends = torch.tensor([(p - s * t, p - s * t + s) for p in places for s in sizes for t in shares], dtype=F64)
     return ends[:, 0], ends[:, 1]
 
 
-@named
+@pytest.mark.parametrize("node", [*ALL, *JUMPS], ids=_name)
 @pytest.mark.parametrize("position", [None, 0.0, 0.37, 1.0])
 def test_both_lines_and_the_box_hold_on_intervals_of_every_size(node, position):
     own = entry(node)
@@ -149,6 +157,10 @@ def test_both_lines_and_the_box_hold_on_intervals_of_every_size(node, position):
     slack = gamma(18) * own.size(node, [box], found)
     share = torch.linspace(0, 1, 41, dtype=F64)[:, None, None]
     z = torch.minimum(low + share * (high - low), high)
+    if "threshold" in node.attributes:  # on both sides of the jump
+        at = torch.tensor([node.attributes["threshold"]] * 2, dtype=F64)
+        at[1] = at[1].nextafter(torch.tensor(math.inf, dtype=F64))
+        z = torch.cat([z, torch.minimum(torch.maximum(at[:, None, None], low), high)])
     value = f(node, z)
     lower = lines.lower_slope * z + (0.0 if lines.lower_intercept is None else lines.lower_intercept)
     upper = lines.upper_slope * z + lines.upper_intercept
@@ -185,6 +197,7 @@ def test_most_intervals_have_finite_lines():
         ("power", {"exponent": -math.inf}, "exponent -inf"),
         ("leaky_relu", {"slope": math.inf}, "slope inf"),
         ("leaky_relu", {"slope": math.nan}, "slope nan"),
+        ("softplus", {"threshold": math.nan}, "threshold nan"),
         ("gelu", {"approximate": "sigmoid"}, "approximate='sigmoid'"),
     ],
 )

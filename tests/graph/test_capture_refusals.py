@@ -126,7 +126,7 @@ def test_batch_statistics_are_refused_by_name():
         (lambda m, x: x * m.c.add_(1), "buffer 'c'"),
         (lambda m, x: (x, 2 * x), "2 outputs"),
         (lambda m, x: {"a": x * 2, "b": x + 1}, "2 outputs"),
-        (lambda m, x: F.softplus(x, threshold=1), "threshold=1"),
+        (lambda m, x: F.softplus(x, beta=0), "beta=0"),
         (lambda m, x: torch.div(x, 2, rounding_mode="floor"), "rounding_mode=floor"),
         (lambda m, x: x.max(1)[1] + x.max(1)[0], "second result"),
         (lambda m, x: x.long() * 2, "int64"),

@@ -1,5 +1,6 @@
 """A graph is only believed where it computes what the model does, to within rounding."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,21 @@ from torch.nn import functional as F
 from holdfast.core.errors import ModelError
 from holdfast.graph.compare import Trace, compare
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.probes import Probes
 
 
 def _net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 16), nn.SiLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+
+
+class _Signed(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return torch.sign(self.net(x))
 
 
 def _box(low, high, n=4):
@@ -78,6 +89,93 @@ def test_a_difference_deep_inside_that_few_inputs_reach_is_found():
     graph = Graph.from_module(Believed(), torch.zeros(1, 4))
     with pytest.raises(ModelError, match="not the model"):
         compare(graph, Net(), *_box(-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("beta", "threshold"), [(1, 20), (1e-3, 20), (-2, 20), (1, 3), (0.3, 5), (1, 0), (2, -4), (1, 60)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_softplus_falls_at_its_threshold_as_pytorchs_does(beta, threshold, dtype):
+    net = nn.Sequential(nn.Linear(4, 8), nn.Softplus(beta, threshold), nn.Linear(8, 3)).eval()
+    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(8)[:, :4])
+        net[0].bias.fill_(threshold / beta)
+    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    for width in (0.0, 1e-9, 1e-7, 1e-3, 1.0, 300.0):  # at the threshold to within rounding, and on both sides of it
+        compare(graph, net.to(dtype), *_box(-width, width))
+
+
+def test_a_threshold_that_was_read_as_another_is_found(monkeypatch):
+    graph = Graph.from_module(nn.Sequential(nn.Linear(4, 8), nn.Softplus(1, 5), nn.Linear(8, 3)), torch.zeros(1, 4))
+    nodes = [replace(n, attributes={"threshold": 4.9}) if n.op == "softplus" else n for n in graph.nodes]
+    wrong = replace(graph, nodes=tuple(nodes))
+    with pytest.raises(ModelError, match="not the model"):
+        compare(wrong, graph.as_module(), *_box(-300, 300))
+    monkeypatch.setattr(Probes, "bends", lambda self, x: None)
+    compare(wrong, graph.as_module(), *_box(-300, 300))  # else this shows nothing
+
+
+class _Bumped(nn.Module):
+    """A model that is another function in one corner of the box, by a tail that is less than rounding at most points."""
+
+    def __init__(self, net, size):
+        super().__init__()
+        self.net = net
+        self.way = torch.randint(0, 2, (size,)).float() / 4 - 0.125
+
+    def forward(self, x):
+        return self.net(x) + torch.exp(x @ self.way - 16)[:, None]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_difference_in_a_corner_that_draws_miss_is_climbed_to(seed, monkeypatch):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(32, 16), nn.SiLU(), nn.Linear(16, 3)).eval()
+    graph, bumped = Graph.from_module(net, torch.zeros(1, 32)), _Bumped(net, 32)
+    with pytest.raises(ModelError, match="not the model"):
+        compare(graph, bumped, *_box(-1, 1, 32))
+    monkeypatch.setattr(Probes, "uphill", lambda self, best, truth: None)
+    compare(graph, bumped, *_box(-1, 1, 32))  # else this shows nothing
+
+
+@pytest.mark.parametrize("part", ["sum above", "sum between"])
+def test_a_difference_in_a_slice_of_the_box_is_found(part):
+    class Net(nn.Module):
+        def forward(self, x):
+            s = x.sum(1, keepdim=True)
+            inside = s > 0.95 * 64 if part == "sum above" else (s > 0.6 * 64) & (s < 0.7 * 64)
+            return torch.where(inside, s + 0.1, s)
+
+    graph = Graph((Node("input", (), (64,)), Node("linear", (0,), (1,), {"weight": torch.ones(1, 64)})))
+    with pytest.raises(ModelError, match="not the model"):
+        compare(graph, Net(), *_box(-1, 1, 64))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda y, n: y + float(torch.rand(())), "random or keeps a state"),
+        (lambda y, n: y * n.__next__(), "random or keeps a state"),
+        (lambda y, n: y * len(y), "depends on the others in the batch"),
+        (lambda y, n: y + 1, "not the model"),
+    ],
+    ids=["draws", "a counter", "the batch", "another function"],
+)
+def test_a_refusal_says_whether_it_is_the_model_or_the_reading(change, word):
+    net, counter = _net(), itertools.count(1)
+    graph = Graph.from_module(net, torch.zeros(1, 4))
+    with pytest.raises(ModelError, match=word):
+        compare(graph, lambda x: change(net(x), counter), *_box(0, 1))
+
+
+def test_a_sign_that_rounding_may_turn_is_no_difference():
+    net = nn.Sequential(_net(), nn.Linear(3, 50))
+    x = torch.randn(4, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        net[1].bias.sub_(net(x[None])[0])  # every score is 0 to within rounding
+    signed = _Signed(net).eval()
+    compare(Graph.from_module(signed, torch.zeros(1, 4)), signed, x, x)
 
 
 def test_outputs_of_another_shape_are_found():

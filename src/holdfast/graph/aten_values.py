@@ -16,8 +16,6 @@ from holdfast.graph.build import Builder, Value
 
 __all__ = ["VALUES"]
 
-_SOFTPLUS_THRESHOLD = 20.0  # PyTorch's own: log(1 + exp(20)) is 20 + 2e-9
-
 
 def _linear(c: Call) -> Value:
     return c.b.linear(c.x, c.weight("weight"), c.constant("bias"))
@@ -205,12 +203,12 @@ def _gelu(c: Call) -> Value:
 
 def _softplus(c: Call) -> Value:
     beta, threshold = c.number("beta"), c.number("threshold")
-    if beta == 0 or threshold < _SOFTPLUS_THRESHOLD:
+    if beta == 0 or not math.isfinite(beta) or math.isnan(threshold):
         raise UnsupportedError(
-            f"'softplus' with beta={beta:g} and threshold={threshold:g}{where_of(c.node)}: where beta x is beyond the "
-            "threshold it is x, which jumps; thresholds from 20 on are served"
+            f"'softplus' with beta={beta:g} and threshold={threshold:g}{where_of(c.node)}; betas other than 0 and every "
+            "threshold are served"
         )
-    return compose.softplus(c.b, c.x, beta)
+    return compose.softplus(c.b, c.x, beta, threshold)
 
 
 def _log_sigmoid(c: Call) -> Value:

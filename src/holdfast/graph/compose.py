@@ -171,11 +171,14 @@ def group_norm(b: Builder, x: int, groups: int, weight: Tensor | None, bias: Ten
     return b.affine(y, *(None if t is None else t.view(per_channel) for t in (weight, bias)))
 
 
-def softplus(b: Builder, x: int, beta: float = 1.0) -> int:
-    """``log(1 + exp(beta * x)) / beta``."""
+def softplus(b: Builder, x: int, beta: float = 1.0, threshold: float = math.inf) -> int:
+    """``log(1 + exp(beta * x)) / beta``, or x where ``beta * x`` is beyond the threshold, to which it jumps there."""
+    if threshold == -math.inf:
+        return x
+    attributes = {} if threshold == math.inf else {"threshold": threshold}
     if beta == 1:
-        return b.unary("softplus", x)
-    return b.affine(b.unary("softplus", b.affine(x, scale=beta)), scale=1.0 / beta)
+        return b.unary("softplus", x, **attributes)
+    return b.affine(b.unary("softplus", b.affine(x, scale=beta), **attributes), scale=1.0 / beta)
 
 
 def hardsigmoid(b: Builder, x: int, alpha: float = 1 / 6, beta: float = 0.5) -> int:

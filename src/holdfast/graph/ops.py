@@ -15,7 +15,8 @@ leaky_relu                                                      slope, in [0, 1]
 elu                                                             alpha: ``x`` or, below 0, ``alpha * (exp(x) - 1)``
 gelu                                                            approximate: "none" or "tanh"
 power                                                           exponent (a float)
-sigmoid, tanh, silu, softplus, erf, exp, log, sin, cos, sqrt, reciprocal, abs, sign: of one node, without attributes
+softplus                                                        threshold?: ``log(1 + exp(x))``, or x beyond it
+sigmoid, tanh, silu, erf, exp, log, sin, cos, sqrt, reciprocal, abs, sign: of one node, without attributes
 softmax                                                         dim
 add, sub, mul                                                   of two nodes of the same shape
 matmul                                                          of two nodes (\\*b, m, k) and (\\*b, k, n), the same b
@@ -89,8 +90,8 @@ OPERATIONS: dict[str, Callable[[Sequence[Tensor], Tensors, Attributes], Tensor]]
     "sigmoid": lambda x, t, a: torch.sigmoid(x[0]),
     "tanh": lambda x, t, a: torch.tanh(x[0]),
     "silu": lambda x, t, a: F.silu(x[0]),
-    # beyond the threshold it is x: exp(-40) is nothing even in float64
-    "softplus": lambda x, t, a: F.softplus(x[0], threshold=40.0),
+    # without a threshold of its own: exp(-40) is nothing even in float64
+    "softplus": lambda x, t, a: F.softplus(x[0], threshold=min(a.get("threshold", 40.0), 40.0)),
     "erf": lambda x, t, a: torch.erf(x[0]),
     "exp": lambda x, t, a: torch.exp(x[0]),
     "log": lambda x, t, a: torch.log(x[0]),

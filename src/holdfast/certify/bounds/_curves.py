@@ -19,6 +19,7 @@ __all__ = ["Abs", "Elu", "Erf", "Exp", "Gelu", "Log", "Power", "Reciprocal", "Si
 
 _ROOT = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715  # of the tanh approximation of gelu
+_STORED = 2.0**-22  # of a threshold, which PyTorch's kernels hold in float32 or better
 _FAR = 1e8  # of a sine: beyond it points of contact are not worth finding
 
 
@@ -69,10 +70,26 @@ class Log(Curve):
 
 
 class Softplus(Curve):
-    """``log(1 + exp(z))``: convex."""
+    """``log(1 + exp(z))``: convex. With a threshold it is z beyond, to which it falls there by ``log(1 + exp(-z))``.
+
+    Lines below it are those of the convex function less the most by which it may have fallen. The type that runs rounds
+    the threshold, so close to it either is possible.
+    """
 
     def range(self, node: Node) -> tuple[float, float]:
-        return 0.0, math.inf
+        return min(0.0, self._switch(node)[0]), math.inf
+
+    def check(self, node: Node) -> None:
+        if not node.attributes.get("threshold", math.inf) > -math.inf:
+            raise UnsupportedError(
+                f"'softplus' with threshold {node.attributes['threshold']} has no bounds; all others have"
+            )
+
+    def _switch(self, node: Node) -> tuple[float, float]:
+        """Up to where it is surely the logarithm, and from where it is surely z."""
+        at = float(node.attributes.get("threshold", math.inf))
+        around = abs(at) * _STORED if math.isfinite(at) else 0.0
+        return at - around, at + around
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return z.clamp(min=0) + torch.log1p(torch.exp(-z.abs()))
@@ -82,6 +99,29 @@ class Softplus(Curve):
 
     def bends(self, node: Node) -> tuple[bool, tuple[float, ...]]:
         return True, ()
+
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
+        box, (low, high) = super().interval(node, inputs), inputs[0]
+        first, last = self._switch(node)
+        lower = torch.where(high > first, torch.minimum(box.lower, low.clamp(min=first)), box.lower)
+        upper = torch.maximum(high, self.value(node, high.clamp(max=last)))
+        return Box(torch.where(low > last, low, lower), torch.where(low > last, high, upper))
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        lines, (low, high) = super().prepare(node, inputs, slope), inputs[0]
+        first, last = self._switch(node)
+        if first == math.inf:
+            return lines
+        assert lines.lower_intercept is not None
+        fallen = torch.where(high > first, self.value(node, -low.clamp(min=first)), 0.0)
+
+        def beyond(otherwise: Tensor, value: float) -> Tensor:
+            return torch.where(low > last, torch.full_like(otherwise, value), otherwise)
+
+        return lines._replace(
+            lower_slope=beyond(lines.lower_slope, 1.0), lower_intercept=beyond(lines.lower_intercept - fallen, 0.0),
+            upper_slope=beyond(lines.upper_slope, 1.0), upper_intercept=beyond(lines.upper_intercept, 0.0),
+        )  # fmt: skip
 
 
 class Elu(Curve):
