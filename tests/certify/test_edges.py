@@ -1,6 +1,7 @@
 """Where floats end, where a bound is met with equality, and where nothing leads downhill: verdicts stay true."""
 
 import math
+from time import monotonic
 
 import pytest
 import torch
@@ -206,6 +207,66 @@ def test_a_row_that_is_not_strict_is_broken_by_equality_or_open():
     text = "(assert (or (< Y_0 0.0) (>= Y_1 {})))"
     assert _verdict(graph, text.format(1.5)).outcome is Outcome.HOLDS
     assert _verdict(graph, text.format(0.5)).outcome is Outcome.BROKEN
+
+
+TOUCHING = {
+    "one product": ([("linear", {"weight": [[1.0]]}, {})], (0.0, 1.0)),
+    "two products": ([("linear", {"weight": [[0.3]]}, {}), ("relu", {}, {}), ("linear", {"weight": [[3.0]]}, {})], (0.0, 1.0)),
+    "what cancels": (
+        [("linear", {"weight": [[0.1], [0.1]]}, {}), ("relu", {}, {}), ("linear", {"weight": [[1.0, -1.0]]}, {})],
+        (0.0, 1.0),
+    ),
+    "a magnitude": (
+        [("linear", {"weight": [[1.0]], "bias": [-0.5]}, {}), ("abs", {}, {}), ("linear", {"weight": [[0.7]]}, {})],
+        (0.0, 1.0),
+    ),
+    "a ReLU that bends": (
+        [("linear", {"weight": [[1.0], [1.0]], "bias": [0.0, -0.3]}, {}), ("relu", {}, {}), ("linear", {"weight": [[1, 2]]}, {})],
+        (-1.0, 1.0),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(TOUCHING))
+def test_a_piecewise_linear_network_whose_least_output_is_the_edge_is_decided_exactly(name):
+    steps, ends = TOUCHING[name]
+    graph = _built((1,), steps)
+    found = _verdict(graph, "(assert (< Y_0 0.0))", ends, seconds=20.0)
+    assert found.outcome is Outcome.HOLDS, found
+    assert "exact" in found.arithmetic
+    below = _verdict(graph, "(assert (< Y_0 1e-6))", ends, seconds=20.0)
+    assert below.outcome is Outcome.BROKEN, below  # a hair beyond the edge there are witnesses
+    assert _verdict(graph, "(assert (<= Y_0 -0.01))", ends, seconds=20.0).outcome is Outcome.HOLDS
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("(assert (> X_0 0.0))(assert (<= Y_0 0.0))", [("relu", {}, {})]),
+        (
+            "(assert (< Y_0 0.0))",  # relu(x) - relu(x - 1) - relu(x) / 2 touches 0 beyond what intervals see
+            [
+                ("linear", {"weight": [[1.0], [2.0]], "bias": [0.0, -1.0]}, {}),
+                ("relu", {}, {}),
+                ("linear", {"weight": [[1.0, -1.0]]}, {}),
+            ],
+        ),
+    ],
+)
+def test_what_no_bound_can_tell_from_equality_is_unknown_at_once(text, steps):
+    begun = monotonic()
+    found = _verdict(_built((1,), steps), text, (0.0, 1.0), seconds=30.0)
+    assert found.outcome is Outcome.UNKNOWN, found
+    assert "equality" in found.reason
+    assert monotonic() - begun < 10
+
+
+def test_an_edge_that_is_touched_hides_no_witness_beyond():
+    """0 on half of the box, and less than 0 in a corner of it."""
+    steps = [
+        ("linear", {"weight": [[1.0, 1.0]], "bias": [-1.9]}, {}), ("relu", {}, {}), ("linear", {"weight": [[-1.0]]}, {}),
+    ]  # fmt: skip
+    assert _verdict(_built((2,), steps), "(assert (< Y_0 0.0))", (-1.0, 1.0)).outcome is Outcome.BROKEN
 
 
 # roots of what is not negative

@@ -292,6 +292,33 @@ def test_a_point_that_no_float_holds_is_written_as_the_file_has_it():
     assert found.inputs == ("0.1", "0.1")
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "runs"),
+    [
+        ("1e-400", "1e-400", False),
+        ("-2e-400", "-1e-400", False),
+        ("1e-310", "1e-309", False),
+        ("1e-400", "1", True),
+        ("-1", "-1e-400", True),
+        ("-1e-400", "1e-400", True),
+        ("1e-50", "1e-50", True),
+        ("0", "0", True),
+    ],
+)
+def test_an_input_that_reads_as_another_is_no_witness(low, high, runs):
+    said = parse_vnnlib(_declared() + _box(2, low, high) + "(assert (<= Y_0 9))")  # every input of the box breaks it
+    assert (said.unrunnable == "") == runs
+    for x in (-1e-3, -1e-30, 0.0, 1e-30, 1e-3):
+        found = said.confirm(_identity(), torch.full((1, 2), x))
+        assert (found is not None) == runs
+        for text, value in zip(found.inputs if found else (), found.x.flatten().tolist() if found else (), strict=True):
+            assert Fraction(low) <= Fraction(text) <= Fraction(high)
+            assert float(text) == value
+            assert (Fraction(text) == 0) == (value == 0)
+    assert not said.breaks(["1e-400", "1e-400"], torch.zeros(2))
+    assert said.breaks(["0", "0"], torch.zeros(2)) == (low in ("0", "-1e-400"))
+
+
 def test_what_is_strict_in_the_file_is_strict_for_a_witness():
     at = torch.tensor([[0.5, 0.5]])
     for sign, holds in ((">=", False), (">", True)):

@@ -126,6 +126,8 @@ def decide(
             answer = replace(
                 answer, outcome=Outcome.UNKNOWN, reason="the witness breaks the property within rounding only"
             )
+    if answer.outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT) and said.unrunnable:
+        answer = replace(answer, reason="; ".join(filter(None, (said.unrunnable, answer.reason))))
     seconds = monotonic() - begun
     if trees is not None and proof is not None and not isinstance(net, Graph) and answer.outcome is Outcome.HOLDS:
         from holdfast.certify import proof as proofs

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
-from math import inf, isfinite, nextafter
+from math import inf
 from time import monotonic
 from typing import Any
 
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from holdfast.certify.bounds._operation import node_size
-from holdfast.certify.bounds._propagation import Propagation, check_constants
-from holdfast.certify.bounds._region import Region
+from holdfast.certify.bounds._propagation import check_constants
+from holdfast.certify.edge import exact_rows
 from holdfast.certify.graph_certifier import GraphCertifier
 from holdfast.certify.proved import numbers
 from holdfast.certify.query import EDGE, Query
@@ -37,6 +36,11 @@ Falsify = Callable[[Query, float], Tensor | None]
 
 # parts of the time: the attack before the bounds, before the solver, while it runs, and the pause between those
 _QUICK, _SECOND, _LONGER, _PAUSE = 0.01, 0.02, 0.1, 0.25
+_TOUCH = 1e-9  # of the terms of a row: as near to 0 as rounding lets bounds come
+_ON_THE_EDGE = (
+    "an output meets the edge of what is unsafe, or an input that of the set, with equality, which is safe; bounds that pay "
+    "for rounding cannot tell equality from less"
+)
 _FEW, _MANY = 20, 200  # inputs: up to there splitting them comes first, and at all
 
 
@@ -113,6 +117,10 @@ class _BrokenError(Exception):
         self.witness = witness
 
 
+class _EdgeError(Exception):
+    """Stops a solver: what it has left to prove is decided by equality, which bounds that pay for rounding never reach."""
+
+
 @dataclass
 class _Run:
     """One verification: what was asked, and how many parts were bounded so far."""
@@ -128,6 +136,7 @@ class _Run:
     progress: Progress | None
     believed: Callable[[Tensor], bool] | None = None
     domains: int = 0
+    edge: float = -inf  # a bound above it tells nothing: the query is met on the edge of its set or of its strict rows
     failures: dict[str, None] = field(default_factory=dict[str, None])  # of parts, in words, each once
 
     def decide(self) -> Answer:
@@ -200,12 +209,12 @@ class _Run:
     def _at_the_edge(self, i: int) -> Answer | None:
         """Groups of query i with a strict row that is at least 0 throughout are done with: the answer if all are.
 
-        The box of the output says so, in exact arithmetic: methods pay for rounding, so none of them ever reaches 0.
+        Methods pay for rounding, so none of them ever reaches 0; see `holdfast.certify.edge`.
         """
         query = self.queries[i]
         if query.strict is None or self.trees is not None or not bool(query.strict.any()):
             return None
-        rows = _exact_rows(self.graph, query)
+        rows = exact_rows(self.graph, query)
         safe = [
             bool(query.select(g).score(rows[None, query.groups == g]) > 0) for g in range(int(query.groups[-1]) + 1)
         ]
@@ -228,6 +237,8 @@ class _Run:
                 answer = certifier.solve(self.graph, query, budget, tree=tree, progress=self._watch(query))
             except _BrokenError as error:
                 return self._is_broken(query, error.witness, f"{name}, attack")
+            except _EdgeError:
+                return Answer(Outcome.UNKNOWN, 0.0, domains=1, method=name, reason=_ON_THE_EDGE)
             self.domains += answer.domains
             return self._checked(query, answer)
         if tree is not None:
@@ -254,6 +265,8 @@ class _Run:
             nonlocal due
             if self.progress is not None:
                 self.progress(done, waiting, bound)
+            if self.edge > -inf and bound > self.edge:
+                raise _EdgeError
             if monotonic() > due:
                 witness = self._attack(query, _LONGER * self.timeout)
                 due = monotonic() + _PAUSE * self.timeout
@@ -265,6 +278,7 @@ class _Run:
     def _solve(self, i: int, before: Answer) -> Answer:
         """The complete methods that fit, one after another, until one decides."""
         answer = before
+        self.edge = self._edge(self.queries[i])
         tree = None if self.trees is None else self.trees[i]
         for name in self._solvers(i):
             if monotonic() >= self.deadline:
@@ -282,9 +296,22 @@ class _Run:
             reasons = "; ".join(r for r in (answer.reason if answer is not before else "", found.reason) if r)
             answer = replace(found if found.bound >= answer.bound else answer, outcome=found.outcome, reason=reasons)
             begun = tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None)
-            if begun or found.outcome is Outcome.TIMEOUT:
+            if begun or found.outcome is Outcome.TIMEOUT or found.reason == _ON_THE_EDGE:
                 break  # another method cannot go on with a tree that this one began, nor has it time
         return replace(answer, outcome=Outcome.TIMEOUT) if monotonic() >= self.deadline else answer
+
+    def _edge(self, query: Query) -> float:
+        """How near to 0 rounding lets bounds come, where strict bounds and rows are broken if they are taken as if they
+        were not strict: no bound proves such a query. -inf elsewhere."""
+        if self.falsify is None or (query.strict is None and query.outside is None):
+            return -inf
+        closed = replace(query, strict=None, outside=None)
+        found = self.falsify(closed, min(max(_SECOND * self.timeout, 0.2), max(self.deadline - monotonic(), 0.01)))
+        if found is None or not broken(self.graph, closed, found.double()):
+            return -inf
+        with torch.no_grad():
+            y = self.graph.to(torch.float64).as_module()(found.double()).flatten(1)
+        return -_TOUCH * (1 + float((y.abs() @ query.c.abs().T + query.d.abs()).amax()))
 
     def _solvers(self, i: int) -> list[str]:
         """Few inputs: split them; otherwise split neurons. If that gives up: slopes alone, integer programs, the other."""
@@ -310,23 +337,6 @@ def _flat(graph: Graph) -> Graph:
     shape = (node_size(graph.output_shape),)
     last = Node("reshape", (len(graph.nodes) - 1,), shape, attributes={"shape": shape})
     return replace(graph, nodes=(*graph.nodes, last))
-
-
-def _exact_rows(graph: Graph, query: Query) -> Tensor:
-    """Lower bounds (rows,) of the strict rows over the box of the output, exact but for the last rounding down."""
-    with torch.no_grad():
-        found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
-        found.run(refine=found.affine_in_input, every=True)
-    least, most = ([float(v) for v in end.flatten()] for end in found.boxes[-1])
-    rows = torch.full_like(query.d, -inf)
-    assert query.strict is not None
-    for k in map(int, query.strict.nonzero().flatten()):
-        chosen = [(int(j), float(query.c[k, j])) for j in query.c[k].nonzero().flatten()]
-        ends = [(least[j] if factor > 0 else most[j], factor) for j, factor in chosen]
-        if all(isfinite(end) for end, _ in ends):
-            exact = sum((Fraction(end) * Fraction(factor) for end, factor in ends), Fraction(float(query.d[k])))
-            rows[k] = 0.0 if exact == 0 else nextafter(float(exact), -inf) if exact > 0 else -inf
-    return rows
 
 
 def representable(query: Query, x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -120,8 +120,25 @@ class Property:
         return any(
             _unsafe(box, y)
             for box in self.boxes
-            if all(_between(*at) for at in zip(x, box.lower, box.upper, strict=True))
+            if all(map(_near, inputs)) and all(_between(*at) for at in zip(x, box.lower, box.upper, strict=True))
         )
+
+    @property
+    def unrunnable(self) -> str:
+        """Why no box has an input that can be run, in words; empty if one has."""
+        words = ""
+        for box in self.boxes:
+            at = [
+                i for i, (a, b) in enumerate(zip(box.lower, box.upper, strict=True))
+                if _held(a.number, up=True) > _held(b.number, up=False)
+            ]  # fmt: skip
+            if not at:
+                return ""
+            words = (
+                f"X_{at[0]} is kept between numbers so near to 0 that float64 has none there (they read as 0, which is not in "
+                "the box), so no input of the box can be run; write 0, or magnitudes from 2.3e-308 on"
+            )
+        return words
 
     def confirm(self, graph: Graph, x: Tensor) -> Counterexample | None:
         """Runs a witness again and keeps it only if it shows in exact numbers what the file calls unsafe.
@@ -139,8 +156,10 @@ class Property:
         """
         models = [graph.to(dtype).as_module() for dtype in (graph.dtype, torch.float64)]
         for box in self.boxes:
-            lower = torch.tensor([float(bound.number) for bound in box.lower], dtype=torch.float64)
-            upper = torch.tensor([float(bound.number) for bound in box.upper], dtype=torch.float64)
+            lower = torch.tensor([_held(bound.number, up=True) for bound in box.lower], dtype=torch.float64)
+            upper = torch.tensor([_held(bound.number, up=False) for bound in box.upper], dtype=torch.float64)
+            if bool((lower > upper).any()):
+                continue
             settled = held_inside(x.detach().double().cpu().reshape(1, -1), lower, upper, graph.dtype)
             ends = zip(_numbers(settled), box.lower, box.upper, strict=True)
             written = tuple(filter(None, (_decimal(v, low, high) for v, low, high in ends)))
@@ -243,14 +262,29 @@ def _scale(factors: Sequence[Fraction]) -> Fraction | None:
     return scale if all(Fraction(float(f * scale)) == f * scale for f in factors) else None
 
 
-def _decimal(value: float, low: Bound, high: Bound) -> str | None:
-    """A decimal within the bounds that reads back as the value, or None if there is none."""
+def _held(number: Fraction, up: bool) -> float:
+    """The float64 nearest to an end; one that float64 holds to less than full precision is moved inward, to 0 at most."""
+    value = float(number)
+    if number == 0 or abs(value) >= sys.float_info.min:
+        return value
+    return sys.float_info.min * ((number > 0) if up else -(number < 0))
 
+
+def _decimal(value: float, low: Bound, high: Bound) -> str | None:
+    """A decimal within the bounds that reads back as the value, to within one rounding, or None if there is none."""
     texts = [
         repr(value),
         *(str(Decimal(end.number.numerator) / Decimal(end.number.denominator)) for end in (low, high)),
     ]
-    return next((text for text in texts if float(text) == value and _between(Fraction(text), low, high)), None)
+    return next(
+        (text for text in texts if float(text) == value and _near(text) and _between(Fraction(text), low, high)), None
+    )
+
+
+def _near(text: str) -> bool:
+    """Whether a decimal reads as a float64 that is it to within one rounding; 1e-400 reads as 0, which is another input."""
+    exact = Fraction(text)
+    return abs(Fraction(float(text)) - exact) <= abs(exact) * Fraction(1, 2**53)
 
 
 def _between(x: Fraction, low: Bound, high: Bound) -> bool:
