@@ -41,6 +41,20 @@ def test_a_dear_model_is_attacked_in_small_units(plan, tmp_path):
     assert [len(ids) for ids in Layout.of(context).units("attack:cosine_margin")] == [32, 28]
 
 
+@pytest.mark.parametrize("suite", ["minimal", "black-box"])
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_searches_of_many_steps_come_in_small_units_on_any_model(layout, suite, norm):
+    found = layout(suite=suite, norm=norm, certify="none", queries=None, grid=None)
+    sizes = {s.name: max(len(ids) for ids in found.units(s.name)) for s in found.order if s.name.startswith("attack:")}
+    assert sizes.pop("attack:apgd_ce_inside", 60) == 60, "a short one"
+    assert set(sizes.values()) == {32}
+
+
+def test_what_takes_over_where_gradients_lead_nowhere_comes_in_small_units(layout):
+    found = layout(queries=None)
+    assert len(found.units("attack:square_blind")) == 2
+
+
 def test_certificates_wait_for_no_attack(layout):
     found = layout()
     assert found.needed("certificates") == ["clean"]

@@ -73,6 +73,21 @@ def test_what_cannot_be_had_is_refused(holdfast, on, others, tmp_path: Path, arg
     assert told in said.err
 
 
+@pytest.mark.parametrize("command", [("bench", "transfer"), ("study", "manifold", "--train-data", "digits:train")])
+def test_model_and_data_are_looked_at_before_the_work(holdfast, on, others, tmp_path: Path, command) -> None:
+    """Labels that are one too high: refused as an audit refuses them, with the model's name."""
+    import numpy as np
+
+    with np.load(on[5]) as held:
+        np.savez(tmp_path / "bad.npz", x=held["x"], y=(held["y"] + 1) % 10)
+    given = ("--models", f"mine={on[1]},{others[0]}", "--archs", ARCH, "--data", tmp_path / "bad.npz")
+    said = holdfast(*command, *given, "--eps", "0.1", "--out", tmp_path / "t")
+    assert said.code == 2
+    assert "mine: the pre-flight found" in said.err
+    assert "--anyway" in said.err
+    assert not (tmp_path / "t").exists()
+
+
 def test_two_models_of_one_name_need_names(holdfast, on, tmp_path: Path) -> None:
     said = holdfast(
         "bench", "transfer", "--models", f"{on[1]},{on[1]}", "--archs", ARCH, "--data", on[5], "--out", tmp_path

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from holdfast.audit.context import Context
 
-__all__ = ["load_png", "save_png", "through_png"]
+__all__ = ["altered", "in_8_bits", "load_png", "pictured", "save_png", "through_png"]
+
+_FOLDER = "pictures"
 
 
 def save_png(path: Path, x: Tensor) -> None:
@@ -27,12 +29,34 @@ def load_png(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
 
 
+def pictured(context: Context, x: Tensor) -> bool:
+    """Whether (n, ...) witnesses can be pictures."""
+    return x.ndim == 4 and x.shape[1] in (1, 3) and (context.plan.low, context.plan.high) == (0.0, 1.0)
+
+
+def in_8_bits(x: Tensor) -> Tensor:
+    """What comes back of images (n, 1 or 3, H, W) in [0, 1] when they are saved and loaded."""
+    return (x.detach().double() * 255).round().clamp(0, 255).float() / 255
+
+
+def altered(context: Context, ids: np.ndarray, x: Tensor) -> list[int]:
+    """The ids of saved pictures that are there and show something else than these witnesses."""
+    found: list[int] = []
+    for i, image in zip(ids.tolist(), in_8_bits(x).cpu(), strict=True):
+        file = context.folder.path / _FOLDER / f"{i}.png"
+        try:
+            if file.exists() and not torch.equal(load_png(file), image):
+                found.append(i)
+        except (OSError, ValueError):  # no picture any more
+            found.append(i)
+    return found
+
+
 def through_png(context: Context, ids: np.ndarray, x: Tensor) -> Tensor | None:
     """Saves witnesses as ``pictures/ID.png`` in the run and loads them again; None if they are no pictures."""
-    plan = context.plan
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or (plan.low, plan.high) != (0.0, 1.0):
+    if not pictured(context, x):
         return None
-    folder = context.folder.path / "pictures"
+    folder = context.folder.path / _FOLDER
     folder.mkdir(exist_ok=True)
     for i, image in zip(ids.tolist(), x, strict=True):
         save_png(folder / f"{i}.png", image)

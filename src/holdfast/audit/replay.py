@@ -19,8 +19,9 @@ from holdfast.audit.certificates import form, prove, proved_at
 from holdfast.audit.context import Context
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.journal import Key, Payload
+from holdfast.audit.pictures import altered, in_8_bits, pictured
 from holdfast.audit.reconcile import missing
-from holdfast.audit.stages import Stage, attacked, on_levels
+from holdfast.audit.stages import Stage, attacked, on_levels, still_breaking
 from holdfast.audit.standing import Claim, Standing, decoded
 from holdfast.audit.suites import rungs
 from holdfast.audit.units import Layout
@@ -134,9 +135,7 @@ class Replay:
             due = standing.ids[standing.correct].tolist()
         elif stage.name == "grid":
             due = sorted(standing.broken)
-            ruling = on_levels(self.context, np.array(due), standing)[1].ruling if due else ()
-            if unit["broken_on_grid"] != [i for i, r in zip(due, ruling, strict=True) if r is Ruling.HOLDS]:
-                self._say(stage.name, k, "has other witnesses on the grid than the model breaks on")
+            self._on_grid(stage.name, k, unit, np.array(due, dtype=np.int64), standing)
         elif stage.name.startswith("eps-grid:"):
             size = float(parse_eps(stage.name.partition(":")[2]))
             near = [i for i, c in standing.nearest.items() if c.witness.distance <= size]
@@ -150,6 +149,25 @@ class Replay:
         for kind in ("witnesses", "marginal", "certificates"):
             if stray := {int(i) for i in unit.get(kind, {})} - ran:
                 self._say(stage.name, k, f"has {kind} of samples that it was not run on: {sorted(stray)[:5]}")
+
+    def _on_grid(self, stage: str, k: int, unit: Payload, chosen: np.ndarray, standing: Standing) -> None:
+        """The witnesses moved to the grid and judged there, and as the pictures that were saved of them."""
+        holds, saved, still = list[int](), 0, 0
+        if len(chosen):
+            problem, judged = on_levels(self.context, chosen, standing)
+            holds = [i for i, r in zip(chosen.tolist(), judged.ruling, strict=True) if r is Ruling.HOLDS]
+            if pictured(self.context, judged.x):
+                saved, still = len(chosen), still_breaking(self.context, problem, in_8_bits(judged.x))
+                for i in altered(self.context, chosen, judged.x):
+                    self.problems.append(f"sample {i}: its saved picture shows something else than its witness")
+        if unit["broken_on_grid"] != holds:
+            self._say(stage, k, "has other witnesses on the grid than the model breaks on")
+        if (unit["saved"], unit["still_breaking"]) != (saved, still) and self.deterministic:
+            self._say(
+                stage,
+                k,
+                f"says that {unit['still_breaking']} of {unit['saved']} pictures break the model, not {still} of {saved}",
+            )
 
     def _named(self, stage: Stage, k: int, unit: Payload, standing: Standing) -> None:
         """A witness bears the name of the attack whose stage it is from; a nearer one that of the one it was made of."""

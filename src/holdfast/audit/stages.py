@@ -31,9 +31,10 @@ from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
 from holdfast.judge.referee import Judgement, Ruling
 
-__all__ = ["Stage", "attacked", "judged", "on_levels", "stages", "standing_of"]
+__all__ = ["Stage", "attacked", "judged", "on_levels", "stages", "standing_of", "still_breaking"]
 
 _DEAR, _HEAVY = 16, 32  # samples of a unit
+_MANY = 400  # forwards and backwards of a sample
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
 
 
@@ -72,7 +73,7 @@ def stages(plan: Plan) -> list[Stage]:
     search = {"most": _DEAR if plan.remote else None, "most_if_heavy": _HEAVY}
     bounds = plan.certify in ("crown", "ibp", "alpha-crown")
     todo = [Stage("clean", clean, "clean predictions", **search)]
-    attacks = [Stage(r.stage, _attacking(r), f"attack {r.name}", **search) for r in rungs(plan)]
+    attacks = [_searching(plan, r, search) for r in rungs(plan)]
     if plan.suite in ("fast", "minimal"):  # asked once there is something to compare with
         attacks.insert(1, Stage("gradients", hindered, "use of the gradients", **search))
     if plan.suite == "fast" and bounds:
@@ -91,6 +92,16 @@ def stages(plan: Plan) -> list[Stage]:
     if plan.certify != "none":
         todo.append(_certifying(plan, certificates, bounds))
     return todo
+
+
+def _searching(plan: Plan, rung: Rung, search: dict[str, int | None]) -> Stage:
+    """A rung that asks hundreds of times about nearly every sample is dear on any model."""
+    everyone = rung.takes_over or plan.suite in ("minimal", "black-box")
+    dear = everyone and rung.attack().passes >= _MANY
+    return Stage(
+        rung.stage, _attacking(rung), f"attack {rung.name}", most=search["most"] or (_HEAVY if dear else None),
+        most_if_heavy=_HEAVY,
+    )  # fmt: skip
 
 
 def _certifying(plan: Plan, unit: Unit, bounds: bool) -> Stage:
@@ -325,7 +336,11 @@ def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> 
     payload["referee"] = ruling.forwards
     loaded = through_png(context, chosen, ruling.x)
     if loaded is not None:
-        with torch.no_grad(), evaluating(context.model):
-            still = Misclassified().holds(context.model(loaded), problem.y, problem.target)
-        payload["saved"], payload["still_breaking"] = len(chosen), int(still.sum())
+        payload["saved"], payload["still_breaking"] = len(chosen), still_breaking(context, problem, loaded)
     return payload
+
+
+def still_breaking(context: Context, problem: Problem, loaded: Tensor) -> int:
+    """How many witnesses break the model as they come back from pictures."""
+    with torch.no_grad(), evaluating(context.model):
+        return int(Misclassified().holds(context.model(loaded), problem.y, problem.target).sum())

@@ -44,6 +44,7 @@ def transfer(
     eps: o.Eps = None,
     goal: o.GoalName = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     seed: o.Seed = None,
     device: o.Device = None,
     format_: o.Format = o.FormatName.TEXT,
@@ -64,7 +65,7 @@ def transfer(
     from holdfast.audit.folder import RunFolder
     from holdfast.audit.plan import Plan
     from holdfast.audit.transfer import transfer_matrix
-    from holdfast.cli.opening import device_named, given, opened_models
+    from holdfast.cli.opening import device_named, given, look_at_all, opened_models
     from holdfast.core.files import write_whole
     from holdfast.core.registry import cards, method
     from holdfast.core.threat import Access
@@ -85,6 +86,7 @@ def transfer(
             raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
         tools.append(kind(**o.assignments(set_, kind)))
     context = Context.open(plan, RunFolder(out), next(iter(opened.values())))
+    look_at_all(opened, context.data, plan.threat, anyway=anyway)
     problem = context.problem(np.arange(len(context.data)))
     matrices = []
     with progress() as tell:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from holdfast.cli.console import note
 from holdfast.cli.options import several
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from holdfast.audit.context import Context
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from holdfast.data.dataset import Dataset
     from holdfast.judge.desk import Model
 
-__all__ = ["device_named", "given", "look", "opened", "opened_models"]
+__all__ = ["device_named", "given", "look", "look_at_all", "opened", "opened_models"]
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -112,6 +114,19 @@ def look(
     for f in admitted(found, anyway=anyway):
         if f.severity is Severity.WARNING:
             note(f"warning: {f.title}. {f.message} {f.remedy}".rstrip())
+
+
+def look_at_all(models: Mapping[str, nn.Module], data: Dataset, threat: ThreatModel, *, anyway: bool = False) -> None:
+    """The pre-flight of several models on the same data; what is wrong is said with the model's name.
+
+    Raises:
+        DataError: what an audit would refuse.
+    """
+    for name, model in models.items():
+        try:
+            look(model, data, threat, anyway=anyway)
+        except DataError as fault:
+            raise DataError(f"{name}: {fault}") from None
 
 
 def opened_models(models: list[str] | None, archs: list[str] | None, plan: Plan) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.console import table as printed
 from holdfast.cli.opening import opened
 from holdfast.core.errors import UsageError
+from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +117,10 @@ def posthoc(
     if format_ is o.FormatName.JSON:
         say_json(found.as_dict())
         return
-    say(f"{found.norm} <= {found.eps}, {found.samples} samples, {', '.join(found.attacks)}, seed {found.seed}")
+    say(
+        f"{found.norm} <= {found.eps}, {counted(found.samples, 'sample')}, {found.fitted_on:,} held out, "
+        f"{', '.join(found.attacks)}, seed {found.seed}"
+    )
     printed(
         ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
         [
@@ -201,7 +205,10 @@ def unseen(
     for b in found.bounds:
         known_share = "" if b.known is None else f"known {b.known:.1%}, "
         say(f"{b.norm} <= {b.eps:.4g}: {known_share}all attacks {b.worst:.1%}, proved {_share(b.certified)}")
-    say(f"clean {found.accuracy:.1%}, worst over all sets {found.worst:.1%}")
+    say(
+        f"{counted(found.samples, 'sample')}, seed {found.seed}: clean {found.accuracy:.1%}, under the known attack "
+        f"{found.known:.1%}, under unseen ones in its set {found.unseen:.1%}, worst over all sets {found.worst:.1%}"
+    )
     for name, why in found.refused.items():
         note(f"{name} could not serve: {why}")
 

@@ -46,6 +46,7 @@ def manifold(
     eps: o.Eps = None,
     set_: o.Set = None,
     trust: o.Trust = None,
+    anyway: o.Anyway = False,
     seed: o.Seed = None,
     device: o.Device = None,
     format_: o.Format = o.FormatName.TEXT,
@@ -64,7 +65,7 @@ def manifold(
     from holdfast.audit.folder import RunFolder
     from holdfast.audit.manifold import manifold_study, models_of_sizes
     from holdfast.audit.plan import Plan
-    from holdfast.cli.opening import device_named, given, opened_models
+    from holdfast.cli.opening import device_named, given, look_at_all, opened_models
     from holdfast.core.files import write_whole
     from holdfast.data.load import load_data
     from holdfast.report.manifold import render
@@ -85,6 +86,7 @@ def manifold(
                 known, _numbers(sizes), epochs=epochs, seed=plan.seed, device=plan.device, progress=tell
             )
         context = Context.open(plan, RunFolder(out), next(iter(found.values())))
+        look_at_all(found, context.data, plan.threat, anyway=anyway)
         problem = context.problem(np.arange(len(context.data)))
         study = manifold_study(
             found, problem, known, method, seed=plan.seed, settings=context.settings, progress=tell

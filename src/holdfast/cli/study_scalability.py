@@ -14,6 +14,7 @@ from holdfast.core.errors import UsageError
 
 __all__ = ["scalability"]
 
+_LEARNT = 0.5
 _METHODS = ("ibp", "fast_lin", "crown", "alpha_crown")
 
 
@@ -68,6 +69,11 @@ def scalability(
                 for r in found.rows
             ],
         )  # fmt: skip
+    for name, share in found.accuracy.items():
+        if share < _LEARNT:
+            note(
+                f"warning: the network of {name} learnt little ({share:.0%} right): its radii say little about verifiers"
+            )
     for name, axis, size, why in found.left_out:
         note(f"{name} at {axis} {size} is left out: {why}")
     note(f"base: depth {BASE['depth']}, width {BASE['width']}, side {BASE['side']}; saved {out / 'scalability.html'}")
