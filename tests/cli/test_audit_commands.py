@@ -122,7 +122,7 @@ def test_a_report_without_its_model_goes_without_pictures(holdfast, run: Path, t
     (copy / "plan.yaml").write_text(plan.replace("model.safetensors", "gone.safetensors"))
     said = holdfast("report", copy)
     assert said.code == 0, said.err
-    assert "without pictures" in said.err
+    assert "without the broken samples" in said.err
 
 
 def test_what_was_not_given_is_said_and_what_does_not_fit_is_refused(holdfast, on, tmp_path: Path) -> None:
