@@ -51,14 +51,14 @@ def _tent(offset):
 def test_a_kink_is_found_to_hold(offset):
     graph, query = _tent(offset)
     query = Query.of_box(torch.tensor([-0.7]).double(), torch.ones(1).double(), query.c, query.d)
-    answer = InputSplitting().solve(graph, query, Budget.seconds(20))
+    answer = InputSplitting().solve(graph, query, Budget.seconds(300))
     assert answer.outcome is Outcome.HOLDS
     assert 0 < answer.bound <= offset
 
 
 def test_a_kink_is_found_to_break():
     graph, query = _tent(-1e-3)
-    answer = InputSplitting().solve(graph, query, Budget.seconds(20))
+    answer = InputSplitting().solve(graph, query, Budget.seconds(300))
     assert answer.outcome is Outcome.BROKEN
     assert broken(graph, query, answer.witness)
 
@@ -69,7 +69,7 @@ def test_boxes_as_small_as_floats_allow_end_without_proof():
     first = graph.nodes[1].tensors
     first["weight"].copy_(torch.tensor([[3.0], [-3.0]]))
     first["bias"].copy_(torch.tensor([-1.0, 1.0]))
-    answer = InputSplitting(descent=0).solve(graph, query, Budget.seconds(60))
+    answer = InputSplitting(descent=0).solve(graph, query, Budget.seconds(300))
     assert answer.outcome is Outcome.UNKNOWN
     assert "small" in answer.reason
     assert not answer.bound > 0
@@ -81,9 +81,9 @@ def test_inputs_that_do_not_vary():
     y = graph.as_module()(x.unsqueeze(0))[0].detach()
     for sign, outcome in ((1, Outcome.HOLDS), (-1, Outcome.BROKEN)):
         query = Query.of_box(x, x, torch.tensor([[1.0, 0.0]]).double(), -y[:1] + sign * 1e-6)
-        assert InputSplitting().solve(graph, query, Budget.seconds(5)).outcome is outcome
+        assert InputSplitting().solve(graph, query, Budget.seconds(300)).outcome is outcome
     wide = Query.of_box(x - torch.tensor([0, 1.0, 0]), x, torch.eye(2).double(), torch.full((2,), 50.0))
-    assert InputSplitting().solve(graph, wide, Budget.seconds(5)).outcome is Outcome.HOLDS
+    assert InputSplitting().solve(graph, wide, Budget.seconds(300)).outcome is Outcome.HOLDS
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -99,7 +99,7 @@ def test_verdicts_agree_with_a_grid_and_groups_of_rows(seed):
     spread = float(rows.amax() - rows.amin())
     for shift, outcome in ((0.02 * spread, Outcome.HOLDS), (-1e-3 * spread, Outcome.BROKEN)):
         query = _query(c, torch.full((3,), -least + shift), groups)
-        answer = InputSplitting().solve(graph, query, Budget.seconds(30))
+        answer = InputSplitting().solve(graph, query, Budget.seconds(300))
         assert answer.outcome is outcome
         if outcome is Outcome.HOLDS:
             assert 0 < answer.bound <= shift + 1e-9
@@ -144,7 +144,7 @@ def test_a_tree_can_be_checked_leaf_by_leaf():
     rows = graph.as_module()(torch.cartesian_prod(axis, axis)).detach() @ c.double().T
     least = float(_query(c, torch.zeros(3), groups).score(rows).min())
     query, tree = _query(c, torch.full((3,), -least + 0.3), groups), Tree()
-    answer = InputSplitting().solve(graph, query, Budget.seconds(60), tree=tree)
+    answer = InputSplitting().solve(graph, query, Budget.seconds(300), tree=tree)
     assert answer.outcome is Outcome.HOLDS
     assert tree.complete
     volume = 0.0
@@ -163,9 +163,9 @@ def test_smooth_activations_are_served():
     graph = Graph.from_module(net, torch.zeros(1, 2).double())
     axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
     least = float(net(torch.cartesian_prod(axis, axis)).detach().min())
-    holds = InputSplitting().solve(graph, _query([[1.0]], [0.01 - least]), Budget.seconds(30))
+    holds = InputSplitting().solve(graph, _query([[1.0]], [0.01 - least]), Budget.seconds(300))
     assert holds.outcome is Outcome.HOLDS
-    breaks = InputSplitting().solve(graph, _query([[1.0]], [-1e-4 - least]), Budget.seconds(30))
+    breaks = InputSplitting().solve(graph, _query([[1.0]], [-1e-4 - least]), Budget.seconds(300))
     assert breaks.outcome is Outcome.BROKEN
 
 
