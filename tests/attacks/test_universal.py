@@ -65,7 +65,11 @@ class TestUap:
                 jacobian = torch.stack(
                     [torch.autograd.grad(scores[0, c], z, retain_graph=True)[0] for c in classes[0]], 1
                 )
-                moved = moved + deepfool_step(Norm.L2, at, scores.detach(), jacobian, classes, low, high) - at
+                moved = (
+                    moved
+                    + deepfool_step(Norm.L2, at, scores.detach(), jacobian, classes, low, high, torch.zeros(1))
+                    - at
+                )
                 at = (start + 1.02 * moved).clamp(0, 1)
             v = project_shared(problem.set, v + (at - start)[0])
         model.train()

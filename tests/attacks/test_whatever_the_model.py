@@ -27,6 +27,9 @@ EPS = {Norm.L0: 4.0, Norm.L1: 2.0, Norm.L2: 0.6, Norm.LINF: 0.2}
 SMALL = {"steps": 12, "queries": 250, "restarts": 1, "searches": 3, "targets": 2, "neighbours": 2, "draws": 3}
 ATTACKS = sorted(n for n, c in cards("attack") if issubclass(method(n), Attack))
 UNBOUNDED = (Formulation.PENALTY, Formulation.MINIMAL_DISTORTION)
+WALKS_TO_THE_BOUNDARY = [
+    n for n in ATTACKS if method(n).card.formulation in UNBOUNDED and method(n).card.access is Access.WHITE_BOX
+]
 
 
 class Net(nn.Module):
@@ -261,6 +264,24 @@ class TestScores:
         assert Targeted().certain(close, y, torch.tensor([1])).item()
         masked = torch.tensor([[-torch.inf, 1.0]])
         assert Misclassified().certain(masked, y, none).item()
+
+    @pytest.mark.parametrize("name", WALKS_TO_THE_BOUNDARY)
+    def test_a_search_for_the_boundary_does_not_stop_at_a_tie(self, name):
+        class Coarse(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = Net().float()
+
+            def forward(self, x):
+                return self.net(x).bfloat16()
+
+        x = points().float()
+        for model in (Coarse(), Net(plus=-1e5).float()):
+            y = model(x).argmax(1)
+            norm = method(name).card.norms[0]
+            ball = LpBall.uniform(norm, float("inf"), N)
+            plain = int(run(small(name), Problem.of(x, Net().float()(x).argmax(1), ball), Net().float()).found.sum())
+            assert plain - int(run(small(name), Problem.of(x, y, ball), model).found.sum()) <= 1
 
     def test_a_criterion_without_a_closed_form_asks_its_margin(self):
         class Own(Misclassified):

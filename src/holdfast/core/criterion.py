@@ -101,12 +101,18 @@ class Criterion(ABC):
             (slope,) = torch.autograd.grad(self.margin(at, y, target).sum(), at, materialize_grads=True)
         return torch.where(slope == 0, 0.0, slope * scores).abs().flatten(1).sum(1)
 
+    def unsure(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
+        """(m,) how far rounding may move the margin: what lies nearer to the edge is on it."""
+        return _ULPS * torch.finfo(scores.dtype).eps * self.rounding(scores, y, target)
+
     def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:
         """(m,) bool: the row is adversarial by more than ``by`` and than rounding moves: asked anew in another batch,
         it still is.
+
+        This is what the desk keeps, and so what a search has to reach: one that stops where `holds` says so would stop
+        at ties, which logits of bfloat16, or far from 0, are full of.
         """
-        margin = self.margin(scores, y, target)
-        unsure = _ULPS * torch.finfo(scores.dtype).eps * self.rounding(scores, y, target)
+        margin, unsure = self.margin(scores, y, target), self.unsure(scores, y, target)
         # A margin of minus infinity is beyond all rounding, though both are infinite.
         return self.holds(scores, y, target) & ((margin < -unsure) | (margin == -torch.inf)) & (margin <= -by)
 

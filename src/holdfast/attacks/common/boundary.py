@@ -36,10 +36,11 @@ def leave_a_class(title: str, problem: Problem) -> None:
 def criterion_plane(oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
     """The criterion's margin at x (n,) and its gradient (n, \\*features): one forward and one backward.
 
-    Targeted, where the margin vanishes is the boundary between the target and whichever class is best at x.
+    Targeted, where the margin vanishes is the boundary between the target and whichever class is best at x. What
+    rounding may move it by counts as still to go: a walk that ends at a tie has crossed nothing.
     """
-    _, margin, normal, _ = oracle.gradient(x, problem.rows, problem.criterion.margin, problem.y, problem.target)
-    return margin, normal.nan_to_num(0.0)
+    scores, margin, normal, _ = oracle.gradient(x, problem.rows, problem.criterion.margin, problem.y, problem.target)
+    return margin + problem.criterion.unsure(scores, problem.y, problem.target), normal.nan_to_num(0.0)
 
 
 def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ def rivals(scores: Tensor, y: Tensor, candidates: int) -> Tensor:
 
 
 def deepfool_step(
-    norm: Norm, x: Tensor, scores: Tensor, grad: Tensor, classes: Tensor, low: Tensor, high: Tensor
+    norm: Norm, x: Tensor, scores: Tensor, grad: Tensor, classes: Tensor, low: Tensor, high: Tensor, unsure: Tensor
 ) -> Tensor:
     """(n, \\*features) the nearest point in the box of the nearest linearised boundary (Moosavi-Dezfooli et al. 2016).
 
@@ -107,9 +108,11 @@ def deepfool_step(
         classes: (n, k) the label first, as `rivals` gives them.
         low: broadcastable to x.
         high: likewise.
+        unsure: (n,) how far rounding may move the margin, which is still to go at a tie.
     """
     chosen, grad = scores.gather(1, classes), grad.nan_to_num(0.0)
     gap, normal = chosen[:, :1] - chosen[:, 1:], grad[:, 1:] - grad[:, :1]
+    gap = gap + unsure.unsqueeze(1)
     every = torch.arange(len(gap), device=gap.device)
     j = nearest_plane(norm, x, gap, normal, low, high)
     return onto_plane(norm, x, -gap[every, j], normal[every, j], low, high)
@@ -145,6 +148,6 @@ def tighten(
         middle = low + (high - low) * (share + _PAST * (1 - share))
         scores, answered = oracle.logits(valid(problem, path(middle)), problem.rows)
         value = problem.criterion.margin(scores, problem.y, problem.target).double()
-        over = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
         low, at_low = torch.where(over, low, middle), torch.where(over, at_low, value.clamp_min(0))
         high, at_high = torch.where(over, middle, high), torch.where(over, value, at_high)

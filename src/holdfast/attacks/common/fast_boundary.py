@@ -26,7 +26,10 @@ __all__ = ["FastBoundary", "FastBoundaryState", "Plane"]
 
 
 class Plane(NamedTuple):
-    """A linearised boundary: ``value + <normal, z - x> = 0``; value (n,), normal (n, \\*features)."""
+    """A linearised boundary: ``value + <normal, z - x> = 0``; value (n,), normal (n, \\*features).
+
+    It lies as far beyond the tie as rounding may move a margin (`holdfast.core.criterion.Criterion.unsure`).
+    """
 
     value: Tensor
     normal: Tensor
@@ -91,7 +94,7 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
         low, high = (edge.expand_as(state.x) for edge in box(problem.set, problem.x))
         x = self._mix(oracle, problem, state, low, high).clamp(low, high)
         scores, answered = oracle.logits(valid(problem, x), problem.rows)
-        crossed = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        crossed = problem.criterion.certain(scores, problem.y, problem.target) & answered
         margin = problem.criterion.margin(scores, problem.y, problem.target).double()
         size = between(problem.set.norm, x, problem.x)
         better = crossed & (size < state.reach)

@@ -87,7 +87,7 @@ def adversarial_start(oracle: WhiteBoxOracle, problem: Problem) -> tuple[Tensor,
     def keep(at: np.ndarray, asked: Tensor, scores: Tensor, answered: Tensor) -> None:
         nonlocal x_adv, found
         part, rows = problem.select(at), on_device(at, here.device)
-        over = part.criterion.holds(scores, part.y, part.target) & answered
+        over = part.criterion.certain(scores, part.y, part.target) & answered
         x_adv = x_adv.index_copy(0, rows, torch.where(part.flat(over), asked, x_adv[rows]))
         found = found.index_copy(0, rows, over)
 

@@ -221,7 +221,7 @@ def next_weight(c: Tensor, failed: Tensor, served: Tensor, worked: Tensor) -> tu
 
 def success(problem: Problem, scores: Tensor, answered: Tensor, kappa: float = 0.0) -> Tensor:
     """(n,) bool: adversarial, with a margin of at least kappa."""
-    good = problem.criterion.holds(scores, problem.y, problem.target) & answered
+    good = problem.criterion.certain(scores, problem.y, problem.target) & answered
     if kappa == 0:
         return good
     return good & (problem.criterion.margin(scores, problem.y, problem.target) <= -kappa)

@@ -188,7 +188,7 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
         probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
         x = project(problem.set, here[:, 0], x0)
         scores = probe.scores(x.unsqueeze(1))[:, 0]
-        holds = problem.criterion.holds(scores, problem.y, problem.target)
+        holds = problem.criterion.certain(scores, problem.y, problem.target)
         new = (holds & ~state.broke).unsqueeze(1)
         # Adam was led by the loss until now; from here the distance leads.
         first, second, times = (t.masked_fill(new, 0.0) for t in (first, second, times))

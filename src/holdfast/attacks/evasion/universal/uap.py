@@ -130,8 +130,9 @@ class UAP(SharedAttack):
             part, edges = problem.select(left.cpu().numpy()), (low[left], high[left])
             at = (x[left] + (1 + self.overshoot) * delta[left]).clamp(*edges)
             scores, grad, answered = oracle.jacobian(at, part.rows, classes[left])
-            going = answered & ~part.criterion.holds(scores, part.y, part.target)
-            move = deepfool_step(Norm.L2, at, scores, grad, classes[left], *edges) - at
+            going = answered & ~part.criterion.certain(scores, part.y, part.target)
+            unsure = part.criterion.unsure(scores, part.y, part.target)
+            move = deepfool_step(Norm.L2, at, scores, grad, classes[left], *edges, unsure) - at
             delta = delta.index_add(0, left, move * part.flat(going).to(move.dtype))
             left = left[going]
             if not len(left):

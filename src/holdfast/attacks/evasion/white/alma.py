@@ -148,7 +148,7 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
         g = oracle.gradient(asked, problem.rows, lagrangian, *known, *duals)
         value = self._constraint(problem, g.scores, *known)
         mu, rho = self._ascend(value, *duals)
-        over = problem.criterion.holds(g.scores, problem.y, problem.target) & g.answered
+        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
         crossed = torch.where(over & open_, step.double(), state.crossed)
 
         delta, grad = state.x - problem.x, g.grad.nan_to_num(0.0)

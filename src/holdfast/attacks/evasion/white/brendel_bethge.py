@@ -98,7 +98,7 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
 
         def holds(share: Tensor) -> Tensor:
             scores, answered = oracle.logits(valid(problem, path(share)), problem.rows)
-            return problem.criterion.holds(scores, problem.y, problem.target) & answered
+            return problem.criterion.certain(scores, problem.y, problem.target) & answered
 
         none = torch.zeros_like(problem.set.eps)
         _, share = bisect(holds, none, none + 1, _HALVINGS)
@@ -116,7 +116,7 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
         loss, _ = pick_loss("margin", problem.goal, oracle.classes)
         asked = valid(problem, state.x)
         scores, value, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
         size = between(norm, asked, problem.x)
         better = over & (size < state.reach)
 

@@ -94,7 +94,7 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
             loss, _ = pick_loss("ce", problem.goal, oracle.classes)
         asked = valid(problem, state.x)
         g = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.holds(g.scores, problem.y, problem.target) & g.answered
+        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
         alpha = cosine(problem, state.step, self.steps, self.first_step, self.last_step)
         delta = state.x - problem.x + problem.flat(alpha).to(state.x.dtype) * steepest(Norm.L2, g.grad)
         radius = torch.where(over, 1 - self.gamma, 1 + self.gamma) * state.radius

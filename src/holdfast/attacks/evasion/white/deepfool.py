@@ -115,7 +115,8 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
             bare = (here + longer * (there - here)).clamp(low, high)
         else:
             scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
-            bare = deepfool_step(norm, here, scores, grad, state.classes, low, high)
+            unsure = problem.criterion.unsure(scores, problem.y, problem.target)
+            bare = deepfool_step(norm, here, scores, grad, state.classes, low, high, unsure)
         ends = torch.full_like(problem.set.eps, 1 + self.overshoot)
         x = torch.where(problem.flat(state.over), state.x, valid(problem, _ray(problem, bare, ends)))
         asked, answered = oracle.logits(x, problem.rows)
@@ -123,7 +124,7 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
             state,
             x=x,
             bare=torch.where(problem.flat(state.over), state.bare, bare),
-            over=state.over | (problem.criterion.holds(asked, problem.y, problem.target) & answered),
+            over=state.over | (problem.criterion.certain(asked, problem.y, problem.target) & answered),
             margin=torch.where(state.over, state.margin, problem.criterion.margin(asked, problem.y, problem.target)),
         )
 

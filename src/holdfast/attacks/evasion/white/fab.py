@@ -57,6 +57,7 @@ class FAB(FastBoundary):
         scores, grad, _ = oracle.jacobian(x, problem.rows, classes)
         chosen = scores.gather(1, classes)
         value, normal = chosen[:, 1:] - chosen[:, :1], grad[:, 1:] - grad[:, :1]
+        value = value - problem.criterion.unsure(scores, problem.y, problem.target).unsqueeze(1)
         j = nearest_plane(problem.set.norm, x, -value, normal.nan_to_num(0.0), *box(problem.set, problem.x))
         every = torch.arange(len(x), device=x.device)
         return Plane(value[every, j], normal[every, j])

@@ -65,8 +65,8 @@ class FABT(FastBoundary):
         order = rivals.argsort(dim=1, descending=True, stable=True)
         which = on_device(problem.round % self.targets, x.device).clamp_max(order.shape[1] - 1)
         aim = order.gather(1, which.unsqueeze(1)).squeeze(1)
-        _, value, normal, _ = oracle.gradient(x, problem.rows, _difference, problem.y, aim)
-        return Plane(value, normal)
+        scores, value, normal, _ = oracle.gradient(x, problem.rows, _difference, problem.y, aim)
+        return Plane(value - problem.criterion.unsure(scores, problem.y, problem.target), normal)
 
 
 def _difference(scores: Tensor, y: Tensor, aim: Tensor) -> Tensor:

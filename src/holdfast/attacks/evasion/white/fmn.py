@@ -97,7 +97,7 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
     def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> FMNState:  # noqa: D102
         norm, asked = problem.set.norm, valid(problem, state.x)
         g = oracle.gradient(asked, problem.rows, beyond(problem), problem.y, problem.target)
-        over = problem.criterion.holds(g.scores, problem.y, problem.target) & g.answered
+        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
         size = between(norm, asked, problem.x)
         reach = torch.where(over, torch.minimum(size, state.reach), state.reach)
         gamma = cosine(problem, state.step, self.steps, self.gamma, self.last_gamma)
@@ -105,7 +105,8 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
         if norm is Norm.L0:
             radius = _count(state.radius, gamma, over, reach)
         else:
-            ahead = g.value.double().abs() / dual_norm(norm, grad).clamp_min(_TINY)
+            unsure = problem.criterion.unsure(g.scores, problem.y, problem.target)
+            ahead = (g.value.abs() + unsure).double() / dual_norm(norm, grad).clamp_min(_TINY)
             estimate = (1 + self.overshoot) * (size + ahead)
             grown = torch.where(reach.isfinite(), state.radius * (1 + gamma), estimate)
             radius = torch.where(over, torch.minimum(state.radius * (1 - gamma), reach), grown)

@@ -123,7 +123,7 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
         asked = valid(problem, state.x)
         scores, _, up, answered = oracle.gradient(asked, problem.rows, _own, state.aim)
         others = oracle.gradient(asked, problem.rows, _others, state.aim).grad
-        hit = problem.criterion.holds(scores, problem.y, problem.target) & answered & ~state.over
+        hit = problem.criterion.certain(scores, problem.y, problem.target) & answered & ~state.over
         low, high = (edge.expand_as(state.x).flatten(1) for edge in box(problem.set, problem.x))
         here, way = state.x.flatten(1), state.way.flatten(1)
         toward, against = up.nan_to_num(0.0).flatten(1), -others.nan_to_num(0.0).flatten(1)

@@ -104,7 +104,7 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
             return F.softplus(problem.criterion.margin(scores, y, target))
 
         g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.holds(g.scores, problem.y, problem.target)
+        over = problem.criterion.certain(g.scores, problem.y, problem.target)
         grad, made = g.grad.nan_to_num(0.0), on_device(state.step, state.x.device).double() + 1
         mean = _BETA_1 * state.mean + (1 - _BETA_1) * grad
         square = _BETA_2 * state.square + (1 - _BETA_2) * grad**2

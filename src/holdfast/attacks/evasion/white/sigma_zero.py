@@ -106,7 +106,7 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
         loss = margin_targeted(0.0) if problem.goal is Goal.TARGETED else margin(0.0)
         asked = valid(problem, state.x)
         scores, _, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.holds(scores, problem.y, problem.target) & answered
+        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
         size = between(Norm.L0, asked, problem.x)
         better = over & (size < state.reach)
 
