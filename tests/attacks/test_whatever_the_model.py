@@ -248,6 +248,24 @@ class TestModels:
         with pytest.raises(ModelError, match=words):
             run(small(name), problem(), lambda x: answer(net(x)))
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda s: s.to_sparse(),
+            lambda s: s.float().to(torch.float8_e4m3fn),
+            lambda s: torch.quantize_per_tensor(s.detach().float(), 0.05, 0, torch.qint8),
+        ],
+    )
+    def test_answers_that_hold_their_numbers_otherwise_are_read(self, change):
+        net = Net()
+        assert run(small("square"), problem(), lambda x: change(net(x))).found.any()
+
+    @pytest.mark.parametrize("name", ["pgd", "square"])
+    def test_a_model_whose_classes_change_is_refused(self, name):
+        net = Net()
+        with pytest.raises(ModelError, match=r"classes are always the same|must answer|labels go up"):
+            run(small(name), problem(), lambda x: net(x)[:, : 4 if len(x) == N else 3])
+
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_low_precision_is_served(self, dtype):
         for name, norm in (("apgd_ce", Norm.L1), ("apgd_t", Norm.L1), ("square", Norm.L1), ("square", Norm.L2)):

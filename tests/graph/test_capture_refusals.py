@@ -107,6 +107,69 @@ def test_randomness_and_batches_that_no_operation_shows_are_found_by_asking_the_
         Graph.from_module(_Function(f), torch.zeros(1, 3))
 
 
+class _Keeps(nn.Module):
+    """Answers x, or -x once in a while, by something that is no tensor."""
+
+    def __init__(self, turns, **kept):
+        super().__init__()
+        self.turns, self.part = turns, nn.Identity()
+        for name, value in kept.items():
+            setattr(self.part, name, value)
+
+    def forward(self, x):
+        return -x if self.turns(self.part) else x * 1
+
+
+def _count(part):
+    part.calls += 1
+    return part.calls % 400 == 0
+
+
+def _remember(part):
+    part.seen.append(0.5)
+    return len(part.seen) > 100
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (_Keeps(_count, calls=0), r"changes its attribute 'part.calls' as it answers \(1, then 3\)"),
+        (_Keeps(_remember, seen=[]), "changes its attribute 'part.seen'"),
+        (_Keeps(lambda p: random.random() < 1e-4), "random: it draws numbers from Python's random"),
+        (_Keeps(lambda p: np.random.rand() < 1e-4), "random: it draws numbers from numpy.random"),
+        (_Keeps(lambda p: p.draws.random() < 1e-4, draws=random.Random(0)), "changes its attribute 'part.draws'"),
+        (_Keeps(lambda p: p.draws.random() < 1e-4, draws=np.random.default_rng(0)), "its attribute 'part.draws'"),
+        (nn.Sequential(nn.Embedding(5, 3, max_norm=0.1)), "writes into its parameter '0.weight'"),
+    ],
+)
+def test_what_python_counts_or_draws_is_found_however_seldom_it_shows(model, words):
+    example = torch.ones(1, 3) if not isinstance(model, nn.Sequential) else torch.ones(1, 3, dtype=torch.int64)
+    with pytest.raises(UnsupportedError, match=words):
+        Graph.from_module(model, example)
+
+
+def test_what_a_model_keeps_from_its_first_call_on_is_no_change():
+    class Caches(nn.Linear):
+        def forward(self, input):
+            self.form = tuple(input.shape[1:])
+            self.last = super().forward(input)
+            return self.last
+
+    Graph.from_module(Caches(3, 2), torch.zeros(1, 3))
+
+
+def test_a_model_whose_answer_depends_on_the_place_in_the_batch_hears_so():
+    f = _Function(lambda m, x: x + torch.arange(x.shape[0]).float().unsqueeze(1))
+    with pytest.raises(ModelError, match="depends on the others in the batch"):
+        Graph.from_module(f, torch.zeros(1, 3))
+
+
+def test_a_model_that_decides_by_whether_gradients_are_on_hears_so():
+    f = _Function(lambda m, x: torch.tanh(x) if torch.is_grad_enabled() else 2 * x)
+    with pytest.raises(ModelError, match="runs otherwise than it was recorded"):
+        Graph.from_module(f, torch.zeros(1, 3))
+
+
 def test_batch_statistics_are_refused_by_name():
     nets = [
         nn.BatchNorm1d(3, track_running_stats=False),

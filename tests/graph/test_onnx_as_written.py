@@ -85,6 +85,20 @@ def test_what_would_be_another_function_is_refused_by_name(tmp_path, name):
         read_onnx(path)
 
 
+def test_shrinking_by_the_nearest_before_opset_11_is_refused_and_growing_is_served(tmp_path):
+    for scales, served in (([1.0, 1.5], True), ([1.0, 0.7], False)):
+        path = _write(
+            tmp_path / "n.onnx", [N("Resize", ["x", "s"], ["y"])], {"s": np.array(scales, F32)}, (1, 6), opset=10
+        )
+        if not served:
+            with pytest.raises(UnsupportedError, match="opset 10 that shrinks"):
+                read_onnx(path)
+            continue
+        x = np.random.default_rng(0).random((1, 6), F32)
+        session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        assert np.array_equal(session.run(None, {"x": x})[0], read_onnx(path).as_module()(torch.from_numpy(x)).numpy())
+
+
 def test_a_ceil_mode_that_adds_no_window_is_served(tmp_path):
     node = N("AveragePool", ["x"], ["y"], kernel_shape=[2], strides=[2], ceil_mode=1)
     assert read_onnx(_write(tmp_path / "m.onnx", [node], shape=(1, 3, 4))).output_shape == (3, 2)

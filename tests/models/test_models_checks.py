@@ -1,5 +1,7 @@
 """Every finding about a model, by one that deserves it; a good pair has none; nothing is changed by looking."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -323,3 +325,29 @@ def test_a_model_that_fails_on_some_rows_is_no_wall_and_one_that_fails_on_all_is
         found = next(f for f in preflight(model, data, THREAT) if f.code.startswith(("model.raises", "model.call")))
         assert (found.code, found.severity) == (code, severity)
         assert "no such input" in found.message
+
+
+class _Changed(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.net, self.change = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), change
+
+    def forward(self, x):
+        return self.change(self.net(x))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s > 0, "strided tensor of bool"),
+        (lambda s: s * 1j, "strided tensor of complex64"),
+        (lambda s: s.to_sparse(), "sparse_coo tensor of float32"),
+        (lambda s: s.to(torch.float8_e4m3fn), "strided tensor of float8_e4m3fn"),
+        (lambda s: torch.quantize_per_tensor(s.detach(), 0.1, 0, torch.qint8), "strided tensor of qint8"),
+        (lambda s: s[:, : 10 if len(s) > 3 else 9], r"in the shape \(8, 10\), and then, or one by one, in \(8, 9\)"),
+    ],
+)
+def test_answers_that_hold_their_numbers_otherwise_are_refused_in_words(change, words):
+    found = codes(_Changed(change))["model.output"]
+    assert found.severity is Severity.ERROR
+    assert re.search(words, found.message)

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import DataError
+from holdfast.core.errors import DataError, ModelError
 
-__all__ = ["falling_order", "on_device", "outside_inference_mode", "plain", "rising", "whole_numbers"]
+__all__ = ["dense", "falling_order", "on_device", "outside_inference_mode", "plain", "rising", "whole_numbers"]
 
 
 @contextmanager
@@ -40,6 +40,29 @@ def plain(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
     with outside_inference_mode():
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
         return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def dense(answer: Tensor) -> Tensor:
+    """A model's answer as ordinary numbers: sparse, quantised and 8-bit floating tensors hold them otherwise, and PyTorch can
+    hardly calculate with those; yes and no are 1 and 0.
+
+    Raises:
+        ModelError: it holds no numbers at all (a tensor on the device ``meta``).
+
+    Example:
+        >>> dense(torch.tensor([0.0, 2.0]).to_sparse()), dense(torch.tensor([True]))
+        (tensor([0., 2.]), tensor([1.]))
+    """
+    if answer.is_meta:
+        raise ModelError(
+            "the model answers with a tensor without numbers (device meta); load its weights onto a device"
+        )
+    if answer.layout is not torch.strided:
+        answer = answer.to_dense()
+    if answer.is_quantized:
+        answer = answer.dequantize()
+    eighth = answer.is_floating_point() and answer.itemsize == 1
+    return answer.float() if eighth or answer.dtype is torch.bool else answer
 
 
 def whole_numbers(values: Tensor | np.ndarray[Any, Any], n: int, what: str) -> Tensor:

@@ -24,6 +24,7 @@ from holdfast.graph.aten_call import call_name, where_of
 from holdfast.graph.aten_reader import Reader
 from holdfast.graph.build import Builder
 from holdfast.graph.compare import Trace, compare
+from holdfast.graph.kept import unchanged_by_answers
 from holdfast.graph.model import Graph
 from holdfast.graph.simplify import lifted, simplify
 
@@ -36,6 +37,7 @@ _REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
 def capture(module: nn.Module, example: Tensor) -> Graph:
     """See `holdfast.graph.Graph.from_module`."""
     with _eval_mode(module):
+        _refuse_memory(module, example)
         try:
             return _captured(module, example, lead=1)
         except HoldfastError as error:
@@ -46,6 +48,21 @@ def capture(module: nn.Module, example: Tensor) -> Graph:
                 raise other from error
             except ModelError:
                 raise error from None
+
+
+def _refuse_memory(module: nn.Module, example: Tensor) -> None:
+    """A model that draws or counts where `torch.export` does not look is no graph."""
+    x = example[:1].detach()
+    try:
+        with torch.no_grad():
+            module(x.clone())  # what is kept from a first call on is no change
+            with unchanged_by_answers(module):
+                module(x.clone())
+                module((x / 2 if x.is_floating_point() else x).clone())
+    except HoldfastError:
+        raise
+    except Exception:  # the model's own code may raise anything; the export says what in full
+        return
 
 
 def compare_with_module(graph: Graph, module: nn.Module, low: Tensor, high: Tensor) -> None:
@@ -330,9 +347,11 @@ def _refuse_state(program: ExportedProgram) -> None:
             "the model writes into its own input, so that what it was asked changes while it answers; "
             "let it take a copy first: x = x.clone()"
         )
-    if signature.buffers_to_mutate:
-        name = next(iter(signature.buffers_to_mutate.values()))
+    for kind, written in (("buffer", signature.buffers_to_mutate), ("parameter", signature.parameters_to_mutate)):
+        if not written:
+            continue
+        name = next(iter(written.values()))
         raise UnsupportedError(
-            f"the model writes into its buffer '{name}' in eval mode too, so that it is another function at each call; "
+            f"the model writes into its {kind} '{name}' in eval mode too, so that it is another function at each call; "
             "no graph stands for it"
         )

@@ -292,6 +292,11 @@ def _resize(c: Call) -> Value:
         out = int(given[i]) if sizes else math.floor(float(scale * size))
         if out == size and float(scale) == 1:
             continue
+        if old and mode == "nearest" and float(scale) < 1:
+            raise UnsupportedError(
+                f"'{c.op}' of opset {c.version} that shrinks by mode=nearest, of which that version does not say whether it "
+                "rounds down or up; served is Resize from opset 11 on: convert the file with onnx.version_converter"
+            )
         x = compose.resample(c.b, x, c.dim(axis), _interpolation(size, out, scale, mode, how, rounding))
     return x
 

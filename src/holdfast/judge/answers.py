@@ -53,10 +53,16 @@ class Answers:
         return other
 
     def admit(self, scores: Tensor) -> None:
-        """Notes the form of the first answer, and refuses labels that it has no class for."""
+        """Notes the form of the first answer, and refuses labels that it has no class for, and other forms after it."""
+        form = tuple(scores.shape[1:])
         if self._form is None:
             check_classes(self._problem, scores.shape[-1])
-            self._form, self._dtype = tuple(scores.shape[1:]), scores.dtype
+            self._form, self._dtype = form, scores.dtype
+        elif form != self._form:
+            raise ModelError(
+                f"the model gives a row of shape {self._form} for some inputs and of shape {form} for others; give one whose "
+                "classes are always the same"
+            )
 
     def scores(self, x: Tensor) -> Tensor:
         """Scores (m, K) of x, in the type of x where a precision was given.

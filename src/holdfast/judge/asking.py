@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.arrays import outside_inference_mode
+from holdfast.core.arrays import dense, outside_inference_mode
 from holdfast.core.criterion import Criterion
 from holdfast.core.errors import DataError, HoldfastError, ModelError
 from holdfast.core.problem import Problem
@@ -96,6 +96,7 @@ def scores_of(answer: object, rows: int, criterion: Criterion, *, hides: bool = 
         raise ModelError(
             f"the model answers with {kind} and not with a tensor of scores; wrap it to return its logits{more}"
         )
+    answer = dense(answer)
     if answer.ndim == 1 and not criterion.counts_classes:
         answer = answer.unsqueeze(1)
     shape = tuple(answer.shape)

@@ -11,7 +11,7 @@ import torch
 from scipy.special import bdtr
 from torch import Tensor, nn
 
-from holdfast.core.arrays import outside_inference_mode
+from holdfast.core.arrays import dense, outside_inference_mode
 from holdfast.core.errors import BudgetError, DataError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
@@ -238,6 +238,14 @@ def _shape(out: object, x: Tensor) -> Finding | None:
             "Detection and segmentation are not supported.",
             "Give a model with one row of logits for each input.",
         )  # fmt: skip
+    if out.is_complex() or dense(out) is not out:
+        kind, form = str(out.dtype).removeprefix("torch."), str(out.layout).removeprefix("torch.")
+        return Finding(
+            "model.output", Severity.ERROR, "the model does not answer with ordinary numbers",
+            f"Its answer is a {form} tensor of {kind}, among whose numbers PyTorch does not look for the largest.",
+            "Wrap it so that it returns real scores in a dense floating-point tensor: .abs(), .to_dense(), .dequantize() or "
+            ".float().",
+        )  # fmt: skip
     return None
 
 
@@ -307,7 +315,10 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
     """Whether an answer depends on anything but its own row: chance, or the rows beside it."""
     few = x[:_FEW]
     first = model(few.clone())
-    spread = max(float((model(few.clone()) - first).abs().nan_to_num(0).max()) for _ in range(_REPEATS - 1))
+    again = [model(few.clone()) for _ in range(_REPEATS - 1)]
+    if any(a.shape != first.shape for a in again):
+        return [_columns(few, first, next(a for a in again if a.shape != first.shape))]
+    spread = max(float((a - first).abs().nan_to_num(0).max()) for a in again)
     if spread > _RANDOM:
         return [
             Finding(
@@ -327,6 +338,8 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
                 "Look for batch statistics used in eval mode (batch norm without running averages).",
             )
         ]  # fmt: skip
+    if alone.shape != first.shape:
+        return [_columns(few, first, alone)]
     change = float((alone - first).abs().nan_to_num(0).max())
     flips = int((alone.argmax(1) != first.argmax(1)).sum())
     if change > _BATCH_NOISE * max(1.0, float(first.abs().nan_to_num(0, 0, 0).max())):
@@ -339,6 +352,15 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
             )
         ]  # fmt: skip
     return []
+
+
+def _columns(x: Tensor, first: Tensor, other: Tensor) -> Finding:
+    return Finding(
+        "model.output", Severity.ERROR, "the number of classes changes from call to call",
+        f"For the same {len(x)} rows it answered in the shape {tuple(first.shape)}, and then, or one by one, in "
+        f"{tuple(other.shape)}.",
+        "Give a model with one row of logits, always of the same classes, for each input.",
+    )  # fmt: skip
 
 
 def _flags(slip: Slip, names: tuple[str, ...] | None) -> tuple[str, ...]:
