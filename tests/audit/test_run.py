@@ -23,6 +23,7 @@ from holdfast.audit.standing import Claim
 from holdfast.audit.suites import stamp
 from holdfast.core.errors import DataError, JournalError, UsageError
 from holdfast.core.verdict import Status, Witness
+from holdfast.report.text import plain
 
 
 def but_for_times(document: Document) -> dict:
@@ -47,6 +48,16 @@ def finished(trained, tmp_path_factory):
     )  # fmt: skip
     out = tmp_path_factory.mktemp("run") / "run"
     return out, audit(plan, out)
+
+
+def test_the_document_says_what_the_graph_was_held_against(finished):
+    out, document = finished
+    assert document.model.held_against == "the module itself"
+    assert "held against the module itself" in plain(document)
+    assert "held against" not in " ".join(recheck(out).not_rederived)
+    old = document.model_dump(mode="json")
+    del old["model"]["held_against"]  # as a version before wrote it
+    assert Document.model_validate(old).model.held_against is None
 
 
 def test_both_sides_of_every_sample(finished):

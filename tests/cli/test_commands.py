@@ -99,6 +99,7 @@ def test_certify_writes_a_radius_for_each_sample(holdfast, on, tmp_path: Path) -
     radius = np.load(tmp_path / "crown.npz")["radius"]
     assert radius.shape == (6,)
     assert crown["at_eps"] == pytest.approx((radius >= 0.02).mean())
+    assert (crown["held_against"], clever["held_against"]) == ("the module itself", None)
 
 
 def test_certificates_stand_beside_an_attack_and_an_estimate(holdfast, on, tmp_path: Path) -> None:

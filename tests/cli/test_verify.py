@@ -122,6 +122,7 @@ def test_json(holdfast, net, prop):
     assert (told["verdict"], told["counterexample"]) == ("unsat", None)
     assert "float64" in told["arithmetic"]
     assert told["bound"] > 0
+    assert told["held_against"].startswith(("onnxruntime", "our own second evaluation"))
 
 
 def test_one_method_alone(holdfast, net, prop):

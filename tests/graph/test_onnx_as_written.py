@@ -170,7 +170,7 @@ def test_pictures_of_whole_numbers_are_served(tmp_path, kind):
     nodes = [N("Cast", ["x"], ["f"], to=1), N("Mul", ["f", "k"], ["g"]), N("MatMul", ["g", "w"], ["y"])]
     path = _write(tmp_path / "m.onnx", nodes, {"k": F32(1 / 255), "w": np.ones((3, 2), F32)}, (1, 3), kind=kind)
     graph = read_onnx(path)
-    assert believe(path, graph, torch.zeros(3), torch.full((3,), 255.0)) == "onnxruntime"
+    assert believe(path, graph, torch.zeros(3), torch.full((3,), 255.0)).startswith("onnxruntime 1.")
     assert _verdict(path, 0.0, 255.0, "(>= Y_0 3.1)", 2) == "unsat"
 
 
@@ -273,7 +273,7 @@ def _misread(tmp_path):
 
 def test_a_graph_that_is_not_the_file_is_found_and_the_operation_named(tmp_path, monkeypatch):
     path, right, wrong = _misread(tmp_path)
-    assert believe(path, right, torch.zeros(2), torch.ones(2)) == "onnxruntime"
+    assert believe(path, right, torch.zeros(2), torch.ones(2)).startswith("onnxruntime 1.")
     with pytest.raises(ModelError, match="not the model"):
         believe(path, wrong, torch.zeros(2), torch.ones(2))
     from holdfast.graph import onnx as reader
@@ -292,10 +292,10 @@ def test_without_onnxruntime_another_reading_of_ours_stands_in(tmp_path, monkeyp
     held = {"w": np.eye(2, dtype=F32), "b": F32([0.5, -0.5])}
     path = _write(tmp_path / "m.onnx", nodes, held)
     graph = read_onnx(path)
-    assert believe(path, graph, torch.zeros(2), torch.ones(2)) == "a second reading"
+    assert believe(path, graph, torch.zeros(2), torch.ones(2)) == "our own second evaluation"
     other = read_onnx(_write(tmp_path / "o.onnx", nodes, {**held, "b": F32([0.5, -0.499])}))
     with pytest.raises(ModelError, match="not the model"):
         believe(path, other, torch.zeros(2), torch.ones(2))
     path, right, _ = _misread(tmp_path)
-    assert believe(path, right, torch.zeros(2), torch.ones(2)) == "nothing"
+    assert believe(path, right, torch.zeros(2), torch.ones(2)) == "nothing: only one reading exists"
     onnx_truth._runtime.cache_clear()

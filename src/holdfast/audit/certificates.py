@@ -43,7 +43,8 @@ def triage(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> P
         held = _certifier(context.plan.certify).certify(context.graph, problem.x, problem.y, problem.set)
     except UnsupportedError as refusal:
         return {"ids": [], "proved": [], "refused": str(refusal)}
-    return {"ids": chosen.tolist(), "proved": chosen[held.cpu().numpy()].tolist()}
+    against = {"held_against": context.believed.held_against}
+    return {"ids": chosen.tolist(), "proved": chosen[held.cpu().numpy()].tolist()} | against
 
 
 def certificates(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
@@ -61,7 +62,8 @@ def certificates(context: Context, ids: np.ndarray, units: Mapping[str, Payload]
         found = _certifier(context.plan.certify).certificates(context.graph, problem.x, problem.y, problem.set, top)
     except UnsupportedError as refusal:
         return {"ids": chosen.tolist(), "certificates": {}, "refused": str(refusal)}
-    return {"ids": chosen.tolist(), "certificates": _records(chosen, found)}
+    against = {"held_against": context.believed.held_against}
+    return {"ids": chosen.tolist(), "certificates": _records(chosen, found)} | against
 
 
 def prove(context: Context, ids: np.ndarray, radii: np.ndarray) -> list[bool]:

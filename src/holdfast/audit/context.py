@@ -33,6 +33,7 @@ from holdfast.data.load import load_data
 from holdfast.graph.model import Graph
 from holdfast.judge.desk import Model, evaluating
 from holdfast.judge.referee import Referee
+from holdfast.models.believed import Believed, believed
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
@@ -240,20 +241,28 @@ class Context:
         Raises:
             UnsupportedError: it has none, or one that is not the model's; the message says why.
         """
+        return self.believed.graph
+
+    @property
+    def believed(self) -> Believed:
+        """The graph, with what it was held against over the sets of all samples; as `graph`."""
         if isinstance(self._captured, UnsupportedError):
             raise self._captured
         return self._captured
 
-    @cached_property
-    def _captured(self) -> Graph | UnsupportedError:
-        from holdfast.graph.capture import compare_with_module  # torch.export takes seconds to import
+    def graph_of_all_inputs(self) -> Believed:
+        """As `believed`, for sets that reach over the whole range of valid inputs."""
+        x = self.inputs(np.arange(1))
+        low, high = (torch.full_like(x[0], end, dtype=torch.float64) for end in (self.plan.low, self.plan.high))
+        return believed(self._module(), x, low, high)
 
+    @cached_property
+    def _captured(self) -> Believed | UnsupportedError:
         try:
-            graph = Graph.from_module(self._module(), self.data.x[:1].to(self.device))
-            # once more where the samples lie: the capture knows no data
-            x, eps = self.data.x.to(self.device), float(self.plan.exact_eps) if self.data.x.is_floating_point() else 0
-            compare_with_module(graph, self._module(), x.amin(0) - eps, x.amax(0) + eps)
-            return graph
+            everywhere = self.problem(
+                np.arange(len(self.data)), float(max(self.plan.exact_eps, self.plan.largest_radius))
+            )
+            return believed(self._module(), everywhere.x[:1], *everywhere.set.hull(everywhere.x))
         except UnsupportedError as refusal:
             return refusal
         except ModelError as fault:  # cannot be captured: no certificate, and no fault of the run

@@ -184,6 +184,9 @@ class Model(_Part):
 
     source: str
     parameters: Count | None = None
+    held_against: str | None = None
+    """What the graph, on which bounds rest, was compared with on the box around all samples' sets; null where nothing was
+    certified from a graph, or by a version that did not note it."""
 
 
 class Data(_Part):

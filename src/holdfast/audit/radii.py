@@ -40,6 +40,7 @@ class Column:
         arithmetic: for sound ones.
         alpha: for probabilistic ones.
         fit: (n,) p-values of an estimate's goodness of fit, or None.
+        held_against: what the graph was compared with, for methods that bound one.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Column:
     arithmetic: str = ""
     alpha: float | None = None
     fit: Array | None = None
+    held_against: str | None = None
 
     def at_least(self, size: float) -> float:
         """Share of the samples that stand at this size: proved (or estimated) so far, or not broken within it."""
@@ -66,7 +68,7 @@ class Column:
             "mean_radius": float(finite.mean()) if len(finite) else 0.0,
             "largest_radius": float(finite.max()) if len(finite) else 0.0,
             "none": int(np.isnan(self.radius).sum()), "seconds": round(self.seconds, 3), "arithmetic": self.arithmetic,
-            "alpha": self.alpha, **self._fit(),
+            "alpha": self.alpha, "held_against": self.held_against, **self._fit(),
         }  # fmt: skip
 
     def _fit(self) -> dict[str, Any]:
@@ -108,9 +110,10 @@ def certified(
     plan, n, start = context.plan, len(context.data), perf_counter()
     limit, card = float(plan.largest_radius), tool.card
     found: list[Certificate | None] = []
+    against: str | None = None
     tell(name, 0, n)
     if isinstance(tool, GraphCertifier):
-        graph = replace(context.graph, deployed=deployed)
+        graph, against = replace(context.graph, deployed=deployed), context.believed.held_against
         for ids in torch.split(torch.arange(n), tool.batch):
             part = context.problem(ids.numpy())
             found += tool.certificates(graph, part.x, part.y, part.set, limit)
@@ -133,6 +136,7 @@ def certified(
         name, card.title, str(card.guarantee), np.array([np.nan if c is None else c.radius for c in found]),
         perf_counter() - start, "" if first is None else first.arithmetic, None if first is None else first.alpha,
         fits if card.guarantee is Guarantee.ESTIMATE and np.isfinite(fits).any() else None,
+        against,
     )  # fmt: skip
 
 

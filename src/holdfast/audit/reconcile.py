@@ -159,7 +159,9 @@ def compose(
                 "known": list(plan.threat.known),
             },
             "subject": asdict(context.subject),
-            "model": {"source": context.source, "parameters": _parameters(context.base)},
+            "model": {
+                "source": context.source, "parameters": _parameters(context.base), "held_against": _held_against(units),
+            },
             "data": {
                 "source": context.data.name, "sha256": context.data.sha256, "samples": len(context.data.x),
                 "shape": list(context.data.x.shape[1:]), "classes": parts[0].scores.shape[1] if parts else 0,
@@ -234,6 +236,11 @@ def _note(context: Context, weak: list[dict[str, Any]]) -> str | None:
 
 def _sample(v: Verdict) -> dict[str, Any]:
     return v.as_dict()
+
+
+def _held_against(units: Units) -> str | None:
+    """What the graph was compared with, by the units that asked it for bounds."""
+    return "; ".join(sorted({u["held_against"] for u in units.values() if "held_against" in u})) or None
 
 
 def _parameters(model: object) -> int | None:

@@ -241,7 +241,17 @@ class Replay:
                 if not held:
                     self.problems.append(f"sample {i}: its certified radius {radius:.6g} is not proved any more")
             self._forms(claims)
+            self._held_against(standing)
         self._left_out(standing)
+
+    def _held_against(self, standing: Standing) -> None:
+        """The graph was held against what it is held against here, or that is not to be told any more."""
+        if self.context.plan.certify == "smoothing":
+            return
+        units = [self.units.get(key, {}) for key in self.layout.covering("certificates", standing.ids)]
+        told = {u["held_against"] for u in units if "held_against" in u} - {self.context.believed.held_against}
+        words = "that the graph was held against {}: here it is held against {}"
+        self.unread += [words.format(one, self.context.believed.held_against) for one in sorted(told)]
 
     def _forms(self, claims: Mapping[int, Certificate]) -> None:
         due = form(self.context, min(claims))

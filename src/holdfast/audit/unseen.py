@@ -23,11 +23,11 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
 from holdfast.audit.posthoc import renumbered, scores_of, upheld
 from holdfast.certify.bounds.crown import CROWN
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Norm
-from holdfast.graph.model import Graph
+from holdfast.models.believed import believed
 from holdfast.numerics.stats import clopper_pearson
 
 __all__ = ["Bound", "Row", "Trial", "Unseen", "held_out", "matched_eps", "unseen"]
@@ -293,9 +293,9 @@ def _bound(
     worst = kept & ~_any([b for t, b in broken.items() if t.norm is norm], kept)
     sure: np.ndarray | None = None
     try:
-        graph = Graph.from_module(model, problem.x[:1])
+        graph = believed(model, problem.x[:1], *problem.set.hull(problem.x)).graph
         sure = kept & CROWN().certify(graph, problem.x, problem.y, problem.set).cpu().numpy()
-    except UnsupportedError as error:
+    except (UnsupportedError, ModelError) as error:
         refused["crown"] = str(error)
     return Bound(
         str(norm), float(problem.set.eps.max()) if len(problem) else 0.0,

@@ -15,19 +15,18 @@ from holdfast.attacks.falsification import falsifier
 from holdfast.certify.solver import Answer, Outcome, Progress
 from holdfast.certify.tree import Tree
 from holdfast.certify.verifier import verify
-from holdfast.certify.vnnlib import Counterexample, parse_counterexample, read_property
+from holdfast.certify.vnnlib import Counterexample, Property, parse_counterexample, read_property
 from holdfast.core.errors import DataError, UsageError
 from holdfast.graph.model import Graph
 from holdfast.graph.onnx import read_onnx
+from holdfast.models.believed import believed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from holdfast.certify.query import Query
-
-__all__ = ["Decision", "Effort", "decide", "network", "rerun"]
+__all__ = ["Decision", "Effort", "Unread", "decide", "network", "rerun"]
 
 _DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -58,6 +57,19 @@ class Effort:
 
 
 @dataclass(frozen=True, eq=False)
+class Unread:
+    """A model that is no ONNX file: its graph is made once it is known where it is asked about.
+
+    Attributes:
+        module: the model.
+        shape: of one input.
+    """
+
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Decision:
     """What was found about a property.
 
@@ -65,11 +77,13 @@ class Decision:
         answer: the verifier's; its witness is only believed if `counterexample` is there.
         counterexample: the witness, confirmed in exact numbers, if the outcome is BROKEN.
         seconds: from opening the files.
+        held_against: what the graph was compared with on the box of the property; None for one that was given as a graph.
     """
 
     answer: Answer
     counterexample: Counterexample | None
     seconds: float
+    held_against: str | None = None
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -78,12 +92,13 @@ class Decision:
         return {
             "verdict": str(a.outcome), "seconds": round(self.seconds, 3), "method": a.method, "reason": a.reason,
             "arithmetic": a.arithmetic, "domains": a.domains, "bound": a.bound if math.isfinite(a.bound) else None,
+            "held_against": self.held_against,
             "counterexample": None if self.counterexample is None else self.counterexample.text,
         }  # fmt: skip
 
 
 def decide(
-    net: Path | Graph,
+    net: Path | Graph | Unread,
     prop: Path,
     effort: Effort,
     *,
@@ -94,7 +109,7 @@ def decide(
     """Decides whether a property holds for a network.
 
     Args:
-        net: an ONNX file, or the graph.
+        net: an ONNX file, another model, or the graph.
         prop: a VNN-LIB file.
         effort: time, method, memory, arithmetic.
         proof: where a proof for ``holdfast check`` goes, if the property holds and is wanted to be checked.
@@ -108,10 +123,8 @@ def decide(
     if proof is not None:
         _provable(net, prop, effort)
     said = read_property(prop)
-    graph = net if isinstance(net, Graph) else network(net, said.inputs, output)
+    graph, against = _read(net, said, output)
     queries = said.queries(graph)
-    if not isinstance(net, Graph):
-        _believe(net, graph, queries, output)
     trees = None if proof is None else [Tree() for _ in queries]
     answer = verify(
         graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=falsifier(graph),
@@ -129,31 +142,38 @@ def decide(
     if answer.outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT) and said.unrunnable:
         answer = replace(answer, reason="; ".join(filter(None, (said.unrunnable, answer.reason))))
     seconds = monotonic() - begun
-    if trees is not None and proof is not None and not isinstance(net, Graph) and answer.outcome is Outcome.HOLDS:
+    if trees is not None and proof is not None and isinstance(net, Path) and answer.outcome is Outcome.HOLDS:
         from holdfast.certify import proof as proofs
 
         proofs.write(proof, net, prop, graph, queries, trees)
-    return Decision(answer, found, seconds)
+    return Decision(answer, found, seconds, against)
 
 
-def _provable(net: Path | Graph, prop: Path, effort: Effort) -> None:
+def _provable(net: Path | Graph | Unread, prop: Path, effort: Effort) -> None:
     """Refuses a proof that could not be written, before time is spent."""
     from holdfast.certify import proof as proofs
 
-    if isinstance(net, Graph):
+    if not isinstance(net, Path):
         raise UsageError("a proof is about an ONNX file; export the model to one")
     if effort.deployed is not None:
         raise UsageError("a proof is about the network in real numbers; leave out --deployed")
     proofs.check_supported(net, prop)
 
 
-def _believe(path: Path, graph: Graph, queries: Sequence[Query], output: str | None) -> None:
-    """Holds the graph against the file itself on the smallest box around what is asked."""
+def _read(net: Path | Graph | Unread, said: Property, output: str | None) -> tuple[Graph, str | None]:
+    """The graph, and what it was held against on the smallest box around what is asked."""
+    if isinstance(net, Graph):
+        return net, None
+    low, high = said.hull
+    if isinstance(net, Unread):
+        said.check(inputs=net.shape)
+        found = believed(net.module, torch.zeros(1, *net.shape), low.view(net.shape), high.view(net.shape))
+        return found.graph, found.held_against
     from holdfast.graph.onnx_truth import believe
 
-    low = torch.stack([q.lower for q in queries]).amin(0).reshape(graph.input_shape)
-    high = torch.stack([q.upper for q in queries]).amax(0).reshape(graph.input_shape)
-    believe(path, graph, low, high, output)
+    graph = network(net, said.inputs, output)
+    said.check(inputs=graph.input_shape, outputs=graph.output_shape)
+    return graph, believe(net, graph, low.view(graph.input_shape), high.view(graph.input_shape), output)
 
 
 def network(path: Path, entries: int | None = None, output: str | None = None) -> Graph:

@@ -78,14 +78,29 @@ class Property:
             DataError: the numbers of inputs or outputs are not the network's.
             UnsupportedError: factors that float64 cannot hold.
         """
-        for declared, shape, letter in ((self.inputs, graph.input_shape, "X"), (self.outputs, graph.output_shape, "Y")):
-            if declared != math.prod(shape):
+        self.check(inputs=graph.input_shape, outputs=graph.output_shape)
+        return [self._query(box, graph) for box in self.boxes]
+
+    def check(self, inputs: Sequence[int] | None = None, outputs: Sequence[int] | None = None) -> None:
+        """Refuses a network of other shapes than the property is about.
+
+        Raises:
+            DataError: the numbers of inputs or outputs are not the network's.
+        """
+        for declared, shape, letter in ((self.inputs, inputs, "X"), (self.outputs, outputs, "Y")):
+            if shape is not None and declared != math.prod(shape):
                 word = "inputs" if letter == "X" else "outputs"
                 raise DataError(
                     f"{self.source} declares {letter}_0 to {letter}_{declared - 1}, the network has {math.prod(shape)} "
                     f"{word}; take the property of this network"
                 )
-        return [self._query(box, graph) for box in self.boxes]
+
+    @property
+    def hull(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest inputs of all boxes, (inputs,) float64, rounded outward."""
+        lower = [min(_down(box.lower[i].number) for box in self.boxes) for i in range(self.inputs)]
+        upper = [max(-_down(-box.upper[i].number) for box in self.boxes) for i in range(self.inputs)]
+        return torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64)
 
     def _query(self, box: Box, graph: Graph) -> Query:
         rows = [row for group in box.groups for row in group]

@@ -250,6 +250,8 @@ def _show(answers: list[dict[str, Any]]) -> None:
         note("an estimate certifies nothing: CLEVER can be far above the true distance")
     for words in dict.fromkeys(a["arithmetic"] for a in answers if a["arithmetic"]):
         note(f"proved: {words}")
+    for against in dict.fromkeys(a["held_against"] for a in answers if a["held_against"]):
+        note(f"the graph was held against {against}, on the box around all samples' sets")
 
 
 def _show_own(context: Context, columns: list[Column]) -> None:
@@ -280,11 +282,15 @@ def _ranges(context: Context, tools: dict[str, Any], out: Path, format_: o.Forma
 
     from holdfast.core.files import write_whole
 
-    part, answers = context.problem(np.arange(len(context.data))), []
+    part, answers, model = (
+        context.problem(np.arange(len(context.data))),
+        list[dict[str, Any]](),
+        context.graph_of_all_inputs(),
+    )
     with progress() as tell:
         for name, tool in tools.items():
             n = len(part)
-            found = tool.certify(context.graph, part.x, part.y, lambda done, name=name, n=n: tell(name, done, n))
+            found = tool.certify(model.graph, part.x, part.y, lambda done, name=name, n=n: tell(name, done, n))
             known = [r for r in found if r is not None]
             high = [r.high for r in known]
             answers.append(
@@ -292,7 +298,7 @@ def _ranges(context: Context, tools: dict[str, Any], out: Path, format_: o.Forma
                     "method": name, "unit": known[0].unit if known else "", "samples": n, "right": len(known),
                     "whole": sum(r.whole for r in known), "median_reach": float(np.median(high)) if high else 0.0,
                     "largest_reach": max(high, default=0.0), "arithmetic": known[0].arithmetic if known else "",
-                    "subject": context.subject.sha256,
+                    "subject": context.subject.sha256, "held_against": model.held_against,
                     "ranges": [None if r is None else {k: v for k, v in asdict(r).items() if k != "arithmetic"} for r in found],
                 }
             )  # fmt: skip
@@ -308,4 +314,5 @@ def _ranges(context: Context, tools: dict[str, Any], out: Path, format_: o.Forma
             for a in answers
         ],
     )  # fmt: skip
+    note(f"the graph was held against {model.held_against}, on the whole range of inputs")
     note(f"ranges of each sample: {', '.join(str(out / (name + '.json')) for name in tools)}")

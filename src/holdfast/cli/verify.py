@@ -15,7 +15,7 @@ from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.audit.instances import Instance
-    from holdfast.audit.verification import Effort
+    from holdfast.audit.verification import Effort, Unread
     from holdfast.graph.model import Graph
 
 __all__ = ["verify"]
@@ -140,7 +140,7 @@ def verify(
 
 
 def _one(
-    net: Path | Graph, prop: Path, effort: Effort, proof: Path | None, counterexample: Path | None, kind: o.FormatName
+    net: Path | Unread, prop: Path, effort: Effort, proof: Path | None, counterexample: Path | None, kind: o.FormatName
 ) -> None:
     from holdfast.audit.verification import decide
 
@@ -160,6 +160,8 @@ def _one(
     about += [f"{payload['domains']} domains"] if payload["domains"] > 1 else []
     about += [f"bound {payload['bound']:.6g}"] if payload["bound"] is not None and verdict != "sat" else []
     about += [f"in {payload['arithmetic']}"] if payload["arithmetic"] and verdict == "unsat" else []
+    if payload["held_against"]:
+        note(f"the graph was held against {payload['held_against']}, on the property's box")
     note(f"{verdict}: {', '.join(about)}{': ' + payload['reason'] if payload['reason'] else ''}")
     if proof is not None:
         note(f"proof: {proof}; check it with: holdfast check {proof}" if verdict == "unsat" else "no proof was written")
@@ -209,7 +211,8 @@ def _operations(net: str, arch: str | None, shape: str | None, trust: bool, kind
     from holdfast.graph.onnx import read_onnx
     from holdfast.graph.survey import survey
 
-    model, refused = _opened(net, arch, shape, trust), ""
+    found, refused = _opened(net, arch, shape, trust), ""
+    model: Path | Graph = found if isinstance(found, Path) else _captured(found)
     rows: list[dict[str, Any]] = []
     if isinstance(model, Path):
         rows += [{"operation": u.name, "in": "file", "uses": u.times, "served": u.known} for u in survey(model)]
@@ -237,17 +240,23 @@ def _operations(net: str, arch: str | None, shape: str | None, trust: bool, kind
         raise typer.Exit(_OPEN)
 
 
-def _opened(net: str, arch: str | None, shape: str | None, trust: bool) -> Path | Graph:
-    """An ONNX file as its path, anything else as a graph."""
+def _captured(found: Unread) -> Graph:
+    import torch
+
+    from holdfast.graph.model import Graph
+
+    return Graph.from_module(found.module, torch.zeros(1, *found.shape))
+
+
+def _opened(net: str, arch: str | None, shape: str | None, trust: bool) -> Path | Unread:
+    """An ONNX file as its path, anything else as a module."""
     from holdfast.models.guard import Format, inspect_file
 
     if inspect_file(Path(net)).format is Format.ONNX:
         if arch is not None or shape is not None:
             raise UsageError(f"{net} is an ONNX file, which holds its own architecture; leave out --arch and --shape")
         return Path(net)
-    import torch
-
-    from holdfast.graph.model import Graph
+    from holdfast.audit.verification import Unread
     from holdfast.models.load import load_model
 
     model = load_model(net, arch=arch, trust=trust)
@@ -255,7 +264,7 @@ def _opened(net: str, arch: str | None, shape: str | None, trust: bool) -> Path 
         note(f"note: {line}")
     if shape is None or not re.fullmatch(r"[1-9]\d*([,x][1-9]\d*)*", shape):
         raise UsageError(f"{net} does not tell the shape of an input; give it: --shape 1,28,28")
-    return Graph.from_module(model.module, torch.zeros(1, *map(int, re.split("[,x]", shape))))
+    return Unread(model.module, tuple(map(int, re.split("[,x]", shape))))
 
 
 def _bytes(text: str) -> int:

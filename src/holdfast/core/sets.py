@@ -151,6 +151,24 @@ class LpBall(PerturbationSet):
         value = torch.as_tensor(size, dtype=torch.float64, device=self.eps.device)
         return replace(self, eps=value.expand_as(self.eps).clone())
 
+    def hull(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest box around the sets of all samples: (\\*features) float64, its least and its largest inputs.
+
+        Args:
+            x: (n, \\*features), the clean inputs.
+        """
+        ends: list[tuple[Tensor, Tensor]] = []
+        for rows in torch.split(torch.arange(len(x), device=x.device), 256):  # in float64, a few at a time
+            part, at = self.select(rows), x[rows].double()
+            low, high = (end.to(at).expand(at.shape) for end in (part.lower, part.upper))
+            if self.norm is not Norm.L0:
+                size = part.eps.to(at.device).view(-1, *(1,) * (at.ndim - 1))
+                low, high = torch.maximum(low, at - size), torch.minimum(high, at + size)
+            if part.mask is not None:
+                low, high = torch.where(part.mask, low, at), torch.where(part.mask, high, at)
+            ends.append((low.amin(0), high.amax(0)))
+        return torch.stack([low for low, _ in ends]).amin(0), torch.stack([high for _, high in ends]).amax(0)
+
     def to(self, device: torch.device) -> LpBall:
         """The same set with its tensors on another device."""
         if self.eps.device == device:

@@ -28,22 +28,29 @@ from holdfast.graph.kept import unchanged_by_answers
 from holdfast.graph.model import Graph
 from holdfast.graph.simplify import lifted, simplify
 
-__all__ = ["calls", "capture", "compare_with_module", "exported", "read"]
+__all__ = ["calls", "capture", "exported", "read"]
 
 # where a graph is compared while no set is known: what activations bend at, images in [0, 255], and tables
 _REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
 
 
-def capture(module: nn.Module, example: Tensor) -> Graph:
-    """See `holdfast.graph.Graph.from_module`."""
+def capture(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None = None) -> Graph:
+    """See `holdfast.graph.Graph.from_module`.
+
+    Args:
+        module: the model.
+        example: see there.
+        box: where the graph is compared with the module, the least and the largest inputs (\\*features); None: the set is
+            not known yet, and several wide regions stand for it.
+    """
     with _eval_mode(module):
         _refuse_memory(module, example)
         try:
-            return _captured(module, example, lead=1)
+            return _captured(module, example, box, lead=1)
         except HoldfastError as error:
             # it may mix the batch with the features, which for one sample at a time is no harm
             try:
-                return _captured(module, example, lead=0)
+                return _captured(module, example, box, lead=0)
             except UnsupportedError as other:
                 raise other from error
             except ModelError:
@@ -63,23 +70,6 @@ def _refuse_memory(module: nn.Module, example: Tensor) -> None:
         raise
     except Exception:  # the model's own code may raise anything; the export says what in full
         return
-
-
-def compare_with_module(graph: Graph, module: nn.Module, low: Tensor, high: Tensor) -> None:
-    """Holds that a graph computes what a module does on a box; see `holdfast.graph.compare.compare`.
-
-    Args:
-        graph: captured from the module.
-        module: the module, which is asked in eval mode.
-        low: (\\*features), the smallest inputs.
-        high: (\\*features), the largest.
-
-    Raises:
-        ModelError: the two differ by more than rounding.
-    """
-    whole = not low.dtype.is_floating_point
-    with _eval_mode(module):
-        compare(graph, lambda x: _scores(module, x), low, high, whole=whole)
 
 
 def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
@@ -103,7 +93,7 @@ def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     return found
 
 
-def _captured(module: nn.Module, example: Tensor, lead: int) -> Graph:
+def _captured(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None, lead: int) -> Graph:
     """The graph of a module, read and compared."""
     program = exported(module, example, lead)
     outputs = sum(spec.kind is OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
@@ -114,8 +104,11 @@ def _captured(module: nn.Module, example: Tensor, lead: int) -> Graph:
     def trace() -> Trace:
         return Trace(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
 
-    compared = _Compared(graph, module)
     whole, shape = not example.dtype.is_floating_point, graph.input_shape
+    if box is not None:
+        compare(graph, lambda x: _scores(module, x), *box, whole=whole, trace=trace)
+        return graph
+    compared = _Compared(graph, module)
     regions = ((0.0, _words(graph) - 1.0),) if whole else _REGIONS
     for low, high in regions:
         ends = (torch.full(shape, v, dtype=torch.float64, device=example.device) for v in (low, high))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -160,11 +160,22 @@ class Graph:
         return GraphModule(self)
 
 
+class Source(Protocol):
+    """The file that a graph was read from."""
+
+    def hold(self, low: Tensor, high: Tensor) -> str:
+        """Holds what was read against the file on a box (\\*features), and says what evaluated the file."""
+        ...
+
+
 class GraphModule(nn.Module):
     """Runs a graph. Floating-point tensors are parameters, index tensors buffers, named ``OP_POSITION_TENSOR``.
 
     Args:
         graph: the graph; its tensors are copied.
+
+    Attributes:
+        source: the file that it stands for, if it was read from one.
 
     Example:
         >>> graph = Graph.from_module(nn.Linear(2, 1, bias=False), torch.zeros(1, 2))
@@ -176,6 +187,7 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph = replace(graph, nodes=tuple(replace(n, tensors={}, tolerance={}) for n in graph.nodes))
         self.dtype = graph.dtype
+        self.source: Source | None = None
         self._names: list[dict[str, str]] = []
         for i, node in enumerate(graph.nodes):
             names = {key: f"{node.op}_{i}_{key}" for key in node.tensors if key != "size"}
@@ -203,7 +215,9 @@ class GraphModule(nn.Module):
         """The module without its last operation."""
         held = ({key: getattr(self, name).detach() for key, name in names.items()} for names in self._names[:-1])
         nodes = tuple(replace(n, tensors=t) for n, t in zip(self.graph.nodes[:-1], held, strict=True))
-        return GraphModule(replace(self.graph, nodes=nodes))
+        found = GraphModule(replace(self.graph, nodes=nodes))
+        found.source = self.source
+        return found
 
 
 def _rounded_input(nodes: tuple[Node, ...]) -> tuple[Node, ...]:

@@ -7,6 +7,7 @@ this one: that of the checker of proofs, for the operations that it knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from torch import Tensor
 from holdfast.core.errors import ModelError
 from holdfast.graph.compare import Trace, compare
 from holdfast.graph.model import Graph
-from holdfast.graph.onnx import parsed, reading
+from holdfast.graph.onnx import parsed, read_onnx, reading
 
-__all__ = ["KINDS", "believe", "session"]
+__all__ = ["KINDS", "OnnxFile", "believe", "session"]
 
 KINDS = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
@@ -39,7 +40,8 @@ def believe(path: Path, graph: Graph, low: Tensor, high: Tensor, output: str | N
         output: the name of the output that the graph ends in.
 
     Returns:
-        What it was compared with: ``onnxruntime``, ``a second reading``, or ``nothing`` where neither can run the file.
+        What it was compared with: ``onnxruntime`` and its version, ``our own second evaluation``, or that neither can run
+        the file and ``only one reading exists``.
 
     Raises:
         ModelError: the graph is not the model, or onnxruntime cannot run it at an input of the box.
@@ -56,12 +58,42 @@ def believe(path: Path, graph: Graph, low: Tensor, high: Tensor, output: str | N
             return _trace(path, graph, output)
 
         compare(graph, truth, low, high, whole=graph.whole, trace=trace)
-        return "onnxruntime"
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__}"
     other = None if output is not None else _second(path)
     if other is None:
-        return "nothing"
+        return "nothing: only one reading exists"
     compare(graph, other, low, high, whole=graph.whole)
-    return "a second reading"
+    return "our own second evaluation"
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    """A file that a module was read from; see `holdfast.graph.model.Source`.
+
+    Attributes:
+        path: the file.
+        output: the name of the output that is meant.
+        changed: when it was last written to, at the time of reading.
+    """
+
+    path: Path
+    output: str | None
+    changed: int
+
+    def hold(self, low: Tensor, high: Tensor) -> str:
+        """See `believe`; the file is read again, since a module has its constants in its own type only.
+
+        Raises:
+            ModelError: the graph is not the file's, or the file is another one by now.
+        """
+        if not self.path.is_file() or self.path.stat().st_mtime_ns != self.changed:
+            raise ModelError(
+                f"{self.path} was changed or moved after it was opened; start again with the file in its place"
+            )
+        graph = read_onnx(self.path, self.output, low.numel())
+        return believe(self.path, graph, low.reshape(graph.input_shape), high.reshape(graph.input_shape), self.output)
 
 
 def session(path: Path | bytes) -> Any:

@@ -34,7 +34,7 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
     except ImportError:
         raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     from holdfast.graph.onnx import read_onnx
-    from holdfast.graph.onnx_truth import believe
+    from holdfast.graph.onnx_truth import OnnxFile, believe
 
     try:
         graph = read_onnx(path, output)
@@ -46,7 +46,9 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
     # nothing is known yet of the data: numbers around those that models are fed with, or words of the smallest table
     low, high = (0.0, float(min(rows, default=128) - 1)) if graph.whole else (-1.0, 1.0)
     believe(path, graph, torch.full(graph.input_shape, low), torch.full(graph.input_shape, high), output)
-    return graph.as_module()
+    module = graph.as_module()
+    module.source = OnnxFile(path, output, path.stat().st_mtime_ns)
+    return module
 
 
 def exported_module(path: Path) -> nn.Module:

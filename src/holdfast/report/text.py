@@ -42,10 +42,12 @@ def _figures(document: Document) -> list[tuple[str, str, str]]:
 def _about(document: Document) -> list[str]:
     threat, cost, suite = document.threat, document.cost, f"suite {document.suite.name}; seed {document.seed}"
     spent = f"{count(cost.forwards)} forwards, {count(cost.backwards)} backwards, {count(cost.queries)} queries"
+    held = document.model.held_against
     return [
         f"{document.model.source}, {counted(document.headline.samples, 'sample')} of {document.data.source}",
         f"{threat.norm} <= {threat.eps}, {threat.access}, {threat.goal}; {suite}",
         f"{spent}, {span(cost.seconds)} of work",
+        *([f"the graph under the certificates was held against {held}"] if held else []),
     ]
 
 
