@@ -311,7 +311,9 @@ def test_from_any_folder_and_after_a_move(moved, tmp_path, monkeypatch):
     assert _bytes(run) == before
     shutil.move(moved, tmp_path / "new")
     run = tmp_path / "new" / "runs" / "r"
-    with pytest.raises(DataError, match=r"there is no model at m\.pt, looked for in .*--model"):
+    with pytest.raises(
+        DataError, match=r"no model at m\.pt and no arch at net\.py:\w+ and no data at d\.npz.*--model --arch --data$"
+    ):
         recheck(run, places=trusted)
     for name in ("m.pt", "net.py", "d.npz"):  # beside the run, as an archive would have it
         shutil.copy(tmp_path / "new" / name, run / name)

@@ -346,3 +346,15 @@ def _takes(net, shape):
     except (RuntimeError, ValueError):
         return False
     return True
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+def test_batch_norm_before_a_unit_that_writes_in_place(kind):
+    """As in every ResNet: made functional, its batch norm is the call with three results."""
+    torch.manual_seed(0)
+    first = nn.Linear(3, 4) if kind is nn.BatchNorm1d else nn.Sequential(nn.Unflatten(1, (1, 1, 3)), nn.Conv2d(1, 4, 1))
+    net = nn.Sequential(first, kind(4), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(2))
+    with torch.no_grad():
+        net(torch.randn(16, 3))  # running statistics that are not 0 and 1
+        net(torch.randn(16, 3) * 2 + 1)
+    _same(net.eval(), torch.randn(5, 3))

@@ -202,6 +202,13 @@ def test_nothing_there(tmp_path):
         load_model(tmp_path / "absent.pt")
 
 
+@pytest.mark.parametrize(("name", "hub"), [("microsoft/resnet-50", True), ("runs/net.pt", False), ("a/b/c", False)])
+def test_a_name_of_a_hub_is_not_fetched_and_that_is_said(name, hub):
+    with pytest.raises(ModelError) as told:
+        load_model(name)
+    assert (f"hf download {name}" in str(told.value)) == hub
+
+
 def test_admit_lets_data_through(tmp_path, module):
     path = _safe(tmp_path, module)
     admit(path, inspect_file(path), trust=False)

@@ -60,12 +60,16 @@ class Places:
         given = {k: v for k, v in given.items() if v is not None}
         found = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
         roots = _roots(folder)
-        moved = {}
+        moved, missing = {}, list[tuple[str, str]]()
         for name in ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch"):
             value = getattr(plan, name)
             if value is not None and name not in given:
-                paths = tuple(_find(v, roots, name) for v in names_of(value))
-                moved[name] = paths if isinstance(value, tuple) else paths[0]
+                paths = tuple((v, _find(v, roots, name)) for v in names_of(value))
+                missing += [(name, v) for v, path in paths if path is None]
+                known = tuple(v if path is None else path for v, path in paths)
+                moved[name] = known if isinstance(value, tuple) else known[0]
+        if missing:
+            raise _missing(missing, roots)
         return found.model_copy(update=moved)  # and not confirmed: whose word they are stays as it was
 
 
@@ -75,11 +79,20 @@ def _roots(folder: RunFolder) -> list[Path]:
     return [*begun, folder.path.absolute(), Path.cwd()]
 
 
-def _find(text: str, roots: list[Path], name: str) -> str:
-    """The first place where a name is one of a file; names of other things stay as they are."""
+def _missing(files: list[tuple[str, str]], roots: list[Path]) -> DataError:
+    """All files that are in none of the places, in one sentence, with the flags that say where they are."""
+    words = [f"no {name.replace('_', ' ')} at {text}" for name, text in files]
+    flags = dict.fromkeys(f"--{name.replace('_', '-')}" for name, _ in files)
+    looked = ", ".join(str(root) for root in dict.fromkeys(roots))
+    return DataError(f"there is {' and '.join(words)}, looked for in {looked}; say where with {' '.join(flags)}")
+
+
+def _find(text: str, roots: list[Path], name: str) -> str | None:
+    """The first place where a name is one of a file, None where it is nowhere; names of other things stay as they are."""
     source, colon, rest = text.rpartition(":")
     if colon and source.endswith(".py"):
-        return f"{_find(source, roots, name)}:{rest}"
+        file = _find(source, roots, name)
+        return None if file is None else f"{file}:{rest}"
     if name in ("arch", "surrogate_arch") and colon:
         return text
     if text.startswith(("http://", "https://", "timm:")) or (name.endswith("data") and text.split(":")[0] == "digits"):
@@ -87,13 +100,7 @@ def _find(text: str, roots: list[Path], name: str) -> str:
     for root in dict.fromkeys(roots):
         if (root / text).exists():
             return str(root / text)
-    if colon:
-        return text
-    looked = ", ".join(str(root) for root in dict.fromkeys(roots))
-    raise DataError(
-        f"there is no {name.replace('_', ' ')} at {text}, looked for in {looked}; "
-        f"say where it is with --{name.replace('_', '-')}"
-    )
+    return text if colon else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from holdfast.cli.console import note
@@ -40,6 +41,9 @@ def begin_results(out: Path, attack: str) -> None:
         for file in gone:
             for one in file.glob("*.png") if file.is_dir() else (file,):
                 one.unlink()
+            if file.is_dir():
+                with suppress(OSError):  # something of others is in it
+                    file.rmdir()
         if gone:
             note(f"{out} held an earlier attack's results; they were made anew")
     write_whole(out / _ABOUT, json.dumps({"kind": "attack", "attack": attack}, indent=1) + "\n")

@@ -285,7 +285,8 @@ VALUES: dict[str, Handler] = {
     "linear": _linear,
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), _matmul),
     "addmm": _addmm,
-    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
+    "batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": lambda c: [_batch_norm(c)],  # one of three results, the others unused
     **dict.fromkeys(
         ("_native_batch_norm_legit", "_native_batch_norm_legit_functional", "native_batch_norm"), _batch_statistics
     ),

@@ -60,7 +60,12 @@ def inspect_file(path: str | Path) -> Contents:
     if path.is_dir():
         return _folder(path)
     if not path.is_file():
-        raise ModelError(f"there is no model file at {path}")
+        hub = path.suffix == "" and len(path.parts) == 2 and not path.is_absolute()
+        hint = (
+            f"; nothing is fetched from a hub: download {path} into a folder first (hf download {path} --local-dir FOLDER) "
+            "and give that folder"
+        )
+        raise ModelError(f"there is no model file at {path}{hint if hub else ''}")
     size = path.stat().st_size
     if size > MAX_FILE:
         raise ModelError(f"{path} has {human(size)}; at most {human(MAX_FILE)} are opened")
