@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from holdfast.certify.oracle_certifier import ModuleAsk
 from holdfast.certify.smoothing._smoothed import REACH, Smoothed, SmoothedSurrogate, missed, normal
 from holdfast.certify.smoothing.cohen import Cohen, betting_lower, log_wealth
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.numerics.stats import one_sided_lower
 
@@ -125,7 +125,7 @@ def test_another_class_than_the_label_costs_the_selection_only():
     x, y, ids = at(1.0, 2)
     ask = ModuleAsk(half_space())
     assert Cohen().certify(ask, x, 1 - y, ids, 0, norm=Norm.L2) == [None, None]
-    assert ask.forwards == 200 + 32  # and two points 16 times: is the model itself random?
+    assert ask.forwards == 200 + 33  # and two points 16 times, one once alone: is the model itself random?
 
 
 class Broken(nn.Module):
@@ -151,7 +151,7 @@ def test_selection_and_estimation_share_no_draw():
     x, y, ids = at(5.0)
     ask = Spy(half_space())
     Cohen(n0=100, n=1000).certify(ask, x, y, ids, 0, norm=Norm.L2)
-    noise = torch.cat(ask.asked[2:])  # after copies of the point itself, twice
+    noise = torch.cat(ask.asked[3:])  # after copies of the point itself, twice, and the point alone
     assert len(noise) == 1100
     assert len(noise.unique(dim=0)) == 1100
 
@@ -446,3 +446,53 @@ def test_ask_counts_rows_and_leaves_no_trace_on_the_model():
     assert all(p.grad is None and p.requires_grad for p in f.parameters())
     assert not x.requires_grad
     assert not ask.logits(x).requires_grad
+
+
+class _Manners(nn.Module):
+    def __init__(self, act):
+        super().__init__()
+        self.act = act
+
+    def forward(self, x):
+        return self.act(x)
+
+
+def _centred(x):
+    return x - x.mean(0, keepdim=True)
+
+
+def _halves(x):
+    with torch.no_grad():
+        x.sub_(0.5)
+    return x
+
+
+class TestWhatTheModelDoes:
+    def test_a_model_that_writes_into_its_input_moves_no_sample(self):
+        x = torch.rand(4, 2, generator=torch.Generator().manual_seed(0))
+        before, y = x.clone(), (x[:, 1] > x[:, 0]).long()
+        plain, writes = (
+            Cohen(sigma=0.1, n=300).certify(ModuleAsk(_Manners(act).eval()), x, y, range(4), 0, norm=Norm.L2)
+            for act in (lambda z: z - 0.5, _halves)
+        )
+        assert torch.equal(x, before)
+        assert writes == plain
+        assert any(plain)
+
+    def test_an_answer_that_depends_on_the_batch_is_refused(self):
+        x = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        with pytest.raises(UnsupportedError, match="depends on the others in its batch"):
+            Cohen(n=50).certify(ModuleAsk(_Manners(_centred).eval()), x, torch.tensor([1, 0]), [0, 1], 0, norm=Norm.L2)
+
+    @pytest.mark.parametrize(
+        ("act", "words"),
+        [
+            (lambda z: (z, z), "answers with tuple"),
+            (lambda z: z[:, :1], "single output"),
+            (lambda z: z[:1], "must answer"),
+        ],
+    )
+    def test_answers_that_are_no_scores_are_refused(self, act, words):
+        ask = ModuleAsk(_Manners(act).eval())
+        with pytest.raises(ModelError, match=words):
+            Cohen(n=50).certify(ask, torch.rand(4, 2), torch.zeros(4).long(), range(4), 0, norm=Norm.L2)

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.cards import Card
+from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
+from holdfast.judge.asking import scores_of
 
 __all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress", "refuse_random"]
 
-_FEW, _COPIES, _STEADY = 2, 8, 1e-4
+_FEW, _COPIES, _STEADY, _BATCH_NOISE = 2, 8, 1e-4, 1e-3
 
 Progress = Callable[[int], None]
 """Told how many samples of the call are settled, each time that more are."""
@@ -43,7 +45,7 @@ class Ask(Protocol):
 
 
 class ModuleAsk:
-    """An ``nn.Module`` as an :class:`Ask`, with counters.
+    """An ``nn.Module`` as an :class:`Ask`, with counters. It is given copies, for some models write into their input.
 
     Attributes:
         forwards: rows that went through the model.
@@ -69,7 +71,7 @@ class ModuleAsk:
         """(m, \\*features) -> (m, K)."""
         self.forwards += len(x)
         with torch.no_grad():
-            return torch.cat([self.module(x[rows]) for rows in self._parts(len(x))])
+            return torch.cat([self._scores(x[rows]) for rows in self._parts(len(x))])
 
     def gradient(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         """Gradient of ``logit[a] - logit[b]`` with respect to x: (m, \\*features)."""
@@ -77,13 +79,16 @@ class ModuleAsk:
         self.backwards += len(x)
         return torch.cat([self._gradient(x[rows], a[rows], b[rows]) for rows in self._parts(len(x))])
 
+    def _scores(self, x: Tensor) -> Tensor:
+        return scores_of(self.module(x.clone()), len(x), Misclassified())
+
     def _parts(self, m: int) -> list[slice]:
         return [slice(start, start + self.batch) for start in range(0, max(m, 1), self.batch)]
 
     def _gradient(self, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits: Tensor = self.module(leaf)
+            logits = self._scores(leaf)
             difference = logits.gather(1, a[:, None]) - logits.gather(1, b[:, None])
             return torch.autograd.grad(difference.sum(), leaf)[0]
 
@@ -144,23 +149,33 @@ class OracleCertifier(ABC):
 
 
 def refuse_random(ask: Ask, x: Tensor) -> None:
-    """Asks copies of a few points twice: draws of the model's own would have to be independent of everything else.
+    """Asks copies of a few points twice, and one of them alone: draws of the model's own would have to be independent of
+    everything else, and a vote counts answers that each stand for one noisy copy.
 
     Args:
         ask: the model.
-        x: (n, \\*features), of which two are asked, 16 times each; they are counted.
+        x: (n, \\*features), of which two are asked, 16 times each, and one once more; they are counted.
 
     Raises:
         UnsupportedError: the answers differ.
     """
     few = x[:_FEW]
     copies = torch.cat([few] * _COPIES)
-    answers = torch.stack([ask.logits(copies).double().nan_to_num() for _ in range(2)])
-    answers = answers.view(2 * _COPIES, len(few), -1)
-    if not torch.allclose(answers, answers[:1].expand_as(answers), rtol=_STEADY, atol=_STEADY):
+    first, second = (ask.logits(copies).double().nan_to_num() for _ in range(2))
+    if not torch.allclose(first, second, rtol=_STEADY, atol=_STEADY):
         raise UnsupportedError(
             "the model answers the same input differently each time, and nobody can tell whether its draws are fresh and "
             "independent, as a certificate needs them; switch its own noise off and let smoothing add the noise"
+        )
+    alone = ask.logits(few[:1]).double().nan_to_num()
+    beside = first.view(_COPIES, len(few), -1)
+    if not all(
+        torch.allclose(a, b.expand_as(a), rtol=_BATCH_NOISE, atol=_BATCH_NOISE)
+        for a, b in ((beside, beside[:1]), (beside[:, 0], alone))
+    ):
+        raise UnsupportedError(
+            "the model's answer to one input depends on the others in its batch, so no vote over noisy copies says anything "
+            "about one of them; look for batch statistics used in eval mode"
         )
 
 
