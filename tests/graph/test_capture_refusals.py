@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
 from holdfast.graph import Graph
+from holdfast.graph.onnx import read_onnx
 
 
 class _Function(nn.Module):
@@ -207,8 +208,9 @@ def test_batch_statistics_are_refused_by_name():
     ],
 )
 def test_what_the_graph_would_drop_is_refused_by_name(f, word):
-    with pytest.raises(UnsupportedError, match=word):
+    with pytest.raises(UnsupportedError, match=word) as refusal:
         Graph.from_module(_Function(f), torch.zeros(1, 3))
+    assert "; " in str(refusal.value)  # what is served, or what to do
 
 
 def test_one_output_in_a_dictionary_is_served():
@@ -295,3 +297,35 @@ def test_a_model_that_decides_by_the_size_of_the_batch_hears_so(f):
 def test_a_model_that_cannot_run_on_the_type_of_its_inputs_is_a_refusal_and_no_traceback():
     with pytest.raises(ModelError, match="cannot run on inputs in float32 of shape"):
         Graph.from_module(nn.Linear(4, 2).bfloat16(), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda m, x: x.norm(p=3, dim=1), "an l3 norm; the l1, l2 and linf norms are served"),
+        (lambda m, x: x.cumprod(1), "'cumprod' .*which the graph does not know; .*holdfast verify --operations"),
+        (lambda m, x: x * x.shape[0], "'mul' .*batch size.*; .*holdfast verify --operations"),
+        (
+            lambda m, x: F.avg_pool1d(x[:, None], 3, ceil_mode=True)[:, 0],
+            "'avg_pool1d': an average pool with ceil_mode=True",
+        ),
+        (lambda m, x: x.to(torch.complex64).abs(), "'_to_copy'"),
+    ],
+)
+def test_a_refusal_says_what_was_met_what_is_served_and_what_to_do(f, words):
+    with pytest.raises(HoldfastError, match=words) as refusal:
+        Graph.from_module(_Function(f), torch.zeros(1, 4))
+    assert "'" in str(refusal.value)  # the operation by its name
+
+
+def test_what_a_reader_stumbles_over_is_named_with_what_to_do(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    h, kind = onnx.helper, onnx.TensorProto.FLOAT
+    ends = [h.make_tensor_value_info("x", kind, [1, 2, 4, 4])], [h.make_tensor_value_info("y", kind, None)]
+    node = h.make_node("MaxPool", ["x"], ["y"], name="pool", kernel_shape=[9, 9])  # no window fits
+    model = h.make_model(h.make_graph([node], "g", *ends), opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(
+        UnsupportedError, match=r"'MaxPool' \(pool\) is set in a way that cannot be read .*; served are"
+    ):
+        read_onnx(tmp_path / "m.onnx")

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from holdfast.core.errors import HoldfastError, UnsupportedError
 from holdfast.graph.aten_call import Call, Handler, call_name, where_of
 from holdfast.graph.build import Builder, Value
+from holdfast.graph.refusals import named, unreadable
 
 __all__ = ["Reader", "Size", "is_random"]
 
@@ -97,11 +98,12 @@ class Reader:
             call = Call(self, node)
             value = handler(call)
             call.close()
+        except UnsupportedError as refusal:
+            raise named(refusal, call_name(node), where_of(node)) from refusal.__cause__
         except HoldfastError:
             raise
         except (RuntimeError, IndexError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
-            # whatever a handler or PyTorch stumbles over in a setting that nobody thought of
-            raise UnsupportedError(f"'{call_name(node)}'{where_of(node)} cannot be read: {error}") from error
+            raise unreadable(call_name(node), where_of(node), error) from error
         return value
 
     def refuse(self, node: fx.Node, needed: bool) -> None:

@@ -26,6 +26,7 @@ from holdfast.graph.build import Builder
 from holdfast.graph.compare import Trace, compare
 from holdfast.graph.kept import unchanged_by_answers
 from holdfast.graph.model import Graph
+from holdfast.graph.refusals import advised
 from holdfast.graph.simplify import lifted, simplify
 
 __all__ = ["calls", "capture", "exported", "read"]
@@ -52,9 +53,9 @@ def capture(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | Non
             try:
                 return _captured(module, example, box, lead=0)
             except UnsupportedError as other:
-                raise other from error
+                raise advised(other) from error
             except ModelError:
-                raise error from None
+                raise advised(error) if isinstance(error, UnsupportedError) else error from None
 
 
 def _refuse_memory(module: nn.Module, example: Tensor) -> None:

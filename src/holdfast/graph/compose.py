@@ -123,7 +123,9 @@ def norm(b: Builder, x: int, order: float, dims: Sequence[int], keep: bool) -> i
         return total(b, b.unary("abs", x), dims, keep)
     if order == math.inf:
         return amax(b, b.unary("abs", x), dims, keep)
-    raise UnsupportedError(f"an l{order:g} norm")
+    raise UnsupportedError(
+        f"an l{order:g} norm; the l1, l2 and linf norms are served: write it as powers and sums, or take one"
+    )
 
 
 def center(b: Builder, x: int, dims: Sequence[int]) -> int:

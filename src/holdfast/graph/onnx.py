@@ -17,6 +17,7 @@ from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Served, type_na
 from holdfast.graph.onnx_constants import CONSTANTS, folded, known
 from holdfast.graph.onnx_shapes import SHAPES
 from holdfast.graph.onnx_values import VALUES
+from holdfast.graph.refusals import advised, named, unreadable
 from holdfast.graph.simplify import lifted, simplify
 
 __all__ = ["Reading", "operations", "parsed", "read_onnx", "reading"]
@@ -68,6 +69,13 @@ def read_onnx(path: str | Path, output: str | None = None, entries: int | None =
 
 def reading(path: str | Path, output: str | None = None, entries: int | None = None) -> Reading:
     """See `read_onnx`; with what finds each of the file's values in the graph."""
+    try:
+        return _reading(path, output, entries)
+    except UnsupportedError as refusal:
+        raise advised(refusal) from refusal.__cause__
+
+
+def _reading(path: str | Path, output: str | None, entries: int | None) -> Reading:
     model, tensor = parsed(path)
     source = _Source(model, tensor, str(path), output)
     _refuse_unknown(model, _needed(source))
@@ -284,12 +292,15 @@ class _Reader:
     def read(self, node: Any) -> None:
         """Adds one node's outputs to the values."""
         call = self._call(node)
+        where = f" ({node.name})" if node.name else ""
         try:
             outputs = self._outputs(call, list(node.input))
+        except UnsupportedError as refusal:
+            raise named(refusal, call.op, where) from refusal.__cause__
         except HoldfastError:
             raise
         except (RuntimeError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise UnsupportedError(f"'{call.op}' cannot be read: {error}") from error
+            raise unreadable(call.op, where, error) from error
         call.finished(len(outputs))
         for name, (value, error) in zip(node.output, outputs, strict=False):
             if not name:
