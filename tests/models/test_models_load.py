@@ -13,6 +13,7 @@ from holdfast.core.errors import ModelError, UnsafeFileError, UsageError
 from holdfast.models import Normalisation, fingerprint, load_model
 from holdfast.models.arch import import_function, working_folder_on_path
 from holdfast.models.guard import Format, inspect_file
+from holdfast.models.weights import fill
 from holdfast.models.zoo import digits_cnn
 
 ARCH = "holdfast.models.zoo:digits_cnn"
@@ -307,3 +308,23 @@ class TestFingerprint:
         module = nn.Linear(2, 2).bfloat16()
         module.register_buffer("scale", torch.tensor(3))
         assert len(fingerprint(module)) == 64
+
+
+@pytest.mark.parametrize(
+    ("there", "here", "words"),
+    [
+        (
+            nn.Linear(3, 10),
+            nn.Linear(3, 4),
+            "It has 4 classes where the file has 10: write 'def build(): return resnet18(num_classes=10)'",
+        ),
+        (nn.Linear(5, 4), nn.Linear(3, 4), "Is it the right --arch"),
+    ],
+)
+def test_weights_of_another_number_of_classes_come_with_the_remedy(there, here, words):
+    with pytest.raises(ModelError) as told:
+        fill(here, there.state_dict(), what="torchvision.models:resnet18")
+    assert words in str(told.value)
+    if "classes" in words:
+        assert "from torchvision.models import resnet18" in str(told.value)
+        assert "--arch net.py:build" in str(told.value)

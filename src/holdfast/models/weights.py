@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -121,7 +121,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[
         if given[k].shape != own[k].shape
     ]
     if odd:
-        raise ModelError(f"the weights do not fit {what}; {_some(odd)}")
+        unfit = {k: (given[k].shape, own[k].shape) for k in own if given[k].shape != own[k].shape}
+        raise ModelError(f"the weights do not fit {what}; {_some(odd)}. {_resized(unfit, what)}")
     module.load_state_dict(given, strict=False)
     kinds = sorted({_plain(v) for v in given.values() if v.is_floating_point() and v.dtype != torch.float32})
     return (*notes, *(f"some weights are stored as {kind}; the model runs in float32" for kind in kinds))
@@ -177,3 +178,17 @@ def _some(names: list[str]) -> str:
 
 def _plain(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
+
+
+def _resized(unfit: Mapping[str, tuple[Sequence[int], Sequence[int]]], what: str) -> str:
+    """What to do about shapes that differ: a head of another number of classes has a usual remedy."""
+    heads = {(there[0], here[0]) for there, here in unfit.values() if len(there) and there[1:] == here[1:]}
+    if len(heads) != 1 or any(there[1:] != here[1:] for there, here in unfit.values()):
+        return "Is it the right --arch, built with the right sizes?"
+    (classes, built), source, name = heads.pop(), *what.rpartition(":")[::2]
+    code = f"def build(): return {name or 'the_network'}(num_classes={classes})"
+    where = f"with 'from {source} import {name}' before it " if source and not source.endswith(".py") else ""
+    return (
+        f"It has {built} classes where the file has {classes}: write '{code}' in a file net.py {where}and give "
+        "--arch net.py:build"
+    )
