@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.audit.posthoc import adjusted, calibration_error, posthoc, pruned, scores_of, temperature_of
 from holdfast.audit.unseen import Trial, held_out, matched_eps, unseen
+from holdfast.cli.views import randomised
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
@@ -174,3 +175,21 @@ class TestUnseen:
             unseen(net(), problem_of(4, 2, Norm.L0), Trial("fgsm", "known", Norm.L0), ())
         with pytest.raises(UsageError, match="no volume"):
             matched_eps(Norm.LINF, 0.1, Norm.L0, 64)
+
+
+class _Writes(nn.Module):
+    """Shifts its input in place, as a transform with ``inplace=True`` does."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.sub_(0.5)
+        return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+
+def test_studies_hand_out_copies_of_their_samples():
+    x = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    first = scores_of(_Writes(), x)
+    assert torch.equal(scores_of(_Writes(), x), first)
+    assert not randomised(_Writes(), x)
+    assert torch.equal(x, before)

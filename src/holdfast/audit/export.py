@@ -59,7 +59,7 @@ def arrays(context: Context, document: Document) -> dict[str, Any]:
         with torch.no_grad(), evaluating(context.model):
             for part in adversarial.to(context.device).split(context.plan.slots):
                 if len(part):
-                    said.append(context.model(part).nan_to_num(nan=-torch.inf).argmax(1).cpu())
+                    said.append(context.model(part.clone()).nan_to_num(nan=-torch.inf).argmax(1).cpu())
         values["prediction"] = (torch.cat(said) if said else torch.zeros(0, dtype=torch.int64)).numpy()
     return values
 

@@ -176,7 +176,7 @@ def manifold_study(
     rows: list[ManifoldRow] = []
     for k, (name, model) in enumerate(models.items()):
         with torch.no_grad(), evaluating(model):
-            wrong = torch.cat([model(part) for part in x.split(_ROWS)]).argmax(1) != y
+            wrong = torch.cat([model(part.clone()) for part in x.split(_ROWS)]).argmax(1) != y
         on = run_semantic(
             method,
             x,

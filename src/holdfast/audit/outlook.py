@@ -68,11 +68,11 @@ def _ask(context: Context, ids: np.ndarray) -> None:
     """One forward and, where there is a gradient, one backward."""
     x = context.inputs(ids)
     if not (context.differentiable and isinstance(context.model, nn.Module)):
-        context.model(x)
+        context.model(x.clone())
         return
     with evaluating(context.model), torch.enable_grad():
         x.requires_grad_()
-        out = context.model(x)
+        out = context.model(x.clone())
         if out.requires_grad:
             torch.autograd.grad(out.sum(), x)
 

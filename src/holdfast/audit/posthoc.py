@@ -306,7 +306,7 @@ def adjusted(name: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Modu
 def scores_of(model: nn.Module, x: Tensor) -> Tensor:
     """(n, K) scores in evaluation mode."""
     with torch.no_grad(), evaluating(model):
-        return torch.cat([model(part) for part in x.split(_BATCH)])
+        return torch.cat([model(part.clone()) for part in x.split(_BATCH)])
 
 
 def calibration_error(scores: Tensor, y: Tensor) -> float:

@@ -209,7 +209,7 @@ def _right(model: nn.Module, problem: Problem) -> Tensor:
 
 def _holds(model: Model, problem: Problem, x: Tensor) -> Tensor:
     with torch.no_grad(), evaluating(model):
-        scores = torch.cat([model(part) for part in x.split(256)]) if len(x) else x.new_zeros(0, 2)
+        scores = torch.cat([model(part.clone()) for part in x.split(256)]) if len(x) else x.new_zeros(0, 2)
     return problem.criterion.holds(scores, problem.y, problem.target)
 
 

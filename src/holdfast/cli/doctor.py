@@ -129,7 +129,7 @@ def _accuracy(context: Context) -> float:
 
     ids = np.arange(min(len(context.data), _ROWS))
     with torch.no_grad(), evaluating(context.model):
-        out = torch.cat([context.model(part) for part in context.inputs(ids).split(_BATCH)])
+        out = torch.cat([context.model(part.clone()) for part in context.inputs(ids).split(_BATCH)])
     return float((out.argmax(1) == context.labels(ids)).double().mean())
 
 

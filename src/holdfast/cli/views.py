@@ -74,4 +74,4 @@ def randomised(model: Model, x: Tensor) -> bool:
     from holdfast.judge.desk import evaluating
 
     with torch.no_grad(), evaluating(model):
-        return not torch.equal(model(x[:_ASKED]), model(x[:_ASKED]))
+        return not torch.equal(model(x[:_ASKED].clone()), model(x[:_ASKED].clone()))
