@@ -15,6 +15,7 @@ from holdfast.certify.bounds._region import Box, Region, gamma
 from holdfast.certify.bounds._table import TABLE, covered
 from holdfast.certify.bounds.alpha_crown import AlphaCROWN
 from holdfast.certify.bounds.crown import CROWN
+from holdfast.certify.bounds.ibp import IBP
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -432,3 +433,35 @@ def test_rows_of_a_table_in_a_range_of_whole_numbers():
     box = TABLE["embedding"].interval(node, [Box(low, high)])
     assert box.lower.flatten(1).tolist() == [[2, -1], [0, 1], [-math.inf, -math.inf], [2, 2]]
     assert box.upper.flatten(1).tolist() == [[5, 2], [0, 1], [math.inf, math.inf], [2, 2]]
+
+
+@pytest.mark.parametrize("hidden", [-400.0, -1e4, -1e9])
+@pytest.mark.parametrize("certifier", [IBP(), CROWN()])
+def test_a_softmax_under_a_mask_of_large_negative_numbers_is_bounded_as_without_what_it_hides(hidden, certifier):
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.zeros(4, 5, dtype=F64)
+    mask[0, 1:] = mask[1, 2:] = hidden
+    mask[2, ::2] = hidden
+    mask[3] = hidden  # all of them: the softmax is that of the scores alone
+    weight = torch.randn(20, 6, generator=generator, dtype=F64)
+    nodes = (
+        Node("input", (), (6,)),
+        Node("linear", (0,), (20,), {"weight": weight}),
+        Node("reshape", (1,), (4, 5), {}, {"shape": (4, 5)}),
+        Node("affine", (2,), (4, 5), {"shift": mask}),
+        Node("softmax", (3,), (4, 5), {}, {"dim": 1}),
+        Node("reshape", (4,), (20,), {}, {"shape": (20,)}),
+    )
+    graph = Graph(nodes, F64)
+    x, ball = torch.rand(1, 6, generator=generator, dtype=F64), LpBall.uniform(Norm.LINF, 0.05, 1, dtype=F64)
+    low, high = (x - 0.05).clamp(0, 1), (x + 0.05).clamp(0, 1)
+    found = graph.as_module()(low + torch.rand(20_000, 6, generator=generator, dtype=F64) * (high - low)).detach()
+    least, most = (
+        sign * certifier.bounds(graph, ball, x, sign * torch.eye(20, dtype=F64))[0].detach() for sign in (1.0, -1.0)
+    )
+    assert (least <= found.amin(0)).all()
+    assert (most >= found.amax(0)).all()
+    hides = (mask < 0) & (mask.amax(1, keepdim=True) == 0)
+    assert (most.view(4, 5)[hides] < 1e-4).all()
+    assert (least.view(4, 5)[0, 0] > 1 - 1e-4).all()
+    assert (most - least < 3 * (found.amax(0) - found.amin(0)) + 1e-4).all()

@@ -312,10 +312,21 @@ class Sqrt(Power):
 
 
 class Reciprocal(Power):
-    """``1 / z`` on intervals without 0."""
+    """``1 / z`` on intervals without 0; where the node says so, ``blurred`` by so much either way."""
 
     def exponent(self, node: Node) -> float:
         return -1.0
+
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
+        (lower, upper), blur = super().interval(node, inputs), node.attributes.get("blurred", 0.0)
+        return Box(lower - blur, upper + blur) if blur else Box(lower, upper)
+
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+        lines, blur = super().prepare(node, inputs, slope), node.attributes.get("blurred", 0.0)
+        if not blur or lines.lower_intercept is None:
+            return lines
+        lower, upper = lines.lower_intercept - blur, lines.upper_intercept + blur
+        return lines._replace(lower_intercept=lower, upper_intercept=upper)
 
     def value(self, node: Node, z: Tensor) -> Tensor:
         return 1 / z

@@ -8,7 +8,7 @@ cancels, where ``exp(x_i) / sum exp(x_j)`` would bound numerator and denominator
 from __future__ import annotations
 
 from dataclasses import replace
-from math import isfinite
+from math import exp, isfinite
 from typing import Any
 
 import torch
@@ -19,6 +19,10 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
 
 __all__ = ["lowered"]
+
+_HIDDEN = 300.0  # between constants that are added to scores: a mask
+_FARTHEST = 20.0  # of two scores where there is a mask; the rounding of larger exponentials would drown the rest
+_MOVING = frozenset(("affine", "permute", "reshape", "select", "pad"))
 
 
 class _Nodes:
@@ -37,8 +41,14 @@ class _Nodes:
         self.nodes.append(Node(op, tuple(inputs), shape, tensors, rest))
         return len(self.nodes) - 1
 
-    def softmax(self, x: int, dim: int) -> int:
-        """``1 / (1 + sum exp(x_j - x_i))``."""
+    def softmax(self, x: int, dim: int, masked: bool) -> int:
+        """``1 / (1 + sum exp(x_j - x_i))``.
+
+        With a mask of -1e9 the difference from a hidden entry to another one is 1e9, whose exponential no float holds.
+        Differences are kept between -2 and 1 times `_FARTHEST` then. Where one is larger the value lies below
+        ``exp(-_FARTHEST)`` with and without; where one is less the sum grows by its exponential. The node says both as
+        ``blurred``.
+        """
         shape = self.nodes[x].shape
         order = [d for d in range(len(shape)) if d != dim] + [dim]
         x = self.permute(x, order)
@@ -49,13 +59,25 @@ class _Nodes:
         j = j[~torch.eye(count, dtype=torch.bool, device=self.device)]
         long = (*rest, len(i))
         parts = [self.add("select", [x], long, index=index, dim=len(rest)) for index in (j, i)]
-        x = self.add("exp", [self.add("sub", parts, long)], long)
+        apart = self.add("sub", parts, long)
+        if masked:  # relu(3 c - relu(c - d)) - 2 c lies between -2 c and c
+            for scale, shift in ((-1.0, _FARTHEST), (-1.0, 3 * _FARTHEST)):
+                apart = self.add("relu", [self.shifted(apart, scale, shift)], long)
+            apart = self.shifted(apart, 1.0, -2 * _FARTHEST)
+        x = self.add("exp", [apart], long)
         x = self.add("reshape", [x], (*rest, count, count - 1), shape=(*rest, count, count - 1))
         one = torch.ones(1, count, dtype=self.dtype, device=self.device)
         x = self.add("linear", [x], (*rest, count, 1), weight=one[:, 1:], bias=one[0, :1])
         x = self.add("reshape", [x], (*rest, count), shape=(*rest, count))
-        x = self.add("reciprocal", [x], (*rest, count), range=(0.0, 1.0))
+        blurred = {"blurred": exp(-_FARTHEST) + count * exp(-2 * _FARTHEST)} if masked else {}
+        x = self.add("reciprocal", [x], (*rest, count), range=(0.0, 1.0), **blurred)
         return self.permute(x, sorted(range(len(order)), key=lambda d: order[d]))
+
+    def shifted(self, x: int, scale: float, shift: float) -> int:
+        """``scale x + shift``."""
+        shape = self.nodes[x].shape
+        held = [torch.full((1,) * len(shape), v, dtype=self.dtype, device=self.device) for v in (scale, shift)]
+        return self.add("affine", [x], shape, scale=held[0], shift=held[1])
 
     def leaky(self, x: int, slope: float) -> int:
         """``slope x + (1 - slope) relu(x)``."""
@@ -97,7 +119,8 @@ def lowered(graph: Graph) -> Graph:
     for k in _needed(graph, unary):
         node, other = graph.nodes[k], unary[k]
         if node.op == "softmax" and node.shape[node.attributes["dim"]] > 1:
-            place[k] = new.softmax(place[node.inputs[0]], node.attributes["dim"])
+            masked = _masked(graph, node.inputs[0])
+            place[k] = new.softmax(place[node.inputs[0]], node.attributes["dim"], masked)
         elif _steep(node):
             place[k] = new.leaky(place[node.inputs[0]], float(node.attributes["slope"]))
         elif other:
@@ -106,6 +129,18 @@ def lowered(graph: Graph) -> Graph:
             new.nodes.append(replace(node, inputs=tuple(place[j] for j in node.inputs)))
             place[k] = len(new.nodes) - 1
     return replace(graph, nodes=tuple(new.nodes))
+
+
+def _masked(graph: Graph, k: int) -> bool:
+    """Whether constants that are added to a value lie so far apart that they hide some of its entries."""
+    while True:
+        node = graph.nodes[k]
+        for key in ("shift", "bias"):
+            if key in node.tensors and float(node.tensors[key].max() - node.tensors[key].min()) > _HIDDEN:
+                return True
+        if node.op not in _MOVING:
+            return False
+        k = node.inputs[0]
 
 
 def _steep(node: Node) -> bool:
