@@ -77,20 +77,23 @@ def test_optimised_bounds_are_not_below_their_start(seeds):
 
 @sizes
 def test_no_line_bound_is_above_the_triangle_program_at_the_same_boxes(seeds):
-    """CROWN's boxes; alpha-CROWN and the dual only choose within it, and come near it."""
+    """CROWN's boxes; alpha-CROWN and the dual only choose within it, and come near it where it proves nothing.
+
+    Rows that are proved are settled, and not worked on any further.
+    """
     program = np.array([[triangle(relaxation(net(s)), row) for row in C] for s in seeds])
     exact = np.stack([net(s).exact.numpy() for s in seeds])
     assert (program <= exact + SOLVER).all()
     certifiers = {"crown": CROWN(), "alpha": AlphaCROWN(iterations=40, deep_iterations=0)}
     if "dvijotham" in METHODS:
         certifiers["dual"] = METHODS["dvijotham"]()
-    gap = {}
+    gap, open_ = {}, program <= 0
     for key, certifier in certifiers.items():
         low = _bounds(certifier, seeds)[0]
         assert (low <= program + SOLVER).all(), key
-        gap[key] = (program - low).mean()
-    assert gap["alpha"] <= 0.2 * gap["crown"]
-    assert gap.get("dual", 0.0) <= 0.2 * gap["crown"]
+        gap[key] = (program - np.asarray(low))[open_].mean()
+    assert gap["alpha"] <= 0.05 * gap["crown"]
+    assert gap.get("dual", 0.0) <= 0.05 * gap["crown"]
 
 
 @pytest.mark.parametrize("seeds", [range(0, 48, 6), pytest.param(range(0, 1000, 10), marks=pytest.mark.slow)])
@@ -131,6 +134,7 @@ def test_intervals_of_a_part_of_the_box_are_not_below_those_of_the_whole(seeds):
         assert (IBP().bounds(graph, part, middle[None], c) >= whole - ROUNDING).all()
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seeds", [range(8), pytest.param(ALL, marks=pytest.mark.slow)], ids=["few", "all"])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_complete_methods_give_the_verdict_of_the_integer_program(name, seeds):
