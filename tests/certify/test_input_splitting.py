@@ -1,9 +1,11 @@
 """Input splitting: verdicts against exact optima, recorded trees, and ends that are not proofs."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
+from random_nets import C, net
 from torch import nn
 
 from holdfast.certify.bounds.crown import CROWN
@@ -182,3 +184,11 @@ def test_no_time_is_a_timeout():
     answer = InputSplitting(descent=0).solve(graph, query, Budget(0.0))
     assert answer.outcome in (Outcome.TIMEOUT, Outcome.BROKEN)
     assert answer.domains == 1
+
+
+def test_a_box_is_not_cut_to_slivers_while_a_wide_input_waits():
+    """A cut along the second input makes the bound worse, and two prove the box: one cut ahead, it is never chosen."""
+    given = net(50)
+    query = Query(given.x, given.ball, C[:1], 0.01 - given.exact[:1], torch.zeros(1, dtype=torch.int64))
+    answer = InputSplitting().solve(given.graph, query, replace(Budget.seconds(300), domains=5000))
+    assert answer.outcome is Outcome.HOLDS

@@ -30,6 +30,7 @@ __all__ = ["InputSplitting"]
 _GUARD = 1e-7  # a recorded leaf must hold by more than another order of summation may change
 _MARGIN = 1e-6  # parts of boxes where a property holds by twice this are cut off
 _CACHE = 1 << 22  # numbers that the candidates of one chunk may take for each value of the network
+_SLIVER = 1 / 64  # of the width of another input
 _PROGRESS = 0.02  # a cut that brings a row nearer to 0 by less than this part of its distance does not help
 
 
@@ -447,7 +448,7 @@ class _Search:
         high[:count] = high[:count].scatter(2, inputs.unsqueeze(2), at)
         low[count:] = low[count:].scatter(2, inputs.unsqueeze(2), at)
         found, signs = self._halves(full, lower, upper, low, high)
-        allowed = able.gather(1, inputs.T).T
+        allowed = able.gather(1, inputs.T).T & ~_sliver(width, reach.gather(1, inputs.T).T)
         left = _left(found, near, allowed)
         doubt = (left.amax(0) < -(1 - self.method.doubt)).nonzero().flatten()
         if len(doubt):  # too loose to tell the inputs apart: bound the halves in full
@@ -509,6 +510,15 @@ def _left(found: Tensor, near: Tensor, allowed: Tensor) -> Tensor:
     """
     left = (found * near).clamp(max=0).mean(2).view(2, *allowed.shape).mean(0)
     return left.masked_fill(~allowed, -torch.inf)
+
+
+def _sliver(width: Tensor, reach: Tensor) -> Tensor:
+    """Inputs (candidates, n) along which a box is a sliver beside another input that matters as much to its bound.
+
+    A cut along the other may make the bound worse before two make it better, so that only the sliver would ever be cut.
+    """
+    wider = width.unsqueeze(0) * _SLIVER > width.unsqueeze(1)
+    return (wider & (reach.unsqueeze(0) >= reach.unsqueeze(1))).any(1)
 
 
 def _pick(full: _Full, keep: Tensor) -> _Full:
