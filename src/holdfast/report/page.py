@@ -118,6 +118,7 @@ def render(document: Document, pictures: Sequence[Picture] = (), rows: BrokenRow
         pictures=cards(document, pictures),
         rows=[] if rows is None else row_cards(document, rows),
         columns=[] if rows is None else columns(rows),
+        columns_left=0 if rows is None else len(rows.names) - len(columns(rows)),
         broken=document.counts()[Status.BROKEN],
         findings=sorted(document.findings, key=lambda f: order.index(f.severity)),
         longest=max([s.seconds for s in document.cost.by_stage.values()], default=0.0) or 1.0,

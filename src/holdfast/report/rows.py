@@ -13,7 +13,7 @@ from holdfast.report.words import finder
 
 __all__ = ["BrokenRows", "TableRow", "columns", "row_cards"]
 
-_MOST, _COLUMNS = 12, 8
+_MOST, _COLUMNS, _LISTED = 12, 8, 40
 _STILL = 1e-6  # of a column's range: less is the rounding of units
 
 
@@ -81,10 +81,11 @@ def _card(document: Document, row: TableRow, broken: BrokenRows) -> dict[str, ob
 
 
 def columns(broken: BrokenRows) -> list[tuple[str, int, str, str]]:
-    """For each column (name, rows in which it was changed, median change in own units, as a share of its range)."""
+    """For the columns that changed most (name, rows in which it was changed, median change in own units, as a share of its
+    range)."""
     change = np.abs(np.stack([r.adversarial - r.clean for r in broken.rows]))
     told: list[tuple[str, int, str, str]] = []
-    for k in np.argsort(-np.median(change / broken.width, axis=0), kind="stable").tolist():
+    for k in np.argsort(-np.median(change / broken.width, axis=0), kind="stable").tolist()[:_LISTED]:
         width, middle = float(broken.width[k]), float(np.median(change[:, k]))
         told.append(
             (broken.names[k], int((change[:, k] > _STILL * width).sum()), measure(middle, 3), percent(middle / width))
