@@ -154,7 +154,7 @@ class TestSeenIn:
         st.lists(st.lists(st.floats(-1e6, 1e6, width=32), min_size=3, max_size=3), min_size=1, max_size=8),
         st.sampled_from([("age", "yes", "a: b"), ("1", "null", 'say "x"'), ("x#y", "é", "- z"), None]),
     )
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def test_a_first_version_is_read_back_and_holds_all_values(self, rows, names):
         data = Dataset.of(torch.tensor(rows), torch.zeros(len(rows), dtype=torch.int64), features=names)
         made = Table.seen_in(data)

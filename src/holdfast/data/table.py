@@ -7,7 +7,6 @@ share of each column's range; the model gets the columns' own values back (`hold
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
@@ -230,14 +229,11 @@ def _seen(values: Tensor) -> Column:
     low, high = float(values.min()), float(values.max())
     if bool((values == values.round()).all()) and max(abs(low), abs(high)) < 2**24:
         return Column(low=low, high=high if high > low else low + 1, type="integer")
-    room = high - low or max(1.0, abs(high))  # float32 values, whose decimals would cut off the ends of the range
-    return Column(low=_outward(low, room, floor), high=_outward(high, room, ceil))
-
-
-def _outward(value: float, room: float, rounded: Callable[[float], int]) -> float:
-    """A value with three digits of its column's width, away from the column's inside."""
-    step = 10.0 ** (floor(log10(room)) - 2)
-    return float(f"{rounded(value / step) * step:.12g}")
+    room = high - low or max(1.0, abs(high))
+    step = 10.0 ** (floor(log10(room)) - 2)  # three digits of the width
+    floored, ceiled = (float(f"{whole * step:.12g}") for whole in (floor(low / step), ceil(high / step)))
+    # rounding may leave an end a trifle inside
+    return Column(low=min(floored, low), high=max(ceiled, high) if ceiled > floored else low + room)
 
 
 def _needs_quotes(name: str) -> bool:
