@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import fields, replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from holdfast.core.registry import cards, method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Norm
 from holdfast.judge.ledger import Budget
+from holdfast.numerics.distance import contains
 
 N = 6
 EPS = {Norm.L0: 4.0, Norm.L1: 2.0, Norm.L2: 0.6, Norm.LINF: 0.2}
@@ -404,3 +406,40 @@ class TestWhatIsGivenInRealUnits:
 
         one, many = made(1.0), made(256.0)
         assert torch.equal(one["v"] * 256, many["v"])
+
+
+GREY = (points().float() * 255).round()
+ROUNDED = {
+    "x / 255": (GREY / 255, 0.0),
+    "x * (1 / 255)": (GREY * (1 / 255), 0.0),
+    "x / 255 * 2 - 1": (GREY / 255 * 2 - 1, -1.0),
+    "x / 127.5 - 1": (GREY / 127.5 - 1, -1.0),
+    "(x / 255 - 0.5) / 0.5": ((GREY / 255 - 0.5) / 0.5, -1.0),
+}
+
+
+class TestGreyLevels:
+    @pytest.mark.parametrize("how", ROUNDED)
+    @pytest.mark.parametrize(("name", "norm", "levels"), [("sigma_zero", Norm.L0, 3), ("rays", Norm.LINF, 8)])
+    def test_a_level_that_was_rounded_on_its_way_is_that_level(self, how, name, norm, levels):
+        x, low = ROUNDED[how]
+        width = 1 - low
+        step = Fraction(int(width), 255)
+        model = Net(unit=width, shift=low).float()
+        y = Net().float()(GREY / 255).argmax(1)
+        ball = LpBall.uniform(norm, levels if norm is Norm.L0 else levels * step, N, low, 1.0, grid=step)
+        asked = Problem.of(x, y, ball)
+        assert bool(contains(ball, asked.x, asked.x).all())
+        assert float((asked.x - x).abs().max()) < 1e-6
+        exact = Problem.of(
+            GREY / 255,
+            y,
+            LpBall.uniform(norm, float(ball.eps[0]) / (1 if norm is Norm.L0 else width), N, grid=Fraction(1, 255)),
+        )
+        base = run(small(name), exact, Net().float()).found
+        assert int(base.sum()) - int(run(small(name), asked, model).found.sum()) <= 1
+        assert base.any()
+
+    def test_what_is_off_the_levels_by_more_is_left_as_it_is(self):
+        x = GREY / 255 + 2e-4
+        assert torch.equal(Problem.of(x, labels(), LpBall.uniform(Norm.LINF, 0.1, N, grid=Fraction(1, 255))).x, x)

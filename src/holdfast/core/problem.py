@@ -12,6 +12,7 @@ from holdfast.core.arrays import on_device, outside_inference_mode, plain, whole
 from holdfast.core.criterion import Criterion, Misclassified, Targeted
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import DataError, UsageError
+from holdfast.core.levels import on_levels
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Goal
 
@@ -62,7 +63,7 @@ class Problem:
         Arrays are taken as tensors; labels and targets of any integer type, or floats that are whole, as int64.
 
         Args:
-            x: (n, \\*features) clean inputs, inside the set's box.
+            x: (n, \\*features) clean inputs, inside the set's box; with a grid, what is off a level by rounding is put on it.
             y: (n,) labels from 0 on; whether they are below K is seen when the model first answers.
             set: where a perturbed input may lie.
             target: (n,) targets, none of them the label.
@@ -80,6 +81,7 @@ class Problem:
             if len(set.eps) != n:
                 raise UsageError(f"the set has {len(set.eps)} radii for {n} samples; give one for each")
             set = set.to(x.device)
+            x = on_levels(set, x)
             if not bool((set.eps >= 0).all()):
                 raise UsageError("a radius of the set is negative or not a number; eps must be at least 0")
             kind = criterion or (Misclassified() if target is None else Targeted())

@@ -6,12 +6,11 @@ Distances are float64 whatever the dtype of the inputs, so that the search, the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import UsageError
+from holdfast.core.levels import grid_index, grid_steps, grid_value
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 
@@ -202,25 +201,3 @@ def on_grid(set: LpBall, x_adv: Tensor) -> Tensor:
     """
     value = grid_value(set, grid_index(set, x_adv).round(), x_adv.dtype)
     return ((value == x_adv) | value.isnan()).flatten(1).all(1)
-
-
-def grid_index(set: LpBall, x: Tensor) -> Tensor:
-    """(n, \\*features) float64: x counted in grid steps from the lower bound, not rounded; NaN where there is no grid."""
-    steps, unit = grid_steps(set, x.device)
-    return (x.double() - set.lower.double()) * steps / unit
-
-
-def grid_value(set: LpBall, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """(n, \\*features) the value at a whole index; k * numerator is exact, so k/255 is what a decoder gives."""
-    steps, unit = grid_steps(set, index.device)
-    return (set.lower.double() + index * unit / steps).to(dtype)
-
-
-def grid_steps(set: LpBall, device: torch.device) -> tuple[int | Tensor, int]:
-    """How many steps there are in how many units: the grid's denominator and numerator."""
-    if set.grid is None:
-        raise UsageError("this set has no grid; give one, for example Fraction(1, 255)")
-    if isinstance(set.grid, Fraction):
-        return set.grid.denominator, set.grid.numerator
-    steps = torch.tensor(set.grid.steps, dtype=torch.float64, device=device)
-    return steps.masked_fill(steps == 0, torch.nan), 1
