@@ -58,6 +58,13 @@ FUNCTIONS = {
     "smooth units": lambda m, x: (
         F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.softplus(x) + F.softplus(x, beta=3.0) + F.mish(x)
     ),
+    "softplus with thresholds": lambda m, x: (
+        F.softplus(x, 2.0, 1.0) + F.softplus(x, -1.0, 0.5) + F.softplus(3 * x, 1, -1)
+    ),
+    "average pools with a divisor": lambda m, x: (
+        F.avg_pool2d(x.view(-1, 1, 1, 3), (1, 2), 1, (0, 1), divisor_override=3).flatten(1)
+        + F.avg_pool2d(x.view(-1, 1, 1, 3), (1, 2), 1, (0, 1), count_include_pad=False, divisor_override=-2).flatten(1)
+    ),
     "exponential units": lambda m, x: F.elu(x, 0.7) + F.celu(x, 0.7) + F.selu(x) + F.logsigmoid(x) + torch.expm1(x),
     "units of pieces": lambda m, x: (
         F.hardswish(x)

@@ -68,10 +68,13 @@ def _avg_pool(c: Call) -> Value:
     sizes = c.shape[-k:]
     rests = [(s + 2 * p - n) % step for s, p, n, step in zip(sizes, padding, kernel, stride, strict=True)]
     if c.get("ceil_mode") and any(rests):
-        raise UnsupportedError(f"an average pool with ceil_mode=True{where_of(c.node)}, whose last window is cut")
-    if c.has("divisor_override") and c.get("divisor_override") is not None:
-        raise UnsupportedError(f"an average pool with divisor_override={c.get('divisor_override')}{where_of(c.node)}")
-    return c.b.average_pool(c.x, kernel, stride, [(p, p) for p in padding], bool(c.get("count_include_pad")))
+        raise UnsupportedError(
+            f"an average pool with ceil_mode=True{where_of(c.node)}, whose last window is cut; served are windows that fit: pad "
+            "the value first"
+        )
+    divisor = c.get("divisor_override") if c.has("divisor_override") else None
+    pads = [(p, p) for p in padding]
+    return c.b.average_pool(c.x, kernel, stride, pads, bool(c.get("count_include_pad")), divisor)
 
 
 def _adaptive(c: Call) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:

@@ -264,13 +264,14 @@ class Builder:
         stride: Sequence[int],
         pads: Sequence[tuple[int, int]],
         count_padding: bool = True,
+        divisor: float | None = None,
     ) -> int:
-        """An average pool: a convolution in which each channel is a group of its own."""
+        """An average pool: a convolution in which each channel is a group of its own; ``divisor`` instead of a count."""
         given, x = x, self.samples(x, len(kernel) + 1)
         channels = self.shape(x)[0]
-        count = torch.Size(kernel).numel()
+        count = torch.Size(kernel).numel() if divisor is None else divisor
         ones = torch.ones(channels, 1, *kernel, dtype=torch.float64)
-        if count_padding or not any(side for pair in pads for side in pair):
+        if divisor is not None or count_padding or not any(side for pair in pads for side in pair):
             return self.again(self.conv(x, ones / count, None, stride, pads, [1] * len(kernel), channels), given)
         total = self.conv(x, ones, None, stride, pads, [1] * len(kernel), channels)
         inside = Builder(self.shape(x), torch.float64)
