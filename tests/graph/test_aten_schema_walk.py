@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from contextlib import suppress
 
 import pytest
 import torch
@@ -56,20 +57,23 @@ def _same(found: Tensor, expected: Tensor) -> bool:
 
 
 def _held(graph: Graph, setting: Setting, place: int) -> str | None:
-    """What is wrong with a graph of one result of a call, or None."""
+    """What is wrong with a graph of one result of a call, or None.
+
+    In float64 it is the call in float64, or, where that is another function (its eps, a jump at a threshold that float32
+    holds otherwise), the call as it was captured.
+    """
     module = graph.as_module().double()
     for x in _points(3):
+        truths = [_tensors(setting(x))[place]]
+        with suppress(RuntimeError):  # a type that float64 would have to be narrowed to
+            truths.insert(0, _tensors(setting(x.double()))[place])
         with torch.no_grad():
-            try:
-                expected = _tensors(setting(x.double()))[place]
-            except RuntimeError:  # a type that float64 would have to be narrowed to
-                expected = _tensors(setting(x))[place]
             found = module(x.double())
-        if found.numel() != expected.numel():
-            return f"{tuple(found.shape)} instead of {tuple(expected.shape)}"
-        if not expected.dtype.is_floating_point or not _same(found, expected):
+        if all(found.numel() != expected.numel() for expected in truths):
+            return f"{tuple(found.shape)} instead of {tuple(truths[0].shape)}"
+        if not any(t.dtype.is_floating_point and found.numel() == t.numel() and _same(found, t) for t in truths):
             at = f"at inputs of size {float(x.abs().max()):.3g}"
-            return f"another value {at}: {found.flatten()[:4]} for {expected.flatten()[:4]}"
+            return f"another value {at}: {found.flatten()[:4]} for {truths[0].flatten()[:4]}"
     return None
 
 
@@ -90,7 +94,7 @@ def _walk(chosen: list[Setting], counts: Counter[str], wrong: list[str]) -> None
     at = 0
     for setting in chosen:
         told: set[str] = set()
-        for place in range(len(_runs(setting) or [])):
+        for place in range(len(_tensors(setting(example[:2])))):  # the program was recorded with two samples
             try:
                 _, graph = read(program, example, 1, at)
             except (UnsupportedError, ModelError) as error:
@@ -127,6 +131,7 @@ def test_a_slice_of_the_settings_is_equal_or_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_setting_of_every_call_is_equal_or_refused(capsys):
     counts, wrong = _all(60, sorted(CALLS))
     with capsys.disabled():
@@ -136,6 +141,7 @@ def test_every_setting_of_every_call_is_equal_or_refused(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_single_settings_through_the_whole_capture_are_equal_or_refused(capsys):
     counts: Counter[str] = Counter()
     for name in sorted(CALLS):

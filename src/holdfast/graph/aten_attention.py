@@ -30,6 +30,11 @@ def attention(c: Call) -> Value:
     q, k, v = (c.operand(name) for name in ("query", "key", "value"))
     width, queries, keys = c.full_shape("query")[-1], c.full_shape("query")[-2], c.full_shape("key")[-2]
     scale = 1 / math.sqrt(width) if c.get("scale") is None else c.number("scale")
+    if c.get("is_causal") and not scale > 0:
+        raise UnsupportedError(
+            f"'{c.name}' that is causal with scale={scale:g}{where_of(c.node)}, for which PyTorch gives no numbers; the graph "
+            "serves scales above 0"
+        )
     seen, added = _mask(c, int(queries), int(keys))
     if seen is None:
         return compose.attention(c.b, q, k, v, scale, added)

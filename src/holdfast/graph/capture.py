@@ -215,7 +215,13 @@ def read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) 
             raise UnsupportedError(f"the model has a part of kind '{node.op}', which the graph does not know")
     value = reader.operand(end)
     if not lead and isinstance(value, int):
-        value = reader.builder.reshape(value, reader.builder.shape(value)[1:])
+        answer = reader.builder.shape(value)
+        if answer[:1] != (1,):
+            raise UnsupportedError(
+                f"the model answers one input with a tensor of shape {tuple(answer)}; the graph serves models whose answer has a "
+                "row for each input, (n, classes)"
+            )
+        value = reader.builder.reshape(value, answer[1:])
     graph = reader.builder.finish(value)
     if any(not n.shape for n in graph.nodes) and shape:
         graph = lifted(graph)
