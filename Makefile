@@ -14,7 +14,7 @@ setup: $(READY)  ## make .venv with everything that is locked
 $(READY): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock -e '.[onnx,timm,hf,sdp,dev]'
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -r requirements.lock -e '.[onnx,timm,hf,sdp,dev]'
 	touch $(READY)
 
 demo: $(READY)  ## train, audit, harden, audit again, compare: runs/demo

@@ -40,10 +40,10 @@ def _points(n: int) -> Tensor:
     return x
 
 
-def _runs(setting: Setting) -> list[Tensor] | None:
-    """What PyTorch itself gives for a batch of three, or None where it refuses."""
+def _runs(setting: Setting, n: int = 3) -> list[Tensor] | None:
+    """What PyTorch itself gives for a batch, or None where it refuses."""
     try:
-        return _tensors(setting(_points(3)[1]))
+        return _tensors(setting(_points(n)[1]))
     except Exception:  # whatever PyTorch raises for a setting that it does not have
         return None
 
@@ -94,7 +94,8 @@ def _walk(chosen: list[Setting], counts: Counter[str], wrong: list[str]) -> None
     at = 0
     for setting in chosen:
         told: set[str] = set()
-        for place in range(len(_tensors(setting(example[:2])))):  # the program was recorded with two samples
+        # the program was recorded with two samples, and of shapes alone
+        for place in range(len(_runs(setting, 2) or _runs(setting) or [])):
             try:
                 _, graph = read(program, example, 1, at)
             except (UnsupportedError, ModelError) as error:
