@@ -99,6 +99,7 @@ def measured(set: LpBall, x_adv: Tensor, x: Tensor) -> Tensor:
         x: (n, \\*features); a feature off the grid is counted as it stands.
 
     Example:
+        >>> from fractions import Fraction
         >>> ball = LpBall.uniform(Norm.LINF, 8 / 255, 1, grid=Fraction(1, 255))
         >>> x, up = torch.tensor([[0.0]]), torch.tensor([[8.0]]) / 255
         >>> measured(ball, up, x).item() == 8 / 255 < between(Norm.LINF, up, x).item()
