@@ -84,7 +84,7 @@ def main() -> None:
         _told(error, str(error), error.exit_code)
     except OSError as error:
         _told(error, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
-    except Exception as error:
+    except Exception as error:  # a fault of ours: a person gets one line, not a traceback
         _told(error, f"internal error: {type(error).__name__}: {error}; -v shows where, please report it", _INTERNAL)
 
 

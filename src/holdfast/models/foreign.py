@@ -59,7 +59,7 @@ def exported_module(path: Path) -> nn.Module:
     """
     try:
         return FixedMode(torch.export.load(path).module())
-    except Exception as fault:
+    except Exception as fault:  # the readers of both formats have no common error
         raise _unreadable(path, fault) from None
 
 
@@ -73,7 +73,7 @@ def torchscript_module(path: Path) -> nn.Module:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch announces that TorchScript is deprecated
             return torch.jit.load(path, map_location="cpu")
-    except Exception as fault:
+    except Exception as fault:  # the readers of both formats have no common error
         raise _unreadable(path, fault) from None
 
 

@@ -61,7 +61,7 @@ def read_objects(path: Path, *, trust: bool) -> object:
         raise UnsafeFileError(
             f"{path} holds more than tensors: {str(fault).splitlines()[0]}; --trust opens it"
         ) from None
-    except Exception as fault:
+    except Exception as fault:  # a damaged archive raises what its parser meets
         raise ModelError(
             f"{path} cannot be opened; is it damaged or truncated? ({type(fault).__name__}: {fault})"
         ) from None
