@@ -33,7 +33,7 @@ from holdfast.judge.referee import Judgement, Ruling
 
 __all__ = ["Stage", "attacked", "judged", "on_levels", "stages", "standing_of", "still_breaking"]
 
-_DEAR, _HEAVY = 16, 32  # samples of a unit
+_PROOF, _DEAR, _HEAVY = 8, 16, 32  # samples of a unit
 _MANY = 400  # forwards and backwards of a sample
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
 
@@ -107,7 +107,7 @@ def _searching(plan: Plan, rung: Rung, search: dict[str, int | None]) -> Stage:
 def _certifying(plan: Plan, unit: Unit, bounds: bool) -> Stage:
     """The lower bound hangs on nothing that attacks found."""
     title = f"certificates ({plan.certify})"
-    return Stage("certificates", unit, title, most=_DEAR, needs=("clean",), apart=True, bounds=bounds)
+    return Stage("certificates", unit, title, most=_PROOF, needs=("clean",), apart=True, bounds=bounds)
 
 
 def standing_of(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:

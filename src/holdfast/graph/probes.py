@@ -136,9 +136,7 @@ class Probes:
                 mine = values(self.graph, x)[-1]
                 distance = apart(mine, given.to(mine).reshape(mine.shape))
                 return torch.autograd.grad(distance.where(distance.isfinite(), 0.0).sum(), x)[0].nan_to_num(0.0)
-            except (
-                Exception
-            ):  # whatever the model's own code raises where gradients are asked of it; it is compared without
+            except Exception:  # whatever the model's code raises where gradients are asked of it; compared without
                 return None
 
     def _corners(self) -> list[Tensor]:
