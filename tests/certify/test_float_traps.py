@@ -5,11 +5,13 @@ Each trap has an input that breaks it in real numbers; most hide it from samplin
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from holdfast.certify.bounds.sdp import SDP
 from holdfast.certify.graph_certifier import GraphCertifier
 from holdfast.certify.query import Query
 from holdfast.certify.solver import Budget, Outcome, Solver
@@ -149,6 +151,26 @@ def test_planted_counterexamples_are_never_proved(name: str, seed: int) -> None:
         return
     assert answer.outcome is not Outcome.HOLDS
     assert answer.bound <= 0 or answer.outcome is Outcome.BROKEN
+
+
+def _leak(slope: float) -> Graph:
+    """x / 2 - leaky(x), least at -1: there it is slope - 1/2."""
+    nodes = (
+        Node("input", (), (1,)),
+        Node("leaky_relu", (0,), (1,), attributes={"slope": slope}),
+        Node("affine", (0,), (1,), {"scale": torch.full((1,), 0.5, dtype=torch.float64)}),
+        Node("sub", (2, 1), (1,)),
+    )
+    return Graph(nodes, torch.float64)
+
+
+@pytest.mark.parametrize("slope", [0.1, 0.2])  # float32 has both a little larger
+@pytest.mark.parametrize("method_", [*(method(n)() for n in METHODS), SDP(chords=False)], ids=str)
+def test_a_slope_is_the_one_that_was_given(method_: GraphCertifier, slope: float) -> None:
+    centre = torch.tensor([[-0.25]], dtype=torch.float64)
+    ball = LpBall.uniform(Norm.LINF, 0.75, 1, -2.0, 2.0)
+    bound = method_.bounds(_leak(slope), ball, centre, torch.ones(1, 1, dtype=torch.float64))
+    assert Fraction(float(bound)) <= Fraction(slope) - Fraction(1, 2)
 
 
 def test_order_sensitive_networks_are_not_proved_as_they_run() -> None:

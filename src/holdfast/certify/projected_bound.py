@@ -141,7 +141,8 @@ def _through_relu(flat: float, given: _Cloud, k: int, generator: torch.Generator
     box = Box(given.centre - radius, given.centre + radius)
     unstable = (box.lower < 0) & (box.upper > 0)
     width = torch.where(unstable, box.upper - box.lower, 1.0)
-    slope = torch.where(unstable, (box.upper - flat * box.lower) / width, torch.where(box.lower >= 0, 1.0, flat))
+    settled = torch.where(box.lower >= 0, torch.ones_like(width), flat)
+    slope = torch.where(unstable, (box.upper - flat * box.lower) / width, settled)
     half = torch.where(unstable, (flat - slope) * box.lower / 2, 0.0)  # of the gap between the two lines
     fresh = _cauchy(half, k, generator)
     cauchy = fresh if given.cauchy is None else slope * given.cauchy + fresh

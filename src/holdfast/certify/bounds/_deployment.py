@@ -243,7 +243,10 @@ def _inverse_error(inverse: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _scale_error(node: Node, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """How far ``weight / sqrt(variance + eps)`` moves when all three are stored in a type."""
-    variance, eps = node.attributes["variance"].double(), torch.tensor(float(node.attributes["eps"])).double()
+    variance, eps = (
+        node.attributes["variance"].double(),
+        torch.tensor(float(node.attributes["eps"]), dtype=torch.float64),
+    )
     whole = variance + eps.to(variance.device)
     moved = (_stored(variance, dtype) + _stored(eps, dtype).to(variance.device)) / whole
     relative = (1 - moved).clamp(min=1e-6).rsqrt() - 1 + 12 * roundoff(dtype)

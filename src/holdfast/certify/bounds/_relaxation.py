@@ -160,7 +160,7 @@ class Relaxation:
                 error.flatten()[chosen],
                 entries(argument.lower),
                 entries(argument.upper),
-                torch.full((len(chosen),), flat).to(value),
+                torch.full((len(chosen),), flat, dtype=value.dtype, device=value.device),
                 below,
                 torch.stack([entries(lines.upper_slope), entries(lines.upper_intercept)], 1),
             )
