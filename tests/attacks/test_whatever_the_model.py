@@ -92,15 +92,12 @@ def problem(norm=Norm.LINF, eps=0.2, dtype=torch.float64, **more):
 
 
 class TestWhatIsGiven:
-    @pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.float32, np.int16, list])
+    @pytest.mark.parametrize("kind", [torch.uint8, torch.int32, torch.float32, np.int16, np.uint32, object, list])
     def test_labels_of_every_type_are_the_same_labels(self, kind):
-        y = (
-            labels().tolist()
-            if kind is list
-            else labels().numpy().astype(kind)
-            if kind is np.int16
-            else labels().to(kind)
-        )
+        if kind is list:
+            y = labels().tolist()
+        else:
+            y = labels().to(kind) if isinstance(kind, torch.dtype) else labels().numpy().astype(kind)
         given = Problem.of(points(), y, LpBall.uniform("Linf", "1/5", N, dtype=torch.float64))
         assert given.y.dtype is torch.int64
         assert torch.equal(given.y, labels())
@@ -111,6 +108,17 @@ class TestWhatIsGiven:
         y = y if y is None else torch.tensor(y)
         with pytest.raises(DataError, match="labels"):
             Problem.of(points(), y, LpBall.uniform(Norm.LINF, 0.1, N, dtype=torch.float64))
+
+    @pytest.mark.parametrize("kind", [str, bytes, object])
+    def test_names_are_no_labels(self, kind):
+        y = np.array([f"class {k}" for k in labels().tolist()]).astype(kind)
+        with pytest.raises(DataError, match=r"np\.unique"):
+            Problem.of(points(), y, LpBall.uniform(Norm.LINF, 0.1, N, dtype=torch.float64))
+
+    def test_sparse_inputs_are_filled_up(self):
+        x = points().where(points() > 0.4, 0.0)
+        ball = LpBall.uniform(Norm.LINF, 0.1, N, dtype=torch.float64)
+        assert torch.equal(Problem.of(x.to_sparse(), labels(), ball).x, x)
 
     def test_labels_from_one_are_named(self):
         p = problem()
@@ -206,6 +214,7 @@ class TestModels:
             nn.DataParallel(Net()),
             torch.compile(Net(), backend="eager"),
             torch.jit.trace(Net(), points()),
+            torch.jit.freeze(torch.jit.trace(Net().eval(), points())),
         ):
             assert torch.equal(run(small(name), problem(), wrapped).found, base.found)
 

@@ -294,6 +294,26 @@ def test_a_wrong_size_is_refused_before_anything_heavy_is_imported() -> None:
     assert "'abc' is no perturbation size" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--eps", "--radius-max", "--grid", "--eps-grid"])
+def test_a_size_beyond_all_numbers_is_refused(option: str, holdfast, on, tmp_path: Path) -> None:
+    said = holdfast("audit", *on, option, "1e999", "--out", tmp_path / "run")
+    assert said.code == 2
+    assert "1e999 is larger than any input" in said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_ends_the_program_passes_no_gate(holdfast, place: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ends = "    import sys\n    sys.exit(0)\n"
+    Path("arch.py").write_text(f"from {ARCH.split(':')[0]} import digits_mlp\n\ndef builds():\n{ends}")
+    Path("predict.py").write_text(f"def asked(x):\n{ends}")
+    for model in (("predict.py:asked",), (place / "model.safetensors", "--arch", "arch.py:builds")):
+        said = holdfast("audit", "--model", *model, "--trust", "--data", place / "test.npz", "--fail-under", "90%",
+                        "--suite", "black-box", "--certify", "none", "--out", "run")  # fmt: skip
+        assert said.code == 2, said.err
+        assert "SystemExit" in said.err or "ended the program" in said.err
+
+
 def test_an_artefact_is_never_judged_on_what_it_was_fitted_on(holdfast, on, place: Path, tmp_path: Path) -> None:
     few = ("--samples", "30", "--set", "steps=5", "--eps", "0.2")
     said = holdfast("attack", "sgd_uap", *on, "--train-data", place / "test.npz", *few, "--out", tmp_path / "same")

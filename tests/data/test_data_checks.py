@@ -30,6 +30,10 @@ def test_good_data_has_no_findings():
         (X * 2 - 1, r"\[-1, 1\]"),
         ((X - 0.5) / 0.25, "standardised"),
         (X * 4000, "run from"),
+        ((X * 16).round(), r"0\.\.16"),
+        ((X * 127).round(), r"0\.\.127"),
+        (X.where(X < 0.99, 1.0005), "leave it by 0.0005"),
+        (X.where(X > 0.01, -1e-7), "leave it by 1e-07"),
     ],
 )
 def test_range(x, looks):
@@ -37,6 +41,11 @@ def test_range(x, looks):
     assert found.severity is Severity.ERROR
     assert found.remedy
     assert re.search(looks, found.message)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(0.03, True), (0.04, False)])
+def test_a_change_as_large_as_the_data_are_wide_is_warned_of(factor, said):
+    assert ("data.eps" in codes(X * factor + 0.5)) is said
 
 
 @pytest.mark.parametrize("scale", [255.0, 4000.0])

@@ -94,6 +94,12 @@ class TestNpz:
         assert refusal.value.exit_code == 2
         assert not marker.exists()
 
+    @pytest.mark.parametrize("kind", [np.uint16, np.uint32, np.int16])
+    def test_integers_are_called_what_they_are_and_labels_may_be_any(self, tmp_path, kind):
+        with pytest.raises(DataError, match=f"x is {np.dtype(kind)}; save it as float32"):
+            load_npz(saved(tmp_path / "d.npz", x=(X * 100).astype(kind), y=Y))
+        assert load_npz(saved(tmp_path / "e.npz", x=X, y=Y.astype(kind))).y.tolist() == Y.tolist()
+
     @pytest.mark.parametrize("name", ["readme.txt", "x", "sub/x.npy"])
     def test_members_that_are_no_arrays(self, tmp_path, name):
         path = saved(tmp_path / "d.npz", x=X, y=Y)

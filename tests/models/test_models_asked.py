@@ -145,6 +145,15 @@ class TestOnnx:
         whole = open_model(str(path), output="scores", pixel=1.0).module(torch.from_numpy(levels.astype(np.float32)))
         assert np.array_equal(whole.numpy(), runtime(path, "scores", levels))
 
+    def test_a_file_that_leaves_the_shape_of_its_input_open_takes_what_comes(self, tmp_path):
+        h, t = onnx.helper, onnx.TensorProto
+        x, s = h.make_tensor_value_info("x", t.FLOAT, None), h.make_tensor_value_info("s", t.FLOAT, None)
+        w = onnx.numpy_helper.from_array(X[:4, :3].copy(), "w")
+        graph = h.make_graph([h.make_node("MatMul", ["x", "w"], ["s"])], "g", [x], [s], [w])
+        onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), tmp_path / "open.onnx")
+        out = open_model(str(tmp_path / "open.onnx")).module(torch.from_numpy(X))
+        np.testing.assert_allclose(out.numpy(), X @ X[:4, :3], rtol=1e-5, atol=1e-6)
+
     def test_integers_that_are_no_pixels_are_refused(self, tmp_path):
         path = linear(tmp_path / "q.onnx", kind=onnx.TensorProto.INT64)
         with pytest.raises(ModelError, match=r"takes the inputs x tensor\(int64\); served is one input"):
@@ -274,6 +283,10 @@ def one(x): return x[:, 0]
 def short(x): return scores(x)[:-1]
 def wrong(x): return scores(x).astype(str)
 def fails(x): return {}["gone"]
+def ends(x): raise SystemExit(0)
+def by_name(x): return [{"yes": float(v), "no": 1 - float(v)} for v in x[:, 0]]
+def by_number(x): return [{1: float(v), 0: 1 - float(v)} for v in x[:, 0]]
+def by_some_names(x): return [*by_name(x)[:-1], {"maybe": 1.0}]
 def writes(x):
     x += 1
     return scores(x - 1)
@@ -292,7 +305,15 @@ class TestFunctions:
             open_model(f"{file}:scores")
 
     @pytest.mark.parametrize(
-        ("name", "classes"), [("scores", None), ("labels", 2), ("names", ("no", "yes")), ("writes", None)]
+        ("name", "classes"),
+        [
+            ("scores", None),
+            ("labels", 2),
+            ("names", ("no", "yes")),
+            ("writes", None),
+            ("by_name", ("no", "yes")),
+            ("by_number", None),
+        ],
     )
     def test_scores_labels_and_names_are_read(self, file, name, classes):
         x = torch.from_numpy(X)
@@ -305,7 +326,10 @@ class TestFunctions:
         [
             ("short", "answered the shape .119, 2. for 120 rows"),
             ("wrong", "type <U"),
-            ("fails", "fails on 120 rows: KeyError: 'gone'"),
+            ("fails", r"fails on 120 rows, which it is given at once as an array .120, 4.: KeyError: 'gone'"),
+            ("ends", "SystemExit: 0"),
+            ("by_name", "in which order labels number them: --class-names yes,no"),
+            ("by_some_names", "return an array of scores"),
             ("labels", "give --classes"),
             ("names", "give --classes"),
         ],

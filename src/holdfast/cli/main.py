@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -26,7 +27,7 @@ from holdfast.cli import (
     verify,
 )
 from holdfast.cli.console import fault, voice
-from holdfast.core.errors import HoldfastError
+from holdfast.core.errors import HoldfastError, ModelError
 
 __all__ = ["app", "main"]
 
@@ -78,14 +79,35 @@ def _holdfast(
 
 def main() -> None:
     """Runs the command line and exits with its code; every error is one line that names the fix."""
+    command = typer.main.get_command(app)
+    _watch(command)
     try:
-        typer.main.get_command(app)(prog_name="holdfast")
+        command(prog_name="holdfast")
     except HoldfastError as error:
         _told(error, str(error), error.exit_code)
     except OSError as error:
         _told(error, f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2)
     except Exception as error:  # a fault of ours: a person gets one line, not a traceback
         _told(error, f"internal error: {type(error).__name__}: {error}; -v shows where, please report it", _INTERNAL)
+
+
+def _watch(command: Any) -> None:
+    """No command of ours ends the program, so where one ends it was code that it runs: that is no success, whatever it says."""
+    for inner in getattr(command, "commands", {}).values():
+        _watch(inner)
+    run = command.callback
+
+    def watched(*given: Any, **options: Any) -> Any:
+        try:
+            return run(*given, **options)
+        except SystemExit as error:
+            raise ModelError(
+                f"code that the model or its data need ended the program (sys.exit({error.code!r})); let it raise an "
+                "exception, or return"
+            ) from error
+
+    if run is not None:
+        command.callback = watched
 
 
 def _told(error: Exception, text: str, code: int) -> None:

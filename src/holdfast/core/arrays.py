@@ -31,15 +31,35 @@ def outside_inference_mode() -> Generator[None, None, None]:
 def plain(values: Tensor | np.ndarray[Any, Any]) -> Tensor:
     """Values as a tensor of its own: no gradient leads out of it, and autograd may use it.
 
-    A tensor that was made under `torch.inference_mode` is copied, for no gradient can be taken through it.
+    A tensor that was made under `torch.inference_mode` is copied, for no gradient can be taken through it; one that is
+    sparse is filled up.
+
+    Raises:
+        DataError: the values are no numbers.
 
     Example:
         >>> plain(np.zeros(2)).dtype, plain(torch.ones(1, requires_grad=True)).requires_grad
         (torch.float64, False)
     """
     with outside_inference_mode():
-        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values)
+        tensor = values if isinstance(values, Tensor) else _numbers(values)
+        if tensor.layout is not torch.strided:
+            tensor = tensor.to_dense()
         return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _numbers(values: np.ndarray[Any, Any]) -> Tensor:
+    given: Any = values
+    kind: Any = getattr(given, "dtype", type(given).__name__)
+    try:
+        if kind == object:  # as pandas has columns of mixed types
+            given = np.asarray(given.tolist())
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise DataError(
+            f"values of type {kind} where numbers were expected; names of classes are numbered by "
+            "np.unique(names, return_inverse=True)[1]"
+        ) from None
 
 
 def dense(answer: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from holdfast.core.errors import UsageError
 
 __all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps", "size_text"]
 
+_LARGEST = 10**30  # of a size; no input has features that far apart
+
 
 class Norm(StrEnum):
     """An lp distortion (survey, Table 3)."""
@@ -90,7 +92,7 @@ def parse_eps(text: str | float | int | Fraction) -> Fraction:
     """A perturbation size as an exact rational: ``8/255``, ``0.1``, ``1e-2``.
 
     Raises:
-        UsageError: not a finite number of at least 0.
+        UsageError: not a number from 0 to 1e30.
 
     Example:
         >>> parse_eps("8/255")
@@ -104,6 +106,8 @@ def parse_eps(text: str | float | int | Fraction) -> Fraction:
         raise UsageError(f"'{text}' is no perturbation size; write it as 8/255 or 0.03") from None
     if value < 0:
         raise UsageError(f"a perturbation size cannot be negative, got {text}")
+    if value > _LARGEST:
+        raise UsageError(f"a perturbation size of {str(text)[:40]} is larger than any input; write it as 8/255 or 0.03")
     return value
 
 

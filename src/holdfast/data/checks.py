@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from holdfast.core.findings import Finding, Severity
-from holdfast.core.threat import ThreatModel
+from holdfast.core.threat import Norm, ThreatModel
 from holdfast.core.words import counted
 from holdfast.data.dataset import Dataset
 
@@ -12,6 +12,8 @@ __all__ = ["check_data"]
 _COLUMNS = (
     "'holdfast columns FILE --out columns.yaml' writes a first version to correct, and --table columns.yaml takes it"
 )
+_LEVELS = (15.0, 16.0, 31.0, 63.0, 127.0)  # largest levels of pictures of few bits; scikit-learn's digits have 16
+_TRIFLE = 0.01  # of the range's width: what lies beyond it by no more was rounded or resized
 
 
 def check_data(data: Dataset, threat: ThreatModel, classes: int | None = None) -> list[Finding]:
@@ -66,6 +68,14 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
                 "perturbation of size eps is large against such inputs.", measured,
             )
         ]  # fmt: skip
+    if threat.norm is Norm.LINF and 0 < most - least <= threat.eps:
+        return [
+            Finding(
+                "data.eps", Severity.WARNING, "eps is as large as the data are wide",
+                f"All values lie within [{least:.4g}, {most:.4g}], and each may be moved by {float(threat.eps):.4g}.",
+                "Check the scaling of x, or give a smaller --eps: nothing of an input is left under such a change.", measured,
+            )
+        ]  # fmt: skip
     return []
 
 
@@ -79,9 +89,14 @@ def _guess_scale(
             f"Say what each column may be: {_COLUMNS}."
             + (" If the rows are flattened pictures in 0..255, divide x by 255 instead." if flat else ""),
         )
+    beyond = max(threat.low - least, most - threat.high)
+    if beyond <= _TRIFLE * (threat.high - threat.low):
+        return f"They leave it by {beyond:.3g} at most.", f"Clip them: x.clip({threat.low:g}, {threat.high:g})."
     if least >= 0 and 1.5 < most <= 255:
+        if most in _LEVELS and bool((data.x == data.x.round()).all()):
+            return f"They look like 0..{most:g}.", f"Divide x by {most:g}."
         return "They look like 0..255.", "Divide x by 255, or save it as uint8."
-    if least >= -1.001 and most <= 1.001 and threat.low == 0:
+    if -1.001 <= least < 0 and most <= 1.001 and threat.low == 0:
         return "They look like [-1, 1].", "Save x as (x + 1) / 2 and declare the normalisation mean 0.5, std 0.5."
     if least < 0 and abs(mean) < 1.5 and 0.3 < spread < 3:
         return (

@@ -109,8 +109,6 @@ def _array(archive: ZipFile, key: str, path: Path) -> np.ndarray:
 def _native(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise DataError(f"an array of type {array.dtype} where numbers were expected")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch knows no wide unsigned numbers
-        array = array.astype(np.int64)
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 

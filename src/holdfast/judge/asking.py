@@ -39,8 +39,9 @@ def evaluating(*models: object) -> Iterator[None]:
     Where it cannot be called (exported programs), the flags are set.
     """
     roots = [m for m in models if isinstance(m, nn.Module)]
-    modes = [(m, m.training) for root in roots for m in root.modules()]
-    was = [root.training for root in roots]
+    # a frozen ScriptModule has no mode
+    modes = [(m, m.training) for root in roots for m in root.modules() if hasattr(m, "training")]
+    was = [getattr(root, "training", False) for root in roots]
     for root in roots:
         _switch(root, on=False)
     try:
@@ -61,6 +62,9 @@ def _switch(root: nn.Module, *, on: bool) -> None:
     except NotImplementedError:  # a module of torch.export
         for module in root.modules():
             module.training = on
+    except AttributeError:  # a frozen ScriptModule, whose mode was fixed then
+        if hasattr(root, "training"):
+            raise
 
 
 def ask(model: Model, x: Tensor) -> Tensor:
@@ -73,7 +77,7 @@ def ask(model: Model, x: Tensor) -> Tensor:
         return model(x.clone())
     except (HoldfastError, torch.OutOfMemoryError):
         raise
-    except Exception as fault:  # a user's model may raise anything
+    except (Exception, SystemExit) as fault:  # a user's model may raise anything, and end the program
         raise ModelFault(f"{type(fault).__name__}: {' '.join(str(fault).split())[:300]}") from fault
 
 

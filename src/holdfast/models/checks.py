@@ -118,7 +118,7 @@ def admitted(found: list[Finding], *, anyway: bool = False) -> list[Finding]:
 @contextmanager
 def _asking(model: Model) -> Iterator[None]:
     """Eval mode and private randomness for the time of the questions, outside of inference mode."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modules = [m for m in _parts(model) if hasattr(m, "training")]  # which a frozen ScriptModule has not
     modes = [m.training for m in modules]
     with outside_inference_mode(), torch.random.fork_rng():
         try:

@@ -72,7 +72,7 @@ class OnnxRuntime(QueriesOnly):
         self._type, self._pixel = _TYPES[inputs[0].type], pixel
         shape = inputs[0].shape
         self._batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else None
-        self._features = shape[1:]
+        self._features = tuple(shape[1:]) if shape else None  # of a rank that the file leaves open
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -100,13 +100,15 @@ class OnnxRuntime(QueriesOnly):
 
     def _shaped(self, x: np.ndarray) -> np.ndarray:
         wanted, given = self._features, x.shape[1:]
+        if wanted is None:
+            return x
         if len(wanted) == 1 and wanted[0] == int(np.prod(given)):
             return x.reshape(len(x), -1)
         fits = len(wanted) == len(given) and all(
             not isinstance(w, int) or w == g for w, g in zip(wanted, given, strict=True)
         )
         if not fits:
-            raise ModelError(f"{self.what} takes rows of the shape {tuple(wanted)}, and the data has {tuple(given)}")
+            raise ModelError(f"{self.what} takes rows of the shape {wanted}, and the data has {tuple(given)}")
         return x
 
     def _run(self, x: np.ndarray) -> np.ndarray:
@@ -115,16 +117,8 @@ class OnnxRuntime(QueriesOnly):
         except Exception as fault:  # onnxruntime's errors have no common class
             raise ModelError(f"onnxruntime fails on {self.what}: {_line(fault)}") from None
         if isinstance(answer, list):  # a ZipMap: for each row the scores by class
-            return self._unzipped(answer)
+            return self.by_class(answer, "export with options={'zipmap': False}")
         return np.asarray(answer)
-
-    def _unzipped(self, answer: list[Any]) -> np.ndarray:
-        if not all(isinstance(row, dict) and row.keys() == answer[0].keys() for row in answer):
-            raise ModelError(
-                f"{self.what} answers a sequence that is no scores by class; export with options={{'zipmap': False}}"
-            )
-        keys = list(self.names) if set(self.names) == answer[0].keys() else sorted(answer[0])
-        return np.array([[row[k] for k in keys] for row in answer], dtype=np.float32)
 
 
 def output_named(path: Path, outputs: Sequence[tuple[str, str]], wanted: str | None) -> str:

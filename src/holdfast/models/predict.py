@@ -58,8 +58,12 @@ class PredictFunction(QueriesOnly):
     def ask(self, x: np.ndarray) -> np.ndarray:
         """(n, \\*features) float32 -> what the function gives."""
         try:
-            return np.asarray(self._function(x))
-        except Exception as fault:  # a user's function may raise anything
+            answer = self._function(x)
+        except (Exception, SystemExit) as fault:  # a user's function may raise anything, and end the program
             raise ModelError(
-                f"{self.what} fails on {len(x)} rows: {type(fault).__name__}: {str(fault)[:300]}"
+                f"{self.what} fails on {len(x)} rows, which it is given at once as an array {x.shape}: "
+                f"{type(fault).__name__}: {str(fault)[:300]}"
             ) from fault
+        if isinstance(answer, (list, tuple)) and answer and isinstance(answer[0], dict):
+            return self.by_class(cast(Sequence[Any], answer), "return an array of scores (n, classes)")
+        return np.asarray(answer)

@@ -89,6 +89,27 @@ class QueriesOnly(nn.Module):
             answer = answer[:, None]
         return torch.from_numpy(np.ascontiguousarray(answer, dtype=np.float32)).to(x.device)
 
+    def by_class(self, answer: Sequence[Any], remedy: str) -> np.ndarray:
+        """(n, K) float32 of answers that are, for each row, scores by class.
+
+        Raises:
+            ModelError: they are something else, or of other classes from row to row; the remedy is said.
+            UsageError: classes are named and nobody said in which order labels number them.
+        """
+        if not all(isinstance(row, dict) and row.keys() == answer[0].keys() for row in answer):
+            raise ModelError(f"{self.what} answers a sequence that is no scores by class; {remedy}")
+        keys = answer[0].keys()
+        if set(self.names) == keys:
+            order = list(self.names)
+        elif all(isinstance(key, int) for key in keys):
+            order = sorted(keys)
+        else:
+            named = ",".join(map(str, keys))
+            raise UsageError(
+                f"{self.what} answers scores by class; say in which order labels number them: --class-names {named[:200]}"
+            )
+        return np.array([[row[key] for key in order] for row in answer], dtype=np.float32)
+
     def _hard(self, labels: np.ndarray) -> Tensor:
         if self.classes is None:
             raise UsageError(
