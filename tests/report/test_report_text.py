@@ -4,6 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
+from holdfast.audit.document import Document
 from holdfast.report.text import show
 
 NASTY = "[bold red]x[/] \x1b[2J\x07"
@@ -24,6 +25,20 @@ def test_plain_summary_has_the_figures_and_no_colour(document):
     assert "never counted as robust" in text
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) < 160
+
+
+def test_what_was_judged_is_said_where_it_is_not_the_model_itself(document):
+    told = document.model_dump(mode="json")
+    for s in told["samples"]:
+        if s["certificate"]:
+            s["certificate"] |= {"guarantee": "probabilistic", "alpha": 0.001}
+    told["subject"] |= {"kind": "smoothed", "detail": "sigma=0.25"}
+    said = (
+        "judged: the model smoothed with noise, sigma=0.25; a certificate holds with probability 0.999 for each sample"
+    )
+    assert said in _shown(Document.model_validate(told), terminal=False).splitlines()
+    assert said[:50] in _shown(Document.model_validate(told), terminal=True)
+    assert "judged:" not in _shown(document, terminal=False)
 
 
 def test_terminal_summary_draws_a_bar_of_fixed_width(document):

@@ -149,7 +149,7 @@ def compose(
                     "empirical": _interval(empirical, n),
                     "certified": None if plan.certify == "none" else _interval(proved, n),
                 },
-                "statement": _statement(plan.certify != "none", proved, empirical, unjudged),
+                "statement": _statement(context, proved, empirical, unjudged),
             },
             "complete": complete and not clashes,
             "contradictions": clashes,
@@ -213,9 +213,10 @@ def _interval(share: float, n: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _statement(certifies: bool, proved: float, empirical: float, unjudged: int) -> str:
-    left = f"certified {100 * proved:.1f} % <= " if certifies else ""
-    line = f"{left}true robust accuracy <= empirical {100 * empirical:.1f} %"
+def _statement(context: Context, proved: float, empirical: float, unjudged: int) -> str:
+    left = f"certified {100 * proved:.1f} % <= " if context.plan.certify != "none" else ""
+    whose = " of the smoothed model" if context.subject.kind == "smoothed" else ""
+    line = f"{left}true robust accuracy{whose} <= empirical {100 * empirical:.1f} %"
     if unjudged:
         return f"{line}, INCOMPLETE: {unjudged} not judged, counted as broken"
     return line

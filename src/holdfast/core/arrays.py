@@ -52,7 +52,7 @@ def _numbers(values: np.ndarray[Any, Any]) -> Tensor:
     given: Any = values
     kind: Any = getattr(given, "dtype", type(given).__name__)
     try:
-        if kind == object:  # as pandas has columns of mixed types
+        if str(kind) == "object":  # as pandas has columns of mixed types
             given = np.asarray(given.tolist())
         return torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):

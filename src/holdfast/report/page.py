@@ -104,6 +104,7 @@ def render(document: Document, pictures: Sequence[Picture] = (), rows: BrokenRow
         legend=legend_rows(document),
         banners=words.banners(document),
         meaning=words.meaning(document),
+        judged=words.judged(document),
         gate=words.verdict_of(document.gate) if document.gate is not None else None,
         classes=tables.by_class(document),
         easiest=[

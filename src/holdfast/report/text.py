@@ -13,7 +13,7 @@ from holdfast.core.verdict import Status
 from holdfast.core.words import counted
 from holdfast.report.bar import PARTS
 from holdfast.report.markup import count, interval, percent, printable, span
-from holdfast.report.words import banners, verdict_of
+from holdfast.report.words import banners, judged, verdict_of
 
 __all__ = ["plain", "rich_summary", "show"]
 
@@ -47,6 +47,7 @@ def _about(document: Document) -> list[str]:
         f"{document.model.source}, {counted(document.headline.samples, 'sample')} of {document.data.source}",
         f"{threat.norm} <= {threat.eps}, {threat.access}, {threat.goal}; {suite}",
         f"{spent}, {span(cost.seconds)} of work",
+        *([] if document.subject.kind == "model" else [f"judged: {judged(document)}"]),
         *([f"the graph under the certificates was held against {held}"] if held else []),
     ]
 

@@ -10,7 +10,7 @@ from holdfast.core.verdict import Status
 from holdfast.core.words import counted
 from holdfast.report.markup import percent
 
-__all__ = ["Banner", "attacker", "banners", "crosschecked", "finder", "meaning", "stage_name", "verdict_of"]
+__all__ = ["Banner", "attacker", "banners", "crosschecked", "finder", "judged", "meaning", "stage_name", "verdict_of"]
 
 _SIZE = {
     Norm.LINF: "change every input value by at most {eps}",
@@ -23,6 +23,11 @@ _ACCESS = {
     "soft-label": "sees the score of every class, and nothing inside",
     "hard-label": "sees the winning class, and nothing else",
     "transfer": "cannot ask the model, and attacks others in its place",
+}
+_JUDGED = {
+    "model": "the model itself",
+    "smoothed": "the model smoothed with noise",
+    "learner": "the training algorithm with its data",
 }
 _WORTH = {
     Guarantee.SOUND: "a proof",
@@ -156,6 +161,17 @@ def attacker(threat: Threat) -> str:
     grid = f" Inputs must lie on a grid of {threat.grid}." if threat.grid else ""
     box = f"within the valid range {threat.low:g} to {threat.high:g}"
     return f"The attacker may {size}, {box}; {access}; and wants {goal}.{grid}{known}"
+
+
+def judged(document: Document) -> str:
+    """What the verdicts are about, and how sure a certificate of it is."""
+    chances = [
+        s.certificate.alpha
+        for s in document.samples
+        if s.certificate is not None and s.certificate.guarantee is Guarantee.PROBABILISTIC and s.certificate.alpha
+    ]
+    said = f"{_JUDGED[document.subject.kind]}{f', {document.subject.detail}' if document.subject.detail else ''}"
+    return f"{said}; a certificate holds with probability {1 - max(chances):g} for each sample" if chances else said
 
 
 def _of_what(document: Document) -> str:
