@@ -1,4 +1,4 @@
-"""All attacks of a norm against each other: equal passes, one distance for each sample, anytime curves.
+"""All attacks of a norm against each other: the same allowance of passes, one distance for each sample, anytime curves.
 
 Attacks that look for the least distance run as they are. Attacks that search inside a budget are given a radius for each
 sample and run again and again on a share of the passes: the radius is halved toward what is known to hold after a success

@@ -19,6 +19,7 @@ JUDGED = 14
 """Most rows with which the referee judges one witness: two ways of asking, where it stands and at six places outward."""
 _HALVINGS = 13
 _CANARY = 1000
+_LOOK = 20, 300  # samples, and queries for each attack, of a first look
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,14 @@ class Need:
         attacks: how many attacks each may see.
         least: what it takes to know the clean accuracy; a run with less finds nothing.
         most: what it takes if every attack uses all of its queries on every sample.
+        look: what a first look takes at most, at 20 samples with 300 queries for each attack.
     """
 
     samples: int
     attacks: int
     least: int
     most: int
+    look: int
 
     def __str__(self) -> str:
         return f"an audit may send {self.most:,} rows at most ({self.least:,} before the first attack): {self._made_of}"
@@ -53,6 +56,8 @@ class Need:
             return []
         data: dict[str, float | int | str] = {"allowed": allowed, "least": self.least, "most": self.most}
         fewer = f"allow --max-queries {self.most}, or take fewer --samples or --queries"
+        if self.look < self.most:
+            fewer += f": --samples {_LOOK[0]} --queries {_LOOK[1]} need {self.look:,}"
         if allowed < self.least:
             text = f"--max-queries {allowed:,} does not pay for the clean predictions of an audit, {self.least:,} rows"
             return [
@@ -92,19 +97,28 @@ def need(plan: Plan, samples: int) -> Need:
         >>> need(plan, 10).least
         20
     """
-    ladder = rungs(plan)
-    queries = [_queries(plan, r.method, dict(r.parameters)) for r in ladder]
+    look = min(samples, _LOOK[0]), min(plan.queries or _LOOK[1], _LOOK[1])
+    return Need(
+        samples, len(rungs(plan)), _least(samples), _most(plan, samples, plan.queries), _most(plan, *look)
+    )  # fmt: skip
+
+
+def _least(samples: int) -> int:
+    return min(samples, PREFLIGHT_ROWS) + samples
+
+
+def _most(plan: Plan, samples: int, limit: int | None) -> int:
+    queries = [_queries(r.method, dict(r.parameters), limit) for r in rungs(plan)]
     curve = len(plan.eps_grid) * (queries[0] + JUDGED) if queries else 0
     each = sum(q + JUDGED for q in queries) + curve + _HALVINGS + JUDGED + (JUDGED + 1) * (plan.grid is not None)
-    least = min(samples, PREFLIGHT_ROWS) + samples
-    most = least + samples * each
-    return Need(samples, len(ladder), least, most + most // _CANARY)
+    most = _least(samples) + samples * each
+    return most + most // _CANARY
 
 
-def _queries(plan: Plan, name: str, parameters: dict[str, object]) -> int:
+def _queries(name: str, parameters: dict[str, object], limit: int | None) -> int:
     """The most that one attack asks about a sample."""
     made = method(name)(**parameters)
     own = getattr(made, "queries", None)
     steps = getattr(made, "steps", 1)
     most = own if isinstance(own, int) else steps if isinstance(steps, int) else 1
-    return most if plan.queries is None else min(most, plan.queries)
+    return most if limit is None else min(most, limit)

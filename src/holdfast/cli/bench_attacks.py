@@ -1,4 +1,4 @@
-"""``holdfast bench attacks``: the attacks of a norm against each other, with equal passes."""
+"""``holdfast bench attacks``: the attacks of a norm against each other, with the same allowance of passes."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def attacks(
     most = len(chosen) * len(context.data) * (passes + JUDGED)
     if isinstance(context.base, HttpModel) and plan.max_queries is not None and most > plan.max_queries:
         raise BudgetError(
-            f"{len(chosen)} attacks ({', '.join(chosen)}) on {len(context.data)} samples with {passes} passes each may send "
-            f"{most:,} rows, and --max-queries allows {plan.max_queries:,}; allow more, or name fewer attacks, --samples or "
-            "--passes"
+            f"{len(chosen)} attacks ({', '.join(chosen)}) on {len(context.data)} samples with at most {passes} passes each "
+            f"may send {most:,} rows, and --max-queries allows {plan.max_queries:,}; allow more, or name "
+            "fewer attacks, --samples or --passes"
         )
     problem = context.problem(np.arange(len(context.data)), float("inf"))
     with progress() as tell:
@@ -102,7 +102,7 @@ def attacks(
     if format_ is o.FormatName.JSON:
         say_json(answer)
         return
-    say(f"{found.norm}: {found.samples} samples that were right, {found.passes} passes each, seed {plan.seed}")
+    say(f"{found.norm}: {found.samples} samples that were right, at most {found.passes} passes each, seed {plan.seed}")
     printed(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [

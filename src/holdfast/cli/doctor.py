@@ -13,7 +13,7 @@ from holdfast.cli.asked import first_answers, rows_at_once
 from holdfast.cli.console import say, say_json
 from holdfast.cli.opening import opened
 from holdfast.core.errors import HoldfastError
-from holdfast.core.words import counted, numbered
+from holdfast.core.words import counted, numbered, sentences
 
 if TYPE_CHECKING:
     from holdfast.audit.context import Context
@@ -108,7 +108,7 @@ def doctor(
         if asked:
             say(_answered(asked))
         for f in found:
-            say(f"{f.severity}: {f.title} [{f.code}]. {f.message} {f.remedy}".rstrip(), style=_STYLES[f.severity])
+            say(f"{f.severity}: {f.title} [{f.code}]. {sentences(f.message, f.remedy)}", style=_STYLES[f.severity])
         say(f"certificates: {bounds or ('not looked at' if context.differentiable else f'none, {context.why}')}")
         if cost:
             say(cost if context.plan.remote else f"time of an audit (suite {context.plan.suite}): {cost}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from holdfast.cli.console import note
 from holdfast.cli.options import several
 from holdfast.core.errors import DataError, UsageError
+from holdfast.core.words import sentences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -113,7 +114,7 @@ def look(
         found = [f for f in found if f.code not in ("model.chance", "model.preprocessing", "model.train_mode")]
     for f in admitted(found, anyway=anyway):
         if f.severity is Severity.WARNING:
-            note(f"warning: {f.title}. {f.message} {f.remedy}".rstrip())
+            note(f"warning: {f.title}. {sentences(f.message, f.remedy)}")
 
 
 def look_at_all(models: Mapping[str, nn.Module], data: Dataset, threat: ThreatModel, *, anyway: bool = False) -> None:

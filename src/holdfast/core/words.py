@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["counted", "numbered"]
+__all__ = ["counted", "numbered", "sentences"]
 
 _SHOWN = 20
 
@@ -30,3 +30,18 @@ def numbered(names: Sequence[str], most: int = _SHOWN) -> str:
     if all(name == str(k) for k, name in enumerate(names)):
         return f"0 to {len(names) - 1}" if len(names) > 1 else "0"
     return ", ".join(f"{k} {name}" for k, name in enumerate(names[:most])) + (", ..." if len(names) > most else "")
+
+
+def sentences(*parts: str) -> str:
+    """Parts that follow one another, each with its full stop; after one, a plain word has a capital.
+
+    Example:
+        >>> sentences("linf <= 0.1 is much", "give a smaller one", "--anyway goes on.")
+        'linf <= 0.1 is much. Give a smaller one. --anyway goes on.'
+    """
+    told: list[str] = []
+    for part in filter(None, map(str.strip, parts)):
+        first = part.split()[0].rstrip(",;:")
+        said = part[0].upper() + part[1:] if told and first.isalpha() and first.islower() else part
+        told.append(said if said[-1] in ".!?" else f"{said}.")
+    return " ".join(told)

@@ -281,10 +281,11 @@ def _outputs(out: Tensor, own: bool) -> list[Finding]:
             if own else _asked_for_shares(out)
         )  # fmt: skip
     elif bool((values <= 0).all()) and _near_one(values.exp().sum(1)):
+        said = "The outputs are" if own else "Its answers are read as"
         found.append(
             Finding(
                 "model.log_probabilities", Severity.NOTE, "log-probabilities",
-                "The outputs are log-probabilities. Their margins equal those of logits.",
+                f"{said} log-probabilities. Their margins equal those of logits.",
             )
         )  # fmt: skip
     return found

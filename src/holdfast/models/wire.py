@@ -96,7 +96,11 @@ class Answers:
         try:
             found = path.find(held)
         except ModelError as fault:
-            hint = "check access and top_k" if self.path is None else f"--answer says {path.text}"
+            hint = (
+                "say where they are: --answer PATH (and --answers labels, if it gives labels)"
+                if self.path is None
+                else f"--answer says {path.text}"
+            )
             raise ModelError(f"{fault}; {hint}; wanted: {self.wanted}") from None
         values = [found] if one_row else found
         if not isinstance(values, list):

@@ -11,7 +11,7 @@ from holdfast.audit.document import Document, FindingEntry
 from holdfast.core.findings import Severity
 from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
-from holdfast.core.words import counted
+from holdfast.core.words import counted, sentences
 from holdfast.report.markup import percent
 
 __all__ = ["render"]
@@ -117,7 +117,7 @@ def _result(document: Document, entry: FindingEntry, rule: int) -> dict[str, Any
         "ruleId": entry.code,
         "ruleIndex": rule,
         "level": str(entry.severity),
-        "message": {"text": f"{entry.message} {entry.remedy}".strip()},
+        "message": {"text": sentences(entry.message, entry.remedy)},
         "locations": [{"physicalLocation": {"artifactLocation": artefact}}],
         "partialFingerprints": {"holdfast/v1": sha256(key.encode()).hexdigest()},
         "properties": dict(entry.data),

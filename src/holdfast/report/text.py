@@ -10,7 +10,7 @@ from rich.text import Text
 
 from holdfast.audit.document import Document
 from holdfast.core.verdict import Status
-from holdfast.core.words import counted
+from holdfast.core.words import counted, sentences
 from holdfast.report.bar import PARTS
 from holdfast.report.markup import count, interval, percent, printable, span
 from holdfast.report.words import banners, judged, verdict_of
@@ -63,7 +63,7 @@ def plain(document: Document) -> str:
         out.append(f"gate {verdict_of(document.gate)}")
     out += [f"{b.title}: {b.text}" for b in banners(document)]
     for f in document.findings:
-        said = " ".join(f"{f.severity}: {f.title}. {f.message} {f.remedy} [{f.code}]".split())
+        said = " ".join(f"{f.severity}: {f.title}. {sentences(f.message, f.remedy)} [{f.code}]".split())
         out += wrap(said, _LINE, subsequent_indent="    ", break_on_hyphens=False)
     return _clean("\n".join(out)) + "\n"
 
