@@ -64,7 +64,9 @@ class Outcome:
         gradients: what the gradients were like that the search was given.
         failed: (n,) bool: the model raised on a point of this sample; it was searched no further.
         fault: what the model raised first.
-        unusable: (n,) int64 points whose scores were NaN or +infinity; never a witness.
+        unusable: (n,) int64 points whose scores cannot be judged (`holdfast.core.criterion.usable`); never a witness.
+        no_answer: (n, \\*features) the nearest such point in the set of each sample that has one; None if none has.
+        no_answer_at: (n,) float64 its distance; inf if none.
     """
 
     x: Tensor
@@ -79,6 +81,18 @@ class Outcome:
     failed: Tensor | None = None
     fault: str | None = None
     unusable: Tensor | None = None
+    no_answer: Tensor | None = None
+    no_answer_at: Tensor | None = None
+
+    @classmethod
+    def of(cls, desk: Desk, slots: int) -> Outcome:
+        """What is known at a desk."""
+        kept = desk.trace or None
+        return cls(
+            desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, desk.ledger, slots,
+            None if kept is None else (torch.stack([c for c, _ in kept]), torch.stack([d for _, d in kept])),
+            desk.gradients, desk.failed, desk.fault, desk.unusable, desk.no_answer, desk.no_answer_at,
+        )  # fmt: skip
 
     @property
     def blind(self) -> Tensor:
@@ -175,18 +189,15 @@ class Run:
 
     def outcome(self) -> Outcome:
         """What is known so far."""
-        desk, ledger = self.judge, self.judge.ledger
-        if self.transfer:
-            ledger = Ledger(len(self.problem), self.problem.x.device)
-            for name in ("forwards", "backwards", "queries"):
-                setattr(ledger, name, getattr(self.judge.ledger, name) + getattr(self.desk.ledger, name))
-        found = desk.found
-        kept = desk.trace or None
-        trace = None if kept is None else (torch.stack([c for c, _ in kept]), torch.stack([d for _, d in kept]))
-        slots = self.settings.slots
-        return Outcome(
-            desk.witness, found, desk.distance, desk.found_at, desk.low_margin, ledger, slots, trace, self.desk.gradients,
-            desk.failed | self.desk.failed, desk.fault or self.desk.fault, desk.unusable,
+        found = Outcome.of(self.judge, self.settings.slots)
+        if not self.transfer:
+            return found
+        ledger = Ledger(len(self.problem), self.problem.x.device)
+        for name in ("forwards", "backwards", "queries"):
+            setattr(ledger, name, getattr(self.judge.ledger, name) + getattr(self.desk.ledger, name))
+        return replace(
+            found, ledger=ledger, gradients=self.desk.gradients, failed=self.judge.failed | self.desk.failed,
+            fault=self.judge.fault or self.desk.fault,
         )  # fmt: skip
 
     def _open(self) -> None:

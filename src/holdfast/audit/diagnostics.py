@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks.engine import Outcome
 from holdfast.audit.context import Context
 from holdfast.audit.gradients import difference_agrees, is_zero, margin_of
 from holdfast.audit.journal import Payload
+from holdfast.audit.stages import no_answers
 from holdfast.audit.standing import Standing
 from holdfast.audit.suites import rungs
 from holdfast.core.draws import Draws
@@ -52,7 +54,7 @@ class _Walk:
 def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
     """The findings of a finished suite, on a few samples that were classified right."""
     found = [*_reported(context, parts), *_compared(context, parts)]
-    spent = {"forwards": [], "backwards": [], "queries": []}
+    spent: Payload = {"forwards": [], "backwards": [], "queries": []}
     ids = np.concatenate([s.ids[s.correct] for s in parts]) if parts else np.zeros(0, dtype=np.int64)
     if len(ids) and context.plan.access is Access.WHITE_BOX and context.differentiable:
         chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
@@ -68,7 +70,7 @@ def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
         spent = {
             "forwards": desk.ledger.forwards.tolist(), "backwards": desk.ledger.backwards.tolist(),
             "queries": desk.ledger.queries.tolist(),
-        }  # fmt: skip
+        } | no_answers(context, problem, Outcome.of(desk, context.plan.slots), "diagnostics")  # fmt: skip
     return {"findings": [f.as_dict() for f in found], **spent}
 
 

@@ -119,6 +119,17 @@ class SampleWitness(_Part):
     """The criterion's margin there: negative, the further the surer; null where the access shows no finite one."""
 
 
+class SampleNoAnswer(_Part):
+    """An input to which the model gives no answer that can be judged, by reference to `witnesses/`."""
+
+    distance: Size
+    """From the clean input, in the threat model's norm."""
+    attack: str
+    sha256: str
+    met: str
+    """What the model answers there: NaN, +infinity, -infinity for every class."""
+
+
 class SampleCertificate(_Part):
     """A radius within which nothing breaks the model."""
 
@@ -143,6 +154,9 @@ class Sample(_Part):
     forwards: Count
     backwards: Count
     queries: Count
+    no_answer: SampleNoAnswer | None = None
+    """The nearest input that the model has no decision for; where it lies within eps and no witness does, the sample is
+    ERROR."""
 
 
 class FindingEntry(_Part):

@@ -39,9 +39,9 @@ _DRAFT = re.compile(r"\.[\w.:-]+\.\d+")  # what `write_whole` leaves when it is 
 class RunFolder:
     """Paths and files of a run."""
 
-    def __init__(self, path: Path) -> None:
-        """Names the folder; nothing is made until `begin`."""
-        self.path = path
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Names the folder; nothing is made until `begin`, and nothing at all where it is only read."""
+        self.path, self._read_only = path, read_only
         self.plan_file, self.journal_file = path / _PLAN, path / _JOURNAL
         self.report_file, self.witnesses = path / "report.json", path / _WITNESSES
         self.about_file = path / _ABOUT
@@ -166,7 +166,7 @@ class RunFolder:
             yield
 
     def store(self, x: Tensor) -> str:
-        """Stores one witness under the hash of its file; returns the hash.
+        """Stores one witness under the hash of its file, where the folder may be written to; returns the hash.
 
         Raises:
             UsageError: it cannot be written.
@@ -175,7 +175,7 @@ class RunFolder:
         name = hashlib.sha256(content).hexdigest()
         target = self.witnesses / f"{name}.safetensors"
         try:
-            if not target.exists():
+            if not self._read_only and not target.exists():
                 write_whole(target, content)
         except OSError as error:
             raise self._unwritable(error) from None

@@ -55,13 +55,9 @@ def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
         noise = int(desk.found.sum())
         if context.plan.access is Access.WHITE_BOX:
             desk.logits(_one_step(desk, problem), problem.rows)
-    ledger = desk.ledger
-    outcome = Outcome(
-        desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, ledger, context.plan.slots
-    )
     return (
         payload
-        | judged(context, problem, outcome, "probe")
+        | judged(context, problem, Outcome.of(desk, context.plan.slots), "probe")
         | {"noise": noise, "one_step": int(desk.found.sum()) - noise}
     )
 

@@ -77,7 +77,7 @@ def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places |
         UnsafeFileError: the plan names code to run, and nobody said that it may.
         BudgetError: the plan names a prediction API, and nobody said that it may be asked.
     """
-    folder = RunFolder(Path(out))
+    folder = RunFolder(Path(out), read_only=True)
     plan = folder.plan()
     context = Context.open(plan, folder, model, at=(places or Places()).located(plan, folder))
     _refuse_unfinished(folder)
@@ -138,8 +138,8 @@ def _derived(
         result.not_rederived.append("the threshold that the run was held to")
     for clash in again.contradictions:
         result.problems.append(
-            f"sample {clash.id}: a witness at {clash.distance:.6g} lies inside the radius {clash.radius:.6g} that was proved "
-            "safe; one of the two is wrong"
+            f"sample {clash.id}: at {clash.distance:.6g}, inside the radius {clash.radius:.6g} that was proved safe, "
+            f"{clash.message}"
         )
     return again
 

@@ -34,11 +34,11 @@ _UNJUDGED = (Status.TIMEOUT, Status.ERROR)
 
 
 def standings(context: Context, units: Units) -> list[Standing]:
-    """The standing of each chunk whose clean stage is done."""
+    """The standing of each chunk whose clean stage is done, with what the diagnostics met."""
     layout = Layout.of(context)
     names, found = [stage.name for stage in layout.order], []
     for ids in layout.units("clean"):
-        done = layout.known(units, names, ids)
+        done = layout.known(units, names, ids) | layout.around(units, ids)
         if "clean" in done:
             found.append(standing_of(context, ids, done))
     return found
@@ -59,6 +59,8 @@ def _verdict(s: Standing, k: int, eps: float) -> Verdict:
         status = Status.MISCLASSIFIED
     elif i in s.broken:
         status = Status.BROKEN
+    elif i in s.no_answer and s.no_answer[i].distance <= eps:
+        status = Status.ERROR  # no decision somewhere in the set, whatever was proved of it in another arithmetic
     elif certificate is not None and certificate.guarantee is not Guarantee.ESTIMATE and certificate.radius >= eps:
         status = Status.CERTIFIED
     elif s.failed[k]:
@@ -69,29 +71,30 @@ def _verdict(s: Standing, k: int, eps: float) -> Verdict:
     witness: Witness | None = None if nearest is None else nearest.witness
     return Verdict(
         i, int(s.labels[k]), int(s.prediction[k]), status, witness, certificate,
-        int(s.forwards[k]), int(s.backwards[k]), int(s.queries[k]),
+        int(s.forwards[k]), int(s.backwards[k]), int(s.queries[k]), s.no_answer.get(i),
     )  # fmt: skip
 
 
 def contradictions(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Witnesses inside a radius that was proved."""
-    return [
-        {
-            "id": v.id,
-            "radius": v.certificate.radius,
-            "distance": v.witness.distance,
-            "guarantee": v.certificate.guarantee,
-            "method": v.certificate.method,
-            "attack": v.witness.attack,
-            "sha256": v.witness.sha256,
-            "message": "a witness that the referee let stand lies inside the certified radius: one of the two is wrong",
-        }
-        for v in found
-        if v.witness is not None
-        and v.certificate is not None
-        and v.certificate.guarantee is Guarantee.SOUND
-        and v.witness.distance <= v.certificate.radius
-    ]
+    """Witnesses, and inputs without a decision, inside a radius that was proved."""
+    clashes = list[dict[str, Any]]()
+    for v in found:
+        c = v.certificate
+        if c is None or c.guarantee is not Guarantee.SOUND:
+            continue
+        for end, what in (
+            (v.witness, "a witness that the referee let stand"),
+            (v.no_answer, "an input that the model has no decision for"),
+        ):
+            if end is not None and end.distance <= c.radius:
+                clashes.append(
+                    {
+                        "id": v.id, "radius": c.radius, "distance": end.distance, "guarantee": c.guarantee,
+                        "method": c.method, "attack": end.attack, "sha256": end.sha256,
+                        "message": f"{what} lies inside the certified radius: one of the two is wrong",
+                    }
+                )  # fmt: skip
+    return clashes
 
 
 def compose(
@@ -111,7 +114,7 @@ def compose(
         facts: the journal's: the ``command`` and the ``environment`` of the run, as JSON.
         journal: hash of the journal's file.
     """
-    plan = context.plan
+    plan, eps = context.plan, float(context.plan.exact_eps)
     units = Layout.of(context).ordered(units)
     parts = standings(context, units)
     found = verdicts(context, parts)
@@ -120,7 +123,7 @@ def compose(
     broken, wrong, certified = count[Status.BROKEN], count[Status.MISCLASSIFIED], count[Status.CERTIFIED]
     unjudged = sum(count[s] for s in _UNJUDGED)
     findings = [f for (_, k), unit in sorted(units.items()) if k == -1 for f in unit.get("findings", ())]
-    findings += _refusals(units)
+    findings += [*_refusals(units), *_unanswered(found, eps)]
     # where both bounds meet, the upper one is exact, whatever hindered the attacks
     weak = _hindrances(findings) if count[Status.UNKNOWN] + count[Status.MARGINAL] else []
     clashes = contradictions(found)
@@ -177,7 +180,7 @@ def compose(
             "findings": findings,
             "curves": {
                 "eps": _eps_curve(context, units, found), "certified": _radius_curve(found),
-                "queries": _query_curves(context, units, parts),
+                "queries": _query_curves(context, units, found),
             },
             "grid": _grid(context, units, found),
             "methods": _methods(context, parts),
@@ -308,15 +311,18 @@ def _eps_curve(context: Context, units: Units, found: Sequence[Verdict]) -> list
     eps, n = float(context.plan.exact_eps), max(1, len(found))
     judged = [v for v in found if v.prediction == v.label and v.status not in _UNJUDGED]
     right = len(judged)
-    near = np.array([v.witness.distance for v in judged if v.witness is not None])
+    ends = [[end.distance for end in (v.witness, v.no_answer) if end is not None] for v in judged]
+    near = np.array([min(reached) for reached in ends if reached])
     most = max([2 * eps, *np.quantile(near, [0.9]).tolist()] if len(near) else [2 * eps])
     sizes = sorted({*np.linspace(0, most, _CURVE_POINTS).tolist(), eps})
     points = [{"eps": e, "accuracy": (right - int((near <= e).sum())) / n, "kind": "witness"} for e in sizes]
     for e in context.plan.eps_grid:
         mine = [u for (stage, _), u in units.items() if stage == f"eps-grid:{e}"]
         if mine:
-            lost = len({v.id for v in judged} & {i for u in mine for i in u["broken_here"]})
             value = float(context.plan.of(eps=e).exact_eps)
+            gone = {i for u in mine for i in (*u["broken_here"], *u.get("failed", ()))}
+            gone |= {v.id for v in judged if v.no_answer is not None and v.no_answer.distance <= value}
+            lost = len({v.id for v in judged} & gone)
             points.append({"eps": value, "accuracy": (right - lost) / n, "kind": "grid"})
     return points
 
@@ -331,14 +337,15 @@ def _radius_curve(found: Sequence[Verdict]) -> list[dict[str, float]]:
     return [{"radius": float(r), "accuracy": float((radii >= r).sum() / len(found))} for r in sizes]
 
 
-def _query_curves(context: Context, units: Units, parts: Sequence[Standing]) -> list[dict[str, Any]]:
-    n = max(1, sum(len(s.ids) for s in parts))
+def _query_curves(context: Context, units: Units, found: Sequence[Verdict]) -> list[dict[str, Any]]:
+    n = max(1, len(found))
+    unjudged = {v.id for v in found if v.status in _UNJUDGED}
     curves = []
     for rung in rungs(context.plan):
         if method(rung.method).card.access is Access.WHITE_BOX:  # type: ignore[attr-defined]
             continue
         mine = [u for (stage, _), u in units.items() if stage == rung.stage]
-        start = sum(len(u["ids"]) for u in mine) / n
+        start = sum(i not in unjudged for u in mine for i in u["ids"]) / n
         if not start:
             continue
         at = sorted(q for u in mine for i, q in zip(u["ids"], u["found_at"], strict=True) if str(i) in u["witnesses"])
@@ -352,7 +359,7 @@ def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str,
     mine = [u for (stage, _), u in units.items() if stage == "grid"]
     if context.grid is None or not mine:
         return None
-    wrong = sum(v.status is Status.MISCLASSIFIED for v in found)
+    wrong = sum(v.status in (Status.MISCLASSIFIED, *_UNJUDGED) for v in found)
     lost = sum(len(u["broken_on_grid"]) for u in mine)
     n = max(1, len(found))
     return {
@@ -438,15 +445,39 @@ def _refusals(units: Units) -> list[dict[str, Any]]:
     raised = sorted({(i, u["raised"]) for u in units.values() if "raised" in u for i in u["failed"]})
     if raised:
         ids = sorted({i for i, _ in raised})
-        named = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
         found.append(
             {
                 "code": "model.raised", "severity": "error", "title": "the model raised on some samples",
-                "message": f"samples {named}: {raised[0][1]}; what no other stage settles of them is not judged",
+                "message": f"samples {_some(ids)}: {raised[0][1]}; what no other stage settles of them is not judged",
                 "remedy": "mend the cause and run holdfast resume", "data": {"samples": len(ids)},
             }
         )  # fmt: skip
     return found
+
+
+def _unanswered(found: Sequence[Verdict], eps: float) -> list[dict[str, Any]]:
+    """Samples with an input in their set that the model gives no decision for."""
+    lost = [(v, v.no_answer) for v in found if v.no_answer is not None and v.no_answer.distance <= eps]
+    if not lost:
+        return []
+    left = sum(v.status is Status.ERROR for v, _ in lost)
+    met = ", ".join(sorted({one.met for _, one in lost}))
+    fate = f"{left} of them, which no witness breaks, count as not judged" if left else "witnesses break all of them"
+    return [
+        {
+            "code": "model.no_answer", "severity": "error" if left else "warning",
+            "title": "no answer that can be judged inside the set",
+            "message": f"samples {_some([v.id for v, _ in lost])}: the model answers inputs within eps with {met}, the nearest "
+            f"at {min(one.distance for _, one in lost):.4g}; {fate}",
+            "remedy": "find the division, root, logarithm or overflow in forward that such inputs reach, or turn such inputs "
+            "away before the model, and audit that; the inputs lie in witnesses/ under the hashes in report.json (no_answer)",
+            "data": {"samples": len(lost), "not_judged": left},
+        }
+    ]  # fmt: skip
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
 
 
 def _stages(context: Context, units: Units, seconds: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.journal import Key, Payload
 from holdfast.audit.pictures import altered, in_8_bits, pictured
 from holdfast.audit.reconcile import missing
-from holdfast.audit.stages import Stage, attacked, on_levels, still_breaking
+from holdfast.audit.stages import ALONE, Stage, attacked, met_at, on_levels, still_breaking
 from holdfast.audit.standing import Claim, Standing, decoded
 from holdfast.audit.suites import rungs
 from holdfast.audit.units import Layout
@@ -30,11 +30,14 @@ from holdfast.core.threat import Guarantee, parse_eps
 from holdfast.core.verdict import Certificate
 from holdfast.judge.referee import Ruling
 from holdfast.models.checks import preflight
+from holdfast.numerics.distance import contains, measured
 
 __all__ = ["Replay"]
 
 _CLOSE = 1e-3  # of the largest score: another machine's float32 stays far within it
-_AGAIN = ("clean", "gradients", "triage")
+_AGAIN = ("clean", "gradients", "triage", "probe")
+_STORED = ("witnesses", "marginal", "no_answer")
+_SAME = 1e-9  # of a distance
 _COUNTS = re.compile(r"\d[\d.,]*(e[+-]?\d+)?( samples?\b)?")
 
 
@@ -87,7 +90,7 @@ class Replay:
         """Whether every witness that the journal names is there, unaltered and of the data's shape."""
         before = len(self.problems)
         for unit in self.units.values():
-            for key, record in [*unit.get("witnesses", {}).items(), *unit.get("marginal", {}).items()]:
+            for key, record in [pair for kind in _STORED for pair in unit.get(kind, {}).items()]:
                 try:
                     if self.context.folder.witness(record["sha256"]).shape != self.context.data.x.shape[1:]:
                         self.problems.append(f"sample {key}: a witness has another shape than the data")
@@ -107,6 +110,7 @@ class Replay:
                 standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, before)
                 self._who(stage, k, unit, standing, {r.stage: r for r in rungs(self.context.plan)})
                 self._named(stage, k, unit, standing)
+        self._unanswered(unit.get("no_answer", {}))
         if stage.name != "clean":
             self.judge(self._claims(stage.name, unit, ids), float("inf"))
 
@@ -120,6 +124,7 @@ class Replay:
         for name in ("ids", "prediction", "hindered", "proved", "refused", "failed"):
             if name in due | unit and due.get(name) != unit.get(name):
                 self._say(stage.name, k, f"says something else about '{name}' than the model does")
+        self._same_unanswered(stage.name, k, unit, due)
         if "scores" in due:
             told, now = decoded(unit["scores"]), decoded(due["scores"])
             size = max(1.0, float(np.abs(now[np.isfinite(now)]).max(initial=0)))
@@ -146,7 +151,7 @@ class Replay:
         if due is not None and unit.get("ids") != due:
             self._say(stage.name, k, "was run on other samples than the plan sends there")
         ran = set(unit.get("ids", ()))
-        for kind in ("witnesses", "marginal", "certificates"):
+        for kind in (*_STORED, "certificates", "failed", "rejected"):
             if stray := {int(i) for i in unit.get(kind, {})} - ran:
                 self._say(stage.name, k, f"has {kind} of samples that it was not run on: {sorted(stray)[:5]}")
 
@@ -171,16 +176,14 @@ class Replay:
 
     def _named(self, stage: Stage, k: int, unit: Payload, standing: Standing) -> None:
         """A witness bears the name of the attack whose stage it is from; a nearer one that of the one it was made of."""
-        for key, record in unit.get("witnesses", {}).items():
+        for key, record in [*unit.get("witnesses", {}).items(), *unit.get("no_answer", {}).items()]:
             due = stage.name.partition(":")[2] if stage.name.startswith("attack:") else stage.name
             if stage.name.startswith("eps-grid:"):
                 due = rungs(self.context.plan)[0].name
-            if stage.name == "shrink" and int(key) in standing.nearest:
+            if stage.name == "shrink" and "met" not in record and int(key) in standing.nearest:
                 due = standing.nearest[int(key)].witness.attack
             if record["attack"] != due:
-                self._say(
-                    stage.name, k, f"ascribes the witness of sample {key} to '{record['attack']}', not to '{due}'"
-                )
+                self._say(stage.name, k, f"ascribes the input of sample {key} to '{record['attack']}', not to '{due}'")
 
     def _claims(self, stage: str, unit: Payload, ids: np.ndarray) -> list[tuple[int, Claim]]:
         alone = self.layout.known(self.units, ["clean"], ids) | {stage: unit}
@@ -305,8 +308,39 @@ class Replay:
         self._compare_findings("preflight", [f.as_dict() for f in found])
 
     def _diagnostics(self, parts: Sequence[Standing]) -> None:
-        if self.deterministic and "fault" not in self.units.get(("diagnostics", -1), {}):
-            self._compare_findings("diagnostics", diagnose(self.context, parts)["findings"])
+        unit = self.units.get(("diagnostics", -1), {})
+        if self.deterministic and "fault" not in unit:
+            due = diagnose(self.context, parts)
+            self._compare_findings("diagnostics", due["findings"])
+            self._same_unanswered("diagnostics", -1, unit, due)
+            self._unanswered(unit.get("no_answer", {}))
+
+    def _same_unanswered(self, stage: str, k: int, unit: Payload, due: Payload) -> None:
+        if unit.get("no_answer", {}).keys() != due.get("no_answer", {}).keys():
+            self._say(stage, k, "names other samples than the model has no answer for")
+
+    def _unanswered(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        """Inputs that the model is said to have no decision for: where they lie, and what it answers."""
+        if not records:
+            return
+        ids = np.array(sorted(map(int, records)), dtype=np.int64)
+        told = [records[str(i)] for i in ids.tolist()]
+        x = torch.stack([self.context.folder.witness(one["sha256"]) for one in told]).to(self.context.device)
+        problem = self.context.problem(ids, float("inf"))
+        inside = contains(problem.set, x, problem.x).tolist()
+        distance = measured(problem.set, x, problem.x).tolist()
+        answers = met_at(self.context, x) if self.deterministic else [one["met"] for one in told]
+        for i, one, within, far, met in zip(ids.tolist(), told, inside, distance, answers, strict=True):
+            if not within or abs(far - one["distance"]) > _SAME * max(1.0, far):
+                self.problems.append(
+                    f"sample {i}: the input without an answer lies at {far:.6g}, not where it is said to"
+                )
+            elif met != one["met"]:
+                self.problems.append(
+                    f"sample {i}: the model is said to answer with {one['met']}, and answers with {met}"
+                )
+            elif met == ALONE:
+                self.unread.append(f"sample {i}: that the model gave no answer to an input; asked alone, it does")
 
     def _compare_findings(self, stage: str, due: Sequence[Mapping[str, Any]]) -> None:
         told = self.units.get((stage, -1), {}).get("findings", [])

@@ -35,7 +35,8 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
         clean: (n, K) clean scores.
 
     Returns:
-        The nearest witnesses; a sample without one may have gained one beyond eps.
+        The nearest witnesses; a sample without one may have gained one beyond eps. What the model raised on is left out:
+        it is asked far beyond eps here, where nothing is claimed.
     """
     desk = Desk(context.search, problem, first=False, clean=clean, micro_batch=context.plan.slots)
     rows = has.nonzero().squeeze(-1)
@@ -53,9 +54,7 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
             bisect(holds, torch.zeros_like(t), t, _HALVINGS)
     serves = FABT.supports(FABT.card, problem.set.norm, problem.goal) and context.differentiable
     if context.plan.access < Access.WHITE_BOX or not serves:
-        return Outcome(
-            desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, desk.ledger, context.plan.slots
-        )
+        return replace(Outcome.of(desk, context.plan.slots), failed=None)
     nearer = replace(problem, set=problem.set.with_eps(desk.distance))
     found = run(
         FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, first=False, clean=clean,
@@ -64,9 +63,24 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
     better = found.distance < desk.distance
     for name in ("forwards", "backwards", "queries"):
         getattr(found.ledger, name).add_(getattr(desk.ledger, name))
-    return Outcome(
-        torch.where(problem.flat(better), found.x, desk.witness), found.found | desk.found,
-        torch.minimum(found.distance, desk.distance), found.found_at, found.low_margin, found.ledger, found.slots,
+    first = Outcome.of(desk, context.plan.slots)
+    found = _nearer_no_answer(problem, first, found)
+    return replace(
+        found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,
+        distance=torch.minimum(found.distance, first.distance), failed=None,
+    )  # fmt: skip
+
+
+def _nearer_no_answer(problem: Problem, first: Outcome, second: Outcome) -> Outcome:
+    """The second outcome, with the nearer of both ones' inputs without an answer."""
+    if first.no_answer is None or first.no_answer_at is None:
+        return second
+    if second.no_answer is None or second.no_answer_at is None:
+        return replace(second, no_answer=first.no_answer, no_answer_at=first.no_answer_at)
+    nearer = first.no_answer_at < second.no_answer_at
+    return replace(
+        second, no_answer=torch.where(problem.flat(nearer), first.no_answer, second.no_answer),
+        no_answer_at=torch.minimum(first.no_answer_at, second.no_answer_at),
     )  # fmt: skip
 
 

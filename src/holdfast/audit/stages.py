@@ -22,7 +22,7 @@ from holdfast.audit.plan import Plan
 from holdfast.audit.shrink import shrink
 from holdfast.audit.standing import Standing, encoded
 from holdfast.audit.suites import SPARED_SHARE, Rung, rungs, transfers
-from holdfast.core.criterion import Misclassified
+from holdfast.core.criterion import Misclassified, usable
 from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import parse_eps, size_text
@@ -31,9 +31,22 @@ from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
 from holdfast.judge.referee import Judgement, Ruling
 
-__all__ = ["Stage", "attacked", "judged", "on_levels", "stages", "standing_of", "still_breaking"]
+__all__ = [
+    "ALONE",
+    "Stage",
+    "attacked",
+    "judged",
+    "met_at",
+    "no_answers",
+    "on_levels",
+    "stages",
+    "standing_of",
+    "still_breaking",
+]
 
 _PROOF, _DEAR, _HEAVY = 8, 16, 32  # samples of a unit
+ALONE = "scores, asked again alone"
+"""What is met at an input that the model gave no usable answer to among others, and does give one to by itself."""
 _MANY = 400  # forwards and backwards of a sample
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
 
@@ -187,6 +200,8 @@ def attack(
         method, problem, search, judge=judge, seed=plan.seed,
         budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings, progress=context.progress,
     )  # fmt: skip
+    if transfers(rung) and context.subject.kind == "smoothed":  # g answers with not-a-number where it abstains
+        outcome = replace(outcome, no_answer=None)
     failed = outcome.failed
     if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(outcome.found.any()):
         raise ModelError(f"the model raises {outcome.fault}")  # no sample's fault: the stage's
@@ -194,8 +209,8 @@ def attack(
 
 
 def judged(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
-    """The payload of an attack: its claims, ruled on by the referee, and what it spent."""
-    payload = _spent(problem.ids, outcome)
+    """The payload of an attack: its claims, ruled on by the referee, where the model had no answer, and what it spent."""
+    payload = _spent(problem.ids, outcome) | no_answers(context, problem, outcome, name)
     claimed = outcome.found & (outcome.distance > 0)
     rows = claimed.nonzero().squeeze(-1).cpu().numpy()
     if len(rows):
@@ -215,6 +230,46 @@ def judged(context: Context, problem: Problem, outcome: Outcome, name: str) -> P
                 "rounding": _number(ruling.rounding[k]),
             }
     return payload
+
+
+def no_answers(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
+    """The nearest input in its set of each sample that the model gives no usable answer to; nothing where there is none."""
+    if outcome.no_answer is None or outcome.no_answer_at is None:
+        return {}
+    rows = outcome.no_answer_at.isfinite().nonzero().squeeze(-1)
+    if not len(rows):
+        return {}
+    x = outcome.no_answer[rows]
+    records = zip(
+        problem.ids[rows.cpu().numpy()].tolist(), x, outcome.no_answer_at[rows].tolist(), met_at(context, x), strict=True
+    )  # fmt: skip
+    return {
+        "no_answer": {
+            str(i): {"attack": name, "sha256": context.folder.store(at), "distance": distance, "met": met}
+            for i, at, distance, met in records
+        }
+    }
+
+
+def met_at(context: Context, x: Tensor) -> list[str]:
+    """What the model that attacks search on answers to inputs x (n, \\*features) to which it gave no usable answer, in words."""
+    if context.plan.remote:
+        return ["no scores that can be judged"] * len(x)
+    words = list[str]()
+    with torch.no_grad(), evaluating(context.search):
+        for row in x.split(1):
+            try:
+                scores = ask(context.search, row).flatten()
+            except ModelFault:
+                words.append("an exception, asked again alone")
+                continue
+            if bool(scores.isnan().any()):
+                words.append("NaN")
+            elif bool((scores == torch.inf).any()):
+                words.append("+infinity")
+            else:
+                words.append(ALONE if bool(usable(scores)) else "-infinity for every class")
+    return words
 
 
 def _number(value: Tensor) -> float:

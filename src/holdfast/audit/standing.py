@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from holdfast.audit.journal import Payload
+from holdfast.core.criterion import MASKED
 from holdfast.core.threat import Guarantee
-from holdfast.core.verdict import Certificate, Witness
+from holdfast.core.verdict import Certificate, NoAnswer, Witness
 
 __all__ = ["Claim", "Standing", "decoded", "encoded"]
 
@@ -35,11 +36,12 @@ class Standing:
         scores: (n, K) clean scores.
         prediction: (n,) clean predictions.
         error: (n,) bool: the clean input has no answer that can be judged.
-        failed: (n,) bool: an attack on the sample failed; it is judged only if another stage settles it.
+        failed: (n,) bool: an attack or a probe on the sample failed; it is judged only if another stage settles it.
         broken: by id, the nearest witness within eps.
         nearest: by id, the nearest witness at any distance.
         marginal: by id, a witness on the edge that does not hold every way it is asked.
         proved: ids that a cheap certificate proved at eps.
+        no_answer: by id, the nearest input that the model gives no usable answer to.
         hindered: ids on which the gradients of the model lead nowhere.
         tried: by attack stage, the ids that it ran on.
         certificates: by id.
@@ -62,6 +64,7 @@ class Standing:
     broken: dict[int, Claim] = field(default_factory=dict)
     nearest: dict[int, Claim] = field(default_factory=dict)
     marginal: dict[int, Claim] = field(default_factory=dict)
+    no_answer: dict[int, NoAnswer] = field(default_factory=dict)
     proved: set[int] = field(default_factory=set)
     hindered: set[int] = field(default_factory=set)
     tried: dict[str, set[int]] = field(default_factory=dict)
@@ -72,8 +75,9 @@ class Standing:
         """The standing of a chunk from the payloads of its finished stages, in their order."""
         clean = units["clean"]
         scores = decoded(clean["scores"])
-        error = np.isnan(scores).any(1) | np.isin(ids, clean.get("failed", ()))
-        attacks = [unit for stage, unit in units.items() if stage.startswith("attack:")]
+        # NaN, +infinity (which is read as NaN), or no class that can be: no decision
+        error = ~(scores.max(1) > MASKED) | np.isin(ids, clean.get("failed", ()))
+        attacks = [unit for stage, unit in units.items() if stage.startswith("attack:") or stage == "probe"]
         failed = np.isin(ids, [i for unit in attacks for i in unit.get("failed", ())])
         n = len(ids)
         standing = cls(
@@ -94,6 +98,10 @@ class Standing:
                 self.nearest[i] = claim
         for key, record in unit.get("marginal", {}).items():
             self.marginal.setdefault(int(key), _claim(stage, record))
+        for key, record in unit.get("no_answer", {}).items():
+            known = self.no_answer.get(int(key))
+            if known is None or record["distance"] < known.distance:
+                self.no_answer[int(key)] = NoAnswer(**record)
         self.proved.update(unit.get("proved", ()))
         self.hindered.update(unit.get("hindered", ()))
         for key, record in unit.get("certificates", {}).items():

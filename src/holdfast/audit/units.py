@@ -23,7 +23,7 @@ Units = Mapping[tuple[str, int], Payload]
 # what a payload has for each of its ``ids``, for each of some ids, and by id
 _PER_ROW = ("scores", "prediction", "forwards", "backwards", "queries", "found_at", "low_margin")
 _IDS = ("ids", "failed", "proved", "hindered", "rejected", "broken_here", "broken_on_grid")
-_BY_ID = ("witnesses", "marginal", "certificates")
+_BY_ID = ("witnesses", "marginal", "certificates", "no_answer")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,11 @@ class Layout:
             if done:
                 found[name] = _joined(done, ids)
         return found
+
+    def around(self, units: Units, ids: np.ndarray) -> dict[str, Payload]:
+        """By stage, what the looks at the whole run say of some samples, which follow one another."""
+        mine = {stage: unit for (stage, _), unit in units.items() if stage not in self.sizes}
+        return {stage: _joined([unit], ids) for stage, unit in mine.items() if any(unit.get(name) for name in _BY_ID)}
 
     def ordered(self, units: Units) -> dict[tuple[str, int], Payload]:
         """Units stage by stage, whoever did them when; what looks at the whole run stands around them."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from holdfast.core.errors import UnsupportedError
 
 __all__ = [
+    "MASKED",
     "AllOf",
     "AnyOf",
     "Criterion",
@@ -27,6 +28,9 @@ __all__ = [
     "best_other",
     "usable",
 ]
+
+MASKED = -1e30
+"""What a class counts that can never be: -infinity would make differences and gradients that are no numbers."""
 
 _ULPS = 4
 
@@ -44,13 +48,17 @@ def best_other(scores: Tensor, label: Tensor) -> Tensor:
 
 
 def usable(scores: Tensor) -> Tensor:
-    """(m,) bool: a row that can be judged: no score is NaN or +infinity; -infinity is a class that cannot be.
+    """(m,) bool: a row that can be judged: no score is NaN or +infinity, and some class can be; -infinity, and what stands
+    for it (`MASKED`), is a class that cannot.
 
     Example:
-        >>> usable(torch.tensor([[1.0, -torch.inf], [torch.inf, 0.0], [torch.nan, 0.0]])).tolist()
-        [True, False, False]
+        >>> rows = [[1.0, -torch.inf], [torch.inf, 0.0], [torch.nan, 0.0], [-torch.inf, -torch.inf]]
+        >>> usable(torch.tensor(rows)).tolist()
+        [True, False, False, False]
     """
-    return (scores < torch.inf).all(-1)  # false of NaN too
+    top = scores.amax(-1)  # NaN where any score is
+    least = max(MASKED, torch.finfo(scores.dtype).min) if scores.is_floating_point() else MASKED
+    return (top < torch.inf) & (top > least)
 
 
 def _at(scores: Tensor, label: Tensor) -> Tensor:

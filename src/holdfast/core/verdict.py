@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from holdfast.core.threat import Guarantee
 
-__all__ = ["Certificate", "Status", "Subject", "Verdict", "Witness"]
+__all__ = ["Certificate", "NoAnswer", "Status", "Subject", "Verdict", "Witness"]
 
 
 class Status(StrEnum):
@@ -55,6 +55,23 @@ class Witness:
 
 
 @dataclass(frozen=True)
+class NoAnswer:
+    """An input to which the model gives no answer that can be judged, by reference.
+
+    Attributes:
+        distance: its distance from the clean input in the threat model's norm.
+        attack: name of the method that asked it.
+        sha256: hash of the stored tensor.
+        met: what the model answers there, in words.
+    """
+
+    distance: float
+    attack: str
+    sha256: str
+    met: str
+
+
+@dataclass(frozen=True)
 class Certificate:
     """A radius within which nothing breaks the model.
 
@@ -88,6 +105,7 @@ class Verdict:
     forwards: int
     backwards: int
     queries: int
+    no_answer: NoAnswer | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Plain values, as in report.json."""

@@ -14,16 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.arrays import dense, outside_inference_mode
-from holdfast.core.criterion import Criterion
+from holdfast.core.criterion import MASKED, Criterion
 from holdfast.core.errors import DataError, HoldfastError, ModelError
 from holdfast.core.problem import Problem
 
 __all__ = ["Model", "ModelFault", "ask", "check_classes", "evaluating", "fit_for_autograd", "scores_of"]
 
 Model = Callable[[Tensor], Tensor]
-
-_MASKED = -1e30
-"""What a class counts that can never be: -infinity would make differences and gradients that are no numbers."""
 
 
 class ModelFault(Exception):
@@ -118,7 +115,7 @@ def scores_of(answer: object, rows: int, criterion: Criterion, *, hides: bool = 
         raise ModelError("the model answers with complex numbers; give one that answers with real scores")
     if not answer.is_floating_point():
         answer = answer.to(torch.get_default_dtype())
-    return answer if hides else answer.clamp_min(max(_MASKED, torch.finfo(answer.dtype).min))
+    return answer if hides else answer.clamp_min(max(MASKED, torch.finfo(answer.dtype).min))
 
 
 def check_classes(problem: Problem, columns: int) -> None:

@@ -80,6 +80,8 @@ class Desk:
         self.distance = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.low_margin = torch.full((n,), float("inf"), dtype=torch.float64, device=device)
         self.unusable = torch.zeros_like(self.found_at)
+        self.no_answer: Tensor | None = None
+        self.no_answer_at = torch.full_like(self.distance, float("inf"))
         self.gradients = Gradients.none(self.found_at)
         self.witness = problem.x.clone()
         self.trace: list[tuple[Tensor, Tensor]] | None = [] if trace else None
@@ -348,6 +350,7 @@ class Desk:
                 margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
                 unusable = unusable & answered
             self.unusable.index_add_(0, index, unusable.long())
+            self._note_unusable(x, index, unusable)
             merit, every = None, holds
             if self.votes > 1:
                 x, index = x[:: self.votes], index[:: self.votes]
@@ -387,6 +390,29 @@ class Desk:
                 self._sure |= torch.zeros_like(self._sure).index_put((index,), holds & every, accumulate=True)
             self._record(x, index, size, merit, holds)
 
+    def _note_unusable(self, x: Tensor, index: Tensor, unusable: Tensor) -> None:
+        """Keeps the nearest input in the set that the model gave no usable answer to, of each sample; what it raised on is
+        told by `failed`. No synchronisation with an accelerator, but where a precision was given.
+        """
+        p, unusable = self.problem, unusable & ~self.failed[index]
+        if x.device.type == "cpu" or self.precision is not None:
+            rows = unusable.nonzero().squeeze(-1)
+            if self.precision is not None and len(rows):  # what overflows in low precision alone is not the model's
+                rows = rows[~usable(self._answers.exact_scores(x[rows]).flatten(1))]
+            if not len(rows):
+                return
+            x, index, unusable = x[rows], index[rows], unusable[rows]
+        part, clean = p.set.select(index), p.x[index]
+        size = measured(part, x, clean)
+        inside = unusable & contains(part, x, clean, size)
+        d = size.masked_fill(~inside, float("inf"))
+        best = self.no_answer_at.scatter_reduce(0, index, d, "amin")
+        first_row = _first_of(index, inside & (d == best[index]) & (d < self.no_answer_at[index]), len(best))
+        known = p.x if self.no_answer is None else self.no_answer
+        taken = x.detach()[first_row.clamp_max(len(x) - 1)]
+        self.no_answer = torch.where(p.flat(first_row < len(x)), taken, known)
+        self.no_answer_at = best
+
     def _record(self, x: Tensor, index: Tensor, size: Tensor, merit: Tensor, holds: Tensor) -> None:
         """Keeps the best of the rows that hold, all of them better than what is known: the nearest as a rule; ties go to the
         row asked first. No synchronisation with an accelerator.
@@ -394,9 +420,7 @@ class Desk:
         n, m = len(self.distance), len(x)
         d = merit.masked_fill(~holds, float("inf"))
         best = self._merit.scatter_reduce(0, index, d, "amin")
-        row = torch.arange(m, device=x.device)
-        wins = holds & (d == best[index])
-        first_row = torch.full((n,), m, device=x.device).scatter_reduce(0, index, row.masked_fill(~wins, m), "amin")
+        first_row = _first_of(index, holds & (d == best[index]), n)
         better = first_row < m
         if x.device.type == "cpu":
             samples = better.nonzero().squeeze(-1)
@@ -409,6 +433,13 @@ class Desk:
         )
         self._merit.copy_(best)
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
+
+
+def _first_of(index: Tensor, wins: Tensor, samples: int) -> Tensor:
+    """(samples,) the first winning row of each sample; the number of rows where none is."""
+    m = len(index)
+    row = torch.arange(m, device=index.device).masked_fill(~wins, m)
+    return torch.full((samples,), m, device=index.device).scatter_reduce(0, index, row, "amin")
 
 
 def _beyond_luck(votes: int) -> int:
