@@ -174,3 +174,42 @@ def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_ar
     assert [s.status for s in found.samples if s.id != 3] == [s.status for s in plain.samples if s.id != 3]
     assert (found.headline.errors, found.complete) == (1, False)
     assert any(f.code == "model.raised" and "samples 3: ValueError: no such input" in f.message for f in found.findings)
+
+
+class Picky(nn.Module):
+    """Which number is larger; it raises on a strip of inputs."""
+
+    def forward(self, x):
+        if bool(((x[:, 0] > 0.5) & (x[:, 0] < 0.52)).any()):
+            raise ValueError("no such input")
+        return torch.stack([x[:, 1], x[:, 0]], 1)
+
+
+@pytest.mark.parametrize("chunk", [10, 30])
+def test_samples_that_the_model_raises_on_are_lost_alone(tmp_path, chunk):
+    x = torch.rand(30, 2, generator=torch.Generator().manual_seed(0))
+    y = Picky()(x).argmax(1)
+    np.savez(tmp_path / "d.npz", x=x.numpy(), y=y.numpy())
+    plan = Plan.of(data=str(tmp_path / "d.npz"), eps="0.05", norm="linf", certify="none", queries=100, chunk=chunk)
+    document = audit(plan, tmp_path / "run", model=Picky())
+    near = {i for i in range(30) if 0.45 < x[i, 0] < 0.57}
+    lost = {s.id for s in document.samples if s.status is Status.ERROR}
+    assert 2 <= len(lost) <= len(near) < 10
+    assert lost <= near
+    assert [f.code for f in document.findings if f.severity == "error"] == ["model.raised"]
+    assert recheck(tmp_path / "run", model=Picky()).problems == []
+
+
+def test_a_stage_that_fails_loses_only_what_it_was_run_on(smooth, tmp_path, monkeypatch):
+    """The last rung of `fast` is run on the few samples that came close."""
+
+    def fail(*_, **__):
+        raise RuntimeError("no walk today")
+
+    monkeypatch.setattr(method("square"), "step", fail)
+    data, model = smooth
+    plan = Plan.of(data=data, certify="none", norm="linf", eps="0.03")
+    document = audit(plan, tmp_path, model=model)
+    assert any(f.code == "run.failed" and "square" in f.message for f in document.findings)
+    assert 0 < document.headline.errors < document.counts()[Status.UNKNOWN]
+    assert not document.complete

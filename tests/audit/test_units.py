@@ -23,7 +23,7 @@ def layout(plan, tmp_path):
 
 def test_certificates_come_in_small_units_and_cheap_attacks_in_large_ones(layout):
     found = layout()
-    assert [len(ids) for ids in found.units("certificates")] == [16, 16, 16, 12]
+    assert [len(ids) for ids in found.units("certificates")] == [8] * 7 + [4]
     assert [len(ids) for ids in found.units("triage")] == [16, 16, 16, 12]
     assert [len(ids) for ids in found.units("attack:cosine_margin")] == [60]
     for stage in found.order:

@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -141,7 +141,8 @@ class Work:
                         if tries[key]:
                             continue
                         died = RuntimeError("a worker process died on it twice")
-                        payload, seconds = _fault(self._ids(key), self._stage(key[0]), died), 0.0
+                        payload = _fault(self.context, self._stage(key[0]), self._ids(key), self._before(key), died)
+                        seconds = 0.0
                     del tries[key]
                     yield key, payload, seconds
         finally:
@@ -256,7 +257,8 @@ def _in_worker(name: str, ids: np.ndarray, before: dict[str, Payload]) -> tuple[
 
 
 def unit_of(context: Context, stage: Stage, ids: np.ndarray, before: dict[str, Payload]) -> tuple[Payload, float]:
-    """One unit of work and its seconds; a fault of the model makes its samples errors instead of ending the run."""
+    """One unit of work and its seconds; a fault of the model makes errors of the samples that the unit was run on, instead
+    of ending the run."""
     start = time.monotonic()
     context.begin(f"{stage.name} {ids.tolist()}")
     try:
@@ -265,13 +267,13 @@ def unit_of(context: Context, stage: Stage, ids: np.ndarray, before: dict[str, P
         spent = isinstance(error, BudgetError)  # what was found so far is reported, and a larger budget goes on
         if not spent and (context.plan.remote or not isinstance(error, ModelError)):
             raise  # about the command, the folder or the line to an API, not about these samples
-        payload = _fault(ids, stage, error)
+        payload = _fault(context, stage, ids, before, error)
     except Exception as error:  # a user's model may raise anything
-        payload = _fault(ids, stage, error)
+        payload = _fault(context, stage, ids, before, error)
     return payload, time.monotonic() - start
 
 
-def _fault(ids: np.ndarray, stage: Stage, error: Exception) -> Payload:
+def _fault(context: Context, stage: Stage, ids: np.ndarray, before: Mapping[str, Payload], error: Exception) -> Payload:
     rows: dict[str, list[int]] = {
         k: [] for k in ("ids", "forwards", "backwards", "queries", "found_at", "low_margin", "broken_here")
     }
@@ -280,4 +282,5 @@ def _fault(ids: np.ndarray, stage: Stage, error: Exception) -> Payload:
         extra |= {
             "ids": ids.tolist(), "scores": [[]] * len(ids), "prediction": [-1] * len(ids), "forwards": [0] * len(ids),
         }  # fmt: skip
-    return rows | extra | {"failed": ids.tolist(), "fault": f"{stage.title}: {type(error).__name__}: {error}"}
+    failed = ids if stage.runs_on is None else stage.runs_on(context, ids, before)
+    return rows | extra | {"failed": failed.tolist(), "fault": f"{stage.title}: {type(error).__name__}: {error}"}

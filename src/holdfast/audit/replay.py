@@ -103,7 +103,12 @@ class Replay:
 
     def _unit(self, stage: Stage, k: int, ids: np.ndarray) -> None:
         unit, before = self.units[stage.name, k], self.layout.before(self.units, stage.name, ids)
-        if "fault" not in unit:
+        if "fault" in unit:
+            due = ids if stage.runs_on is None else stage.runs_on(self.context, ids, before)
+            if unit.get("failed") != due.tolist():
+                self._say(stage.name, k, "failed, and names other samples than it was run on")
+            self.unread.append(f"that the stage {stage.name} failed in chunk {k}: {unit['fault']}")
+        else:
             if stage.name in _AGAIN and self.deterministic:
                 self._again(stage, k, ids, unit, before)
             if "clean" in before:

@@ -49,6 +49,7 @@ ALONE = "scores, asked again alone"
 """What is met at an input that the model gave no usable answer to among others, and does give one to by itself."""
 _MANY = 400  # forwards and backwards of a sample
 Unit = Callable[[Context, np.ndarray, Mapping[str, Payload]], Payload]
+RunsOn = Callable[[Context, np.ndarray, Mapping[str, Payload]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Stage:
         needs: the stages that a unit reads; None is all earlier ones that do not stand apart.
         apart: only stages that name it read it.
         bounds: it needs the model's graph.
+        runs_on: the ids of a unit that it is run on, from what is known before it; None is all. A fault is theirs alone.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Stage:
     needs: tuple[str, ...] | None = None
     apart: bool = False
     bounds: bool = False
+    runs_on: RunsOn | None = None
 
 
 def stages(plan: Plan) -> list[Stage]:
@@ -113,7 +116,7 @@ def _searching(plan: Plan, rung: Rung, search: dict[str, int | None]) -> Stage:
     dear = everyone and rung.attack().passes >= _MANY
     return Stage(
         rung.stage, _attacking(rung), f"attack {rung.name}", most=search["most"] or (_HEAVY if dear else None),
-        most_if_heavy=_HEAVY,
+        most_if_heavy=_HEAVY, runs_on=_chosen(rung),
     )  # fmt: skip
 
 
@@ -202,9 +205,9 @@ def attack(
     )  # fmt: skip
     if transfers(rung) and context.subject.kind == "smoothed":  # g answers with not-a-number where it abstains
         outcome = replace(outcome, no_answer=None)
-    failed = outcome.failed
-    if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(outcome.found.any()):
-        raise ModelError(f"the model raises {outcome.fault}")  # no sample's fault: the stage's
+    failed, answered = outcome.failed, outcome.low_margin.isfinite() | outcome.found
+    if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(answered.any()):
+        raise ModelError(f"the model raises {outcome.fault}")  # whatever it is asked here: the stage's fault
     return judged(context, problem, outcome, rung.name)
 
 
@@ -296,12 +299,19 @@ def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
 
 def _attacking(rung: Rung) -> Unit:
     def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
-        standing = standing_of(context, ids, units)
-        wanted = attacked(context, rung, standing)
-        eps = _reach(context, rung, ids[wanted], standing) if rung.nearest else None
-        return attack(context, rung, ids[wanted], standing, eps=eps)
+        standing, wanted = standing_of(context, ids, units), chosen(context, ids, units)
+        eps = _reach(context, rung, wanted, standing) if rung.nearest else None
+        return attack(context, rung, wanted, standing, eps=eps)
 
+    chosen = _chosen(rung)
     return unit
+
+
+def _chosen(rung: Rung) -> RunsOn:
+    def chosen(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> np.ndarray:
+        return ids[attacked(context, rung, standing_of(context, ids, units))]
+
+    return chosen
 
 
 def attacked(context: Context, rung: Rung, standing: Standing) -> np.ndarray:

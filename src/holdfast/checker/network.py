@@ -191,9 +191,9 @@ def read_network(content: bytes) -> Network:
         raise Rejected(f"the network is no readable ONNX file: {error}") from None
     if any(t.data_location for t in model.graph.initializer):
         raise Rejected(
-                "weights in other files cannot be checked; save the network in one file (onnx.save, or external_data=False of "
-                "torch.onnx.export)"
-            )
+            "weights in other files cannot be checked; save the network in one file (onnx.save, or external_data=False of "
+            "torch.onnx.export)"
+        )
     versions = {o.version for o in model.opset_import if o.domain in ("", "ai.onnx")}
     if len(versions) != 1 or not versions <= set(_OPSETS):
         raise Rejected(f"a file of opset {sorted(versions)} cannot be checked; {_OPSETS[0]} to {_OPSETS[-1]} can")
