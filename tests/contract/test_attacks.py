@@ -124,6 +124,13 @@ class Content(PGD):
 
 
 @dataclass(frozen=True)
+class Absolute(PGD):
+    """Is content with no margin below a number of its own, whatever the model's logits are like."""
+
+    confidence = 0.01
+
+
+@dataclass(frozen=True)
 class Careless(PGD):
     """Checks nothing."""
 
@@ -144,6 +151,7 @@ class Careless(PGD):
         (Crashes, "form-of-x", "AssertionError"),
         (Proud, "masked-classes", "whose score is always"),
         (Narrow, "units", r"inputs in \[-1, 1\]"),
+        (Absolute, "scale", r"logits times 2\^-20"),
         (Content, "kappa", "reach a margin"),
         (Careless, "detector", "must refuse one"),
     ],

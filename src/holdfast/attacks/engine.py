@@ -154,13 +154,13 @@ class Run:
         self.judge = Desk(
             judge or model, given, budget=limit, first=self.first, top_k=top_k, clean=clean,
             micro_batch=self.settings.micro_batch, precision=self.settings.precision, trace=self.settings.trace,
-            votes=attack.votes, confidence=attack.confidence, unit=problem.unit,
+            votes=attack.votes, confidence=attack.confidence, unit=problem.unit, scales=True,
         )  # fmt: skip
         self.desk = self.judge
         if self.transfer:
             self.desk = Desk(
                 model, given, budget=Budget(passes=limit.passes), first=False, judges=False,
-                micro_batch=self.settings.micro_batch, unit=problem.unit,
+                micro_batch=self.settings.micro_batch, unit=problem.unit, scales=True,
             )  # fmt: skip
         access = attack.card.access or Access.WHITE_BOX
         self.oracle = self.desk.oracle(Access.WHITE_BOX if access is Access.TRANSFER else access)

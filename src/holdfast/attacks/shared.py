@@ -229,7 +229,15 @@ def fit(
     whole = replace(problem, draws=draws.of(problem.ids, 0))
     access = attack.card.access or Access.WHITE_BOX
     desks = [
-        Desk(m, whole, budget=budget, first=False, judges=access is not Access.WHITE_BOX, micro_batch=micro_batch)
+        Desk(
+            m,
+            whole,
+            budget=budget,
+            first=False,
+            judges=access is not Access.WHITE_BOX,
+            micro_batch=micro_batch,
+            scales=True,
+        )
         for m in group
     ]
     oracles = [d.oracle(access) for d in desks]
@@ -237,7 +245,9 @@ def fit(
     with evaluating(*group):
         done, state, spent = 0, None, None
         if checkpoint is not None and checkpoint.exists():
-            done, state, spent = _resume(checkpoint, of, problem.x.device)
+            done, state, spent, units = _resume(checkpoint, of, problem.x.device)
+            for desk, known in zip(desks, units, strict=True):
+                desk.units.resume(known)
         if state is None:
             state = attack.start(oracles, whole)
         for step in range(done, attack.iterations):
@@ -245,7 +255,7 @@ def fit(
                 break
             state, done = attack.step(oracles, _batch(attack, whole, draws, step), state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
-                _keep(checkpoint, of, step + 1, state, _total(desks, spent))
+                _keep(checkpoint, of, step + 1, state, _total(desks, spent), [d.units.known for d in desks])
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:
@@ -385,18 +395,19 @@ def _total(desks: Sequence[Desk], before: Tensor | None) -> Ledger:
     return total
 
 
-def _keep(path: Path, of: str, step: int, state: SharedState, ledger: Ledger) -> None:
+def _keep(path: Path, of: str, step: int, state: SharedState, ledger: Ledger, units: Sequence[Tensor]) -> None:
     tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
     tensors["ledger"] = torch.stack([ledger.forwards, ledger.backwards, ledger.queries]).cpu()
+    tensors["units"] = torch.stack(list(units)).cpu()
     write_whole(path, save(tensors, {"of": of, "step": str(step)}))
 
 
-def _resume(path: Path, of: str, device: torch.device) -> tuple[int, SharedState, Tensor]:
+def _resume(path: Path, of: str, device: torch.device) -> tuple[int, SharedState, Tensor, Tensor]:
     tensors, header = _read(path, device)
-    if header.get("of") != of:
+    if header.get("of") != of or "units" not in tensors:
         raise JournalError(f"{path} is the checkpoint of another fit; remove it or name another file")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return int(header["step"]), state, tensors["ledger"]
+    return int(header["step"]), state, tensors["ledger"], tensors["units"]
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, str]]:

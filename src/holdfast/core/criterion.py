@@ -90,6 +90,11 @@ class Criterion(ABC):
         inner = getattr(self, "inner", None)
         return self.detects or (isinstance(inner, Criterion) and inner.detector)
 
+    @property
+    def blind_to_scale(self) -> bool:
+        """All scores of a row times any positive number are judged alike, and have a margin as many times as large."""
+        return False
+
     @abstractmethod
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         """(m,) signed margin of scores (m, K): negative where the row is adversarial, 0 on the edge."""
@@ -138,6 +143,10 @@ class Misclassified(Criterion):
         [True]
     """
 
+    @property
+    def blind_to_scale(self) -> bool:  # noqa: D102
+        return type(self).margin is Misclassified.margin  # who inherits may ask for more
+
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return _at(scores, y) - best_other(scores, y)
 
@@ -159,6 +168,10 @@ class Targeted(Criterion):
     def targeted(self) -> bool:  # noqa: D102
         return True
 
+    @property
+    def blind_to_scale(self) -> bool:  # noqa: D102
+        return type(self).margin is Targeted.margin
+
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return best_other(scores, target) - _at(scores, target)
 
@@ -178,6 +191,10 @@ class WithDetector(Criterion):
 
     inner: Criterion
     detects: ClassVar[bool] = True
+
+    @property
+    def blind_to_scale(self) -> bool:  # noqa: D102
+        return self.inner.blind_to_scale
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return torch.maximum(self.inner.margin(scores[..., :-1], y, target), scores[..., -1])
@@ -204,6 +221,10 @@ class AllOf(Criterion):
     inner: Criterion
     domains: ClassVar[bool] = True
 
+    @property
+    def blind_to_scale(self) -> bool:  # noqa: D102
+        return self.inner.blind_to_scale
+
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return _by_domain(self.inner.margin, scores, y, target).amax(-1)
 
@@ -220,6 +241,10 @@ class AnyOf(Criterion):
 
     inner: Criterion
     domains: ClassVar[bool] = True
+
+    @property
+    def blind_to_scale(self) -> bool:  # noqa: D102
+        return self.inner.blind_to_scale
 
     def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
         return _by_domain(self.inner.margin, scores, y, target).amin(-1)

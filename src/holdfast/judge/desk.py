@@ -24,6 +24,7 @@ from holdfast.judge.asking import Model, ModelFault, evaluating
 from holdfast.judge.gradients import Gradients, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
+from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
 
@@ -51,6 +52,7 @@ class Desk:
         votes: int = 1,
         confidence: float = 0.0,
         unit: float = 1.0,
+        scales: bool = False,
     ) -> None:
         """Opens a desk.
 
@@ -69,9 +71,11 @@ class Desk:
                 answers are, and settles its sample if all are.
             confidence: the margin that a witness must have.
             unit: the unit of the points that are asked, and of the gradients and distances that are told.
+            scales: the scores that are told, and what losses read, are in a unit of each sample's own (`ScoreUnits`);
+                witnesses are judged by the scores as they are. Not where a confidence is asked for, which is in them.
         """
         self.model, self.problem, self.budget = model, problem, budget or Budget()
-        self.first, self.judges, self.top_k, self.precision = first, judges, top_k, precision
+        self.first, self.judges, self.precision = first, judges, precision
         self.votes, self.confidence, self.unit = votes, confidence, unit
         self._answers = Answers(model, problem, micro_batch or max(1, len(problem)), precision)
         n, device = len(problem), problem.x.device
@@ -87,9 +91,11 @@ class Desk:
         self.trace: list[tuple[Tensor, Tensor]] | None = [] if trace else None
         self._sure = torch.zeros_like(self.found_at, dtype=torch.bool)
         self._merit = torch.full_like(self.distance, float("inf"))
+        self.units = ScoreUnits(problem, top_k, needed=scales and not confidence)
         self._clean = clean
         if clean is not None:
             self._answers.admit(clean)
+            self.units.see(clean, problem.rows)
 
     # what the engine asks
 
@@ -187,28 +193,29 @@ class Desk:
             self._clean = scores if k == 1 else scores.unflatten(0, (len(p), k)).mean(1)
         return self._clean[index]
 
+    def clean_told(self, index: Tensor) -> Tensor:
+        """`clean`, as an attack is told scores."""
+        return self.units.told(self.clean(index), index)
+
     def labels(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """(m,) int64 best classes."""
-        scores, answered = self.logits(x, index)
+        scores, answered = self._asked(x * self.unit, index)
         return scores.argmax(-1), answered
 
     def log_probs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """(m, K) log-probabilities; all but the top k are -inf if the deployment shows no more."""
-        scores, answered = self.logits(x, index)
-        log_p = scores.log_softmax(-1)
-        if self.top_k is not None and self.top_k < log_p.shape[-1]:
-            least = log_p.topk(self.top_k, dim=-1).values[..., -1:]
-            log_p = log_p.masked_fill(log_p < least, float("-inf"))
-        return log_p, answered
+        scores, answered = self._asked(x * self.unit, index)
+        return self.units.log_probs(scores, index), answered
 
     def logits(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """(m, K) logits."""
-        return self._asked(x * self.unit, index)
+        scores, answered = self._asked(x * self.unit, index)
+        return self.units.told(scores, index), answered
 
     def _asked(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         answered = self._charge(index, backwards=0)
         with torch.no_grad():
-            (scores,) = self._ask(x, index, answered, lambda rows: (self._answers.scores(x[rows]),))
+            (scores,) = self._ask(x, index, answered, lambda rows: (self._scores(x[rows], index[rows]),))
         self._judge(x, index, scores, answered)
         return scores, answered
 
@@ -223,8 +230,10 @@ class Desk:
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad(), self._watched(layers) as features:
                 xi = x[at].detach().requires_grad_()
-                scores = self._answers.scores(xi)
-                value = loss(scores, *([features] if layers else []), *(r[at] for r in rows))
+                scores = self._scores(xi, index[at])
+                value = loss(
+                    self.units.told(scores, index[at]), *([features] if layers else []), *(r[at] for r in rows)
+                )
                 grad = input_gradient(value, xi)
             return scores.detach(), value.detach(), grad
 
@@ -232,7 +241,7 @@ class Desk:
         scores, value, grad = self._ask(x, index, answered, ask, (), tuple(x.shape[1:]))
         self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
-        return Gradient(scores, value, grad * self.unit, answered)
+        return Gradient(self.units.told(scores, index), value, grad * self.unit, answered)
 
     def jacobian(self, x: Tensor, index: Tensor, classes: Tensor) -> Jacobian:
         """Gradients of the logits at ``classes`` (m, k): one forward and k backwards a row."""
@@ -241,8 +250,8 @@ class Desk:
         def ask(at: Tensor | slice) -> tuple[Tensor, ...]:
             with torch.enable_grad():
                 xi = x[at].detach().requires_grad_()
-                scores = self._answers.scores(xi)
-                chosen = scores.gather(-1, classes[at])
+                scores = self._scores(xi, index[at])
+                chosen = self.units.told(scores, index[at]).gather(-1, classes[at])
                 k = chosen.shape[-1]
                 grads = [input_gradient(chosen[:, j], xi, keep=j + 1 < k) for j in range(k)]
             return scores.detach(), torch.stack(grads, dim=1)
@@ -251,7 +260,7 @@ class Desk:
         scores, grad = self._ask(x, index, answered, ask, (classes.shape[1], *x.shape[1:]))
         self.gradients.note(grad, index, answered & open_)
         self._judge(x, index, scores, answered)
-        return Jacobian(scores, grad * self.unit, answered)
+        return Jacobian(self.units.told(scores, index), grad * self.unit, answered)
 
     def features(self, x: Tensor, index: Tensor, layer: str) -> tuple[Tensor, Tensor]:
         """Output of the module named ``layer``, (m, ...); differentiable in x if gradients are on."""
@@ -272,6 +281,11 @@ class Desk:
         return other
 
     # how
+
+    def _scores(self, x: Tensor, index: Tensor) -> Tensor:
+        scores = self._answers.scores(x)
+        self.units.see(scores, index)
+        return scores
 
     @contextmanager
     def _watched(self, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:

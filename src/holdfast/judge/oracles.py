@@ -63,7 +63,7 @@ class SoftLabelOracle(HardLabelOracle):
         """Binds the oracle to the desk that serves it."""
         super().__init__(desk)
         self.log_probs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.log_probs
-        self.clean: Callable[[Tensor], Tensor] = desk.clean
+        self.clean: Callable[[Tensor], Tensor] = desk.clean_told
 
 
 class WhiteBoxOracle(SoftLabelOracle):

@@ -15,7 +15,7 @@ from holdfast.core.criterion import Misclassified, WithDetector
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
-from holdfast.core.threat import Norm
+from holdfast.core.threat import Access, Norm
 from holdfast.testing._attack_case import EPS, SAMPLES, Case, breaks, of_digits
 from holdfast.testing.contract import ContractError, require
 from holdfast.testing.toys import digits, net
@@ -23,6 +23,8 @@ from holdfast.testing.toys import digits, net
 __all__ = ["MANNERS"]
 
 _KAPPA = 2.0
+_FEW = 8
+_FURTHER = 1.5  # found within the budget, distances say little: attacks settle at their first witness
 
 
 class _Told(nn.Module):
@@ -72,6 +74,26 @@ def _units(case: Case) -> None:
             require(torch.equal(base.x * unit, out.x), f"{what}: other witnesses than those in [0, 1]")
 
 
+def _scale(case: Case) -> None:
+    """All logits times a power of two are the same decisions: none is lost, and what is found is about as near.
+
+    The labels alone do not show the scale, so this says nothing of attacks on those. A distance may differ: logits of
+    usual size are told as they are, others in a unit that brings them there, in which a weight or a softmax that depends on
+    the size is another one, as it is from one usual model to the next.
+    """
+    if case.card.access is Access.HARD_LABEL:
+        return
+    x, y = digits(_FEW)
+    problem = Problem.of(x, y, case.ball(_FEW, 2 * EPS[case.norm]))
+    base = case.run(problem)
+    for power in (-20, 20):
+        out = case.run(problem, _Told(after=lambda s, by=2.0**power: s * by))
+        what = f"logits times 2^{power}"
+        _fewer(base, out, what)
+        far, near = (o.distance[base.found & out.found].sum() for o in (out, base))
+        require(far <= _FURTHER * near, f"{what}: witnesses are {float(far / near):.3g} times as far as without")
+
+
 def _kappa(case: Case) -> None:
     """A confidence that was asked for is kept, and does not stop the search."""
     if "kappa" not in {p.name for p in parameters_of(type(case.small))}:
@@ -113,6 +135,7 @@ def _detector(case: Case) -> None:
 MANNERS: dict[str, Callable[[Case], None]] = {
     "masked-classes": _masked_classes,
     "units": _units,
+    "scale": _scale,
     "kappa": _kappa,
     "detector": _detector,
 }

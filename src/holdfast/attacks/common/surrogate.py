@@ -29,7 +29,7 @@ def searched(model: nn.Module, problem: Problem, steps: int) -> Tensor:
     """(n, \\*features) the last iterates of MI-FGSM on a model of one's own; nobody else is asked."""
     alone = replace(problem, rows=torch.arange(len(problem), device=problem.x.device))
     attack = PlainMomentum(steps=steps)
-    oracle = WhiteBoxOracle(Desk(model, alone, first=False, judges=False))
+    oracle = WhiteBoxOracle(Desk(model, alone, first=False, judges=False, scales=True))
     with evaluating(model):
         state = attack.start(oracle, alone)
         for _ in range(steps):
