@@ -129,6 +129,21 @@ def test_a_huge_scale_of_logits_stops_no_attack(told):
     assert document.headline.empirical_robust_accuracy == honest.headline.empirical_robust_accuracy
 
 
+class Tiny(Scaled):
+    """Logits that differ by a millionth."""
+
+    def __init__(self, inner):
+        super().__init__(inner, 2.0**-20)
+
+
+def test_a_tiny_scale_of_logits_stops_no_attack_and_is_not_accused(told):
+    _, honest = told(None)
+    _, document = told(Tiny)
+    assert not _masking(document)
+    assert not document.headline.upper_bound_weak
+    assert document.headline.empirical_robust_accuracy == honest.headline.empirical_robust_accuracy
+
+
 def test_a_saturated_softmax_is_no_robust_model(told):
     _, honest = told(None)
     _, document = told(Probabilities)

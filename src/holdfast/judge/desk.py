@@ -24,6 +24,7 @@ from holdfast.judge.asking import Model, ModelFault, evaluating
 from holdfast.judge.gradients import Gradients, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
+from holdfast.judge.rows import first_of, rank
 from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
@@ -96,6 +97,7 @@ class Desk:
         if clean is not None:
             self._answers.admit(clean)
             self.units.see(clean, problem.rows)
+            self.units.look()
 
     # what the engine asks
 
@@ -191,6 +193,7 @@ class Desk:
             p, k = self.problem, self.votes
             scores, _ = self._asked(p.x.repeat_interleave(k, 0), p.rows.repeat_interleave(k))
             self._clean = scores if k == 1 else scores.unflatten(0, (len(p), k)).mean(1)
+            self.units.look()
         return self._clean[index]
 
     def clean_told(self, index: Tensor) -> Tensor:
@@ -327,7 +330,7 @@ class Desk:
             answered = torch.ones_like(index, dtype=torch.bool)
             charge = (~self.settled[index]).long() if self.first else torch.ones_like(index)
         else:
-            answered = _rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
+            answered = rank(index) < self.ledger.left(self.budget)[index] // self._price(backwards)
             if self.first:  # a settled sample is charged no more, so it must not be sent either
                 answered &= ~self.settled[index]
             charge = answered.long()
@@ -421,7 +424,7 @@ class Desk:
         inside = unusable & contains(part, x, clean, size)
         d = size.masked_fill(~inside, float("inf"))
         best = self.no_answer_at.scatter_reduce(0, index, d, "amin")
-        first_row = _first_of(index, inside & (d == best[index]) & (d < self.no_answer_at[index]), len(best))
+        first_row = first_of(index, inside & (d == best[index]) & (d < self.no_answer_at[index]), len(best))
         known = p.x if self.no_answer is None else self.no_answer
         taken = x.detach()[first_row.clamp_max(len(x) - 1)]
         self.no_answer = torch.where(p.flat(first_row < len(x)), taken, known)
@@ -434,7 +437,7 @@ class Desk:
         n, m = len(self.distance), len(x)
         d = merit.masked_fill(~holds, float("inf"))
         best = self._merit.scatter_reduce(0, index, d, "amin")
-        first_row = _first_of(index, holds & (d == best[index]), n)
+        first_row = first_of(index, holds & (d == best[index]), n)
         better = first_row < m
         if x.device.type == "cpu":
             samples = better.nonzero().squeeze(-1)
@@ -449,13 +452,6 @@ class Desk:
         self.found_at.copy_(torch.where(better & (self.found_at < 0), self.ledger.queries, self.found_at))
 
 
-def _first_of(index: Tensor, wins: Tensor, samples: int) -> Tensor:
-    """(samples,) the first winning row of each sample; the number of rows where none is."""
-    m = len(index)
-    row = torch.arange(m, device=index.device).masked_fill(~wins, m)
-    return torch.full((samples,), m, device=index.device).scatter_reduce(0, index, row, "amin")
-
-
 def _beyond_luck(votes: int) -> int:
     """Votes that a fair coin gives once in a hundred times, or all.
 
@@ -464,14 +460,3 @@ def _beyond_luck(votes: int) -> int:
         [2, 9, 60]
     """
     return min(votes, -(-votes // 2) + ceil(sqrt(votes)))
-
-
-def _rank(index: Tensor) -> Tensor:
-    """(m,) how many earlier rows have the same index."""
-    if index.device.type == "cpu" and bool((index[1:] > index[:-1]).all()):
-        return torch.zeros_like(index)  # one row a sample, the usual case
-    order = index.argsort(stable=True)
-    sorted_index = index[order]
-    position = torch.arange(len(index), device=index.device)
-    starts = torch.searchsorted(sorted_index, sorted_index, side="left")
-    return torch.empty_like(index).index_copy_(0, order, position - starts)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.problem import Problem
+from holdfast.judge.rows import first_of
 from holdfast.numerics.losses import complete
 
 __all__ = ["ScoreUnits", "score_spread"]
@@ -47,7 +48,7 @@ class ScoreUnits:
     def resume(self, known: Tensor) -> None:
         """Goes on with units (n,) from an earlier run; 0 where there is none yet."""
         self.known = known
-        self._look()
+        self.look()
 
     def see(self, scores: Tensor, index: Tensor) -> None:
         """Sets the units of the samples ``index`` (m,) that have none, each from the first of its rows of scores."""
@@ -55,14 +56,11 @@ class ScoreUnits:
             return
         scores = scores.detach()
         unit = self._fitting(scores)
-        row = torch.arange(len(scores), device=scores.device)
-        none = torch.full(self.known.shape, len(scores), device=scores.device)
-        first = none.scatter_reduce(0, index, torch.where(unit > 0, row, len(scores)), "amin")
+        first = first_of(index, unit > 0, len(self.known))
         new = (self.known == 0) & (first < len(scores))
         self.known = torch.where(new, unit[first.clamp_max(len(scores) - 1)], self.known)
-        # Reading is free on a CPU; elsewhere it is done once, when every sample may have been asked about.
-        if self.known.device.type == "cpu" or len(scores) >= len(self.known):
-            self._look()
+        if self.known.device.type == "cpu":  # reading is free there
+            self.look()
         else:
             self.plain = False
 
@@ -90,7 +88,8 @@ class ScoreUnits:
         told = (complete(log_p) * self._of(index).unsqueeze(1)).log_softmax(-1)
         return told.masked_fill(hidden, float("-inf")).to(scores.dtype)
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Notes whether any sample has no unit, or one that counts: a synchronisation with an accelerator."""
         self.open = self.open and bool((self.known == 0).any())
         self.plain = bool(((self.known == 1) | (self.known == 0)).all())
 
