@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from holdfast.core.errors import DataError
-from holdfast.core.files import write_whole
+from holdfast.core.files import read_json, write_whole
 from holdfast.core.findings import Severity
 from holdfast.core.threat import Goal, Guarantee, Norm
 from holdfast.core.verdict import Status
@@ -465,7 +465,7 @@ class Document(_Part):
         """
         file = path / "report.json" if path.is_dir() else path
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            raw = read_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise DataError(f"no report at {file}: {error.strerror}") from None
         except ValueError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 from holdfast.audit.journal import SIDECARS, Journal
 from holdfast.audit.plan import Plan
 from holdfast.core.errors import JournalError, UsageError
-from holdfast.core.files import write_whole
+from holdfast.core.files import read_json, write_whole
 
 __all__ = ["PREFLIGHT", "RunFolder"]
 
@@ -89,7 +89,7 @@ class RunFolder:
     def about(self) -> dict[str, str]:
         """What was noted when the run was begun: its kind, the folder in which it was, and the command."""
         try:
-            told = json.loads(self.about_file.read_text(encoding="utf-8"))
+            told = read_json(self.about_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return {k: v for k, v in told.items() if isinstance(v, str)} if isinstance(told, dict) else {}

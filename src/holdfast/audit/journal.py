@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from holdfast.core.errors import JournalError, UsageError
+from holdfast.core.files import read_json
 
 __all__ = ["SIDECARS", "Journal", "Key", "Payload"]
 
@@ -228,7 +229,7 @@ def _read(path: Path) -> _Held:
                 ):
                     held.seconds[stage, k] = float(seconds)
                     if _digest(stage, k, text) == sha:
-                        held.payloads[stage, k] = json.loads(text)
+                        held.payloads[stage, k] = read_json(text)
                     else:
                         held.altered.append((stage, k))
             return held

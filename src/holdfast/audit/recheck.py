@@ -26,14 +26,20 @@ from holdfast.audit.places import Places
 from holdfast.audit.reconcile import compose, standings
 from holdfast.audit.replay import Replay
 from holdfast.core.errors import DataError, JournalError
+from holdfast.core.files import read_json
 
 __all__ = ["Recheck", "recheck"]
 
 _NEVER = (
-    "what the attacks spent (forwards, backwards, queries, seconds) and after how many queries they found what they found",
+    "what the attacks spent, and the referee (forwards, backwards, queries, seconds) and after how many queries they found "
+    "what they found",
     "that the attacks found nothing where there is no witness: they are not run again",
+    "that the model raised, or had no decision, at no other inputs than those that are named: the attacks are not run again",
+    "what the model raised, in words, and which claims the referee rejected",
+    "the least margins that the attacks reached, on which hangs which samples later attacks were run on",
     "the command, the time and the machine of the run: compared with its journal alone",
     "figures inside the texts of findings",
+    "the folder in which the run was begun",
 )
 _PROSE = frozenset(
     {"methods", "not_tested", "statement", "stamp", "title", "upper_bound_note", "findings", "message", "remedy"}
@@ -96,7 +102,11 @@ def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places |
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         result.problems.append(f"the journal is not one that a run writes: {type(error).__name__}: {error}")
         return result
+    before = len(result.problems)
     _compare(report, again, result)
+    if len(result.problems) == before:
+        _compare_text(folder, again, result)
+    _begun(folder, again, result)
     problems, unread = import_module("holdfast.report.derive").compared(context, again)  # a floor above, by its name
     result.problems += problems
     result.not_rederived += unread
@@ -154,6 +164,35 @@ def _compare(report: Document, again: Document, result: Recheck) -> None:
             result.problems.append("the journal was altered: its hash is not the one in report.json")
         else:
             result.problems.append(f"report.json says something else than the journal about '{path}': {was}, not {is_}")
+
+
+def _compare_text(folder: RunFolder, again: Document, result: Recheck) -> None:
+    """What says the same is written the same, so that no reader of JSON finds something else in it."""
+    if folder.report_file.read_bytes() == again.text().encode():
+        return
+    if again.environment.holdfast != __version__:
+        result.not_rederived.append(f"report.json, letter by letter: this is Holdfast {__version__}")
+    else:
+        result.problems.append("report.json says what the journal says, and is not written as a run writes it")
+
+
+def _begun(folder: RunFolder, again: Document, result: Recheck) -> None:
+    """run.json is one that a run writes, and names the command that the journal names."""
+    try:
+        told = read_json(folder.about_file.read_bytes())
+    except OSError:
+        result.problems.append("run.json is missing: it says by which command the run was begun")
+        return
+    except ValueError as error:
+        result.problems.append(f"run.json is not one that a run writes: {error}")
+        return
+    names = {"kind", "start", "command"}
+    if not isinstance(told, dict) or told.keys() != names or not all(isinstance(v, str) for v in told.values()):
+        result.problems.append(f"run.json is not one that a run writes: it holds {', '.join(sorted(names))} as texts")
+    elif told["kind"] != "audit" or (told["command"] and told["command"] != again.command):
+        result.problems.append(
+            "run.json says something else than the journal about the kind and the command of the run"
+        )
 
 
 def _differences(told: Any, due: Any, path: str = "") -> Iterator[tuple[str, str, str]]:

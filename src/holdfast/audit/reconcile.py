@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from holdfast.audit.standing import Standing
 from holdfast.audit.suites import Rung, rungs, stamp, transfers
 from holdfast.audit.units import Layout, Units
 from holdfast.core.cards import parameters_of
+from holdfast.core.files import read_json
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Guarantee
 from holdfast.core.verdict import Status, Verdict, Witness
@@ -188,7 +188,7 @@ def compose(
             "stages": _stages(context, units, seconds),
             "seed": plan.seed,
             "command": facts["command"],
-            "environment": json.loads(facts["environment"]),
+            "environment": read_json(facts["environment"]),
             "hashes": {
                 "plan": plan.sha256, "model": context.subject.sha256, "data": context.data.sha256, "journal": journal,
             },

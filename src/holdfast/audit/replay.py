@@ -21,11 +21,11 @@ from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.journal import Key, Payload
 from holdfast.audit.pictures import altered, in_8_bits, pictured
 from holdfast.audit.reconcile import missing
-from holdfast.audit.stages import ALONE, Stage, attacked, met_at, on_levels, still_breaking
+from holdfast.audit.stages import ALONE, Stage, as_number, attacked, met_at, on_levels, still_breaking
 from holdfast.audit.standing import Claim, Standing, decoded
 from holdfast.audit.suites import rungs
 from holdfast.audit.units import Layout
-from holdfast.core.errors import JournalError
+from holdfast.core.errors import JournalError, UnsupportedError
 from holdfast.core.threat import Guarantee, parse_eps
 from holdfast.core.verdict import Certificate
 from holdfast.judge.referee import Ruling
@@ -109,6 +109,10 @@ class Replay:
                 self._say(stage.name, k, "failed, and names other samples than it was run on")
             self.unread.append(f"that the stage {stage.name} failed in chunk {k}: {unit['fault']}")
         else:
+            if ("failed" in unit) != ("raised" in unit):
+                self._say(
+                    stage.name, k, "does not name together the samples that the model raised on, and what it raised"
+                )
             if stage.name in _AGAIN and self.deterministic:
                 self._again(stage, k, ids, unit, before)
             if "clean" in before:
@@ -204,24 +208,29 @@ class Replay:
             return
         tensors = [self.context.folder.witness(claim.witness.sha256).to(self.context.device) for _, claim in kept]
         problem = self.context.problem(np.array([i for i, _ in kept]), eps)
-        ruling = self.context.referee().judge(problem, torch.stack(tensors))
+        stored = torch.stack(tensors)
+        far = measured(problem.set, stored, problem.x).tolist()
+        ruling = self.context.referee().judge(problem, stored)
         self.witnesses += len(kept)
         for k, (i, claim) in enumerate(kept):
             told = claim.witness
-            close = _CLOSE * max(1.0, self._score_size(i))
+            margin = as_number(ruling.margin[k])
+            # of the scores that made the margin; rounding that the model's own inside makes of them shows here too
+            close = max(_CLOSE * max(self._score_size(i), abs(margin)), 4 * as_number(ruling.rounding[k]))
             if claim.rounding > close:
                 self.problems.append(
                     f"sample {i}: the rounding of its witness, {claim.rounding:.3g}, is none of this model's"
                 )
-            slack = min(claim.rounding, close) + 1e-9 * max(1.0, abs(told.margin))
-            margin = float(ruling.margin[k])
-            moved = abs(float(ruling.distance[k]) - told.distance) > 1e-9 * max(1.0, told.distance)
-            if ruling.ruling[k] is Ruling.REJECTED:
+            slack = min(claim.rounding, close) + 1e-9 * abs(told.margin)
+            moved = abs(float(ruling.distance[k]) - told.distance) > _SAME * max(1.0, told.distance)
+            if abs(far[k] - told.distance) > _SAME * max(1.0, far[k]):
+                self.problems.append(f"sample {i}: its witness lies at {far[k]:.6g}, not at {told.distance:.6g}")
+            elif ruling.ruling[k] is Ruling.REJECTED:
                 self.problems.append(f"sample {i}: its witness does not lie in the set")
             elif claim.stage == "":
                 continue
             elif ruling.ruling[k] is Ruling.HOLDS and not moved:
-                if self.deterministic and told.margin < margin - max(slack, 1e-3 * close) and abs(margin) < 1e29:
+                if self.deterministic and abs(told.margin - margin) > max(slack, 1e-3 * close):
                     self.problems.append(
                         f"sample {i}: its witness is said to have the margin {told.margin:.3g}, not {margin:.3g}"
                     )
@@ -279,10 +288,20 @@ class Replay:
         ids = standing.ids[standing.correct]
         if self.context.plan.certify == "none":
             return
-        keys = self.layout.covering("certificates", standing.ids)
-        if any("refused" in unit or "fault" in unit for unit in (self.units.get(key, {}) for key in keys)):
+        units = [self.units.get(key, {}) for key in self.layout.covering("certificates", standing.ids)]
+        if any("fault" in unit for unit in units) or (
+            self.context.randomised and self.context.plan.certify != "smoothing"
+        ):
             return
-        held = proved_at(self.context, ids, eps)
+        refused = {unit["refused"] for unit in units if "refused" in unit}
+        try:
+            held = proved_at(self.context, ids, eps)
+        except UnsupportedError as refusal:
+            if refused != {str(refusal)}:
+                self.problems.append(f"the journal does not say why there are no certificates: {refusal}")
+            return
+        if refused and (held is not None or self.context.plan.certify == "smoothing"):
+            self.problems.append(f"the journal says that certificates are refused, and they are not: {refused.pop()}")
         if held is None:
             if self.context.plan.certify == "smoothing":
                 self.unread.append(

@@ -34,6 +34,7 @@ from holdfast.judge.referee import Judgement, Ruling
 __all__ = [
     "ALONE",
     "Stage",
+    "as_number",
     "attacked",
     "judged",
     "met_at",
@@ -229,8 +230,8 @@ def judged(context: Context, problem: Problem, outcome: Outcome, name: str) -> P
                 "attack": name,
                 "sha256": context.folder.store(ruling.x[k]),
                 "distance": float(ruling.distance[k]),
-                "margin": _number(ruling.margin[k]),
-                "rounding": _number(ruling.rounding[k]),
+                "margin": as_number(ruling.margin[k]),
+                "rounding": as_number(ruling.rounding[k]),
             }
     return payload
 
@@ -275,7 +276,8 @@ def met_at(context: Context, x: Tensor) -> list[str]:
     return words
 
 
-def _number(value: Tensor) -> float:
+def as_number(value: Tensor) -> float:
+    """A margin as the journal has it: JSON knows no infinity."""
     return float(value.nan_to_num(nan=0.0, posinf=1e30, neginf=-1e30))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +23,7 @@ from holdfast.report.shown import broken_rows, pictured, pictures
 
 __all__ = ["compared"]
 
+_PAGES = ("report.html", "report.sarif", "junit.xml")
 _PICTURE = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=]+)")
 
 
@@ -33,10 +34,8 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
         context: the run's.
         document: as it was derived, not as the folder tells it.
     """
-    run, problems = context.folder.path, list[str]()
-    files = [
-        name for name in ("report.html", "report.sarif", "junit.xml", TABLE, ROWS, ARRAYS) if (run / name).exists()
-    ]
+    run = context.folder.path
+    files = [name for name in (*_PAGES, TABLE, ROWS, ARRAYS) if (run / name).exists()]
     if document.environment.holdfast != __version__:
         told = f"{', '.join(files)}: written by Holdfast {document.environment.holdfast}, and this is {__version__}"
         return [], [told] if files else []
@@ -48,6 +47,7 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
         ROWS: lambda file: file.read_bytes() == rows(context, document, arrays(context, document)).encode(),
         ARRAYS: lambda file: _same_arrays(file, context, document),
     }
+    problems, unread = _missing(context, files)
     for name in files:
         try:
             right = looks[name](run / name)
@@ -55,7 +55,19 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
             right = False
         if not right:
             problems.append(f"{name} says something else than the journal")
-    return problems, []
+    return problems, unread
+
+
+def _missing(context: Context, files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Files that a run writes and that are not there. A run from Python that nobody rendered has no pages."""
+    due = [TABLE, ARRAYS, *([ROWS] if context.data.features is not None else [])]
+    unread = list[str]()
+    if context.folder.about().get("command") or set(_PAGES) & set(files):
+        due += _PAGES
+    else:
+        unread = [f"{', '.join(_PAGES)}: they are missing; holdfast report {context.folder.path} writes them"]
+    gone = [name for name in due if name not in files]
+    return [f"{name} is missing: a run writes it, and holdfast resume writes it anew" for name in gone], unread
 
 
 def _pages(context: Context, document: Document) -> list[str]:
