@@ -142,7 +142,7 @@ def test_fab_t_has_no_more_rounds_than_rivals():
     assert (out.ledger.backwards == 7).all()
 
 
-@pytest.mark.parametrize("kind", [FAB, FABT])
+@pytest.mark.parametrize("kind", [FAB, pytest.param(FABT, marks=pytest.mark.slow)])
 def test_within_a_budget_fab_breaks_what_its_least_distances_say(kind):
     x, y = digits(30)
     free = run(kind(), minimal(Norm.LINF, x, y), net())

@@ -145,6 +145,7 @@ class TestMinMaxUniversal:
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_held_out_fooling_rates_on_mnist(shared_data):
     sys.path.insert(0, str(shared_data))
     zoo = pytest.importorskip("zoo")

@@ -69,8 +69,8 @@ def _no_gradient(x):
 @pytest.mark.parametrize(
     ("before", "given", "failed"),
     [
-        (_no_gradient, {"suite": "fast", "norm": "linf", "eps": "0.02"}, "cosine_margin"),
-        (_no_gradient, {"suite": "minimal", "norm": "l2", "eps": "0.1"}, "ddn"),
+        (_no_gradient, {"suite": "fast", "norm": "linf", "eps": "0.02", "queries": 300}, "cosine_margin"),
+        (_no_gradient, {"suite": "minimal", "norm": "l2", "eps": "0.1", "queries": 300}, "ddn"),
     ],
 )
 def test_a_stage_that_fails_is_named_and_the_rest_is_kept(smooth, tmp_path, before, given, failed):
@@ -167,7 +167,7 @@ def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_ar
         if bool((gap < near).any() if near < 1e-3 else ((gap > 0) & (gap < near)).any()):
             raise ValueError("no such input")
 
-    plan = Plan.of(data=data, norm="linf", eps="0.015", suite="fast", certify="none")
+    plan = Plan.of(data=data, norm="linf", eps="0.015", suite="fast", certify="none", queries=300)
     plain = audit(plan, tmp_path / "a", model=model)
     found = audit(plan, tmp_path / "b", model=Wrapped(model, before))
     assert found.samples[3].status is Status.ERROR

@@ -105,7 +105,7 @@ def test_chunks_do_not_change_the_draws(finished, plan, tmp_path):
     assert [s.status for s in other.samples] == [s.status for s in document.samples]
 
 
-@pytest.mark.parametrize("unit", [1, 4, 9, 16])
+@pytest.mark.parametrize("unit", [4, 16, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 9))])
 def test_interrupted_after_any_unit_and_resumed(finished, plan, tmp_path, monkeypatch, unit):
     _, document = finished
     enter, entered = driver._enter, []

@@ -87,6 +87,7 @@ def _plain(graph, query):
         return specification(found, query.c)
 
 
+@pytest.mark.slow
 def test_competition_networks(shared_data):
     """Labels of images, and ACAS Xu's first property, which is about one score (the reference leaves its offset out)."""
     pytest.importorskip("onnx")
@@ -114,6 +115,7 @@ def test_competition_networks(shared_data):
     assert sum(g >= -1e-4 for g in gains) >= len(gains) - 1
 
 
+@pytest.mark.slow
 def test_a_real_network_is_certified_as_published(shared_data):
     """MNIST at 0.1, trained by Wong and Kolter: CROWN in the box proves 92.8 % of the first 1000, MIP 95.62 %."""
     import sys

@@ -11,9 +11,22 @@ from holdfast.core.errors import UsageError
 from holdfast.core.registry import names
 from holdfast.testing import ATTACK_CHECKS, ContractError, check_attack
 
+# pairs that take ten seconds and more; make test-all runs them
+_DEAR = {
+    "slots": ("autozoom", "hopskipjump", "lbfgs", "rays", "sign_opt", "simba", "square", "str_attack", "surfree"),
+    "ledger": ("hopskipjump",),
+    "beats-noise": ("square",),
+}
 
-@pytest.mark.parametrize("check", ATTACK_CHECKS)
-@pytest.mark.parametrize("name", names("attack"))
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(n, c, marks=[pytest.mark.slow] if n in _DEAR.get(c, ()) else [], id=f"{n}-{c}")
+        for n in names("attack")
+        for c in ATTACK_CHECKS
+    ],
+)
 def test_an_attack_keeps_its_contract(name, check):
     check_attack(name, only=[check])
 

@@ -17,9 +17,18 @@ from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
 from holdfast.testing import CERTIFIER_CHECKS, ContractError, check_certifier
 
+# pairs that take ten seconds and more; make test-all runs them
+_DEAR = {("neuron_splitting", "no-witness"), ("neuron_splitting", "batch"), ("neuron_splitting", "tighter")}
 
-@pytest.mark.parametrize("check", CERTIFIER_CHECKS)
-@pytest.mark.parametrize("name", names("certifier"))
+
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        pytest.param(n, c, marks=[pytest.mark.slow] if (n, c) in _DEAR else [], id=f"{n}-{c}")
+        for n in names("certifier")
+        for c in CERTIFIER_CHECKS
+    ],
+)
 def test_a_certifier_keeps_its_contract(name, check):
     check_certifier(name, only=[check])
 
