@@ -30,6 +30,35 @@ def test_a_folder_of_others_is_refused_and_left_alone(tmp_path, name):
     assert [f.name for f in tmp_path.iterdir()] == [name]
 
 
+_COMMANDS = (
+    ("attack", "pgd"), ("bench", "transfer", "--models", "a.pt"), ("bench", "attacks"), ("certify", "ibp"),
+    ("study", "posthoc"), ("study", "unseen"), ("study", "manifold"), ("study", "scalability"),
+    ("verify", "--instances", "list.csv"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file", ["plan.yaml", "report.json", "run.json"])
+@pytest.mark.parametrize("command", _COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_no_command_writes_results_into_a_run(holdfast, tmp_path, command, file):
+    """Finished, begun, or begun and killed before anything was done."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / file).write_text('{"kind": "audit"}')
+    said = holdfast(*command, "--out", run)
+    assert said.code == 2
+    assert "holds another run" in said.err
+    assert [entry.name for entry in run.iterdir()] == [file]
+
+
+@pytest.mark.parametrize("flags", [("--allow-weak",), ("--fail-on", "certified"), ("--fail-on", "empirical")])
+@pytest.mark.parametrize("command", ["audit", "resume"])
+def test_a_gate_without_a_threshold_is_refused(holdfast, tmp_path, command, flags):
+    said = holdfast(command, *(["--out", tmp_path / "run"] if command == "audit" else [tmp_path]), *flags)
+    assert said.code == 2
+    assert f"{flags[0]} " in said.err
+    assert "give --fail-under SHARE with it" in " ".join(said.err.split())
+
+
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(18)])
 def test_what_is_no_proof_is_said_in_one_sentence(tmp_path, content):
     file = tmp_path / "proof"

@@ -33,8 +33,10 @@ FailUnder = Annotated[
     ),
 ]
 FailOn = Annotated[
-    Literal["empirical", "certified"],
-    typer.Option("--fail-on", help="The bound that --fail-under holds.", rich_help_panel="Answer"),
+    Literal["empirical", "certified"] | None,
+    typer.Option(
+        "--fail-on", help="The bound that --fail-under holds.", show_default="empirical", rich_help_panel="Answer"
+    ),
 ]
 AllowWeak = Annotated[
     bool,
@@ -123,7 +125,7 @@ def audit(
         typer.Option("--plan", help="A plan in YAML; flags override it.", metavar="FILE", rich_help_panel="Run"),
     ] = None,
     fail_under: FailUnder = None,
-    fail_on: FailOn = "empirical",
+    fail_on: FailOn = None,
     allow_weak: AllowWeak = False,
     format_: o.Format = o.FormatName.TEXT,
     quiet: o.Quiet = False,
@@ -182,7 +184,7 @@ def resume(
     max_queries: o.MaxQueries = None,
     workers: Workers = 1,
     fail_under: FailUnder = None,
-    fail_on: FailOn = "empirical",
+    fail_on: FailOn = None,
     allow_weak: AllowWeak = False,
     format_: o.Format = o.FormatName.TEXT,
     quiet: o.Quiet = False,
@@ -306,13 +308,14 @@ class Gate:
     allow_weak: bool
 
 
-def _gate(fail_under: str | None, side: Side, allow_weak: bool) -> Gate | None:
+def _gate(fail_under: str | None, side: Side | None, allow_weak: bool) -> Gate | None:
     share = _share(fail_under)
     if share is None:
-        if allow_weak:
-            raise UsageError("--allow-weak is about a threshold, and there is none; give --fail-under SHARE with it")
+        for given, flag in ((allow_weak, "--allow-weak"), (side is not None, f"--fail-on {side}")):
+            if given:
+                raise UsageError(f"{flag} is about a threshold, and there is none; give --fail-under SHARE with it")
         return None
-    return Gate(share, side, allow_weak)
+    return Gate(share, side or "empirical", allow_weak)
 
 
 def _share(text: str | None) -> float | None:

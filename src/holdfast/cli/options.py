@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from holdfast.cli.console import voice
+from holdfast.cli.results import no_run
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import Goal, Norm, parse_eps
 
@@ -266,7 +267,17 @@ Set = Annotated[
         metavar="KEY=VALUE", rich_help_panel=_RUN,
     ),
 ]  # fmt: skip
-Out = Annotated[Path, typer.Option(help="Folder for the results.", metavar="FOLDER")]
+
+
+def _of_no_run(out: Path) -> Path:
+    """Refuses the folder of a run before anything is opened."""
+    no_run(out)
+    return out
+
+
+Out = Annotated[
+    Path, typer.Option(help="Folder for the results; none of a run.", metavar="FOLDER", callback=_of_no_run)
+]
 Format = Annotated[FormatName, typer.Option("--format", help="What is printed.")]
 
 

@@ -1,4 +1,4 @@
-"""The folder of ``holdfast attack``: one attack's results, made anew by the next, never mixed with anybody else's."""
+"""Folders of results: none is written into a run's, and an attack's are made anew by the next, never mixed with others'."""
 
 from __future__ import annotations
 
@@ -10,11 +10,28 @@ from holdfast.cli.console import note
 from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
 
-__all__ = ["begin_results", "check_results"]
+__all__ = ["begin_results", "check_results", "no_run"]
 
 _ABOUT = "run.json"
 _WRITTEN = ("adversarial.npz", "adversarial.csv", "evaluation.json", "artefact.safetensors", "attack.json", "pictures")
 _RUNS = ("plan.yaml", "journal.sqlite", "report.json")
+
+
+def no_run(out: Path, own: tuple[str, ...] = ()) -> None:
+    """Refuses a folder in which an audit was begun or finished; changes nothing.
+
+    Args:
+        out: where results are to go.
+        own: files that the command's own earlier results have under a run's names.
+
+    Raises:
+        UsageError: it is an audit's or another run's.
+    """
+    taken = [name for name in (*_RUNS, _ABOUT) if name not in own and (out / name).exists()]
+    if taken and not (taken == [_ABOUT] and _ours(out)):
+        raise UsageError(
+            f"{out} holds another run ({', '.join(taken)}), and results would mix with it; choose another --out"
+        )
 
 
 def check_results(out: Path) -> None:
@@ -25,10 +42,9 @@ def check_results(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; an attack's results need a folder: choose another --out")
+    no_run(out)
     if _ours(out):
         return
-    if any((out / name).exists() for name in (*_RUNS, _ABOUT)):
-        raise UsageError(f"{out} holds another run, and an attack's results would mix with it; choose another --out")
     if taken := [name for name in _WRITTEN if (out / name).exists()]:
         raise UsageError(f"{out} holds {', '.join(taken)}, which would be written over; choose another --out")
 

@@ -11,6 +11,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import fault, note, say, say_json, table
+from holdfast.cli.results import no_run
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -124,7 +125,9 @@ def verify(
         for name, value in (("NET", net), ("--proof", proof), ("--counterexample", counterexample), ("--arch", arch)):
             if value is not None:
                 raise UsageError(f"--instances names the networks and properties itself; leave out {name}")
-        _listed(instances, out or Path("runs/verify"), effort, timeout, o.several(only) or (), workers, format_)
+        folder = out or Path("runs/verify")
+        no_run(folder, own=("journal.sqlite",))
+        _listed(instances, folder, effort, timeout, o.several(only) or (), workers, format_)
         return
     for name, value in (("--out", out), ("--only", only)):
         if value is not None:
