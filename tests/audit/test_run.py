@@ -183,6 +183,16 @@ def test_one_flipped_byte_in_a_witness_is_found(finished, tmp_path):
     assert "altered" in result.problems[0]
 
 
+def test_recheck_tells_how_far_it_is(finished):
+    out, document = finished
+    told = {}
+    assert recheck(out, progress=lambda what, done, total: told.setdefault(what, []).append((done, total))).ok
+    assert {"clean predictions", "certificates, proved anew"} <= told.keys()
+    for what, steps in told.items():
+        assert [done for done, _ in steps] == sorted(done for done, _ in steps), what
+        assert {total for _, total in steps} == {len(document.samples)}
+
+
 @pytest.mark.parametrize("share", [0.0001, 0.3, 0.6, 0.99])
 def test_one_flipped_byte_in_the_journal_is_found(finished, tmp_path, share):
     out = _copy(finished[0], tmp_path / "run")

@@ -19,6 +19,7 @@ from torch import nn
 
 from holdfast import __version__
 from holdfast.audit.context import Context
+from holdfast.audit.crew import Progress
 from holdfast.audit.document import Document
 from holdfast.audit.folder import RunFolder
 from holdfast.audit.journal import Journal, Key, Payload
@@ -70,13 +71,16 @@ class Recheck:
         return not self.problems
 
 
-def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places | None = None) -> Recheck:
+def recheck(
+    out: Path | str, *, model: nn.Module | None = None, places: Places | None = None, progress: Progress | None = None
+) -> Recheck:  # fmt: skip
     """Judges every witness and certificate of a run anew, the journal against the model, and the report against the journal.
 
     Args:
         out: the run's folder; nothing in it is changed.
         model: the module, where the plan names no file.
         places: where files are that moved since, and what the plan may do that only its file says.
+        progress: told (what is looked at, samples done, samples).
 
     Raises:
         JournalError: the run is unfinished.
@@ -94,7 +98,7 @@ def recheck(out: Path | str, *, model: nn.Module | None = None, places: Places |
         result.problems += [f"the journal's unit {stage} of chunk {k} was altered" for stage, k in journal.altered()]
         units = journal.units()
         context.randomised = bool(units.get(("preflight", -1), {}).get("randomised", False))
-        _replay(context, units, result)
+        _replay(context, units, result, progress)
         again = _derived(context, units, journal, report, result)
     except (DataError, JournalError) as error:
         result.problems.append(str(error))
@@ -124,8 +128,8 @@ def _refuse_unfinished(folder: RunFolder) -> None:
     )
 
 
-def _replay(context: Context, units: dict[Key, Payload], result: Recheck) -> None:
-    replay = Replay(context, units)
+def _replay(context: Context, units: dict[Key, Payload], result: Recheck, progress: Progress | None) -> None:
+    replay = Replay(context, units, progress)
     replay.run(standings(context, units))
     result.witnesses, result.certificates = replay.witnesses, replay.certificates
     result.marginal += sorted(set(replay.marginal))

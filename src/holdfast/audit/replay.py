@@ -17,6 +17,7 @@ import torch
 
 from holdfast.audit.certificates import form, prove, proved_at
 from holdfast.audit.context import Context
+from holdfast.audit.crew import Progress
 from holdfast.audit.diagnostics import diagnose
 from holdfast.audit.journal import Key, Payload
 from holdfast.audit.pictures import altered, in_8_bits, pictured
@@ -52,9 +53,9 @@ class Replay:
         unread: what cannot be derived for this plan.
     """
 
-    def __init__(self, context: Context, units: Mapping[Key, Payload]) -> None:
-        """Takes the run's context, with what the journal says of randomness, and its units."""
-        self.context, self.units = context, units
+    def __init__(self, context: Context, units: Mapping[Key, Payload], progress: Progress | None = None) -> None:
+        """Takes the run's context, with what the journal says of randomness, its units and whom to tell of samples."""
+        self.context, self.units, self.progress = context, units, progress
         self.layout = Layout.of(context)
         self.witnesses = self.certificates = 0
         self.marginal: list[int] = []
@@ -74,13 +75,15 @@ class Replay:
             return  # what is built on them cannot be looked at
         self._preflight()
         if not self.deterministic:
-            self.unread.append(
-                "clean predictions, findings and margins: the model answers at random, or is not asked again"
+            why = (
+                "the API is asked about witnesses alone" if self.context.plan.remote else "the model answers at random"
             )
+            self.unread.append(f"clean predictions, findings and margins: {why}")
         for stage in self.layout.order:
             for k, ids in enumerate(self.layout.units(stage.name)):
                 if (stage.name, k) in self.units:
                     self._unit(stage, k, ids)
+                self._tell(stage.title, int(ids[-1]) + 1)
         for standing in parts:
             self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.exact_eps))
             self._certificates(standing)
@@ -97,6 +100,15 @@ class Replay:
                 except JournalError as error:
                     self.problems.append(f"sample {key}: {error}")
         return len(self.problems) == before
+
+    def _in_units(self, stage: str, ids: np.ndarray) -> list[np.ndarray]:
+        """Ids as the units of a stage have them, in which they were asked about."""
+        parts = [ids[np.isin(ids, unit)] for unit in self.layout.units(stage)]
+        return [part for part in parts if len(part)]
+
+    def _tell(self, what: str, done: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, self.layout.samples)
 
     def _say(self, stage: str, k: int, what: str) -> None:
         self.problems.append(f"the journal's unit {stage} of chunk {k} {what}")
@@ -251,12 +263,13 @@ class Replay:
             if c.guarantee is Guarantee.ESTIMATE:
                 self.unread.append(f"sample {i}: its certificate is an estimate")
         if claims:
-            ids = np.array(sorted(claims))
-            radii = np.array([claims[i].radius for i in ids.tolist()], dtype=np.float64)
-            for i, radius, held in zip(ids.tolist(), radii.tolist(), prove(self.context, ids, radii), strict=True):
-                self.certificates += 1
-                if not held:
-                    self.problems.append(f"sample {i}: its certified radius {radius:.6g} is not proved any more")
+            for ids in self._in_units("certificates", np.array(sorted(claims))):
+                radii = np.array([claims[i].radius for i in ids.tolist()], dtype=np.float64)
+                for i, radius, held in zip(ids.tolist(), radii.tolist(), prove(self.context, ids, radii), strict=True):
+                    self.certificates += 1
+                    if not held:
+                        self.problems.append(f"sample {i}: its certified radius {radius:.6g} is not proved any more")
+                self._tell("certificates, proved anew", int(ids[-1]) + 1)
             self._forms(claims)
             self._held_against(standing)
         self._left_out(standing)

@@ -223,7 +223,9 @@ def recheck(
     """
     from holdfast.audit.recheck import recheck as again
 
-    found = again(run, places=_places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch))
+    places = _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch)
+    with progress("nothing was changed; the same command begins again") as tell:
+        found = again(run, places=places, progress=tell)
     if format_ is o.FormatName.JSON:
         say_json(
             {k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems", "not_rederived")}
