@@ -21,6 +21,7 @@ from holdfast.audit.plan import Plan
 from holdfast.audit.recheck import recheck
 from holdfast.audit.reconcile import contradictions
 from holdfast.audit.run import audit, resume
+from holdfast.core.errors import DataError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
@@ -108,6 +109,25 @@ def test_where_witnesses_break_all_of_them_the_run_is_complete(data, tmp_path):
     document = audit(_plan(str(tmp_path / "d.npz"), suite="minimal"), tmp_path / "run", model=Silent())
     assert (document.counts()[Status.BROKEN], document.complete) == (2, True)
     assert document.exit_code == 0
+
+
+@pytest.mark.parametrize(("bad", "every"), [(torch.nan, False), (-torch.inf, True)])
+def test_a_sample_with_no_answer_as_it_is_is_named(data, tmp_path, bad, every):
+    """The look at the first 200 samples refuses such a model; one that comes later is found by the clean pass."""
+    with np.load(data) as held:
+        x, y = np.concatenate([held["x"][:8]] * 26), np.concatenate([held["y"][:8]] * 26)
+    x[204, 0] = 0.7
+    np.savez(tmp_path / "late.npz", x=x, y=y)
+    np.savez(tmp_path / "early.npz", x=x[200:], y=y[200:])
+    model = Silent(bad, every=every)
+    with pytest.raises(DataError, match="1 of 8 rows"):
+        audit(_plan(str(tmp_path / "early.npz")), tmp_path / "a", model=model)
+    given = {"suite": "black-box", "queries": 4, "eps": "0.01"}
+    document = audit(_plan(str(tmp_path / "late.npz"), **given), tmp_path / "b", model=model)
+    assert [s.id for s in document.samples if s.status is Status.ERROR] == [204]
+    (finding,) = [f for f in document.findings if f.code == "model.no_answer_as_it_is"]
+    assert "samples 204: " in finding.message
+    assert not document.complete
 
 
 def test_a_proof_around_it_is_contradicted():

@@ -123,7 +123,7 @@ def compose(
     broken, wrong, certified = count[Status.BROKEN], count[Status.MISCLASSIFIED], count[Status.CERTIFIED]
     unjudged = sum(count[s] for s in _UNJUDGED)
     findings = [f for (_, k), unit in sorted(units.items()) if k == -1 for f in unit.get("findings", ())]
-    findings += [*_refusals(units), *_unanswered(found, eps)]
+    findings += [*_refusals(units), *_clean_unanswered(units, parts), *_unanswered(found, eps)]
     # where both bounds meet, the upper one is exact, whatever hindered the attacks
     weak = _hindrances(findings) if count[Status.UNKNOWN] + count[Status.MARGINAL] else []
     clashes = contradictions(found)
@@ -453,6 +453,23 @@ def _refusals(units: Units) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     return found
+
+
+def _clean_unanswered(units: Units, parts: Sequence[Standing]) -> list[dict[str, Any]]:
+    """Samples that have no decision as they are; those that the model raised on are told by `_refusals`."""
+    raised = {i for (stage, _), u in units.items() if stage == "clean" for i in u.get("failed", ())}
+    ids = [i for s in parts for i in s.ids[s.error].tolist() if i not in raised]
+    if not ids:
+        return []
+    return [
+        {
+            "code": "model.no_answer_as_it_is", "severity": "error", "title": "no answer that can be judged to clean inputs",
+            "message": f"samples {_some(ids)}: the model answers them, as they are, with NaN, +infinity or -infinity for every "
+            "class; they count as not judged",
+            "remedy": "check the weights and the inputs' scale, or leave such samples out, and audit again",
+            "data": {"samples": len(ids)},
+        }
+    ]  # fmt: skip
 
 
 def _unanswered(found: Sequence[Verdict], eps: float) -> list[dict[str, Any]]:

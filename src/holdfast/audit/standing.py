@@ -126,7 +126,8 @@ class Standing:
         rows = np.arange(len(self.ids))
         others = self.scores.copy()
         others[rows, self.labels] = -np.inf
-        return self.scores[rows, self.labels] - others.max(1)
+        with np.errstate(invalid="ignore"):  # of a sample without an answer there is none
+            return self.scores[rows, self.labels] - others.max(1)
 
     @property
     def progress(self) -> np.ndarray:

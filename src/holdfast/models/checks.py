@@ -12,6 +12,7 @@ from scipy.special import bdtr
 from torch import Tensor, nn
 
 from holdfast.core.arrays import dense, outside_inference_mode
+from holdfast.core.criterion import usable
 from holdfast.core.errors import BudgetError, DataError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import ThreatModel
@@ -251,12 +252,12 @@ def _shape(out: object, x: Tensor) -> Finding | None:
 
 def _outputs(out: Tensor, own: bool) -> list[Finding]:
     """What is wrong with the answers; ``own``: the model's layers are there to be changed."""
-    broken = out.isnan().any(1) | (out == torch.inf).any(1)
+    broken = ~usable(out)
     if bool(broken.any()):
         return [
             Finding(
                 "model.nan", Severity.ERROR, "NaN or infinite outputs",
-                f"{int(broken.sum())} of {len(out)} rows get NaN or infinity.",
+                f"{int(broken.sum())} of {len(out)} rows get NaN, +infinity, or -infinity for every class.",
                 "Check the weights and the inputs' scale; such samples count as errors, never as robust.",
                 {"samples": int(broken.sum())},
             )
