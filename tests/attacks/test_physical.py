@@ -407,3 +407,28 @@ def test_real_stop_signs_become_speed_limits(shared_data):  # 100 % of draws on 
     chance = torch.rand(x[0].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
     idle = Artefact("masked_object", {**made.tensors, "delta": chance}, {})
     assert evaluate(attack, idle, held, model, draws=4).success < 0.1
+
+
+class _Stopped(Exception):
+    pass
+
+
+def test_a_fit_of_tiny_logits_resumes_to_the_bit(tmp_path):
+    """The unit that a sample's scores are told in comes from the first picture of it, and is kept."""
+
+    class Tiny(torch.nn.Module):
+        def forward(self, x):
+            return net().eval()(x) * 2.0**-24
+
+    def stop(done, total):
+        if done == total // 2:
+            raise _Stopped
+
+    x, y = digits(12)
+    problem = Problem.of(x, y, LpBall.uniform(Norm.LINF, 1.0, 12, dtype=torch.float64))
+    attack = Patch(steps=8, area=0.25, views=2, loss="ce")
+    whole = fit(attack, problem, [Tiny(), Tiny()])
+    with pytest.raises(_Stopped):
+        fit(attack, problem, [Tiny(), Tiny()], checkpoint=tmp_path / "c", every=1, progress=stop)
+    resumed = fit(attack, problem, [Tiny(), Tiny()], checkpoint=tmp_path / "c", every=1)
+    assert resumed.artefact.sha256 == whole.artefact.sha256

@@ -163,25 +163,11 @@ def test_held_out_fooling_rates_on_mnist(shared_data):
     assert rate > noise + 0.1
 
 
-class _Stopped(Exception):
-    pass
-
-
-def test_tiny_logits_of_several_models_are_fooled_alike_and_a_fit_of_them_resumes_to_the_bit(tmp_path):
+def test_tiny_logits_are_fooled_about_as_often_as_usual_ones():
     class Tiny(torch.nn.Module):
         def forward(self, x):
             return net().eval()(x) * 2.0**-24
 
-    def stop(done, total):
-        if done == total // 2:
-            raise _Stopped
-
     attack, fitting, held = SgdUap(steps=30, batch=16, loss="ce"), problem_of(64, eps=0.2), problem_of(64, 64, eps=0.2)
-    whole = fit(attack, fitting, [Tiny(), Tiny()])
-    usual = fit(attack, fitting, net())
-    found = [evaluate(attack, made.artefact, held, net()).success for made in (whole, usual)]
-    assert found[0] > 0.6 * found[1] > 0.1
-    with pytest.raises(_Stopped):
-        fit(attack, fitting, [Tiny(), Tiny()], checkpoint=tmp_path / "c", every=1, progress=stop)
-    resumed = fit(attack, fitting, [Tiny(), Tiny()], checkpoint=tmp_path / "c", every=1)
-    assert resumed.artefact.sha256 == whole.artefact.sha256
+    tiny, usual = (evaluate(attack, fit(attack, fitting, m).artefact, held, net()).success for m in (Tiny(), net()))
+    assert tiny > 0.6 * usual > 0.1
