@@ -103,6 +103,8 @@ def test_a_comparison_says_what_it_left_out(holdfast, on: list[object], tmp_path
     assert len(left_out) == 3
     for name in ("c", "empty", "notes.txt"):
         assert sum(str(tmp_path / name) in line for line in left_out) == 1
+    into = holdfast("report", "--compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "a" / "report.html")
+    assert (into.code, "holds another run" in into.err) == (2, True)
     none = holdfast("report", "--compare", tmp_path / "c", tmp_path / "empty", "--out", tmp_path / "none.html")
     assert none.code == 2
     assert not (tmp_path / "none.html").exists()

@@ -78,6 +78,12 @@ def test_a_table_that_makes_no_sense_is_refused_in_words(values, words):
         Table.of(values)
 
 
+def test_a_column_given_twice_is_refused(tmp_path):
+    (tmp_path / "columns.yaml").write_text("columns:\n  age: {low: 0, high: 1}\n  age: {low: 0, high: 9}\n")
+    with pytest.raises(UsageError, match="'age' is given twice"):
+        Table.read(tmp_path / "columns.yaml")
+
+
 class TestGridByFeature:
     x = torch.tensor([[19 / 81, 0.5, 0.0]])
     ball = LpBall.uniform(Norm.LINF, 0.1, 1, mask=TABLE.mask, grid=TABLE.grid)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.files import read_yaml
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 from holdfast.data.table import Table
 from holdfast.models.template import AnswerPath, RequestTemplate
@@ -308,7 +309,7 @@ class Plan(BaseModel):
             UsageError: no such file, or no plan.
         """
         try:
-            values = yaml.load(path.read_bytes().decode("utf-8"), Loader=_StrictLoader)
+            values = read_yaml(path.read_bytes().decode("utf-8"))
         except OSError as error:
             raise UsageError(f"cannot read the plan {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -346,16 +347,3 @@ class _ExactDumper(yaml.SafeDumper):
 
 
 _ExactDumper.add_representer(str, _ExactDumper.represent_str)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Safe loading that refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key}' is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)

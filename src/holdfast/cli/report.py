@@ -10,6 +10,7 @@ import typer
 from holdfast.cli import options as o
 from holdfast.cli.console import note, say, say_json
 from holdfast.cli.console import out as standard_out
+from holdfast.cli.results import no_run
 from holdfast.core.errors import DataError, UsageError
 
 __all__ = ["diff", "report", "write_comparison"]
@@ -29,6 +30,7 @@ def report(
 ) -> None:
     """Write a run's report anew, or compare runs."""
     if compare:
+        no_run(out.parent)
         say(f"comparison of {write_comparison(runs, out)} runs: {out}")
         return
     if len(runs) > 1:

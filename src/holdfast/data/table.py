@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from holdfast.core.errors import DataError, UsageError, did_you_mean
+from holdfast.core.files import read_yaml
 from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset, fingerprint_arrays
@@ -96,7 +97,7 @@ class Table(BaseModel):
             UsageError: no such file, no YAML, or not of that form.
         """
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            values = read_yaml(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"there is no table at {path} ({error.strerror}); {_SHAPE}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
