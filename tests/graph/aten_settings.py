@@ -435,6 +435,8 @@ def settings(name: str, limit: int, seed: int = 0) -> Iterator[Setting]:
             schema = getattr(packet, overload)._schema
             if any(a.name == "out" or (a.kwarg_only and a.is_out) for a in schema.arguments) or "out" in overload:
                 continue
+            if overload.startswith("prim_"):  # TorchScript's own: torch.export records none, and they run nowhere else
+                continue
             found += _of_overload(called, overload, schema, name, draw, limit)
         kept = found if len(found) <= limit else [found[i] for i in sorted(draw.sample(range(len(found)), limit))]
         yield from kept if called == name else kept[: max(limit // 4, 4)]

@@ -91,7 +91,7 @@ def rounded(graph: Graph, dtype: torch.dtype, x: Tensor) -> tuple[list[Tensor], 
             turned = [moved(t, 4 * u * _reach(node, t)) for t in turned]
         value = compute(node.op, turned, node.tensors, node.attributes)
         if node.op not in _EXACT:
-            value = moved(value, _rounding(node, given, clean[-1], dtype) + floor)
+            value = moved(value, _rounding(node, given, clean[-1], dtype) + _one_pass(graph, node, clean, u) + floor)
         jump = _jump(node, given, turned, u)
         if jump is not None:
             value = value + jump * (torch.rand(value.shape, generator=generator) < 0.5).to(value).mul(2).sub(1)
@@ -137,6 +137,18 @@ def _rounding(node: Node, inputs: Sequence[Tensor], value: Tensor, dtype: torch.
     size = compute(op, [t.abs() for t in inputs], tensors, node.attributes)
     # types narrower than float32 are summed in float32 and rounded at the end
     return (_terms(node) + _FOLDED) * min(u, 2.0**-24) * size + (2 * _FOLDED * u * size if u > 2.0**-24 else 0.0)
+
+
+def _one_pass(graph: Graph, node: Node, clean: Sequence[Tensor], u: float) -> Tensor | float:
+    """How far a variance moves that the truth takes as E x^2 - (E x)^2: by what the squares round, however small it is."""
+    square = graph.nodes[node.inputs[0]] if node.op == "mean" else None
+    if square is None or square.op != "power" or square.attributes["exponent"] != 2:
+        return 0.0
+    centred = graph.nodes[square.inputs[0]]
+    x = clean[centred.inputs[0]] if centred.op in ("linear", "sub") else None
+    if x is None or x.shape != clean[node.inputs[0]].shape:
+        return 0.0
+    return 2 * _FOLDED * u * compute("mean", [x.square()], {}, node.attributes)
 
 
 def _inner(node: Node, x: Tensor) -> Tensor:
