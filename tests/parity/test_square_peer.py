@@ -64,7 +64,10 @@ def _of_autoattack(reference, model, x, y, norm, eps, seed):
         model, norm={Norm.L1: "L1", Norm.L2: "L2", Norm.LINF: "Linf"}[norm], n_queries=QUERIES, eps=eps, p_init=0.8,
         seed=seed, device="cpu", resc_schedule=True,
     )  # fmt: skip
-    attack.init_hyperparam(x)
+    try:
+        attack.init_hyperparam(x)
+    except AssertionError:  # the older copy that torchattacks brings along has no l1
+        pytest.skip(f"this autoattack has no {norm}")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         queries, found = attack.attack_single_run(x, y)
