@@ -247,6 +247,7 @@ def test_what_is_out_of_range_is_refused_in_words(wrong, told):
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_diversity_helps_from_one_real_network_to_another(shared_data):
     """MNIST, linf 0.2: of the network of the Sign-OPT papers on LeNet5 31 examples hold with MI, 45 with DI."""
     sys.path.insert(0, str(shared_data))

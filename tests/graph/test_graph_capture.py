@@ -332,6 +332,7 @@ def test_models_that_cannot_be_captured():
 
 
 @pytest.mark.shared
+@pytest.mark.slow
 def test_real_models(shared_data):
     sys.path.insert(0, str(shared_data))
     try:
