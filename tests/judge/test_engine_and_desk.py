@@ -10,6 +10,8 @@ from torch import nn
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.engine import Run, Settings, run
+from holdfast.attacks.evasion.soft.square import Square
+from holdfast.attacks.evasion.white.eot_pgd import EotPGD
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.core.cards import Card
 from holdfast.core.errors import BudgetError, UnsupportedError
@@ -65,6 +67,47 @@ def test_result_does_not_depend_on_slots_or_on_how_often_one_looks(model, proble
     assert torch.equal(base.found, out.found)
     assert torch.allclose(base.x, out.x, atol=1e-12)
     assert torch.equal(base.ledger.forwards, out.ledger.forwards)
+
+
+class Silent(nn.Module):
+    """Has no answer where the first feature is large."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).masked_fill(x[:, :1] > 0.9, torch.nan)
+
+
+@pytest.fixture
+def as_on_an_accelerator(monkeypatch):
+    """Nothing is decided by values that would have to be waited for."""
+    for module in ("answers", "desk", "rows", "units"):
+        monkeypatch.setattr(f"holdfast.judge.{module}.reads_freely", lambda _: False)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=6, restarts=2), Square(queries=60), EotPGD(steps=3, draws=2)])
+@pytest.mark.parametrize("silent", [False, True])
+def test_what_is_found_is_the_same_where_reading_costs(model, problem, request, attack, silent):
+    asked = Silent(model) if silent else model
+    base = run(attack, problem, asked)
+    request.getfixturevalue("as_on_an_accelerator")
+    out = run(attack, problem, asked)
+    for name in ("found", "x", "distance", "found_at", "low_margin", "unusable", "no_answer_at"):
+        assert torch.equal(getattr(base, name), getattr(out, name)), name
+    assert bool(base.no_answer_at.isfinite().any()) is silent
+    if silent:
+        known = base.no_answer_at.isfinite()
+        assert torch.equal(base.no_answer[known], out.no_answer[known])
+
+
+def test_an_ask_of_no_rows_is_answered_where_reading_costs(model, problem, as_on_an_accelerator):
+    desk = Desk(Silent(model), problem)
+    desk.logits(problem.x, problem.rows)
+    scores, answered = desk.logits(problem.x[:0], problem.rows[:0])
+    assert (scores.shape, answered.shape) == ((0, 4), (0,))
+    assert not desk.found.any()
 
 
 def test_restarts_are_only_made_for_samples_that_stand(model, problem):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.judge.asking import Model, ModelFault, ask, check_classes, fit_for_autograd, scores_of
+from holdfast.judge.rows import reads_freely
 from holdfast.models.queries_only import answers_gradients
 
 __all__ = ["Answers", "Question"]
@@ -106,7 +107,7 @@ class Answers:
         Raises:
             ModelError: the model raised on every row that it was ever asked.
         """
-        every = only is None or (x.device.type == "cpu" and bool(only.all()))  # reading is free on a CPU
+        every = only is None or (reads_freely(x) and bool(only.all()))
         rows = None if only is None or every else only.nonzero().squeeze(-1)
         if rows is None:
             todo: list[Rows] = [slice(k, k + self._micro_batch) for k in range(0, len(x), self._micro_batch)]

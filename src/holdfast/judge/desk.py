@@ -24,7 +24,7 @@ from holdfast.judge.asking import Model, ModelFault, evaluating
 from holdfast.judge.gradients import Gradients, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
-from holdfast.judge.rows import first_of, rank
+from holdfast.judge.rows import first_of, rank, reads_freely
 from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
@@ -347,7 +347,8 @@ class Desk:
     def _judge(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor) -> None:
         if not self.judges:
             return
-        self._weigh(x, index, scores, answered)
+        if len(x):
+            self._weigh(x, index, scores, answered)
         if self.trace is not None:
             self.trace.append((self.ledger.forwards + self.ledger.backwards, self.distance.clone()))
 
@@ -367,10 +368,13 @@ class Desk:
                 margin, holds = margin.masked_fill(~answered, float("inf")), holds & answered
                 unusable = unusable & answered
             self.unusable.index_add_(0, index, unusable.long())
-            self._note_unusable(x, index, unusable)
+            # an accelerator is not waited for to learn which rows matter: all are measured, once for both uses
+            lies = None if reads_freely(x) else self._lies(x, index)
+            self._note_unusable(x, index, unusable, lies)
             merit, every = None, holds
             if self.votes > 1:
                 x, index = x[:: self.votes], index[:: self.votes]
+                lies = None if lies is None else (lies[0][:: self.votes], lies[1][:: self.votes])
                 y, target = y[:: self.votes], target[:: self.votes]
                 margin = margin.unflatten(0, (-1, self.votes)).mean(1)
                 each = holds.unflatten(0, (-1, self.votes))
@@ -382,21 +386,20 @@ class Desk:
             self.low_margin.scatter_reduce_(0, index, margin.nan_to_num(nan=float("inf")), "amin")
             if self.first:
                 holds = holds & ~self.settled[index]
-            if x.device.type == "cpu":  # reading is free there: the rest is for the rows that may become a witness
+            if reads_freely(x):  # the rest is for the rows that may become a witness
                 rows = holds.nonzero().squeeze(-1)
                 if not len(rows):
                     return
                 if len(rows) < len(x):
                     x, index, y, target, holds, every = (t[rows] for t in (x, index, y, target, holds, every))
                     merit = None if merit is None else merit[rows]
-            clean = p.x[index]
-            part = p.set.select(index)
-            size = measured(part, x, clean)
+            clean, part = p.x[index], p.set.select(index)
+            size = measured(part, x, clean) if lies is None else lies[0]
             merit = size if merit is None else merit
             better = holds & (merit < self._merit[index])
-            if x.device.type == "cpu" and not better.any():
+            if reads_freely(x) and not better.any():
                 return
-            holds = better & contains(part, x, clean, size)
+            holds = better & (contains(part, x, clean, size) if lies is None else lies[1])
             if self.precision is not None and holds.any():
                 rows = holds.nonzero().squeeze(-1)
                 self.ledger.forwards.index_add_(0, index[rows], torch.ones_like(rows))
@@ -407,21 +410,35 @@ class Desk:
                 self._sure |= torch.zeros_like(self._sure).index_put((index,), holds & every, accumulate=True)
             self._record(x, index, size, merit, holds)
 
-    def _note_unusable(self, x: Tensor, index: Tensor, unusable: Tensor) -> None:
+    def _lies(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(m,) float64 distances of rows from their samples, and (m,) bool which lie in the set."""
+        part, clean = self.problem.set.select(index), self.problem.x[index]
+        size = measured(part, x, clean)
+        return size, contains(part, x, clean, size)
+
+    def _note_unusable(
+        self, x: Tensor, index: Tensor, unusable: Tensor, lies: tuple[Tensor, Tensor] | None
+    ) -> None:  # fmt: skip
         """Keeps the nearest input in the set that the model gave no usable answer to, of each sample; what it raised on is
         told by `failed`. No synchronisation with an accelerator, but where a precision was given.
+
+        Args:
+            x: (m, \\*features) what was asked.
+            index: (m,) their samples.
+            unusable: (m,) bool.
+            lies: what `_lies` says of the rows, where it is known.
         """
         p, unusable = self.problem, unusable & ~self.failed[index]
-        if x.device.type == "cpu" or self.precision is not None:
+        if reads_freely(x) or self.precision is not None:
             rows = unusable.nonzero().squeeze(-1)
             if self.precision is not None and len(rows):  # what overflows in low precision alone is not the model's
                 rows = rows[~usable(self._answers.exact_scores(x[rows]).flatten(1))]
             if not len(rows):
                 return
             x, index, unusable = x[rows], index[rows], unusable[rows]
-        part, clean = p.set.select(index), p.x[index]
-        size = measured(part, x, clean)
-        inside = unusable & contains(part, x, clean, size)
+            lies = None if lies is None else (lies[0][rows], lies[1][rows])
+        size, inside = self._lies(x, index) if lies is None else lies
+        inside = unusable & inside
         d = size.masked_fill(~inside, float("inf"))
         best = self.no_answer_at.scatter_reduce(0, index, d, "amin")
         first_row = first_of(index, inside & (d == best[index]) & (d < self.no_answer_at[index]), len(best))
@@ -439,7 +456,7 @@ class Desk:
         best = self._merit.scatter_reduce(0, index, d, "amin")
         first_row = first_of(index, holds & (d == best[index]), n)
         better = first_row < m
-        if x.device.type == "cpu":
+        if reads_freely(x):
             samples = better.nonzero().squeeze(-1)
             self.witness.index_copy_(0, samples, x.detach()[first_row[samples]])
         else:

@@ -6,6 +6,9 @@
 
 Calls take rows flat: ``x`` (m, \\*features) and ``index`` (m,), the sample of each row; an index may repeat. They return
 the answer and ``answered`` (m,) bool: rows beyond a sample's budget are not sent, and their answer is 0.
+
+Scores of an unusual size are told, and given to losses, in a unit of each sample's own: see `holdfast.judge.units`. Labels,
+and what makes a witness, are those of the scores as they are.
 """
 
 from __future__ import annotations

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["first_of", "rank"]
+__all__ = ["first_of", "rank", "reads_freely"]
+
+
+def reads_freely(x: Tensor) -> bool:
+    """Whether the host learns the values of a tensor without waiting for a device: what is decided by them may then be
+    decided by row, which elsewhere would cost more than working on all rows.
+    """
+    return x.device.type == "cpu"
 
 
 def first_of(index: Tensor, wins: Tensor, samples: int) -> Tensor:
@@ -17,7 +24,7 @@ def first_of(index: Tensor, wins: Tensor, samples: int) -> Tensor:
 
 def rank(index: Tensor) -> Tensor:
     """(m,) how many earlier rows have the same index."""
-    if index.device.type == "cpu" and bool((index[1:] > index[:-1]).all()):
+    if reads_freely(index) and bool((index[1:] > index[:-1]).all()):
         return torch.zeros_like(index)  # one row a sample, the usual case
     order = index.argsort(stable=True)
     sorted_index = index[order]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.problem import Problem
-from holdfast.judge.rows import first_of
+from holdfast.judge.rows import first_of, reads_freely
 from holdfast.numerics.losses import complete
 
 __all__ = ["ScoreUnits", "score_spread"]
@@ -59,7 +59,7 @@ class ScoreUnits:
         first = first_of(index, unit > 0, len(self.known))
         new = (self.known == 0) & (first < len(scores))
         self.known = torch.where(new, unit[first.clamp_max(len(scores) - 1)], self.known)
-        if self.known.device.type == "cpu":  # reading is free there
+        if reads_freely(self.known):
             self.look()
         else:
             self.plain = False
