@@ -286,6 +286,7 @@ def fails(x): return {}["gone"]
 def ends(x): raise SystemExit(0)
 def by_name(x): return [{"yes": float(v), "no": 1 - float(v)} for v in x[:, 0]]
 def by_number(x): return [{1: float(v), 0: 1 - float(v)} for v in x[:, 0]]
+def by_numpy(x): return [{np.int64(k): v for k, v in row.items()} for row in by_number(x)]
 def by_some_names(x): return [*by_name(x)[:-1], {"maybe": 1.0}]
 def writes(x):
     x += 1
@@ -313,6 +314,8 @@ class TestFunctions:
             ("writes", None),
             ("by_name", ("no", "yes")),
             ("by_number", None),
+            ("by_numpy", None),
+            ("by_numpy", ("0", "1")),
         ],
     )
     def test_scores_labels_and_names_are_read(self, file, name, classes):
@@ -343,6 +346,11 @@ class TestFunctions:
         assert open_model(f"{file}:one", trust=True).module(x).shape == (len(X), 1)
         out = open_model(f"{file}:one", trust=True, binary="probability").module(x)
         assert torch.equal(out.argmax(1), (x[:, 0] > 0.5).long())
+
+    def test_a_file_that_ends_the_program_is_a_model_that_fails(self, file, tmp_path):
+        (tmp_path / "script.py").write_text("raise SystemExit(0)\n")
+        with pytest.raises(ModelError, match=r"importing script\.py failed: SystemExit"):
+            open_model("script.py:scores", trust=True)
 
     def test_the_subject_is_the_file_and_the_function(self, file, tmp_path):
         first = open_model(f"{file}:scores", trust=True).subject.sha256

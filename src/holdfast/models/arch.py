@@ -95,7 +95,7 @@ def _from_path(name: str) -> ModuleType:
                 "run from the folder that holds it, or set PYTHONPATH"
             ) from None
         raise ModelError(f"--arch: '{name}' needs the package '{fault.name}', which is not installed") from None
-    except Exception as fault:  # whatever the user's module raises
+    except (Exception, SystemExit) as fault:  # whatever the user's module raises, or ends the program with
         raise ModelError(f"--arch: importing '{name}' failed: {type(fault).__name__}: {fault}") from fault
 
 
@@ -114,7 +114,7 @@ def _from_file(path: Path, *, trust: bool, flag: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as fault:  # whatever the user's file raises
+    except (Exception, SystemExit) as fault:  # whatever the user's file raises, or ends the program with
         raise ModelError(f"{flag}: importing {path} failed: {type(fault).__name__}: {fault}") from fault
     return module
 

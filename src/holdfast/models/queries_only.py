@@ -98,13 +98,13 @@ class QueriesOnly(nn.Module):
         """
         if not all(isinstance(row, dict) and row.keys() == answer[0].keys() for row in answer):
             raise ModelError(f"{self.what} answers a sequence that is no scores by class; {remedy}")
-        keys = answer[0].keys()
-        if set(self.names) == keys:
-            order = list(self.names)
-        elif all(isinstance(key, int) for key in keys):
-            order = sorted(keys)
+        keys = {str(key): key for key in answer[0]}
+        if {*map(str, self.names)} == keys.keys():
+            order = [keys[str(name)] for name in self.names]
+        elif all(isinstance(key, (int, np.integer)) for key in keys.values()):
+            order = sorted(keys.values())
         else:
-            named = ",".join(map(str, keys))
+            named = ",".join(keys)
             raise UsageError(
                 f"{self.what} answers scores by class; say in which order labels number them: --class-names {named[:200]}"
             )
