@@ -104,7 +104,10 @@ def _said(document):
     return [(s.id, s.status, s.prediction, s.queries, s.certificate and s.certificate.method) for s in document.samples]
 
 
-@pytest.mark.parametrize("more", [{"chunk": 32}, pytest.param({"chunk": 8, "slots": 3}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more",
+    [{"chunk": 32}, *(pytest.param(m, marks=pytest.mark.slow) for m in ({"chunk": 8}, {"chunk": 8, "slots": 3}))],
+)
 def test_the_size_of_units_changes_no_verdict(at_once, tmp_path, more):
     plan, document = at_once
     other = audit(Plan.of(**plan.model_dump() | more), tmp_path / "run")

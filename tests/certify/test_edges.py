@@ -333,7 +333,7 @@ def test_solvers_never_call_an_overflow_proved_on_their_own():
     )
     for name in ("input_splitting", "neuron_splitting", "milp"):
         try:
-            answer = method(name)().solve(graph, query, Budget.seconds(0.5))
+            answer = method(name)().solve(graph, query, Budget.seconds(2.0))
         except UnsupportedError:
             continue
         assert answer.outcome is not Outcome.HOLDS

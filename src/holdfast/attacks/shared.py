@@ -230,16 +230,10 @@ def fit(
     access = attack.card.access or Access.WHITE_BOX
     desks = [
         Desk(
-            m,
-            whole,
-            budget=budget,
-            first=False,
-            judges=access is not Access.WHITE_BOX,
-            micro_batch=micro_batch,
-            scales=True,
+            m, whole, budget=budget, first=False, judges=access is not Access.WHITE_BOX, micro_batch=micro_batch, scales=True
         )
         for m in group
-    ]
+    ]  # fmt: skip
     oracles = [d.oracle(access) for d in desks]
     of = _identity(attack, problem, seed)
     with evaluating(*group):
