@@ -43,7 +43,7 @@ bench-%: $(READY)
 
 docs: $(READY)  ## the generated pages in docs/
 	$(BIN)/python -m holdfast.cli.docs docs
-	$(BIN)/python -m holdfast.audit.document > docs/report.schema.json
+	$(BIN)/python -m holdfast.audits.document > docs/report.schema.json
 
 clean:  ## remove what was generated, .venv included
 	rm -rf .venv runs .pytest_cache .ruff_cache .import_linter_cache

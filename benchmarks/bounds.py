@@ -110,7 +110,7 @@ def measured(
 ) -> tuple[float, int, float, float] | None:
     """Mean least margin, certified images, CPU seconds and megabytes, in a fresh process; None: over the limit."""
     context = multiprocessing.get_context("forkserver")  # a fresh process that has PyTorch loaded
-    context.set_forkserver_preload(["torch", "holdfast.graph", "holdfast.certify.bounds.crown"])
+    context.set_forkserver_preload(["torch", "holdfast.graph", "holdfast.certifiers.bounds.crown"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(name, setting, samples, threads, send))
     process.start()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
 from _common import digits, interleaved, mnist, parse, parser, report, table, trained, zoo
-from holdfast.certify.bounds.crown import CROWN
-from holdfast.certify.graph_certifier import margin_rows
+from holdfast.certifiers.bounds.crown import CROWN
+from holdfast.certifiers.graph_certifier import margin_rows
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph.capture import capture

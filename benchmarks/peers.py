@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from _common import SHARED, parse, parser, report, table
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
-from holdfast.audit.plan import Plan
-from holdfast.audit.suites import rungs
+from holdfast.audits.plan import Plan
+from holdfast.audits.suites import rungs
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from _common import parse, parser, report, table, trained
-from holdfast.audit.plan import Plan
-from holdfast.audit.run import audit
+from holdfast.audits.plan import Plan
+from holdfast.audits.run import audit
 
 
 def perceptron(depth: int) -> nn.Sequential:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from _common import digits, interleaved, mnist, parse, parser, report, table, trained, zoo
-from holdfast.certify.oracle_certifier import ModuleAsk
-from holdfast.certify.smoothing._smoothed import Smoothed
+from holdfast.certifiers.oracle_certifier import ModuleAsk
+from holdfast.certifiers.smoothed import Smoothed
 from holdfast.models.zoo import digits_cnn, mnist_cnn
 
 SIGMA = 0.25

@@ -29,8 +29,8 @@ def main() -> None:
     sys.path.insert(0, str(SHARED))
     from zoo import images, load
 
-    from holdfast.audit.plan import Plan
-    from holdfast.audit.run import audit
+    from holdfast.audits.plan import Plan
+    from holdfast.audits.run import audit
 
     reference = json.loads((SHARED / "evasion" / "autoattack_reference.json").read_text())
     torch.set_num_threads(1)

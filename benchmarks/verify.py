@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 
 from _common import SHARED, parse, parser, report, table
-from holdfast.audit.instances import contradictions, run_instances
-from holdfast.audit.verification import Effort, rerun
+from holdfast.verification.decide import Effort, rerun
+from holdfast.verification.instances import contradictions, run_instances
 
 FOLDER = SHARED / "verification"
 TARGETS = {

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.audit.plan import Plan
-from holdfast.audit.recheck import recheck
-from holdfast.audit.run import audit
+from holdfast.audits.plan import Plan
+from holdfast.audits.recheck import recheck
+from holdfast.audits.run import audit
 from holdfast.core.verdict import Status
 from holdfast.data import load_data
 from holdfast.training.checkpoint import save_weights

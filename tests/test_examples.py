@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.audit.plan import Plan
+from holdfast.audits.plan import Plan
 from holdfast.models import serve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.auto_pgd import AutoPGD, AutoPGDState, checkpoints
 from holdfast.attacks.engine import Settings, run
 from holdfast.attacks.evasion.white.apgd_ce import APGDCE
 from holdfast.attacks.evasion.white.apgd_dlr import APGDDLR
 from holdfast.attacks.evasion.white.apgd_t import APGDT
 from holdfast.attacks.evasion.white.fgsm import FGSM
+from holdfast.attacks.families.auto_pgd import AutoPGD, AutoPGDState, checkpoints
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.attacks.common.direction_search import bracket, narrow, turned, way
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.hard.opt import OPT
 from holdfast.attacks.evasion.hard.rays import RayS, _flip
 from holdfast.attacks.evasion.hard.sign_opt import SignOPT
+from holdfast.attacks.families.direction_search import bracket, narrow, turned, way
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall

@@ -15,9 +15,9 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.fingerprint import fingerprint
-from holdfast.models.random_transform import RandomTransform, Zoom
-from holdfast.models.semantic import BrightnessContrast, Composition, RotationTranslation
 from holdfast.testing.toys import digits, net
+from holdfast.transforms.random_transform import RandomTransform, Zoom
+from holdfast.transforms.semantic import BrightnessContrast, Composition, RotationTranslation
 
 
 def problem_of(n=12, eps=0.12, norm=Norm.LINF):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from holdfast.attacks.falsification import falsifier
-from holdfast.certify.query import Query
+from holdfast.certifiers.verification.query import Query
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph, Node
@@ -155,7 +155,7 @@ def test_competition_instances_that_are_sat(shared_data):
     import csv
 
     pytest.importorskip("onnx")
-    from holdfast.certify.vnnlib import read_property
+    from holdfast.certifiers.verification.vnnlib import read_property
     from holdfast.graph.onnx import read_onnx
 
     folder = shared_data / "verification" / "dev"

@@ -10,13 +10,13 @@ from scipy.optimize import minimize
 from torch import nn
 
 from holdfast.attacks.common.adam import adam
-from holdfast.attacks.common.penalty import Boxed, hinge, next_weight
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.white.carlini_wagner import CarliniWagner
 from holdfast.attacks.evasion.white.deepfool import DeepFool
 from holdfast.attacks.evasion.white.ead import EAD, shrink
 from holdfast.attacks.evasion.white.lbfgs import LBFGS
 from holdfast.attacks.evasion.white.str_attack import StrAttack, group_shrink, groups
+from holdfast.attacks.families.penalty import Boxed, hinge, next_weight
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method

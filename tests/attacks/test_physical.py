@@ -6,10 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.attacks.common.scene.camera import blurred, cover, half_side, homography, lit, pixels, sample, seen_at
-from holdfast.attacks.common.scene.printing import lab, non_printability, printable, total_variation
-from holdfast.attacks.common.scene.solid import SOLIDS, distance_for, paint, render, rotation, trace
-from holdfast.attacks.common.scene.thin_plate import bent, control_points, spline
 from holdfast.attacks.evasion.physical.eyeglass_frame import EyeglassFrame
 from holdfast.attacks.evasion.physical.masked_object import MaskedObject
 from holdfast.attacks.evasion.physical.patch import Patch
@@ -23,6 +19,10 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.testing.toys import Affine, digits, net
+from holdfast.transforms.scene.camera import blurred, cover, half_side, homography, lit, pixels, sample, seen_at
+from holdfast.transforms.scene.printing import lab, non_printability, printable, total_variation
+from holdfast.transforms.scene.solid import SOLIDS, distance_for, paint, render, rotation, trace
+from holdfast.transforms.scene.thin_plate import bent, control_points, spline
 
 ALL = (Patch, TpsShirt, EyeglassFrame, MaskedObject, TexturedObject)
 STILL = {"rotation": 0.0, "zoom": 0.0, "light": 0.0, "noise": 0.0}

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.attacks.common.generator import learned_vae, off_manifold
-from holdfast.attacks.common.parameter_search import Grid, WorstOfK
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.semantic.brightness_contrast import LightShift
 from holdfast.attacks.evasion.semantic.hue_saturation import ColourShift
@@ -21,6 +20,7 @@ from holdfast.attacks.evasion.semantic.rotation_translation import Pose
 from holdfast.attacks.evasion.semantic.semantic_gradient import SemanticGradient
 from holdfast.attacks.evasion.semantic.unrestricted import Judged, Unrestricted
 from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.attacks.families.parameter_search import Grid, WorstOfK
 from holdfast.attacks.semantic import run_semantic
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -29,13 +29,13 @@ from holdfast.core.threat import Norm
 from holdfast.data.load import load_data
 from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
-from holdfast.models.semantic import lift
 from holdfast.models.vae import Decoded, Vae
 from holdfast.models.zoo import digits_mlp
 from holdfast.testing._semantic_case import Case, colour_digits, colour_net
 from holdfast.testing.toys import digits, net
 from holdfast.training.loop import Settings as Training
 from holdfast.training.loop import fit
+from holdfast.transforms.semantic import lift
 
 
 class _Hidden(nn.Module):

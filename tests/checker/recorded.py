@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from holdfast.certify.bounds._propagation import Propagation
-from holdfast.certify.bounds._region import Box, Region
-from holdfast.certify.query import Query
-from holdfast.certify.tree import Leaf, Tree
+from holdfast.certifiers.propagation.propagation import Propagation
+from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.verification.query import Query
+from holdfast.certifiers.verification.tree import Leaf, Tree
 
 
 def save(path, nodes, constants, shape, outputs, opset=13):

@@ -18,9 +18,9 @@ from onnx import helper
 from recorded import boxed, by_inputs, by_neurons, declared, dense, least, propagated, random_dense, rows_of, save
 from typer.testing import CliRunner
 
-from holdfast.certify import proof
-from holdfast.certify.tree import Leaf, Tree
-from holdfast.certify.vnnlib import read_vnnlib
+from holdfast.certifiers.verification import proof
+from holdfast.certifiers.verification.tree import Leaf, Tree
+from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.checker import Rejected, check
 from holdfast.checker.file import FORMAT, VERSION, content, sha256
 from holdfast.checker.network import read_network

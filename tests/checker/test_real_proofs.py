@@ -3,12 +3,12 @@
 import pytest
 from test_checker import accepted, packed, unpacked
 
-from holdfast.certify import proof
-from holdfast.certify.complete.input_splitting import InputSplitting
-from holdfast.certify.complete.neuron_splitting import NeuronSplitting
-from holdfast.certify.solver import Budget, Outcome
-from holdfast.certify.tree import Tree
-from holdfast.certify.vnnlib import read_vnnlib
+from holdfast.certifiers.complete.input_splitting import InputSplitting
+from holdfast.certifiers.complete.neuron_splitting import NeuronSplitting
+from holdfast.certifiers.verification import proof
+from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.tree import Tree
+from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.checker import check
 from holdfast.graph.onnx import read_onnx
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.audit.plan import Plan
+from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.models.load import load_model
 from holdfast.models.serve import serve

@@ -13,7 +13,7 @@ import pytest
 import torch
 import typer
 
-from holdfast.audit.plan import Plan
+from holdfast.audits.plan import Plan
 from holdfast.cli.audit import audit as audit_command
 from holdfast.cli.main import app
 from holdfast.core.registry import names
@@ -341,9 +341,9 @@ def test_pictures_are_large_enough_to_look_at_and_say_what_they_show(holdfast, o
 def test_an_estimate_never_stands_under_what_is_certified(monkeypatch):
     import numpy as np
 
-    from holdfast.audit.radii import Column
     from holdfast.cli import certify
     from holdfast.report.radii import render
+    from holdfast.studies.radii import Column
 
     columns = [
         Column("crown", "CROWN", "sound", np.array([0.2, 0.05]), 1.0),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.audit.plan import Plan
+from holdfast.audits.plan import Plan
 from holdfast.models.load import load_model
 from holdfast.models.serve import serve
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from holdfast.audit.plan import Plan
+from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.data.table import Table
 

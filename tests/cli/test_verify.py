@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.audit.verification import rerun
-from holdfast.certify.vnnlib import parse_counterexample
+from holdfast.certifiers.verification.vnnlib import parse_counterexample
+from holdfast.verification.decide import rerun
 
 onnx = pytest.importorskip("onnx")
 
@@ -317,7 +317,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder, tmp_path):
 
 
 def test_a_worker_that_dies_or_hangs_is_replaced(folder, monkeypatch, tmp_path):
-    from holdfast.audit import instances
+    from holdfast.verification import instances
 
     monkeypatch.setattr(instances, "_serve", _dying)
     monkeypatch.setattr(instances, "_GRACE", 0.3)

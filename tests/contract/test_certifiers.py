@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from holdfast.certify.bounds._propagation import Propagation, specification
-from holdfast.certify.bounds._region import Region
-from holdfast.certify.bounds.crown import CROWN
-from holdfast.certify.bounds.ibp import IBP
-from holdfast.certify.estimates.clever import Clever
-from holdfast.certify.smoothing.cohen import Cohen
+from holdfast.certifiers.bounds.crown import CROWN
+from holdfast.certifiers.bounds.ibp import IBP
+from holdfast.certifiers.estimates.clever import Clever
+from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.smoothing.cohen import Cohen
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.registry import names
 from holdfast.core.threat import Guarantee, Norm

@@ -10,13 +10,13 @@ import torch
 from fuzz_graphs import F64, Case, draw
 from scipy.optimize import linprog
 
-from holdfast.certify.bounds._propagation import Propagation
-from holdfast.certify.bounds._region import Region
-from holdfast.certify.bounds._relaxation import Relaxation, lower_max_pools, piecewise_linear
-from holdfast.certify.complete.milp import exact_minimum
-from holdfast.certify.graph_certifier import GraphCertifier
-from holdfast.certify.query import Query
-from holdfast.certify.solver import Budget, Outcome, Solver
+from holdfast.certifiers.complete.milp import exact_minimum
+from holdfast.certifiers.graph_certifier import GraphCertifier
+from holdfast.certifiers.propagation.propagation import Propagation
+from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools, piecewise_linear
+from holdfast.certifiers.verification.query import Query
+from holdfast.certifiers.verification.solver import Budget, Outcome, Solver
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall

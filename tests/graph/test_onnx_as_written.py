@@ -12,11 +12,11 @@ runtime = pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from holdfast.audit.verification import Effort, decide  # noqa: E402
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError  # noqa: E402
 from holdfast.graph import onnx_truth  # noqa: E402
 from holdfast.graph.onnx import read_onnx  # noqa: E402
 from holdfast.graph.onnx_truth import believe  # noqa: E402
+from holdfast.verification.decide import Effort, decide  # noqa: E402
 
 N, F32, I64 = helper.make_node, np.float32, np.int64
 INT64 = TensorProto.INT64
@@ -191,7 +191,7 @@ def test_a_far_end_leaves_the_value_alone(tmp_path, far):
 
 @pytest.mark.parametrize("alpha", [-3.0, -0.25, 0.0, 1.5])
 def test_elu_of_any_alpha_is_within_its_bounds(tmp_path, alpha):
-    from holdfast.certify.query import Query
+    from holdfast.certifiers.verification.query import Query
     from holdfast.core import registry
 
     graph = read_onnx(_write(tmp_path / "m.onnx", [N("Elu", ["x"], ["y"], alpha=alpha)], shape=(1, 1)))

@@ -5,17 +5,17 @@ import pytest
 import torch
 from torch import nn
 
-import holdfast.audit.context as contexts
-from holdfast.audit.context import Context
-from holdfast.audit.folder import RunFolder
-from holdfast.audit.plan import Plan
-from holdfast.audit.verification import Effort, Unread, decide
+import holdfast.audits.context as contexts
+from holdfast.audits.context import Context
+from holdfast.audits.folder import RunFolder
+from holdfast.audits.plan import Plan
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.models.believed import believed
 from holdfast.models.load import load_model
 from holdfast.models.wrap import Normalisation, Normalised
+from holdfast.verification.decide import Effort, Unread, decide
 
 
 class _Elsewhere(nn.Module):

@@ -13,7 +13,7 @@ from holdfast.attacks.evasion.white.fmn import FMN
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
-from holdfast.models.semantic import (
+from holdfast.transforms.semantic import (
     BrightnessContrast,
     Composition,
     HueSaturation,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report import Picture
 
 EPS = 8 / 255

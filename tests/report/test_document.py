@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from holdfast.audit.document import Document, Sample, schema
+from holdfast.audits.document import Document, Sample, schema
 from holdfast.core.errors import DataError
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Status, Verdict, Witness
@@ -27,7 +27,7 @@ def test_schema_refuses_what_it_does_not_know(document):
 
 
 def test_command_writes_the_schema():
-    out = subprocess.run([sys.executable, "-m", "holdfast.audit.document"], capture_output=True, check=True, text=True)
+    out = subprocess.run([sys.executable, "-m", "holdfast.audits.document"], capture_output=True, check=True, text=True)
     assert json.loads(out.stdout) == schema()
 
 

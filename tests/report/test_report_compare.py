@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.report.compare import render, write_compare

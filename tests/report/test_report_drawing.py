@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from holdfast.audit.document import Curves
+from holdfast.audits.document import Curves
 from holdfast.report import Picture, curves
 from holdfast.report.bar import headline_bar
 from holdfast.report.draw import after, before

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as xml
 import pytest
 from pydantic import ValidationError
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report import junit, sarif, write
 from holdfast.report.page import render as render_page
 

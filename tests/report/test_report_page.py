@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report.page import embed, render
 from holdfast.report.words import stage_name
 

@@ -4,7 +4,7 @@ from io import StringIO
 
 from rich.console import Console
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report.text import show
 
 NASTY = "[bold red]x[/] \x1b[2J\x07"

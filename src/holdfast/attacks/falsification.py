@@ -40,7 +40,7 @@ _EDGE = 1e-300  # what a strict row that is exactly 0 counts as
 
 
 class Question(Protocol):
-    """What is read of a query (`holdfast.certify.query.Query`, which attacks do not import)."""
+    """What is read of a query (`holdfast.certifiers.verification.query.Query`, which attacks do not import)."""
 
     @property
     def ball(self) -> LpBall:
@@ -86,7 +86,7 @@ def falsifier(model: nn.Module | Graph, seed: int = 0) -> Callable[[Question, fl
         model runs on it alone, in its own type and in float64; or None. Sets other than boxes are not searched: None.
 
     Example:
-        >>> from holdfast.certify.query import Query
+        >>> from holdfast.certifiers.verification.query import Query
         >>> half = Query.of_box(torch.zeros(1), torch.ones(1), torch.eye(1), torch.tensor([-0.5]))  # f(x) <= 0.5?
         >>> bool(falsifier(nn.Identity())(half, 1.0) <= 0.5)
         True

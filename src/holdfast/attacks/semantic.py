@@ -1,6 +1,6 @@
 """The contract of a semantic attack: a transform with few parameters, and an ordinary attack that searches those.
 
-The search runs on lifted samples (`holdfast.models.semantic`), so that engine, desk, ledger and referee are those of every
+The search runs on lifted samples (`holdfast.transforms.semantic`), so that engine, desk, ledger and referee are those of every
 other attack, and each attack on an lp ball is one on semantic parameters.
 """
 
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
@@ -26,7 +27,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model, evaluating
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
-from holdfast.models.semantic import ImageTransform, Lifted, Transform, lift
+from holdfast.transforms.semantic import ImageTransform, Lifted, Transform, lift
 
 __all__ = ["ImageAttack", "SemanticAttack", "SemanticOutcome", "Setting", "gradient_search", "run_semantic"]
 
@@ -115,7 +116,8 @@ class ImageAttack(SemanticAttack):
     def transform(self, shape: tuple[int, ...]) -> ImageTransform:
         """The transform of images of a shape (C, H, W)."""
 
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:  # noqa: D102
+    @override
+    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
         shape = tuple(x.shape[1:])
         made = self.transform(shape)
         made.check(shape)

@@ -227,15 +227,16 @@ def _numbers(value: Array) -> Array:
 class _Asked(dict[str, Any]):
     """Attributes of an operation that remember which of them were looked at."""
 
+    # Marked by comments, not by a decorator: the checker asks for numpy and onnx alone.
     def __init__(self, held: dict[str, Any]) -> None:
         super().__init__(held)
         self.read: set[str] = set()
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: Any = None) -> Any:  # pyright: ignore[reportImplicitOverride]
         self.read.add(key)
         return super().get(key, default)
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> Any:  # pyright: ignore[reportImplicitOverride]
         self.read.add(key)
         return super().__getitem__(key)
 

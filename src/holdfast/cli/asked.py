@@ -9,7 +9,7 @@ from holdfast.cli.console import note
 from holdfast.core.errors import BudgetError, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
     from holdfast.core.cards import Card
     from holdfast.judge.ledger import Budget
 
@@ -24,8 +24,8 @@ def check_access(context: Context, card: Card) -> None:
     Raises:
         UsageError: it does.
     """
-    from holdfast.audit.comparison import candidates
     from holdfast.core.threat import Access
+    from holdfast.studies.comparison import candidates
 
     if context.differentiable:
         return
@@ -46,7 +46,7 @@ def budget(context: Context, tool: Any, title: str) -> Budget:
     Raises:
         BudgetError: there is nothing to share.
     """
-    from holdfast.audit.needs import JUDGED
+    from holdfast.audits.needs import JUDGED
     from holdfast.judge.ledger import Budget
     from holdfast.models.http import HttpModel
 

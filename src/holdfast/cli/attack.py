@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from holdfast.attacks.attack import Attack
     from holdfast.attacks.engine import Outcome
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
     from holdfast.core.problem import Problem
     from holdfast.judge.desk import Model
 
@@ -145,7 +145,7 @@ def attack(
     from holdfast.attacks.engine import run
     from holdfast.attacks.semantic import SemanticAttack
     from holdfast.attacks.shared import SharedAttack, method_name
-    from holdfast.audit.export import ROWS, own_values
+    from holdfast.audits.export import ROWS, own_values
     from holdfast.core.files import write_whole
     from holdfast.core.registry import method
     from holdfast.core.threat import Access, Formulation
@@ -254,7 +254,7 @@ def attack(
 
 def _save_rows(context: Context, broken: np.ndarray, x_adv: Tensor, distance: np.ndarray, out: Path) -> None:
     """The broken rows of a table by column, in own units."""
-    from holdfast.audit.export import ROWS, own_rows, own_values
+    from holdfast.audits.export import ROWS, own_rows, own_values
     from holdfast.core.files import write_whole
 
     if context.data.features is None:
@@ -330,7 +330,7 @@ def _together(
     from torch import nn
 
     from holdfast.core.criterion import AllOf
-    from holdfast.models.random_transform import Domains
+    from holdfast.transforms.random_transform import Domains
 
     if not tool.serves_domains:
         raise UsageError(f"{tool.card.title} attacks one model; --also is for shared attacks and min_max")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
     from holdfast.core.problem import Problem
     from holdfast.data.dataset import Dataset
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from holdfast.attacks.shared import Artefact, Evaluation, SharedAttack
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
     from holdfast.core.problem import Problem
 
 __all__ = ["SharedRun", "run_shared"]

@@ -16,9 +16,9 @@ from holdfast.cli.opening import device_named, given
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.document import Document, Side
-    from holdfast.audit.places import Places
-    from holdfast.audit.plan import Plan
+    from holdfast.audits.document import Document, Side
+    from holdfast.audits.places import Places
+    from holdfast.audits.plan import Plan
 
 __all__ = ["audit", "finish", "recheck", "resume"]
 
@@ -137,8 +137,8 @@ def audit(
     --data digits:test --norm linf --eps 0.1 --out runs/first
     """
     gate = _gate(fail_under, fail_on, allow_weak)
-    from holdfast.audit.plan import Plan
-    from holdfast.audit.run import audit as run
+    from holdfast.audits.plan import Plan
+    from holdfast.audits.run import audit as run
 
     if model is not None and model.startswith(("http://", "https://")) and plan_file is None:
         suite, certify = suite or "black-box", certify or "none"  # all that can be had of an API
@@ -192,8 +192,8 @@ def resume(
 ) -> None:
     """Continue an interrupted audit; gives what an uninterrupted one gives."""
     gate = _gate(fail_under, fail_on, allow_weak)
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.run import resume as again
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.run import resume as again
 
     moved = replace(
         _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch), max_queries=max_queries
@@ -221,7 +221,7 @@ def recheck(
 
     Files that moved since are named with --model, --arch and --data; their hashes decide whether they are the run's.
     """
-    from holdfast.audit.recheck import recheck as again
+    from holdfast.audits.recheck import recheck as again
 
     places = _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch)
     with progress("nothing was changed; the same command begins again") as tell:
@@ -247,8 +247,8 @@ def _places(
     run: Path, model: str | None, arch: str | None, trust: bool | None, data: str | None, train_data: str | None,
     surrogate: list[str] | None, surrogate_arch: list[str] | None,
 ) -> Places:  # fmt: skip
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.places import Places
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.places import Places
 
     plan = RunFolder(run).plan()
     return Places(
@@ -268,7 +268,7 @@ def _agreed(plan: Plan) -> Plan:
 
 def _resuming(run: Path, plan: Plan) -> str:
     """The command that goes on with a run, with the consent that it will need."""
-    from holdfast.audit.consent import needs_trust
+    from holdfast.audits.consent import needs_trust
 
     words = ["holdfast", "resume", str(run)]
     words += ["--model", str(plan.model)] if plan.remote else ["--trust"] if plan.trust or needs_trust(plan) else []
@@ -294,7 +294,7 @@ def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatNa
 
 def _need(plan: Plan) -> str:
     """How many rows an API may be sent, before anything is."""
-    from holdfast.audit.needs import need
+    from holdfast.audits.needs import need
     from holdfast.data.load import load_data
 
     data = load_data(plan.data, classes=plan.class_names)

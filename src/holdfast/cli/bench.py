@@ -61,15 +61,15 @@ def transfer(
     import numpy as np
 
     from holdfast.attacks.attack import Attack
-    from holdfast.audit.context import Context
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.plan import Plan
-    from holdfast.audit.transfer import transfer_matrix
+    from holdfast.audits.context import Context
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.plan import Plan
     from holdfast.cli.opening import device_named, given, look_at_all, opened_models
     from holdfast.core.files import write_whole
     from holdfast.core.registry import cards, method
     from holdfast.core.threat import Access
     from holdfast.report.matrix import render
+    from holdfast.studies.transfer import transfer_matrix
 
     if data is None:
         raise UsageError("what data? give --data")

@@ -55,14 +55,14 @@ def attacks(
 
     import numpy as np
 
-    from holdfast.audit.comparison import candidates, compare
-    from holdfast.audit.needs import JUDGED
+    from holdfast.audits.needs import JUDGED
     from holdfast.core.errors import BudgetError, UsageError
     from holdfast.core.files import write_whole
     from holdfast.core.registry import method
     from holdfast.core.threat import Access
     from holdfast.models.http import HttpModel
     from holdfast.report.comparison import write_comparison
+    from holdfast.studies.comparison import candidates, compare
 
     context = opened(
         out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,

@@ -17,8 +17,8 @@ from holdfast.cli.opening import opened
 from holdfast.core.errors import ContradictionError, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.context import Context
-    from holdfast.audit.radii import Column
+    from holdfast.audits.context import Context
+    from holdfast.studies.radii import Column
 
 __all__ = ["Deployed", "certify"]
 
@@ -79,7 +79,7 @@ def certify(
 
     Example: holdfast certify ibp crown clever --attack fmn --model m.onnx --data test.npz --eps 8/255 --out runs/radii
     """  # fmt: skip
-    from holdfast.certify.set_certifier import SetCertifier
+    from holdfast.certifiers.set_certifier import SetCertifier
 
     context = opened(
         out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), output=output,
@@ -112,8 +112,8 @@ def certify(
 def _chosen(names: list[str], context: Context) -> list[str]:
     if names != ["all"]:
         return names
-    from holdfast.certify.graph_certifier import GraphCertifier
-    from holdfast.certify.solver import Solver
+    from holdfast.certifiers.graph_certifier import GraphCertifier
+    from holdfast.certifiers.verification.solver import Solver
     from holdfast.core.registry import method
     from holdfast.core.registry import names as registered
 
@@ -146,9 +146,9 @@ def _columns(
     import torch
 
     from holdfast.attacks.attack import Attack
-    from holdfast.audit.radii import certified, distances
     from holdfast.core.errors import UnsupportedError
     from holdfast.core.registry import method
+    from holdfast.studies.radii import certified, distances
 
     columns: list[Column] = []
     with progress() as tell:
@@ -190,9 +190,9 @@ def _page(context: Context, columns: list[Column], out: Path) -> None:
     import csv
     from io import StringIO
 
-    from holdfast.audit.radii import by_column
     from holdfast.core.files import write_whole
     from holdfast.report.radii import render
+    from holdfast.studies.radii import by_column
 
     text, labels = StringIO(), [int(y) for y in context.data.y]
     rows = csv.writer(text, lineterminator="\n")
@@ -215,7 +215,7 @@ def _in_own_units(context: Context, columns: list[Column]) -> list[tuple[str, li
     """For each column of a table, the median change in its own units that each method allows; no radius counts as none."""
     import numpy as np
 
-    from holdfast.audit.radii import by_column
+    from holdfast.studies.radii import by_column
 
     far = [by_column(context, c) for c in columns]
     return [(name, [float(np.median(np.nan_to_num(f[name], posinf=0.0))) for f in far]) for name in far[0]]
@@ -266,7 +266,7 @@ def _show_own(context: Context, columns: list[Column]) -> None:
 
 
 def _refuse_crossings(columns: list[Column]) -> None:
-    from holdfast.audit.radii import crossings
+    from holdfast.studies.radii import crossings
 
     for low, up, i in crossings(columns):
         raise ContradictionError(

@@ -14,7 +14,7 @@ from holdfast.cli.console import note, progress, say
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from holdfast.audit.document import Document
+    from holdfast.audits.document import Document
     from holdfast.training.loop import Batch
 
 __all__ = ["demo"]
@@ -82,8 +82,8 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
-    from holdfast.audit.plan import Plan
-    from holdfast.audit.run import audit
+    from holdfast.audits.plan import Plan
+    from holdfast.audits.run import audit
     from holdfast.cli.rendering import render
 
     plan = Plan.of(

@@ -16,7 +16,7 @@ from holdfast.core.errors import HoldfastError
 from holdfast.core.words import counted, numbered, sentences
 
 if TYPE_CHECKING:
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
 
 __all__ = ["doctor"]
 
@@ -59,8 +59,8 @@ def doctor(
     """
     from pathlib import Path
 
-    from holdfast.audit.needs import need
-    from holdfast.audit.outlook import outlook
+    from holdfast.audits.needs import need
+    from holdfast.audits.outlook import outlook
     from holdfast.core.findings import Severity
     from holdfast.models.checks import preflight
 
@@ -170,7 +170,7 @@ def _bounds(context: Context) -> str:
     """Whether the linear bounds know every operation of the model."""
     import numpy as np
 
-    from holdfast.certify.bounds.ibp import IBP
+    from holdfast.certifiers.bounds.ibp import IBP
 
     part = context.problem(np.arange(1))
     try:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from holdfast.audit.context import Context
-    from holdfast.audit.plan import Plan
+    from holdfast.audits.context import Context
+    from holdfast.audits.plan import Plan
     from holdfast.core.threat import ThreatModel
     from holdfast.data.dataset import Dataset
     from holdfast.judge.desk import Model
@@ -56,9 +56,9 @@ def opened(out: Path, *, looks: bool = True, anyway: bool = False, trained: bool
         trained: its accuracy says something; not where a column is a detector's.
         values: fields of a plan; those that are None were not given.
     """
-    from holdfast.audit.context import Context
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.plan import Plan
+    from holdfast.audits.context import Context
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.plan import Plan
 
     named = given(**values)
     for flag in ("model", "data"):

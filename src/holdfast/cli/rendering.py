@@ -9,8 +9,8 @@ from holdfast.cli.console import note
 from holdfast.core.errors import BudgetError, DataError, JournalError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.document import Document
-    from holdfast.audit.plan import Plan
+    from holdfast.audits.document import Document
+    from holdfast.audits.plan import Plan
 
 __all__ = ["render"]
 
@@ -25,9 +25,9 @@ def render(run: Path, document: Document, at: Plan | None = None) -> None:
         at: its plan as the caller gave it, with its files where they are now; None: the folder's own, which is trusted
             with nothing.
     """
-    from holdfast.audit.context import Context
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.places import Places
+    from holdfast.audits.context import Context
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.places import Places
     from holdfast.report import write
     from holdfast.report.shown import broken_rows, pictured, pictures
 

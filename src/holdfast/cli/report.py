@@ -35,7 +35,7 @@ def report(
         return
     if len(runs) > 1:
         raise UsageError("several runs on one page need --compare")
-    from holdfast.audit.document import Document
+    from holdfast.audits.document import Document
     from holdfast.cli.rendering import render
     from holdfast.report.text import show
 
@@ -56,7 +56,7 @@ def write_comparison(runs: list[Path], page: Path) -> int:
     Returns:
         How many were compared.
     """
-    from holdfast.audit.document import Document
+    from holdfast.audits.document import Document
     from holdfast.report.compare import write_compare
 
     finished = []
@@ -80,7 +80,7 @@ def diff(
     verbose: o.Verbose = False,
 ) -> None:
     """What changed from one run to another: figures, and which samples moved."""
-    from holdfast.audit.document import Document
+    from holdfast.audits.document import Document
     from holdfast.report.diff import diff as compared
 
     found = compared(Document.load(before), Document.load(after))

@@ -19,7 +19,7 @@ from holdfast.core.words import counted
 if TYPE_CHECKING:
     from torch import nn
 
-    from holdfast.audit.context import Context
+    from holdfast.audits.context import Context
 
 __all__ = ["posthoc", "study", "unseen"]
 
@@ -81,10 +81,10 @@ def posthoc(
     """  # fmt: skip
     import numpy as np
 
-    from holdfast.audit.posthoc import ADJUSTMENTS
-    from holdfast.audit.posthoc import posthoc as study_posthoc
-    from holdfast.audit.suites import rungs
+    from holdfast.audits.suites import rungs
     from holdfast.report.studies import posthoc_page
+    from holdfast.studies.posthoc import ADJUSTMENTS
+    from holdfast.studies.posthoc import posthoc as study_posthoc
 
     context = opened(
         out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
@@ -170,11 +170,11 @@ def unseen(
     """
     import numpy as np
 
-    from holdfast.audit.unseen import Trial
-    from holdfast.audit.unseen import held_out as unseen_attacks
-    from holdfast.audit.unseen import unseen as study_unseen
     from holdfast.core.errors import ContradictionError
     from holdfast.report.studies import unseen_page
+    from holdfast.studies.unseen import Trial
+    from holdfast.studies.unseen import held_out as unseen_attacks
+    from holdfast.studies.unseen import unseen as study_unseen
 
     context = opened(
         out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,

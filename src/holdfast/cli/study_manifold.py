@@ -61,14 +61,14 @@ def manifold(
     import numpy as np
 
     from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
-    from holdfast.audit.context import Context
-    from holdfast.audit.folder import RunFolder
-    from holdfast.audit.manifold import manifold_study, models_of_sizes
-    from holdfast.audit.plan import Plan
+    from holdfast.audits.context import Context
+    from holdfast.audits.folder import RunFolder
+    from holdfast.audits.plan import Plan
     from holdfast.cli.opening import device_named, given, look_at_all, opened_models
     from holdfast.core.files import write_whole
     from holdfast.data.load import load_data
     from holdfast.report.manifold import render
+    from holdfast.studies.manifold import manifold_study, models_of_sizes
 
     for flag, value in (("data", data), ("train-data", train_data)):
         if value is None:

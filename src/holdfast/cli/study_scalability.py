@@ -43,11 +43,11 @@ def scalability(
     """
     import json
 
-    from holdfast.audit.scalability import BASE
-    from holdfast.audit.scalability import scalability as measure_scalability
     from holdfast.core.files import write_whole
     from holdfast.core.threat import Norm
     from holdfast.report.scalability import render
+    from holdfast.studies.scalability import BASE
+    from holdfast.studies.scalability import scalability as measure_scalability
 
     axes = {name: _sizes(name, text) for name, text in (("depth", depth), ("width", width), ("side", side)) if text}
     with progress() as tell:

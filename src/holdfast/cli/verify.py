@@ -15,9 +15,9 @@ from holdfast.cli.results import no_run
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audit.instances import Instance
-    from holdfast.audit.verification import Effort, Unread
     from holdfast.graph.model import Graph
+    from holdfast.verification.decide import Effort, Unread
+    from holdfast.verification.instances import Instance
 
 __all__ = ["verify"]
 
@@ -118,7 +118,7 @@ def verify(
 
     Example: holdfast verify net.onnx prop.vnnlib --timeout 60
     """
-    from holdfast.audit.verification import Effort
+    from holdfast.verification.decide import Effort
 
     effort = Effort(60.0 if timeout is None else timeout, method, _bytes(memory), deployed)
     if instances is not None:
@@ -145,7 +145,7 @@ def verify(
 def _one(
     net: Path | Unread, prop: Path, effort: Effort, proof: Path | None, counterexample: Path | None, kind: o.FormatName
 ) -> None:
-    from holdfast.audit.verification import decide
+    from holdfast.verification.decide import decide
 
     found = decide(net, prop, effort, proof=proof, progress=_Heartbeat())
     payload = found.payload
@@ -175,7 +175,7 @@ def _listed(
     listed: Path, out: Path, effort: Effort, timeout: float | None, only: tuple[str, ...], workers: int,
     kind: o.FormatName,
 ) -> None:  # fmt: skip
-    from holdfast.audit.instances import document, heads, run_instances, summary_row, write_tables
+    from holdfast.verification.instances import document, heads, run_instances, summary_row, write_tables
 
     def told(instance: Instance, payload: dict[str, Any], done: int, total: int) -> None:
         known = f" (known: {instance.verdict})" if instance.verdict not in ("", payload["verdict"]) else ""
@@ -209,7 +209,7 @@ def _listed(
 
 
 def _operations(net: str, arch: str | None, shape: str | None, trust: bool, kind: o.FormatName) -> None:
-    from holdfast.certify.bounds._table import covered
+    from holdfast.certifiers.propagation.table import covered
     from holdfast.core.errors import HoldfastError
     from holdfast.graph.onnx import read_onnx
     from holdfast.graph.survey import survey
@@ -259,8 +259,8 @@ def _opened(net: str, arch: str | None, shape: str | None, trust: bool) -> Path 
         if arch is not None or shape is not None:
             raise UsageError(f"{net} is an ONNX file, which holds its own architecture; leave out --arch and --shape")
         return Path(net)
-    from holdfast.audit.verification import Unread
     from holdfast.models.load import load_model
+    from holdfast.verification.decide import Unread
 
     model = load_model(net, arch=arch, trust=trust)
     for line in model.notes:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from holdfast.judge.desk import Model
-    from holdfast.models.random_transform import RandomTransform
+    from holdfast.transforms.random_transform import RandomTransform
 
 __all__ = ["RANGES", "behind", "randomised", "ranges"]
 
@@ -48,8 +48,8 @@ def ranges(text: str) -> dict[str, float]:
 
 def behind(model: nn.Module, shape: Sequence[int], given: dict[str, float], seed: int | None = None) -> RandomTransform:
     """The model behind changes drawn from those ranges; with a seed, behind one of them."""
-    from holdfast.models.random_transform import RandomTransform, Zoom
-    from holdfast.models.semantic import BrightnessContrast, Composition, ImageTransform, RotationTranslation
+    from holdfast.transforms.random_transform import RandomTransform, Zoom
+    from holdfast.transforms.semantic import BrightnessContrast, Composition, ImageTransform, RotationTranslation
 
     def of(name: str) -> float:
         return given.get(name, 0.0)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.errors import UnsupportedError
 
@@ -144,19 +145,24 @@ class Misclassified(Criterion):
     """
 
     @property
-    def blind_to_scale(self) -> bool:  # noqa: D102
+    @override
+    def blind_to_scale(self) -> bool:
         return type(self).margin is Misclassified.margin  # who inherits may ask for more
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return _at(scores, y) - best_other(scores, y)
 
-    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return (scores.argmax(-1) != y) & usable(scores)
 
-    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return torch.maximum(_at(scores, y).abs(), best_other(scores, y).abs())
 
-    def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return labels != y
 
 
@@ -165,23 +171,29 @@ class Targeted(Criterion):
     """Targeted: the best class is t."""
 
     @property
-    def targeted(self) -> bool:  # noqa: D102
+    @override
+    def targeted(self) -> bool:
         return True
 
     @property
-    def blind_to_scale(self) -> bool:  # noqa: D102
+    @override
+    def blind_to_scale(self) -> bool:
         return type(self).margin is Targeted.margin
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return best_other(scores, target) - _at(scores, target)
 
-    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return (scores.argmax(-1) == target) & usable(scores)
 
-    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return torch.maximum(_at(scores, target).abs(), best_other(scores, target).abs())
 
-    def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds_label(self, labels: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return labels == target
 
 
@@ -193,16 +205,20 @@ class WithDetector(Criterion):
     detects: ClassVar[bool] = True
 
     @property
-    def blind_to_scale(self) -> bool:  # noqa: D102
+    @override
+    def blind_to_scale(self) -> bool:
         return self.inner.blind_to_scale
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return torch.maximum(self.inner.margin(scores[..., :-1], y, target), scores[..., -1])
 
-    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return self.inner.holds(scores[..., :-1], y, target) & (scores[..., -1] < 0)
 
-    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+    @override
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:
         # The detector speaks by its sign alone, which no rounding of another score touches.
         return self.inner.certain(scores[..., :-1], y, target, by) & (scores[..., -1] < 0)
 
@@ -222,16 +238,20 @@ class AllOf(Criterion):
     domains: ClassVar[bool] = True
 
     @property
-    def blind_to_scale(self) -> bool:  # noqa: D102
+    @override
+    def blind_to_scale(self) -> bool:
         return self.inner.blind_to_scale
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return _by_domain(self.inner.margin, scores, y, target).amax(-1)
 
-    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return _by_domain(self.inner.holds, scores, y, target).all(-1)
 
-    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+    @override
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:
         return _by_domain(lambda s, y, t: self.inner.certain(s, y, t, by), scores, y, target).all(-1)
 
 
@@ -243,16 +263,20 @@ class AnyOf(Criterion):
     domains: ClassVar[bool] = True
 
     @property
-    def blind_to_scale(self) -> bool:  # noqa: D102
+    @override
+    def blind_to_scale(self) -> bool:
         return self.inner.blind_to_scale
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return _by_domain(self.inner.margin, scores, y, target).amin(-1)
 
-    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def holds(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return _by_domain(self.inner.holds, scores, y, target).any(-1)
 
-    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:  # noqa: D102
+    @override
+    def certain(self, scores: Tensor, y: Tensor, target: Tensor, by: float = 0.0) -> Tensor:
         return _by_domain(lambda s, y, t: self.inner.certain(s, y, t, by), scores, y, target).any(-1)
 
 
@@ -267,8 +291,10 @@ class RegressionMargin(Criterion):
     tolerance: float
     counts_classes: ClassVar[bool] = False
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return self.tolerance - (scores[..., 0] - y).abs()
 
-    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def rounding(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         return torch.maximum(scores[..., 0].abs(), y.abs())

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, cast
 
+from typing_extensions import override
+
 __all__ = ["read_json", "read_yaml", "write_whole"]
 
 
@@ -54,6 +56,7 @@ def read_yaml(text: str) -> Any:
     import yaml  # what reads JSON alone does without
 
     class Strict(yaml.SafeLoader):
+        @override
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             seen, typed = set[Any](), cast(Any, self)
             for key_node, _ in node.value:

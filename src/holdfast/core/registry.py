@@ -25,8 +25,11 @@ _HOUSES = (
     ("shared attack", "attacks/evasion/transfer/substitute.py"),
     ("semantic attack", "attacks/evasion/semantic"),
     ("attack", "attacks/evasion"),
-    ("set certifier", "certify/sets"),
-    ("certifier", "certify"),
+    ("set certifier", "certifiers/sets"),
+    ("certifier", "certifiers/bounds"),
+    ("certifier", "certifiers/complete"),
+    ("certifier", "certifiers/smoothing"),
+    ("certifier", "certifiers/estimates"),
     ("defence", "defences"),
 )
 

@@ -9,6 +9,7 @@ from math import inf, log2
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Norm, parse_eps
@@ -42,6 +43,7 @@ class FeatureGrid:
         """The longest step."""
         return 1 / min(s for s in self.steps if s > 0)
 
+    @override
     def __str__(self) -> str:
         return f"of {sum(s > 0 for s in self.steps)} integer columns"
 
@@ -119,7 +121,8 @@ class LpBall(PerturbationSet):
             grid,
         )
 
-    def select(self, rows: Tensor) -> LpBall:  # noqa: D102
+    @override
+    def select(self, rows: Tensor) -> LpBall:
         def pick(t: Tensor) -> Tensor:
             return t[rows] if t.ndim else t
 
@@ -209,7 +212,8 @@ class LpBall(PerturbationSet):
         """The box alone: what a minimal-distortion search may use."""
         return self.with_eps(float("inf"))
 
-    def describe(self) -> dict[str, object]:  # noqa: D102
+    @override
+    def describe(self) -> dict[str, object]:
         return {
             "set": "lp-ball",
             "norm": str(self.norm),
@@ -264,22 +268,26 @@ class AffineImage(LpBall):
             centre=centre, generators=generators, slack=slack,
         )  # fmt: skip
 
-    def select(self, rows: Tensor) -> AffineImage:  # noqa: D102
+    @override
+    def select(self, rows: Tensor) -> AffineImage:
         box = super().select(rows)
         return replace(
             self, eps=box.eps, lower=box.lower, upper=box.upper,
             centre=self.centre[rows], generators=self.generators[rows], slack=self.slack[rows],
         )  # fmt: skip
 
-    def scaled(self, factor: float) -> AffineImage:  # noqa: D102
+    @override
+    def scaled(self, factor: float) -> AffineImage:
         box = super().scaled(factor)
         return replace(
             self, eps=box.eps, lower=box.lower, upper=box.upper, grid=box.grid,
             centre=self.centre * factor, generators=self.generators * factor, slack=self.slack * factor,
         )  # fmt: skip
 
-    def join(self, other: LpBall) -> AffineImage:  # noqa: D102
+    @override
+    def join(self, other: LpBall) -> AffineImage:
         raise UsageError("affine images are not joined")
 
-    def describe(self) -> dict[str, object]:  # noqa: D102
+    @override
+    def describe(self) -> dict[str, object]:
         return {**super().describe(), "set": "affine-image", "parameters": self.generators.shape[1]}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from fractions import Fraction
 
+from typing_extensions import override
+
 from holdfast.core.errors import UsageError
 
 __all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps", "size_text"]
@@ -22,6 +24,7 @@ class Norm(StrEnum):
     LINF = "linf"
 
     @classmethod
+    @override
     def _missing_(cls, value: object) -> Norm:
         """The other ways to write a norm: ``Linf``, ``L_inf``, ``inf``, ``2``, ``float("inf")``."""
         text = str(value).strip().lower().replace("_", "").replace("infinity", "inf").removesuffix(".0")

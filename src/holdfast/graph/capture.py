@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
 from holdfast.graph.aten import CALLS, WHOLE, known
@@ -159,6 +160,7 @@ def _steps(program: ExportedProgram, reader: Reader, x: Tensor) -> Iterable[tupl
     held, steps = _held(program), list[tuple[str, int, Tensor]]()
 
     class Noting(fx.Interpreter):
+        @override
         def run_node(self, n: fx.Node) -> Any:
             value, place = super().run_node(n), reader.values.get(n)
             if isinstance(value, Tensor) and isinstance(place, int) and n.op == "call_function":

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.graph.ops import compute
 
@@ -199,6 +200,7 @@ class GraphModule(nn.Module):
                 else:
                     self.register_buffer(name, tensor.clone())
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """The output (n, \\*output shape) for inputs (n, \\*input shape)."""
         consumers = self.graph.consumers()

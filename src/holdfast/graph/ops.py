@@ -1,4 +1,4 @@
-"""The vocabulary of the graph: what each operation computes. Their bounds stand in `holdfast.certify.bounds`.
+"""The vocabulary of the graph: what each operation computes. Their bounds stand in `holdfast.certifiers.bounds`.
 
 Shapes and dimensions never count the batch: dimension 0 of an attribute is the first feature dimension.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.models.queries_only import QueriesOnly
@@ -67,6 +68,7 @@ class FromSklearn(QueriesOnly):
         self._rank = {name: k for k, name in enumerate(names)}
 
     @property
+    @override
     def notes(self) -> tuple[str, ...]:
         """The classes where they are no numbers from 0."""
         if self.names == tuple(range(len(self.names))):
@@ -75,6 +77,7 @@ class FromSklearn(QueriesOnly):
             f"labels are the places of the classes: {', '.join(f'{k} {n}' for k, n in enumerate(self.names[:20]))}",
         )
 
+    @override
     def ask(self, x: np.ndarray) -> np.ndarray:
         """(n, \\*features) float32 -> scores (n, K); labels where the estimator has no scores."""
         rows = x.reshape(len(x), -1).astype(np.float64)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError
 
@@ -85,6 +86,7 @@ class Processed(nn.Module):
         self.says = says
         self._steps: dict[tuple[int, ...], AffineStep] = {}
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return self.says
@@ -101,6 +103,7 @@ class Processed(nn.Module):
                 self._steps[shape] = pool.submit(measured, self.processor, shape).result()
         return self._steps[shape]
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) pictures in [0, 1] -> what the module gives."""
         return self.module(self.step(tuple(x.shape[1:]))(x))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError
 
@@ -63,10 +64,12 @@ class KernelSVM(nn.Module):
         for name, value in (("vectors", vectors), ("weight", weight), ("bias", bias)):
             self.register_buffer(name, torch.tensor(np.asarray(value, dtype=np.float64)))
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return f"kernel={self.kernel}, gamma={self.gamma}, coef0={self.coef0}, degree={self.degree}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, K) scores, in the dtype of x."""
         flat = x.flatten(1).to(self.weight.dtype)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.models.queries_only import QueriesOnly
@@ -75,6 +76,7 @@ class OnnxRuntime(QueriesOnly):
         self._features = tuple(shape[1:]) if shape else None  # of a rank that the file leaves open
 
     @property
+    @override
     def notes(self) -> tuple[str, ...]:
         """What was noticed."""
         if self._type is not np.uint8:
@@ -84,6 +86,7 @@ class OnnxRuntime(QueriesOnly):
             "--grid 1/255 also judges what lies on the levels",
         )
 
+    @override
     def ask(self, x: np.ndarray) -> np.ndarray:
         """(n, \\*features) float32 -> scores (n, K) or labels (n,)."""
         x = self._shaped(x)

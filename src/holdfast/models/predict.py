@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UnsafeFileError, UsageError
 from holdfast.models.arch import import_function, working_folder_on_path
@@ -55,6 +56,7 @@ class PredictFunction(QueriesOnly):
         super().__init__(digest, f"{path.name}:{name}", "it is a function, which gives no gradients", classes)
         self._function = cast(Callable[[np.ndarray], Any], function)
 
+    @override
     def ask(self, x: np.ndarray) -> np.ndarray:
         """(n, \\*features) float32 -> what the function gives."""
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.core.verdict import Subject
@@ -61,10 +62,12 @@ class QueriesOnly(nn.Module):
     def ask(self, x: np.ndarray) -> np.ndarray:
         """(n, \\*features) float32 -> scores (n, K), or labels (n,) as integers or class names."""
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return self.identity
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*features) -> (n, K) float32 on x's device.
 

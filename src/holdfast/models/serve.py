@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 __all__ = ["Served", "serve"]
 
@@ -95,6 +96,7 @@ def serve(
             self.end_headers()
             self.wfile.write(body)
 
+        @override
         def log_message(self, format: str, *args: object) -> None:
             """Say nothing on the terminal."""
 

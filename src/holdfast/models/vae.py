@@ -7,8 +7,9 @@ from math import prod
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
-from holdfast.models.semantic import Axis, Transform
+from holdfast.transforms.semantic import Axis, Transform
 
 __all__ = ["Decoded", "Vae", "seeded_vae"]
 
@@ -92,6 +93,7 @@ class Decoded(Transform):
         self.axes = tuple(Axis(f"latent_{k}", "deviations", reach) for k in range(vae.latent))
         self.reach = reach
 
-    def forward(self, origin: Tensor, theta: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def forward(self, origin: Tensor, theta: Tensor) -> Tensor:
         code, label = origin[:, : self.vae.latent], origin[:, self.vae.latent :]
         return self.vae.decode((code + self.reach * theta).clamp(-self.bound, self.bound), label)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.data.table import Table
@@ -70,6 +71,7 @@ class Normalisation:
                 "deviation 1/255)"
             ) from None
 
+    @override
     def __str__(self) -> str:
         return f"{','.join(f'{m:g}' for m in self.mean)}/{','.join(f'{s:g}' for s in self.std)}"
 
@@ -91,6 +93,7 @@ class Normalised(nn.Module):
         self.register_buffer("mean", torch.tensor(normalisation.mean), persistent=False)
         self.register_buffer("std", torch.tensor(normalisation.std), persistent=False)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, \\*) in the threat model's range -> the module's output."""
         channels = len(self.mean)
@@ -112,6 +115,7 @@ class OneLogit(nn.Module):
         super().__init__()
         self.module = module
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> (n, 2)."""
         s = _column(self.module(x))
@@ -132,6 +136,7 @@ class OneProbability(nn.Module):
         super().__init__()
         self.module = module
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> (n, 2)."""
         p = _column(self.module(x))
@@ -186,6 +191,7 @@ class Ranged(nn.Module):
         """
         return cls(module, table.low, table.width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, columns) in [0, 1] -> the module's output."""
         return self.module(self.low + x * self.width)
@@ -206,6 +212,7 @@ class FromHF(nn.Module):
         self.classes = classes
         self.multi_label = multi_label
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) pixel values -> (n, K) logits."""
         return self.module(pixel_values=x).logits
@@ -219,10 +226,12 @@ class FixedMode(nn.Module):
         self.module = module
         self.training = False
 
+    @override
     def train(self, mode: bool = True) -> FixedMode:
         """Return the module as it is."""
         return self
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """What the exported program gives."""
         return self.module(x)
@@ -236,10 +245,12 @@ class InputTransform(nn.Module):
         self.transform = transform
         self.module = module
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return f"transform={_name(self.transform)}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> the module's output on the transformed inputs."""
         return self.module(self.transform(x))
@@ -265,10 +276,12 @@ class Bpda(nn.Module):
         self.f = forward
         self.g = backward
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return f"forward={_name(self.f)}, backward={_name(self.g)}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """f(x), to the bit; its gradient is that of g(x)."""
         with torch.no_grad():
@@ -287,10 +300,12 @@ class _Route(torch.autograd.Function):
     """The first argument's value with the second's gradient; ``g + (f - g).detach()`` would round."""
 
     @staticmethod
+    @override
     def forward(ctx: Any, value: Tensor, path: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
+    @override
     def backward(ctx: Any, *grads: Any) -> Any:
         return None, grads[0]
 
@@ -320,10 +335,12 @@ class FixedRandomness(nn.Module):
         self.seed = seed
         self.together = together
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return f"seed={self.seed}, together={self.together}"
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> the module's output."""
         if self.together or len(x) < 2:
@@ -364,10 +381,12 @@ class Eot(nn.Module):
         self.seed = seed
         self.together = together
 
+    @override
     def extra_repr(self) -> str:
         """For the fingerprint."""
         return f"draws={self.draws}" + ("" if self.seed is None else f", seed={self.seed}, together={self.together}")
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*) -> (n, K) log-probabilities."""
         each = torch.stack([draw(x).log_softmax(1) for draw in self._draws()])

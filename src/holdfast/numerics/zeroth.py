@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
@@ -110,6 +111,7 @@ class _Random(Estimator):
         if self.q < 1 or self.sigma <= 0:
             raise UsageError(f"an estimate needs q >= 1 and sigma > 0, got q = {self.q} and sigma = {self.sigma}")
 
+    @override
     def reach(self, shape: tuple[int, ...]) -> float:
         tail = {"gaussian": 3.0, "sphere": min(1.0, 3.0 / prod(shape) ** 0.5), "rademacher": 1.0}[self.kind]
         return self.sigma * tail
@@ -153,9 +155,11 @@ class OneSided(_Random):
         [3, -1]
     """
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return self.q + 1
 
+    @override
     def __call__(
         self,
         f: Values,
@@ -193,10 +197,12 @@ class Antithetic(_Random):
     all even terms. For a linear f its cosine to the gradient is about ``sqrt(q / (q + d))``.
     """
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return 2 * self.q
 
-    def __call__(  # noqa: D102
+    @override
+    def __call__(
         self, f: Values, x: Tensor, draws: SampleDraws, step: np.ndarray | int = 0, clip: Clip | None = None
     ) -> Estimate:
         parts: list[tuple[Tensor, Tensor]] = []
@@ -213,6 +219,7 @@ class _Orthogonal(Estimator):
 
     h: float
 
+    @override
     def reach(self, shape: tuple[int, ...]) -> float:
         """The step: a direction has no entry above 1."""
         return self.h
@@ -221,6 +228,7 @@ class _Orthogonal(Estimator):
     def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:
         """The directions in blocks (n or 1, k, \\*shape)."""
 
+    @override
     def __call__(
         self, f: Values, x: Tensor, draws: SampleDraws, step: np.ndarray | int = 0, clip: Clip | None = None
     ) -> Estimate:
@@ -243,10 +251,12 @@ class Coordinates(_Orthogonal):
 
     h: float = 1e-4
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return 2 * prod(shape)
 
-    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:  # noqa: D102
+    @override
+    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:
         shape = tuple(x.shape[1:])
         d = prod(shape)
         every = torch.arange(d, device=x.device)
@@ -290,10 +300,12 @@ class Groups(_Orthogonal):
     h: float = 1e-2
     stream: str = "groups"
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return 2 * -(-prod(shape) // self.size)
 
-    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:  # noqa: D102
+    @override
+    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:
         shape = tuple(x.shape[1:])
         d = prod(shape)
         group = draws.permutation(self.stream, d, step).to(x.device) // self.size
@@ -315,10 +327,12 @@ class Components(_Orthogonal):
     components: Tensor
     h: float = 1e-2
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return 2 * len(self.components)
 
-    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:  # noqa: D102
+    @override
+    def blocks(self, x: Tensor, draws: SampleDraws, step: np.ndarray | int) -> Iterator[Tensor]:
         shape = tuple(x.shape[1:])
         if tuple(self.components.shape[1:]) != shape:
             raise UsageError(f"components of shape {tuple(self.components.shape[1:])} do not fit inputs of {shape}")
@@ -337,13 +351,16 @@ class Signed(Estimator):
 
     inner: Estimator
 
-    def queries(self, shape: tuple[int, ...]) -> int:  # noqa: D102
+    @override
+    def queries(self, shape: tuple[int, ...]) -> int:
         return self.inner.queries(shape)
 
-    def reach(self, shape: tuple[int, ...]) -> float:  # noqa: D102
+    @override
+    def reach(self, shape: tuple[int, ...]) -> float:
         return self.inner.reach(shape)
 
-    def __call__(  # noqa: D102
+    @override
+    def __call__(
         self, f: Values, x: Tensor, draws: SampleDraws, step: np.ndarray | int = 0, clip: Clip | None = None
     ) -> Estimate:
         grad, value = self.inner(f, x, draws, step, clip)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Status
 from holdfast.report.draw import svg

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from holdfast.audit.comparison import Comparison
 from holdfast.core.files import write_whole
 from holdfast.report.draw import Plot, after, legend
 from holdfast.report.markup import measure, tag
 from holdfast.report.page import fill
+from holdfast.studies.comparison import Comparison
 
 __all__ = ["render", "write_comparison"]
 

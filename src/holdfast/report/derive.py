@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 
 from holdfast import __version__
-from holdfast.audit.context import Context
-from holdfast.audit.document import Document
-from holdfast.audit.export import ARRAYS, ROWS, TABLE, arrays, rows, table
+from holdfast.audits.context import Context
+from holdfast.audits.document import Document
+from holdfast.audits.export import ARRAYS, ROWS, TABLE, arrays, rows, table
 from holdfast.core.errors import HoldfastError
 from holdfast.report import junit, page, sarif
 from holdfast.report.shown import broken_rows, pictured, pictures

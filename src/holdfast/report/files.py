@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.files import write_whole
 from holdfast.report import junit, page, sarif
 from holdfast.report.pictures import Picture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as xml
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.findings import Severity
 from holdfast.report.markup import percent, printable
 

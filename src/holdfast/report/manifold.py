@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from holdfast.audit.manifold import ManifoldStudy
 from holdfast.report.draw import Plot, legend, nice
 from holdfast.report.markup import tag
 from holdfast.report.page import fill
+from holdfast.studies.manifold import ManifoldStudy
 
 __all__ = ["render", "scatter"]
 

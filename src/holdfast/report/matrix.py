@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from holdfast.audit.transfer import TransferMatrix
 from holdfast.report.draw import svg
 from holdfast.report.markup import interval, percent, tag
 from holdfast.report.page import fill
+from holdfast.studies.transfer import TransferMatrix
 
 __all__ = ["heat_map", "render"]
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.findings import Severity
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted

@@ -11,7 +11,7 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report.markup import measure
 
 __all__ = ["MOST", "Picture", "cards", "magnification"]

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from holdfast.audit.radii import Column
 from holdfast.report.draw import Plot, Point, after, before, legend, nice
 from holdfast.report.markup import measure, percent, tag
 from holdfast.report.page import fill
+from holdfast.studies.radii import Column
 
 __all__ = ["curve", "render"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.report.markup import measure, percent
 from holdfast.report.tables import class_name
 from holdfast.report.words import finder

@@ -7,10 +7,10 @@ from math import ceil, log10
 
 from markupsafe import Markup
 
-from holdfast.audit.scalability import Measured, Scalability
 from holdfast.report.draw import Plot, legend
 from holdfast.report.markup import tag
 from holdfast.report.page import fill
+from holdfast.studies.scalability import Measured, Scalability
 
 __all__ = ["render"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from holdfast.audit.context import Context
-from holdfast.audit.document import Document
-from holdfast.audit.export import arrays
-from holdfast.audit.plan import Plan
+from holdfast.audits.context import Context
+from holdfast.audits.document import Document
+from holdfast.audits.export import arrays
+from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.judge.desk import evaluating

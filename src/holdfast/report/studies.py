@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from holdfast.audit.posthoc import Posthoc
-from holdfast.audit.unseen import Unseen
 from holdfast.report.page import fill
+from holdfast.studies.posthoc import Posthoc
+from holdfast.studies.unseen import Unseen
 
 __all__ = ["posthoc_page", "unseen_page"]
 

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.audit.document import Document
+from holdfast.audits.document import Document
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted, sentences
 from holdfast.report.bar import PARTS

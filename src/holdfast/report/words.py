@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.audit.document import Document, Gate, Threat
+from holdfast.audits.document import Document, Gate, Threat
 from holdfast.core.threat import Goal, Guarantee, Norm, parse_eps, size_text
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.engine import Outcome
 from holdfast.core.cards import parameters_of
@@ -36,6 +37,7 @@ class _Told(nn.Module):
         super().__init__()
         self.model, self.before, self.after = net(), before, after
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """Scores (n, K)."""
         return self.after(self.model(self.before(x)))

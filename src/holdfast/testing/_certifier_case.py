@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from holdfast.certify.graph_certifier import GraphCertifier
-from holdfast.certify.oracle_certifier import ModuleAsk, OracleCertifier
+from holdfast.certifiers.graph_certifier import GraphCertifier
+from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
 from holdfast.core.cards import Card
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -70,6 +71,7 @@ class Residual(nn.Module):
         self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
         self.pool, self.head = nn.MaxPool2d(2), nn.Linear(12, 3)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, 1, 4, 4) -> (n, 3)."""
         x = torch.relu(self.first(x))

@@ -15,8 +15,8 @@ from holdfast.attacks.engine import Outcome, run
 from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, run_semantic
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
-from holdfast.models.semantic import Lifted, from_hsv, lift
 from holdfast.testing.toys import digits, net
+from holdfast.transforms.semantic import Lifted, from_hsv, lift
 
 __all__ = ["Case", "colour_digits", "colour_net"]
 

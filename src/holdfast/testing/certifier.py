@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.certify.graph_certifier import GraphCertifier, margin_rows
-from holdfast.certify.oracle_certifier import OracleCertifier
+from holdfast.certifiers.graph_certifier import GraphCertifier, margin_rows
+from holdfast.certifiers.oracle_certifier import OracleCertifier
 from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.registry import method

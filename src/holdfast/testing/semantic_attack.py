@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.semantic import SemanticAttack
 from holdfast.core.cards import parameters_of
@@ -166,6 +167,7 @@ class _Counted(nn.Module):
         super().__init__()
         self.model, self.rows = model, 0
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
         return self.model(x)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.shared import Artefact, Fit, SharedAttack, evaluate, fit, method_name
 from holdfast.core.cards import parameters_of
@@ -202,6 +203,7 @@ class _Counted(nn.Module):
         super().__init__()
         self.model, self.rows = model, 0
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         self.rows += len(x)
         return self.model(x)

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.data.digits import load_digits
 
@@ -59,6 +60,7 @@ class Affine(nn.Module):
         super().__init__()
         self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, K) scores."""
         return x.flatten(1) @ self.weight.T + self.bias
@@ -91,6 +93,7 @@ class Counting(nn.Module):
         marked.flatten(1)[:, 0] = torch.arange(len(x)) / 64
         return marked
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """The model's scores."""
         with torch.no_grad():
@@ -109,6 +112,7 @@ class Queried(nn.Module):
         super().__init__()
         self.model, self.tells = model, tells
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """What the interface shows."""
         with torch.no_grad():

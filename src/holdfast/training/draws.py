@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.draws import Draws, SampleDraws
 
@@ -36,6 +37,7 @@ class BatchDraws(SampleDraws):
         i = np.asarray(ids, dtype=np.int64)
         return cls(draws, i, np.broadcast_to(np.int64(epoch), i.shape), batch)
 
+    @override
     def _read(
         self,
         kind: str,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
 
@@ -46,6 +47,7 @@ class Ensemble(nn.Module):
         self.members, self.fuse = nn.ModuleList(members), fuse
         self.weights = tuple(w / sum(given) for w in given)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, K) logits of the ensemble.
 

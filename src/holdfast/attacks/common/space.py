@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.errors import UsageError
 
@@ -43,10 +44,12 @@ class Pixels(Space):
 
     of_data = False
 
-    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+    @override
+    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
         return features
 
-    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:  # noqa: D102
+    @override
+    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:
         return u
 
 
@@ -69,6 +72,7 @@ class _Resized(Space):
     def _sides(self) -> tuple[int, int]:
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @override
     def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
         if len(features) != 3:
             return features
@@ -85,7 +89,8 @@ class Tiles(_Resized):
         [1.0, 1.0, 2.0, 2.0]
     """
 
-    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:  # noqa: D102
+    @override
+    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:
         return u if len(features) != 3 else F.interpolate(u, size=features[1:], mode="nearest-exact")
 
 
@@ -99,7 +104,8 @@ class Bilinear(_Resized):
         torch.Size([1, 3, 8, 8])
     """
 
-    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:  # noqa: D102
+    @override
+    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:
         if len(features) != 3:
             return u
         return F.interpolate(u, size=features[1:], mode="bilinear", align_corners=False)
@@ -117,10 +123,12 @@ class Decoder(Space):
     decode: Callable[[Tensor], Tensor]
     latent: tuple[int, ...]
 
-    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:  # noqa: D102
+    @override
+    def shape(self, features: tuple[int, ...]) -> tuple[int, ...]:
         return self.latent
 
-    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:  # noqa: D102
+    @override
+    def lift(self, u: Tensor, features: tuple[int, ...]) -> Tensor:
         delta = self.decode(u)
         if tuple(delta.shape[1:]) != features:
             raise UsageError(f"the decoder makes {tuple(delta.shape[1:])}, the inputs are {features}")

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.label_walk import adversarial_starts, halvings, holds, host_rows, to_boundary
@@ -82,14 +83,17 @@ class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> BoundaryState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> BoundaryState:
         x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
         rows = host_rows(found)
         if len(rows):
@@ -101,7 +105,8 @@ class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
             x, sideways=size + self.sideways, inward=size + self.inward, asked=none, held=none, over=~found
         )
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: BoundaryState) -> BoundaryState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: BoundaryState) -> BoundaryState:
         sphere, candidate = self._candidates(problem, state)
         asked, held = state.asked, state.held
         due = state.step % self.every == 0
@@ -130,7 +135,8 @@ class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
             asked=asked.masked_fill(full, 0), held=held.masked_fill(full, 0),
         )  # fmt: skip
 
-    def finished(self, state: BoundaryState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: BoundaryState) -> Tensor:
         return state.over
 
     def _candidates(self, problem: Problem, state: BoundaryState) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.frequencies import band, from_band
@@ -86,14 +87,17 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return max(1, round(self.queries / self.each))
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> GeoDAState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> GeoDAState:
         x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
         rows = host_rows(found)
         if len(rows):
@@ -101,7 +105,8 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
             x = x.index_copy(0, at, to_boundary(oracle, part, x[at], halvings(part, self.gamma)))
         return GeoDAState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: GeoDAState) -> GeoDAState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: GeoDAState) -> GeoDAState:
         x = state.x
         count = self._directions_now(oracle.left(problem.rows), problem, state)
         over = count < _FEWEST
@@ -115,7 +120,8 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
         normal = normal / problem.flat(distance(Norm.L2, normal).clamp_min(torch.finfo(torch.float64).tiny))
         return replace(state, x=self._through(oracle, problem, x, normal, count > 0), over=over, blocks=blocks)
 
-    def finished(self, state: GeoDAState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: GeoDAState) -> Tensor:
         return state.over
 
     def _directions_now(self, left: Tensor, problem: Problem, state: GeoDAState) -> Tensor:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.label_normal import mean_direction
@@ -78,14 +79,17 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> HopSkipJumpState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> HopSkipJumpState:
         x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
         rows = host_rows(found)
         if len(rows):
@@ -93,7 +97,8 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
             x = x.index_copy(0, at, to_boundary(oracle, part, x[at], halvings(part, self.gamma)))
         return HopSkipJumpState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: HopSkipJumpState) -> HopSkipJumpState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: HopSkipJumpState) -> HopSkipJumpState:
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         reach = between(norm, state.x, problem.x)
         made = on_device(state.step, state.x.device)
@@ -117,7 +122,8 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
             x[at] = to_boundary(oracle, problem.select(rows), moved[at], back)
         return replace(state, x=x, over=over, blocks=blocks)
 
-    def finished(self, state: HopSkipJumpState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: HopSkipJumpState) -> Tensor:
         return state.over
 
     def _normal(

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.approach import FIRST_SHRINK, approach
 from holdfast.attacks.common.label_walk import adversarial_starts
-from holdfast.attacks.common.zeroth import askable, coarse
+from holdfast.attacks.families.zeroth import askable, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -79,21 +80,25 @@ class NESLabelOnly(Attack[HardLabelOracle, NESLabelOnlyState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries  # an upper bound: the engine takes a sample out once its budget is spent
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> NESLabelOnlyState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> NESLabelOnlyState:
         x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
         reach = torch.maximum(between(problem.set.norm, x, problem.x), problem.set.eps)
         return NESLabelOnlyState.at(
             x, momentum=torch.zeros_like(x), reach=reach, shrink=FIRST_SHRINK * reach, over=~found
         )
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: NESLabelOnlyState) -> NESLabelOnlyState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: NESLabelOnlyState) -> NESLabelOnlyState:
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         clip = askable(problem, low, high)
         noise = 2 * problem.keyed.uniform("copies", (self.copies, *state.x.shape[1:]), state.step).to(state.x) - 1
@@ -117,7 +122,8 @@ class NESLabelOnly(Attack[HardLabelOracle, NESLabelOnlyState]):
         x, reach, shrink = approach(problem, state.x, move, rate, state.reach, state.shrink, keeps)
         return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)
 
-    def finished(self, state: NESLabelOnlyState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: NESLabelOnlyState) -> Tensor:
         return state.over
 
     def _holds(self, oracle: HardLabelOracle, problem: Problem, points: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.direction_search import DirectionSearch, bracket, exact, narrow
+from holdfast.attacks.families.direction_search import DirectionSearch, bracket, exact, narrow
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -44,10 +45,12 @@ class OPT(DirectionSearch):
     )
 
     @property
-    def price(self) -> int:  # noqa: D102
+    @override
+    def price(self) -> int:
         return 12
 
-    def weigh(  # noqa: D102
+    @override
+    def weigh(
         self, oracle: HardLabelOracle, problem: Problem, unit: Tensor, reach: Tensor, smoothing: Tensor
     ) -> Tensor:
         features = max(1, problem.x[0].numel()) if len(problem) else 1

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
@@ -85,14 +86,17 @@ class RayS(Attack[HardLabelOracle, RaySState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> RaySState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> RaySState:
         low, high = box(problem.set, problem.x)
         free = (high > low).expand_as(problem.x).flatten(1)
         nothing, never = torch.zeros_like(problem.set.eps), torch.zeros_like(problem.rows, dtype=torch.bool)
@@ -102,7 +106,8 @@ class RayS(Attack[HardLabelOracle, RaySState]):
             block=torch.zeros_like(problem.rows), turn=torch.zeros_like(problem.rows), gained=~never, over=never,
         )  # fmt: skip
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: RaySState) -> RaySState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: RaySState) -> RaySState:
         sign, last, next_level, next_block = _flip(state)
         known, measuring = state.radius.isfinite(), state.high - state.low > self.tolerance
         first, endless = _first_radius(problem, state.turn)
@@ -137,7 +142,8 @@ class RayS(Attack[HardLabelOracle, RaySState]):
             over=again & ~gained & (known | ~endless),
         )
 
-    def finished(self, state: RaySState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: RaySState) -> Tensor:
         return state.over
 
 

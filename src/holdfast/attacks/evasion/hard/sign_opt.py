@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.direction_search import DirectionSearch, way
 from holdfast.attacks.common.label_walk import holds
+from holdfast.attacks.families.direction_search import DirectionSearch, way
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -48,10 +49,12 @@ class SignOPT(DirectionSearch):
     )
 
     @property
-    def price(self) -> int:  # noqa: D102
+    @override
+    def price(self) -> int:
         return 1
 
-    def weigh(  # noqa: D102
+    @override
+    def weigh(
         self, oracle: HardLabelOracle, problem: Problem, unit: Tensor, reach: Tensor, smoothing: Tensor
     ) -> Tensor:
         return torch.where(holds(oracle, problem, way(problem, unit, reach)), 1.0, -1.0).double()

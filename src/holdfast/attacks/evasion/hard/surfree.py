@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.frequencies import band, from_band, to_band
@@ -97,14 +98,17 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> SurFreeState:  # noqa: D102
+    @override
+    def start(self, oracle: HardLabelOracle, problem: Problem) -> SurFreeState:
         x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
         rows = host_rows(found)
         if len(rows):
@@ -121,7 +125,8 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
             widest=zeros + radians(self.angle), over=~found,
         )  # fmt: skip
 
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: SurFreeState) -> SurFreeState:  # noqa: D102
+    @override
+    def step(self, oracle: HardLabelOracle, problem: Problem, state: SurFreeState) -> SurFreeState:
         state = self._renewed(problem, state)
         phase, tries = state.phase, 2 * self.angles
         searches = phase < tries
@@ -152,7 +157,8 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
             widest=widest,
         )
 
-    def finished(self, state: SurFreeState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: SurFreeState) -> Tensor:
         return state.over
 
     def _renewed(self, problem: Problem, state: SurFreeState) -> SurFreeState:

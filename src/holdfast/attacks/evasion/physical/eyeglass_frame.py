@@ -8,15 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.scene.artefact import Facts, PhysicalAttack
-from holdfast.attacks.common.scene.camera import conditions, homography, lit, pixels, sample, seen_at, with_noise
-from holdfast.attacks.common.scene.printing import non_printability, printable, total_variation
+from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
 from holdfast.attacks.shared import Applied, SharedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal
+from holdfast.transforms.scene.camera import conditions, homography, lit, pixels, sample, seen_at, with_noise
+from holdfast.transforms.scene.printing import non_printability, printable, total_variation
 
 __all__ = ["EyeglassFrame"]
 
@@ -63,19 +64,21 @@ class EyeglassFrame(PhysicalAttack):
     )
 
     @property
-    def learned(self) -> str:  # noqa: D102
+    @override
+    def learned(self) -> str:
         return "texture"
 
-    def geometry(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def geometry(self) -> dict[str, Any]:
         return {"size": self.size, "height": self.height}
 
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:  # noqa: D102
+    @override
+    def begin(self, problem: Problem, x: Tensor) -> SharedState:
         channels, side = x.shape[1], max(4, min(x.shape[2:]))
         return {"texture": torch.full((channels, side, 2 * side), 0.5, dtype=x.dtype, device=x.device)}
 
-    def picture(  # noqa: D102
-        self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int
-    ) -> Applied:
+    @override
+    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         slip = (-self.slip, self.slip)
         drawn = conditions(draws, step, x, **self.turns(), **self.lights(), right=slip, down=slip)
@@ -88,7 +91,8 @@ class EyeglassFrame(PhysicalAttack):
         shown = x + share * (frame - x)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})
 
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
         texture = made["texture"]
         channels, high, wide = texture.shape
         on = frame_depth(pixels(high, wide, texture) / 2) > 0

@@ -8,9 +8,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.scene.artefact import Facts, PhysicalAttack
-from holdfast.attacks.common.scene.camera import (
+from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
+from holdfast.attacks.shared import Applied, SharedState
+from holdfast.core.cards import Card, parameter
+from holdfast.core.draws import SampleDraws
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal
+from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.transforms.scene.camera import (
     blurred,
     clipped,
     conditions,
@@ -21,14 +29,7 @@ from holdfast.attacks.common.scene.camera import (
     seen_at,
     with_noise,
 )
-from holdfast.attacks.common.scene.printing import non_printability, printable
-from holdfast.attacks.shared import Applied, SharedState
-from holdfast.core.cards import Card, parameter
-from holdfast.core.draws import SampleDraws
-from holdfast.core.errors import UsageError
-from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.transforms.scene.printing import non_printability, printable
 
 __all__ = ["MaskedObject"]
 
@@ -81,17 +82,21 @@ class MaskedObject(PhysicalAttack):
             raise UsageError("RP2 needs area in (0, 1], finding in (0, 1) and tilt in [0, 0.5]")
 
     @property
-    def learned(self) -> str:  # noqa: D102
+    @override
+    def learned(self) -> str:
         return "delta"
 
     @property
-    def shown(self) -> tuple[str, ...]:  # noqa: D102
+    @override
+    def shown(self) -> tuple[str, ...]:
         return ("delta", "mask")
 
-    def geometry(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def geometry(self) -> dict[str, Any]:
         return {}
 
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:  # noqa: D102
+    @override
+    def begin(self, problem: Problem, x: Tensor) -> SharedState:
         given = problem.set.mask
         whole = torch.ones_like(x[0], dtype=torch.bool)
         mask = whole if given is None else given.expand(len(x), *x.shape[1:]).all(0)
@@ -102,9 +107,8 @@ class MaskedObject(PhysicalAttack):
             "searches": torch.tensor([given is None]).to(torch.uint8),
         }  # fmt: skip
 
-    def step(  # noqa: D102
-        self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
-    ) -> SharedState:
+    @override
+    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
         state = super().step(oracles, problem, state, step)
         if bool(state["searches"]) and step + 1 >= max(1, int(self.finding * self.steps)) and step + 1 < self.steps:
             mask = most_changed(state["delta"], self.area)
@@ -112,9 +116,8 @@ class MaskedObject(PhysicalAttack):
             return self.restarted({**found, "searches": torch.zeros_like(state["searches"])})
         return state
 
-    def picture(  # noqa: D102
-        self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int
-    ) -> Applied:
+    @override
+    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         move, tilt = (-self.shift, self.shift), (-self.tilt, self.tilt)
         drawn = conditions(
@@ -127,7 +130,8 @@ class MaskedObject(PhysicalAttack):
         shown = blurred(lit(sample(print_, at * edges), drawn), drawn["blur"], self.blur)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})
 
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
         delta, mask = made["delta"], made["mask"].to(made["delta"])
         if bool(made["searches"]):
             return self.sparsity * delta.abs().mean()
@@ -135,7 +139,8 @@ class MaskedObject(PhysicalAttack):
         score = non_printability(printed, printable(delta, len(delta)), mask.amax(0))
         return self.size * (mask * delta).abs().sum() / mask.sum() + self.printability * score
 
-    def admit(self, texture: Tensor, state: SharedState) -> Tensor:  # noqa: D102
+    @override
+    def admit(self, texture: Tensor, state: SharedState) -> Tensor:
         return texture.clamp(-1, 1) * state["mask"].to(texture)
 
 

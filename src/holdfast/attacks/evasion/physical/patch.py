@@ -8,9 +8,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.scene.artefact import Facts, PhysicalAttack
-from holdfast.attacks.common.scene.camera import (
+from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
+from holdfast.attacks.shared import Applied, SharedState
+from holdfast.core.cards import Card, parameter
+from holdfast.core.draws import SampleDraws
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal
+from holdfast.transforms.scene.camera import (
     conditions,
     cover,
     half_side,
@@ -22,12 +29,6 @@ from holdfast.attacks.common.scene.camera import (
     seen_at,
     with_noise,
 )
-from holdfast.attacks.shared import Applied, SharedState
-from holdfast.core.cards import Card, parameter
-from holdfast.core.draws import SampleDraws
-from holdfast.core.errors import UsageError
-from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Goal
 
 __all__ = ["Patch"]
 
@@ -66,21 +67,23 @@ class Patch(PhysicalAttack):
             raise UsageError("a patch needs area in (0, 1), tilt in [0, 0.5] and the shape circle or square")
 
     @property
-    def learned(self) -> str:  # noqa: D102
+    @override
+    def learned(self) -> str:
         return "patch"
 
-    def geometry(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def geometry(self) -> dict[str, Any]:
         return {"shape": self.shape, "area": self.area}
 
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:  # noqa: D102
+    @override
+    def begin(self, problem: Problem, x: Tensor) -> SharedState:
         channels, height, width = x.shape[1:]
         half = half_side(self.area, height, width, round=self.shape == "circle")
         side = self.resolution or max(2, round(2 * half * min(height, width)))
         return {"patch": torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device)}
 
-    def picture(  # noqa: D102
-        self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int
-    ) -> Applied:
+    @override
+    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         tilt = (-self.tilt, self.tilt)
         drawn = conditions(

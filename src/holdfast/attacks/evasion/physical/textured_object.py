@@ -10,17 +10,18 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.scene.artefact import Facts, PhysicalAttack
-from holdfast.attacks.common.scene.camera import conditions, half_side, lit, room, with_noise
-from holdfast.attacks.common.scene.printing import lab
-from holdfast.attacks.common.scene.solid import SOLIDS, distance_for, render, rotation
+from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
 from holdfast.attacks.shared import Applied, SharedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal
+from holdfast.transforms.scene.camera import conditions, half_side, lit, room, with_noise
+from holdfast.transforms.scene.printing import lab
+from holdfast.transforms.scene.solid import SOLIDS, distance_for, render, rotation
 
 __all__ = ["TexturedObject"]
 
@@ -82,22 +83,24 @@ class TexturedObject(PhysicalAttack):
             raise UsageError("a textured object needs area in (0, 0.6], wander and ambient in [0, 1]")
 
     @property
-    def learned(self) -> str:  # noqa: D102
+    @override
+    def learned(self) -> str:
         return "texture"
 
-    def geometry(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def geometry(self) -> dict[str, Any]:
         return {"solid": self.solid, "area": self.area}
 
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:  # noqa: D102
+    @override
+    def begin(self, problem: Problem, x: Tensor) -> SharedState:
         channels, height, width = x.shape[1:]
         across = half_side(self.area, height, width, round=True) * min(height, width)
         high = max(2, self.resolution or ceil(across * (pi / 2 if self.solid == "sphere" else 1)))
         shape = {"sphere": (high, 2 * high), "box": (2 * high, 3 * high), "plane": (high, high)}[self.solid]
         return {"texture": torch.full((channels, *shape), _PLAIN, dtype=x.dtype, device=x.device)}
 
-    def picture(  # noqa: D102
-        self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int
-    ) -> Applied:
+    @override
+    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         turn, place, lamp = (-self.pitch, self.pitch), (-self.wander, self.wander), (-self.lamp, self.lamp)
         drawn = conditions(
@@ -116,7 +119,8 @@ class TexturedObject(PhysicalAttack):
         kept = {k: drawn[k] for k in ("angle", "pitch", "scale", "light")}
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
         texture = made["texture"]
         plain = lab(torch.full_like(texture, _PLAIN))
         return self.likeness * (lab(texture) - plain).square().sum(-3).mean()

@@ -8,9 +8,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.scene.artefact import Facts, PhysicalAttack
-from holdfast.attacks.common.scene.camera import (
+from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
+from holdfast.attacks.shared import Applied, SharedState
+from holdfast.core.cards import Card, parameter
+from holdfast.core.draws import SampleDraws
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access, Formulation, Goal
+from holdfast.numerics.project import project_on_simplex
+from holdfast.transforms.scene.camera import (
     blurred,
     conditions,
     cover,
@@ -23,15 +31,8 @@ from holdfast.attacks.common.scene.camera import (
     seen_at,
     with_noise,
 )
-from holdfast.attacks.common.scene.printing import total_variation
-from holdfast.attacks.common.scene.thin_plate import bent
-from holdfast.attacks.shared import Applied, SharedState
-from holdfast.core.cards import Card, parameter
-from holdfast.core.draws import SampleDraws
-from holdfast.core.errors import UsageError
-from holdfast.core.problem import Problem
-from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.numerics.project import project_on_simplex
+from holdfast.transforms.scene.printing import total_variation
+from holdfast.transforms.scene.thin_plate import bent
 
 __all__ = ["TpsShirt"]
 
@@ -80,20 +81,22 @@ class TpsShirt(PhysicalAttack):
             raise UsageError("a shirt needs area in (0, 1), bend in [0, 0.5], wander in [0, 1] and gamma above 0")
 
     @property
-    def learned(self) -> str:  # noqa: D102
+    @override
+    def learned(self) -> str:
         return "texture"
 
-    def geometry(self) -> dict[str, Any]:  # noqa: D102
+    @override
+    def geometry(self) -> dict[str, Any]:
         return {"area": self.area, "control": self.control}
 
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:  # noqa: D102
+    @override
+    def begin(self, problem: Problem, x: Tensor) -> SharedState:
         channels, height, width = x.shape[1:]
         side = self.resolution or max(2, round(2 * half_side(self.area, height, width) * min(height, width)))
         return {"texture": torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device)}
 
-    def picture(  # noqa: D102
-        self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int
-    ) -> Applied:
+    @override
+    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         place = (-self.wander, self.wander)
         drawn = conditions(
@@ -112,9 +115,11 @@ class TpsShirt(PhysicalAttack):
         kept = {k: drawn[k] for k in ("angle", "scale", "light", "bend")}
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:  # noqa: D102
+    @override
+    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
         return self.smoothness * total_variation(made["texture"])
 
-    def weights(self, losses: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def weights(self, losses: Tensor) -> Tensor:
         even = torch.full_like(losses, 1 / len(losses))
         return project_on_simplex((even - losses / self.gamma).double().unsqueeze(0))[0].to(losses)

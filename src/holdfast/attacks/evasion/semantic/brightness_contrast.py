@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.common.parameter_search import Grid, WorstOfK
+from holdfast.attacks.families.parameter_search import Grid, WorstOfK
 from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.models.semantic import BrightnessContrast, Transform
+from holdfast.transforms.semantic import BrightnessContrast, Transform
 
 __all__ = ["LightShift"]
 
@@ -52,10 +54,12 @@ class LightShift(ImageAttack):
         if self.search_by not in _SEARCHES:
             raise UsageError(f"light is searched by {', '.join(_SEARCHES)}, not '{self.search_by}'")
 
-    def transform(self, shape: tuple[int, ...]) -> BrightnessContrast:  # noqa: D102
+    @override
+    def transform(self, shape: tuple[int, ...]) -> BrightnessContrast:
         return BrightnessContrast(self.brightness, self.contrast)
 
-    def search(self, transform: Transform) -> Attack[Any, Any]:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> Attack[Any, Any]:
         if self.search_by == "grid":
             return Grid(cells=(self.levels,) * len(transform.axes), block=self.block)
         if self.search_by == "random":

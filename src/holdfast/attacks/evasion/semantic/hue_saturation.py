@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.common.parameter_search import WorstOfK
+from typing_extensions import override
+
+from holdfast.attacks.families.parameter_search import WorstOfK
 from holdfast.attacks.semantic import ImageAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.models.semantic import HueSaturation, Transform
+from holdfast.transforms.semantic import HueSaturation, Transform
 
 __all__ = ["ColourShift"]
 
@@ -46,9 +48,11 @@ class ColourShift(ImageAttack):
         checked_by="colorsys on random pixels; 360 degrees are the identity; success grows with the range",
     )
 
-    def transform(self, shape: tuple[int, ...]) -> HueSaturation:  # noqa: D102
+    @override
+    def transform(self, shape: tuple[int, ...]) -> HueSaturation:
         return HueSaturation(self.hue, self.saturation)
 
-    def search(self, transform: Transform) -> WorstOfK:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> WorstOfK:
         growing = tuple(k for k, axis in enumerate(transform.axes) if axis.name == "saturation")
         return WorstOfK(trials=self.trials, growing=growing, block=self.block)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.common.generator import codes_of, learned_vae
@@ -16,8 +17,8 @@ from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model
-from holdfast.models.semantic import Transform
 from holdfast.models.vae import Decoded
+from holdfast.transforms.semantic import Transform
 
 __all__ = ["OnManifold"]
 
@@ -70,18 +71,22 @@ class OnManifold(SemanticAttack):
             raise UsageError(f"zeta has a radius above 0 and at most 1 deviation, got {self.size}")
 
     @property
-    def norm(self) -> Norm:  # noqa: D102
+    @override
+    def norm(self) -> Norm:
         return self.p
 
     @property
-    def eps(self) -> float:  # noqa: D102
+    @override
+    def eps(self) -> float:
         return self.size
 
     @property
-    def learns(self) -> bool:  # noqa: D102
+    @override
+    def learns(self) -> bool:
         return True
 
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:  # noqa: D102
+    @override
+    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder; give it data")
         classes = 1 + max(int(known.y.max()), int(y.max()) if len(y) else 0)
@@ -98,5 +103,6 @@ class OnManifold(SemanticAttack):
         }
         return Setting(Decoded(vae, 1.0, self.bound), torch.cat([code, label], 1), model, facts=facts)
 
-    def search(self, transform: Transform) -> Attack[Any, Any]:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> Attack[Any, Any]:
         return gradient_search("pgd", steps=self.steps, restarts=self.restarts)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.common.parameter_search import Grid, WorstOfK
+from holdfast.attacks.families.parameter_search import Grid, WorstOfK
 from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.models.semantic import RotationTranslation, Transform
+from holdfast.transforms.semantic import RotationTranslation, Transform
 
 __all__ = ["Pose"]
 
@@ -57,10 +59,12 @@ class Pose(ImageAttack):
         if self.search_by not in _SEARCHES:
             raise UsageError(f"poses are searched by {', '.join(_SEARCHES)}, not '{self.search_by}'")
 
-    def transform(self, shape: tuple[int, ...]) -> RotationTranslation:  # noqa: D102
+    @override
+    def transform(self, shape: tuple[int, ...]) -> RotationTranslation:
         return RotationTranslation(shape, self.rotation, self.translation)
 
-    def search(self, transform: Transform) -> Attack[Any, Any]:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> Attack[Any, Any]:
         if self.search_by == "random":
             return WorstOfK(trials=self.trials, block=self.block)
         if self.search_by == "gradient":

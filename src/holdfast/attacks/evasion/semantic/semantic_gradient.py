@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from typing_extensions import override
+
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.models.semantic import (
+from holdfast.transforms.semantic import (
     BrightnessContrast,
     Composition,
     HueSaturation,
@@ -62,18 +64,21 @@ class SemanticGradient(ImageAttack):
     )
 
     @property
-    def norm(self) -> Norm:  # noqa: D102
+    @override
+    def norm(self) -> Norm:
         return self.p
 
     @property
-    def eps(self) -> float:  # noqa: D102
+    @override
+    def eps(self) -> float:
         return self.size
 
     def __post_init__(self) -> None:
         if not self.size > 0:
             raise UsageError(f"theta needs a radius above 0, got {self.size}")
 
-    def transform(self, shape: tuple[int, ...]) -> ImageTransform:  # noqa: D102
+    @override
+    def transform(self, shape: tuple[int, ...]) -> ImageTransform:
         parts: list[ImageTransform] = []
         if self.hue or self.saturation:
             parts.append(HueSaturation(self.hue, self.saturation))
@@ -85,7 +90,8 @@ class SemanticGradient(ImageAttack):
             raise UsageError("every range is 0: nothing can change")
         return Composition(*parts)
 
-    def search(self, transform: Transform) -> Attack[Any, Any]:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> Attack[Any, Any]:
         made = gradient_search(self.attack, steps=self.steps, restarts=self.restarts)
         if self.p not in made.card.norms:
             raise UnsupportedError(f"{made.card.title} has no {self.p} form; it serves {', '.join(made.card.norms)}")

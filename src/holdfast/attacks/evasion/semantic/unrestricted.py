@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.common.criterion_ascent import CriterionAscent
 from holdfast.attacks.common.generator import learned_vae
+from holdfast.attacks.families.criterion_ascent import CriterionAscent
 from holdfast.attacks.semantic import SemanticAttack, Setting
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Criterion, Misclassified
@@ -21,10 +22,10 @@ from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation
 from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model, evaluating
-from holdfast.models.semantic import Transform
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.training.loop import Batch, Settings, fit
+from holdfast.transforms.semantic import Transform
 
 __all__ = ["Judged", "Unrestricted", "WrongAndJudgedRight"]
 
@@ -41,7 +42,8 @@ class WrongAndJudgedRight(Criterion):
 
     sure: float = 0.0
 
-    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:  # noqa: D102
+    @override
+    def margin(self, scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
         attacked, judge = scores.chunk(2, dim=-1)
         plain = Misclassified()
         return torch.maximum(plain.margin(attacked, y, target), self.sure - plain.margin(judge, y, target))
@@ -55,6 +57,7 @@ class Judged(nn.Module):
         self.attacked, self.judge = attacked, judge
         self.differentiable = bool(getattr(attacked, "differentiable", True))
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         """(n, \\*features) -> (n, 2 K)."""
         told, right = self.attacked(x), self.judge(x)
@@ -101,14 +104,16 @@ class Unrestricted(SemanticAttack):
     )
 
     @property
-    def learns(self) -> bool:  # noqa: D102
+    @override
+    def learns(self) -> bool:
         return True
 
     def __post_init__(self) -> None:
         if not self.reach > 0 or self.sure < 0:
             raise UsageError(f"reach must be above 0 and sure not negative, got {self.reach} and {self.sure}")
 
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:  # noqa: D102
+    @override
+    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder and a judge; give it data")
         classes = self._classes(x, y, model, known)
@@ -145,5 +150,6 @@ class Unrestricted(SemanticAttack):
             )
         return judge.requires_grad_(False), float(done.best.score or 0.0)
 
-    def search(self, transform: Transform) -> Attack[Any, Any]:  # noqa: D102
+    @override
+    def search(self, transform: Transform) -> Attack[Any, Any]:
         return CriterionAscent(steps=self.steps, restarts=self.restarts, spread=1 / self.reach)

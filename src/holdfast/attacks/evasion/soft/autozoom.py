@@ -7,12 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.label_walk import host_rows
-from holdfast.attacks.common.soft_penalty import SoftPenalty, SoftPenaltyState, rooted
 from holdfast.attacks.common.space import Bilinear, Pixels, Space
-from holdfast.attacks.common.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState, rooted
+from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -74,12 +75,14 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
         checked_by="the mean of the estimate; exact query counts",
     )
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AutoZOOMState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AutoZOOMState:
         shape = self._space(problem).shape(tuple(problem.x.shape[1:]))
         zero = problem.x.new_zeros((len(problem), *shape))
         return self.open(AutoZOOMState, problem, u=zero, mean=zero, square=zero)
 
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: AutoZOOMState) -> AutoZOOMState:  # noqa: D102
+    @override
+    def move(self, oracle: SoftLabelOracle, problem: Problem, state: AutoZOOMState) -> AutoZOOMState:
         margin, slope = state.c.new_zeros(len(problem)), torch.zeros_like(state.u)
         before = host_rows(state.reach.isinf())
         for rows, q in ((before, self.first_q), (host_rows(state.reach.isfinite()), self.q)):

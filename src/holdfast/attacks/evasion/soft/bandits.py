@@ -13,11 +13,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless
 from holdfast.attacks.common.space import Tiles
-from holdfast.attacks.common.zeroth import Probe, askable, edges, inward, soft_loss
+from holdfast.attacks.families.zeroth import Probe, askable, edges, inward, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -99,20 +100,24 @@ class Bandits(Attack[SoftLabelOracle, BanditsState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return -(-self.queries // 2)
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> BanditsState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> BanditsState:
         x = problem.x
         low, high = edges(problem)
         shape = self._space(problem).shape(tuple(x.shape[1:]))
         return BanditsState.at(x, dual=x.new_zeros(len(x), *shape), low=low, high=high)
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: BanditsState) -> BanditsState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: BanditsState) -> BanditsState:
         norm, features = problem.set.norm, tuple(problem.x.shape[1:])
         space, shape = self._space(problem), tuple(state.dual.shape[1:])
         explore = self.exploration or _EXPLORE[norm]

@@ -7,8 +7,9 @@ from math import prod
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.zeroth import Ascent, Plan, coarse
+from holdfast.attacks.families.zeroth import Ascent, Plan, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -61,19 +62,23 @@ class FiniteDifferences(Ascent):
     )
 
     @property
-    def plan(self) -> Plan:  # noqa: D102
+    @override
+    def plan(self) -> Plan:
         step = self.relative_step or (1.0 if self.steps == 1 else 2.5 / self.steps)
         return Plan(self.queries, step, momentum=self.momentum, loss=self.loss)
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return self.queries
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.components is not None and self.components.shape[1:] != problem.x.shape[1:]:
             raise UsageError(
@@ -81,7 +86,8 @@ class FiniteDifferences(Ascent):
                 f"{tuple(problem.x.shape[1:])}"
             )
 
-    def estimator(self, problem: Problem) -> Estimator:  # noqa: D102
+    @override
+    def estimator(self, problem: Problem) -> Estimator:
         h = coarse(problem, self.h)
         if self.components is not None:
             return Components(self.components, h)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.approach import FIRST_SHRINK, approach
-from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, Probe, coarse, soft_loss
+from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, Probe, coarse, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
@@ -75,18 +76,22 @@ class NES(Ascent):
     )
 
     @property
-    def plan(self) -> Plan:  # noqa: D102
+    @override
+    def plan(self) -> Plan:
         return Plan(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
 
-    def estimator(self, problem: Problem) -> Estimator:  # noqa: D102
+    @override
+    def estimator(self, problem: Problem) -> Estimator:
         return Antithetic(self.q, coarse(problem, self.sigma))
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.starts is not None and problem.goal is not Goal.TARGETED:
             raise UnsupportedError("starts are inputs of the targets' classes; give NES targets, or no starts")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> NESState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> NESState:
         state, eps = super().start(oracle, problem), problem.set.eps
         if self.starts is None:
             return NESState(**vars(state), reach=eps, shrink=torch.zeros_like(eps))
@@ -97,7 +102,8 @@ class NES(Ascent):
         wide = replace(state, x=x, low=low, high=high)
         return NESState(**vars(wide), reach=reach, shrink=FIRST_SHRINK * reach)
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> AscentState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> AscentState:
         if self.starts is None or not isinstance(state, NESState):
             return super().step(oracle, problem, state)
         return self._approach(oracle, problem, state)

@@ -13,10 +13,11 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.canvas import canvas
-from holdfast.attacks.common.zeroth import Probe, askable, edges, soft_loss
+from holdfast.attacks.families.zeroth import Probe, askable, edges, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -47,7 +48,8 @@ class OnePixelState(State):
     value: Tensor
     span: Tensor
 
-    def join(self, other: Self) -> Self:  # noqa: D102  # pyright: ignore[reportIncompatibleMethodOverride]
+    @override
+    def join(self, other: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         # A sample has as many pixels as its own eps allows; what others have more of is padding that nobody reads.
         most = max(self.genes.shape[2], other.genes.shape[2])
         mine, theirs = (replace(s, genes=_padded(s.genes, most)) for s in (self, other))
@@ -90,25 +92,29 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return max(1, -(-self.queries // self._members))
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
     @property
     def _members(self) -> int:
         return min(self.population, max(_SMALL, self.queries // _GENERATIONS))
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.population < _LEAST or (self.pixels is not None and self.pixels < 1):
             raise UsageError("One pixel needs a population of at least 4 and at least 1 pixel")
         if not all(bool(edge.isfinite().all()) for edge in box(problem.set, problem.x)):
             raise UnsupportedError("One pixel draws values from the box, so the box must have finite edges")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> OnePixelState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> OnePixelState:
         x, draws = problem.x, problem.keyed
         c, *_ = canvas(problem)
         count = self._pixels(problem)
@@ -124,7 +130,8 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
         value = self._ask(oracle, problem, genes, span)
         return OnePixelState.at(x, genes=genes, value=value.nan_to_num(nan=-torch.inf), span=span)
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: OnePixelState) -> OnePixelState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: OnePixelState) -> OnePixelState:
         a, b, c = (
             state.genes.gather(1, other[:, :, None, None].expand_as(state.genes))
             for other in _three_others(problem.keyed.uniform("others", (self._members, 3), state.step))

@@ -12,11 +12,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.canvas import canvas
 from holdfast.attacks.common.grid import gridless
-from holdfast.attacks.common.zeroth import Probe, soft_loss
+from holdfast.attacks.families.zeroth import Probe, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -87,21 +88,25 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.basis is not None and self.basis not in _BASES:
             raise UsageError(f"no basis '{self.basis}'; use one of {', '.join(_BASES)}")
         if self.size is not None and self.size <= 0:
             raise UsageError(f"the size of a step must be above 0, got {self.size}")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SimBAState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SimBAState:
         x = problem.x
         shape = canvas(problem)
         value = self._probe(oracle, problem).of(oracle.clean(problem.rows).unsqueeze(1)).squeeze(1)
@@ -116,7 +121,8 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
             back=torch.zeros_like(problem.rows, dtype=torch.bool),
         )
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SimBAState) -> SimBAState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SimBAState) -> SimBAState:
         # A second round takes the same order.
         which = state.order.gather(1, (state.turn % max(1, state.order.shape[1])).unsqueeze(1)).squeeze(1).long()
         direction = self._direction(problem, which)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
-from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, coarse
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -59,18 +60,22 @@ class SPSA(Ascent):
     )
 
     @property
-    def plan(self) -> Plan:  # noqa: D102
+    @override
+    def plan(self) -> Plan:
         return Plan(self.queries, self.rate)
 
-    def estimator(self, problem: Problem) -> Antithetic:  # noqa: D102
+    @override
+    def estimator(self, problem: Problem) -> Antithetic:
         directions = max(1, min(self.directions, self.queries // (2 * _STEPS)))
         return Antithetic(directions, coarse(problem, self.delta), "rademacher")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AscentState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AscentState:
         state = super().start(oracle, problem)
         return replace(state, momentum=torch.stack([state.momentum] * 2, dim=1))  # Adam's two moments
 
-    def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:  # noqa: D102
+    @override
+    def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:
         first, second = state.momentum.unbind(1)
         move, first, second = adam(estimate.grad, first, second, on_device(state.step, state.x.device))
         # In linf Adam's step is about 1 in each feature and projected as it is; in l2 only its direction counts.

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.canvas import canvas
@@ -84,14 +85,17 @@ class Square(Attack[SoftLabelOracle, SquareState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries - 1
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SquareState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SquareState:
         x0, ball = problem.x, gridless(problem)
         if ball.norm is Norm.LINF:
             low, high = linf_bounds(ball, x0)
@@ -102,7 +106,8 @@ class Square(Attack[SoftLabelOracle, SquareState]):
         value, _ = self._ask(oracle, problem, x)
         return SquareState(x, np.zeros(len(x0), dtype=np.int64), value=value, low=low, high=high)
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SquareState) -> SquareState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SquareState) -> SquareState:
         x = self._flip(problem, state) if problem.set.norm is Norm.LINF else self._gather(problem, state)
         value, answered = self._ask(oracle, problem, x)
         better = answered & (value > state.value)

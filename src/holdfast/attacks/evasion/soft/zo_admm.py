@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.soft_penalty import SoftPenalty, SoftPenaltyState
-from holdfast.attacks.common.zeroth import Probe, askable, coarse, inward, soft_loss
+from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState
+from holdfast.attacks.families.zeroth import Probe, askable, coarse, inward, soft_loss
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -69,11 +70,13 @@ class ZOADMM(SoftPenalty[ZOADMMState]):
         """The estimator of the loss's gradient."""
         return OneSided(self.q, coarse(problem, self.mu), "sphere")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOADMMState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOADMMState:
         zero = torch.zeros_like(problem.x)
         return self.open(ZOADMMState, problem, delta=zero, dual=zero)
 
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOADMMState) -> ZOADMMState:  # noqa: D102
+    @override
+    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOADMMState) -> ZOADMMState:
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
         estimator, clip = self.estimator(problem), askable(problem, low, high)

@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.zeroth import Ascent, AscentState, Plan, Probe, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, Probe, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -57,13 +58,16 @@ class ZONGD(Ascent):
     )
 
     @property
-    def plan(self) -> Plan:  # noqa: D102
+    @override
+    def plan(self) -> Plan:
         return Plan(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
 
-    def estimator(self, problem: Problem) -> Estimator:  # noqa: D102
+    @override
+    def estimator(self, problem: Problem) -> Estimator:
         return Antithetic(self.q, coarse(problem, self.mu))
 
-    def values(self, probe: Probe) -> Values:  # noqa: D102
+    @override
+    def values(self, probe: Probe) -> Values:
         def ask(points: Tensor) -> Tensor:
             scores = probe.scores(points)
             logs = complete(scores.flatten(0, 1)).view_as(scores)
@@ -71,7 +75,8 @@ class ZONGD(Ascent):
 
         return ask
 
-    def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:  # noqa: D102
+    @override
+    def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:
         p = estimate.value[:, 1:].softmax(1)
         first = p.topk(min(self.classes, p.shape[1]), dim=1)
         every = torch.arange(len(p), device=p.device).unsqueeze(1)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from holdfast.attacks.common.zeroth import Ascent, Plan, coarse
+from typing_extensions import override
+
+from holdfast.attacks.families.zeroth import Ascent, Plan, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -46,8 +48,10 @@ class ZOSignSGD(Ascent):
     )
 
     @property
-    def plan(self) -> Plan:  # noqa: D102
+    @override
+    def plan(self) -> Plan:
         return Plan(self.queries, self.relative_step, patience=self.patience, loss=self.loss)
 
-    def estimator(self, problem: Problem) -> Estimator:  # noqa: D102
+    @override
+    def estimator(self, problem: Problem) -> Estimator:
         return Signed(OneSided(self.q, coarse(problem, self.mu), "sphere"))

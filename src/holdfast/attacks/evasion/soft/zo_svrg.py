@@ -8,10 +8,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.penalty import Boxed
-from holdfast.attacks.common.soft_penalty import SoftPenalty, SoftPenaltyState
-from holdfast.attacks.common.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.penalty import Boxed
+from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState
+from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -74,12 +75,14 @@ class ZOSVRG(SoftPenalty[ZOSVRGState]):
         checked_by="no noise at the anchor; exact query counts",
     )
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOSVRGState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOSVRGState:
         v = Boxed.of(problem, _EDGE).inverse(problem.x)
         zero = torch.zeros_like(v)
         return self.open(ZOSVRGState, problem, v=v, anchor=v, slope=zero, value=torch.zeros_like(problem.set.eps))
 
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOSVRGState) -> ZOSVRGState:  # noqa: D102
+    @override
+    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOSVRGState) -> ZOSVRGState:
         fresh = state.step % self.period == 0
         state = self._anchor(oracle, problem, state, np.flatnonzero(fresh))
         slope, margin = state.slope, state.value

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.space import Bilinear, Pixels, Space
-from holdfast.attacks.common.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
@@ -119,21 +120,25 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.queries  # an upper bound: the engine takes a sample out once its budget is spent
 
     @property
-    def budget(self) -> Budget:  # noqa: D102
+    @override
+    def budget(self) -> Budget:
         return Budget(queries=self.queries)
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.searches < 1 or self.coordinates < 1:
             raise UsageError("ZOO needs at least 1 search and at least 1 coordinate a step")
         if self.spaces is not None and list(self.spaces) != sorted({s for s in self.spaces if s > 0}):
             raise UsageError(f"the attack spaces must grow from at least 1, got {self.spaces}")
 
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOOState:  # noqa: D102
+    @override
+    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOOState:
         x, eps = problem.x, problem.set.eps
         features = tuple(x.shape[1:])
         zero = x.new_zeros(len(x), *self._spaces(features)[-1].shape(features))
@@ -149,7 +154,8 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
             broke=torch.zeros_like(eps, dtype=torch.bool),
         )
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: ZOOState) -> ZOOState:  # noqa: D102
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: ZOOState) -> ZOOState:
         features = tuple(problem.x.shape[1:])
         spaces = self._spaces(features)
         if len(spaces) == 1:

@@ -12,8 +12,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
-from holdfast.attacks.common.surrogate import searched
+from holdfast.attacks.families.surrogate import searched
 from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
@@ -72,10 +73,12 @@ class Substitute(SharedAttack):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.rounds + 1
 
-    def check(self, problem: Problem, models: int) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem, models: int) -> None:
         super().check(problem, models)
         if models > 1:
             raise UsageError(f"{self.card.title} learns one model; {models} were given")
@@ -88,14 +91,14 @@ class Substitute(SharedAttack):
         if not self.move > 0 or (self.reservoir is not None and self.reservoir < 1):
             raise UsageError("a new input must lie apart from the old one, and a reservoir hold one at least")
 
-    def start(self, oracles: Sequence[SoftLabelOracle], problem: Problem) -> SharedState:  # noqa: D102
+    @override
+    def start(self, oracles: Sequence[SoftLabelOracle], problem: Problem) -> SharedState:
         known = self._ask(oracles[0], problem.x, problem.rows)
         model = substitute(tuple(problem.x.shape[1:]), known[2].shape[1], problem.keyed.draws.seed)
         return _state(model, *known)
 
-    def step(  # noqa: D102
-        self, oracles: Sequence[SoftLabelOracle], problem: Problem, state: SharedState, step: int
-    ) -> SharedState:
+    @override
+    def step(self, oracles: Sequence[SoftLabelOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
         model = _built(state, problem.x)
         x, owner, answer = state["x"], state["owner"], state["answer"]
         if step:
@@ -104,14 +107,14 @@ class Substitute(SharedAttack):
         self._learn(model, x, answer, problem.keyed.draws.seed + 1 + step)
         return _state(model, x, owner, answer)
 
-    def artefact(self, state: SharedState) -> Artefact:  # noqa: D102
+    @override
+    def artefact(self, state: SharedState) -> Artefact:
         weights = {k: v for k, v in state.items() if k.startswith("weights.")}
         facts = {"shape": list(state["x"].shape[1:]), "classes": state["answer"].shape[1], "inputs": len(state["x"])}
         return Artefact("substitute", weights, facts)
 
-    def apply(  # noqa: D102
-        self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None
-    ) -> Applied:
+    @override
+    def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
         if problem is None:
             raise UsageError("a substitute is searched for given labels in a given set; hand over the problem")
         model = _load(substitute(tuple(artefact.facts["shape"]), artefact.facts["classes"], 0), artefact.tensors)

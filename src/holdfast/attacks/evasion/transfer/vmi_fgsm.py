@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from typing_extensions import override
+
 from holdfast.attacks.common.gradient_transform import GradientTransform
-from holdfast.attacks.common.momentum import MomentumSteps
+from holdfast.attacks.families.momentum import MomentumSteps
 from holdfast.core.cards import Card, parameter
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 
@@ -39,5 +41,6 @@ class VMIFGSM(MomentumSteps):
     )
 
     @property
-    def transform(self) -> GradientTransform:  # noqa: D102
+    @override
+    def transform(self) -> GradientTransform:
         return GradientTransform(neighbours=self.neighbours, reach=self.reach)

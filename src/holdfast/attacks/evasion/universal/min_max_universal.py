@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.universal import ascend, falling, on_samples
 from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
@@ -65,26 +66,29 @@ class MinMaxUniversal(SharedAttack):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def samples_a_step(self) -> int:  # noqa: D102
+    @override
+    def samples_a_step(self) -> int:
         return self.batch
 
-    def check(self, problem: Problem, models: int) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem, models: int) -> None:
         super().check(problem, models)
         if min(self.steps, self.batch) < 1 or min(self.rate, self.gamma, self.kappa) < 0:
             raise UsageError("min-max needs steps and batch of at least 1, and rate, gamma and kappa of at least 0")
 
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:  # noqa: D102
+    @override
+    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
         domains = len(problem) * len(oracles)
         even = problem.set.eps.new_full((len(problem), len(oracles)), 1 / domains)
         return {"v": torch.zeros_like(problem.x[0]), "weight": even}
 
-    def step(  # noqa: D102
-        self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
-    ) -> SharedState:
+    @override
+    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
         x, total = on_samples(problem, state["v"]), torch.zeros_like(state["v"])
         values: list[Tensor] = []
         domains = state["weight"].numel()
@@ -101,11 +105,11 @@ class MinMaxUniversal(SharedAttack):
         size = falling(self.relative_step, step, self.steps)
         return {"v": ascend(problem.set, state["v"], total, size), "weight": weight}
 
-    def artefact(self, state: SharedState) -> Artefact:  # noqa: D102
+    @override
+    def artefact(self, state: SharedState) -> Artefact:
         return Artefact("min_max_universal", {"v": state["v"], "weight": state["weight"]})
 
-    def apply(  # noqa: D102
-        self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None
-    ) -> Applied:
+    @override
+    def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
         v = artefact.tensors["v"].to(x)
         return Applied(x + v if problem is None else on_samples(problem, v))

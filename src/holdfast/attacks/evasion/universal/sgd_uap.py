@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.universal import ascend, falling, on_samples
 from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
@@ -57,19 +58,21 @@ class SgdUap(SharedAttack):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def samples_a_step(self) -> int:  # noqa: D102
+    @override
+    def samples_a_step(self) -> int:
         return self.batch
 
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:  # noqa: D102
+    @override
+    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
         return {"v": torch.zeros_like(problem.x[0])}
 
-    def step(  # noqa: D102
-        self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
-    ) -> SharedState:
+    @override
+    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
         x = on_samples(problem, state["v"])
         total = torch.zeros_like(state["v"])
         for oracle in oracles:
@@ -82,11 +85,11 @@ class SgdUap(SharedAttack):
             return margin_targeted(self.kappa) if problem.goal is Goal.TARGETED else margin(self.kappa)
         return pick_loss(self.loss, problem.goal, classes)[0]
 
-    def artefact(self, state: SharedState) -> Artefact:  # noqa: D102
+    @override
+    def artefact(self, state: SharedState) -> Artefact:
         return Artefact("sgd_uap", {"v": state["v"]})
 
-    def apply(  # noqa: D102
-        self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None
-    ) -> Applied:
+    @override
+    def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
         v = artefact.tensors["v"].to(x)
         return Applied(x + v if problem is None else on_samples(problem, v))

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.boundary import deepfool_step, leave_a_class, rivals
 from holdfast.attacks.common.universal import on_samples, project_shared
@@ -71,22 +72,24 @@ class UAP(SharedAttack):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.passes
 
-    def check(self, problem: Problem, models: int) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem, models: int) -> None:
         super().check(problem, models)
         leave_a_class(self.card.title, problem)
         if min(self.passes, self.batch, self.inner) < 1 or not 0 < self.fooling <= 1:
             raise UsageError("UAP needs passes, batch and inner of at least 1 and a fooling rate in (0, 1]")
 
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:  # noqa: D102
+    @override
+    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
         v = torch.zeros_like(problem.x[0])
         return {"v": v, "best": v, "rate": problem.set.eps.new_full((), -1.0)}
 
-    def step(  # noqa: D102
-        self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int
-    ) -> SharedState:
+    @override
+    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
         order = problem.keyed.uniform("order", (), step).argsort(stable=True).cpu().numpy()
         v = state["v"]
         for k in range(0, len(order), self.batch):
@@ -96,7 +99,8 @@ class UAP(SharedAttack):
         better = rate > state["rate"]
         return {"v": v, "best": torch.where(better, v, state["best"]), "rate": torch.where(better, rate, state["rate"])}
 
-    def finished(self, state: SharedState) -> bool:  # noqa: D102
+    @override
+    def finished(self, state: SharedState) -> bool:
         return bool(state["rate"] >= self.fooling)
 
     def _rate(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, v: Tensor) -> Tensor:
@@ -139,12 +143,12 @@ class UAP(SharedAttack):
                 break
         return ((x + (1 + self.overshoot) * delta).clamp(low, high) - x).nan_to_num(0.0)
 
-    def artefact(self, state: SharedState) -> Artefact:  # noqa: D102
+    @override
+    def artefact(self, state: SharedState) -> Artefact:
         return Artefact("uap", {"v": state["best"]}, {"fooling_rate_on_fitting_samples": float(state["rate"])})
 
-    def apply(  # noqa: D102
-        self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None
-    ) -> Applied:
+    @override
+    def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
         v = artefact.tensors["v"].to(x)
         return Applied(x + v if problem is None else on_samples(problem, v))
 

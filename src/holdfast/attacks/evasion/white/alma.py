@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
@@ -118,14 +119,17 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ALMAState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ALMAState:
         one = torch.ones_like(problem.set.eps)
         margin = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
         return ALMAState.at(
@@ -134,7 +138,8 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
             crossed=one * float("inf"),
         )  # fmt: skip
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> ALMAState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> ALMAState:
         asked, step = valid(problem, state.x), on_device(state.step, state.x.device)
         check, open_ = (step + 1) % self.every == 0, state.crossed.isinf()
         known = problem.y, problem.target, state.scale
@@ -179,7 +184,8 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
             crossed=crossed,
         )
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
         finish(oracle, problem, self.search)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.auto_pgd import AutoPGD
+from holdfast.attacks.families.auto_pgd import AutoPGD
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -40,8 +41,10 @@ class APGDCE(AutoPGD):
         checked_by="robust counts of AutoAttack on published networks",
     )
 
-    def loss(self, problem: Problem, classes: int) -> Loss:  # noqa: D102
+    @override
+    def loss(self, problem: Problem, classes: int) -> Loss:
         return pick_loss("ce", problem.goal, classes)[0]
 
-    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:  # noqa: D102
+    @override
+    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
         return problem.target

@@ -7,8 +7,9 @@ from math import inf
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
-from holdfast.attacks.common.auto_pgd import AutoPGD
+from holdfast.attacks.families.auto_pgd import AutoPGD
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -49,13 +50,16 @@ class APGDT(AutoPGD):
     )
 
     @property
-    def rounds(self) -> int:  # noqa: D102
+    @override
+    def rounds(self) -> int:
         return self.targets * self.restarts
 
-    def loss(self, problem: Problem, classes: int) -> Loss:  # noqa: D102
+    @override
+    def loss(self, problem: Problem, classes: int) -> Loss:
         return pick_loss("dlr", Goal.TARGETED, classes)[0]
 
-    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:  # noqa: D102
+    @override
+    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
         scores = oracle.clean(problem.rows)
         nearest = scores.scatter(1, problem.y.unsqueeze(1), -inf).argsort(dim=1, descending=True, stable=True)
         which = problem.round % min(self.targets, oracle.classes - 1)

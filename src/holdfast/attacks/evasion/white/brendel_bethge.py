@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
@@ -82,14 +83,17 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + START_PASSES + 2 * self.search + 5
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> BrendelBethgeState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> BrendelBethgeState:
         far, found = adversarial_start(oracle, problem)
         wide, edges = problem.x.double(), box(problem.set, problem.x)
 
@@ -111,7 +115,8 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
             reach=none + float("inf"),
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> BrendelBethgeState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> BrendelBethgeState:
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         loss, _ = pick_loss("margin", problem.goal, oracle.classes)
         asked = valid(problem, state.x)
@@ -135,7 +140,8 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
             reach=torch.where(better, size, state.reach),
         )
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
         walk_back(oracle, problem, state.best, state.reach.isfinite(), self.search)
         finish(oracle, problem, self.search)

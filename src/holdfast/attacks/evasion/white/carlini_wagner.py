@@ -16,10 +16,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import Boxed, Penalty, PenaltyState, falling_rate, hinge
+from holdfast.attacks.families.penalty import Boxed, Penalty, PenaltyState, falling_rate, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -95,12 +96,14 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
         checked_by="the exact affine oracle; medians of FAB and DeepFool on the MNIST networks",
     )
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if not (0 < self.edge < 1 and 0 < self.last <= 1 and self.rate > 0):
             raise UsageError(f"C&W needs 0 < edge < 1, 0 < last <= 1 and rate > 0, got {self}")
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> CarliniWagnerState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> CarliniWagnerState:
         v = Boxed.of(problem, self.edge).inverse(problem.x)
         sparse = problem.set.norm is Norm.L0
         none = torch.zeros_like(problem.set.eps)
@@ -117,7 +120,8 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
             c=none + self.c * (_SPARSE if sparse else 1.0),
         )
 
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: CarliniWagnerState) -> CarliniWagnerState:  # noqa: D102
+    @override
+    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: CarliniWagnerState) -> CarliniWagnerState:
         norm, boxed = problem.set.norm, Boxed.of(problem, self.edge)
         x = boxed.value(state.v)
         x = valid(problem, torch.where(state.support, x, problem.x) if norm is Norm.L0 else x)

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
@@ -70,14 +71,17 @@ class CosineMargin(Attack[WhiteBoxOracle, _State]):
     )
 
     @property
-    def rounds(self) -> int:  # noqa: D102
+    @override
+    def rounds(self) -> int:
         return self.targets * self.restarts
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.diversify + self.steps
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> _State:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> _State:
         scores = oracle.clean(problem.rows)
         target = problem.target
         if problem.goal is Goal.UNTARGETED:
@@ -91,7 +95,8 @@ class CosineMargin(Attack[WhiteBoxOracle, _State]):
         direction = torch.where(again.unsqueeze(1), direction, _towards(scores, problem.y, target))
         return _State.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> _State:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> _State:
         warm = on_device(state.step < self.diversify, problem.x.device)
         asked = valid(problem, state.x)
         g = oracle.gradient(asked, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
@@ -113,7 +118,8 @@ class CosineMargin(Attack[WhiteBoxOracle, _State]):
             return steepest(norm, grad)
         return steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
@@ -77,18 +78,22 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DDNState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DDNState:
         most = reach_of_box(problem)
         return DDNState.at(problem.x, radius=most.clamp_max(self.radius), most=most, crossed=most < 0)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> DDNState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> DDNState:
         loss = beyond(problem)
         if isinstance(problem.criterion, Misclassified | Targeted):
             loss, _ = pick_loss("ce", problem.goal, oracle.classes)
@@ -109,6 +114,7 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
             radius = torch.where(reach.isfinite(), reach, radius)
         return replace(state, x=x, radius=radius, crossed=crossed)
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
         finish(oracle, problem, self.search)

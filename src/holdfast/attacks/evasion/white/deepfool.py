@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import (
@@ -86,15 +87,18 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if problem.goal is not Goal.TARGETED:
             leave_a_class(self.card.title, problem)
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DeepFoolState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DeepFoolState:
         clean = oracle.clean(problem.rows)
         return DeepFoolState.at(
             problem.x,
@@ -104,7 +108,8 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
             margin=torch.zeros_like(problem.y, dtype=clean.dtype),
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> DeepFoolState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> DeepFoolState:
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         # A sample that is over, if it is not taken out at once, asks nothing new.
         here = torch.where(problem.flat(state.over), state.x, state.bare)
@@ -128,10 +133,12 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
             margin=torch.where(state.over, state.margin, problem.criterion.margin(asked, problem.y, problem.target)),
         )
 
-    def finished(self, state: DeepFoolState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: DeepFoolState) -> Tensor:
         return state.over
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> None:
         rows = np.flatnonzero(state.over.cpu().numpy())
         found, at = problem.select(rows), state.select(rows)
         ends = torch.full_like(found.set.eps, 1 + self.overshoot)

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import Penalty, PenaltyState, hinge
+from holdfast.attacks.families.penalty import Penalty, PenaltyState, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -61,19 +62,23 @@ class EAD(Penalty[EADState]):
         checked_by="the exact affine oracle; l1 falls as beta grows",
     )
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if not (self.beta >= 0 and self.rate > 0):
             raise UsageError(f"EAD needs beta >= 0 and rate > 0, got {self.beta} and {self.rate}")
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 3 * self.iterations + self.ends
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> EADState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> EADState:
         return self.open(EADState, problem, here=problem.x, ahead=problem.x)
 
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: EADState) -> EADState:  # noqa: D102
+    @override
+    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: EADState) -> EADState:
         low, high = box(problem.set, problem.x)
         f = hinge(oracle, problem, valid(problem, state.ahead), self.kappa)
         delta = state.ahead - problem.x

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.projected_gradient import ProjectedGradient, ProjectedState
+from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -53,25 +54,28 @@ class EotPGD(ProjectedGradient[ProjectedState]):
     )
 
     @property
-    def votes(self) -> int:  # noqa: D102
+    @override
+    def votes(self) -> int:
         return self.draws
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return self.draws * (self.rounds * (2 * self.steps + 1) + 1)
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.draws < 1:
             raise UsageError(f"draws of {self.card.title} must be at least 1, got {self.draws}")
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:
         x, low, high = self.opening(problem)
         return ProjectedState.at(x, low=low, high=high)
 
-    def ascent(  # noqa: D102
-        self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState
-    ) -> tuple[Tensor, ProjectedState]:
+    @override
+    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         x, rows, y, target = (
             v.repeat_interleave(self.draws, 0)
@@ -81,6 +85,7 @@ class EotPGD(ProjectedGradient[ProjectedState]):
         count = asked.answered.view(-1, self.draws).sum(1).clamp_min(1).to(x.dtype)
         return asked.grad.reshape(-1, self.draws, *x.shape[1:]).sum(1) / problem.flat(count), state
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> None:
         x = valid(problem, state.x).repeat_interleave(self.draws, 0)
         oracle.logits(x, problem.rows.repeat_interleave(self.draws))

@@ -8,9 +8,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.boundary import criterion_plane, nearest_plane
-from holdfast.attacks.common.fast_boundary import FastBoundary, Plane
+from holdfast.attacks.families.fast_boundary import FastBoundary, Plane
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -44,13 +45,16 @@ class FAB(FastBoundary):
     )
 
     @property
-    def rounds(self) -> int:  # noqa: D102
+    @override
+    def rounds(self) -> int:
         return self.restarts
 
-    def restart(self, problem: Problem) -> np.ndarray:  # noqa: D102
+    @override
+    def restart(self, problem: Problem) -> np.ndarray:
         return problem.round
 
-    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+    @override
+    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:
         if problem.goal is Goal.TARGETED:
             return Plane(*criterion_plane(oracle, problem, x))
         classes = (problem.y.unsqueeze(1) + torch.arange(oracle.classes, device=x.device)) % oracle.classes

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.boundary import criterion_plane
-from holdfast.attacks.common.fast_boundary import FastBoundary, FastBoundaryState, Plane
+from holdfast.attacks.families.fast_boundary import FastBoundary, FastBoundaryState, Plane
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
@@ -45,20 +46,24 @@ class FABT(FastBoundary):
     )
 
     @property
-    def rounds(self) -> int:  # noqa: D102
+    @override
+    def rounds(self) -> int:
         return self.targets * self.restarts
 
-    def restart(self, problem: Problem) -> np.ndarray:  # noqa: D102
+    @override
+    def restart(self, problem: Problem) -> np.ndarray:
         return problem.round // self.targets
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:
         state = super().start(oracle, problem)
         # A model with fewer classes has fewer targets; a targeted problem has one.
         last = 1 if problem.goal is Goal.TARGETED else oracle.classes - 1
         over = problem.round % self.targets >= last
         return replace(state, over=on_device(over, problem.x.device))
 
-    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:  # noqa: D102
+    @override
+    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:
         if problem.goal is Goal.TARGETED:
             return Plane(*criterion_plane(oracle, problem, x))
         rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))

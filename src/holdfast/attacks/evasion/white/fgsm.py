@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from typing_extensions import override
+
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import Card, parameter
@@ -53,13 +55,16 @@ class FGSM(Attack[WhiteBoxOracle, State]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:
         return State.at(problem.x)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         grad = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad
         pinned = pinned_by_box(problem.set, state.x, problem.x, grad)
@@ -67,5 +72,6 @@ class FGSM(Attack[WhiteBoxOracle, State]):
         x = state.x + reach * steepest(problem.set.norm, grad, pinned=pinned)
         return replace(state, x=project(gridless(problem), x, problem.x))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)

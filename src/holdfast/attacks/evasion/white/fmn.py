@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
@@ -81,20 +82,24 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FMNState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FMNState:
         most = reach_of_box(problem)
         return FMNState.at(
             problem.x, radius=torch.ones_like(most), reach=torch.full_like(most, float("inf")), most=most
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> FMNState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> FMNState:
         norm, asked = problem.set.norm, valid(problem, state.x)
         g = oracle.gradient(asked, problem.rows, beyond(problem), problem.y, problem.target)
         over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
@@ -130,7 +135,8 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
             radius, reach = torch.where(safe, far, radius), torch.where(safe, far, reach)
         return replace(state, x=x, radius=radius, reach=reach)
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
         finish(oracle, problem, self.search)
 

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import gridless, valid
@@ -73,10 +74,12 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.mimicry < 0 or (self.width is not None and self.width <= 0):
             raise UsageError(f"mimicry must be at least 0 and width above 0, got {self.mimicry} and {self.width}")
@@ -87,13 +90,15 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
                 f"the reference must be samples of shape {tuple(problem.x.shape[1:])}, got {tuple(self.reference.shape)}"
             )
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> GradientEvasionState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> GradientEvasionState:
         width = torch.zeros_like(problem.set.eps)
         if self.reference is not None:
             width = width + (self.width or _usual_width(self.reference).to(width)) / problem.unit
         return GradientEvasionState.at(problem.x, width=width)
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> GradientEvasionState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> GradientEvasionState:
         loss, _ = pick_loss("margin", problem.goal, oracle.classes)
         grad = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad
         if self.reference is not None and self.mimicry:
@@ -104,7 +109,8 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
         x = state.x + share * problem.flat(problem.set.eps).to(grad.dtype) * move
         return replace(state, x=project(gridless(problem), x, problem.x))
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import leave_a_class
@@ -83,24 +84,29 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
     )
 
     @property
-    def rounds(self) -> int:  # noqa: D102
+    @override
+    def rounds(self) -> int:
         return self.targets
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return self.rounds * (4 * self.steps + 2 * self.search) + 1
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if problem.goal is not Goal.TARGETED:
             leave_a_class(self.card.title, problem)
         finite_box(self.card.title, problem)
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> JSMAState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> JSMAState:
         which = on_device(problem.round, problem.x.device)
         if problem.goal is Goal.TARGETED:
             aim, over = problem.target, which > 0
@@ -118,7 +124,8 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
             found=torch.zeros_like(over),
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> JSMAState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> JSMAState:
         # A sample that is over, if it is not taken out at once, asks nothing new.
         asked = valid(problem, state.x)
         scores, _, up, answered = oracle.gradient(asked, problem.rows, _own, state.aim)
@@ -147,10 +154,12 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
             found=state.found | hit,
         )
 
-    def finished(self, state: JSMAState) -> Tensor:  # noqa: D102
+    @override
+    def finished(self, state: JSMAState) -> Tensor:
         return state.over
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> None:
         settle(oracle, problem, torch.where(problem.flat(state.found), state.best, state.x), state.found, self.search)
 
 

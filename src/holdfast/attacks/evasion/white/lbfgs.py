@@ -9,9 +9,10 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import Penalty, PenaltyState
+from holdfast.attacks.families.penalty import Penalty, PenaltyState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UsageError
@@ -80,12 +81,14 @@ class LBFGS(Penalty[LBFGSState]):
         checked_by="parity with SciPy's L-BFGS-B on a convex problem; the exact affine oracle",
     )
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.memory < 1:
             raise UsageError(f"L-BFGS needs a memory of at least 1, got {self.memory}")
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> LBFGSState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> LBFGSState:
         x, none = problem.x, torch.zeros_like(problem.set.eps)
         pairs = x.new_zeros(len(x), self.memory, x[0].numel() if len(x) else 0)
         zero = torch.zeros_like(x)
@@ -94,7 +97,8 @@ class LBFGS(Penalty[LBFGSState]):
             here=x, value=none + torch.inf, grad=zero, way=zero, share=none + 1, moves=pairs, turns=pairs,
         )  # fmt: skip
 
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: LBFGSState) -> LBFGSState:  # noqa: D102
+    @override
+    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: LBFGSState) -> LBFGSState:
         low, high = (edge.expand_as(state.here) for edge in box(problem.set, problem.x))
         x = (state.here + problem.flat(state.share).to(state.here.dtype) * state.way).clamp(low, high)
         asked = valid(problem, x)

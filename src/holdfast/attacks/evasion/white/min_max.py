@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.projected_gradient import ProjectedGradient, ProjectedState
+from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -71,21 +72,22 @@ class MinMax(ProjectedGradient[MinMaxState]):
     )
     serves_domains: ClassVar[bool] = True
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if min(self.rate, self.gamma, self.stop) < 0:
             raise UsageError(f"rate, gamma and stop must be at least 0, got {self.rate}, {self.gamma} and {self.stop}")
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MinMaxState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MinMaxState:
         x, low, high = self.opening(problem)
         scores = oracle.clean(problem.rows)
         domains = scores.shape[1] if problem.criterion.domains else 1
         even = torch.full((len(x), domains), 1 / domains, dtype=torch.float64, device=x.device)
         return MinMaxState.at(x, low=low, high=high, weight=even)
 
-    def ascent(  # noqa: D102
-        self, oracle: WhiteBoxOracle, problem: Problem, state: MinMaxState
-    ) -> tuple[Tensor, MinMaxState]:
+    @override
+    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: MinMaxState) -> tuple[Tensor, MinMaxState]:
         plain, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         loss = clipped(plain, self.stop)
 

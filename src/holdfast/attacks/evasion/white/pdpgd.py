@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.grid import valid
@@ -85,21 +86,25 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> PDPGDState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> PDPGDState:
         dual = torch.full_like(problem.set.eps, -log(self.ratio))
         still = torch.zeros_like(problem.x)
         return PDPGDState.at(
             problem.x, mean=still, square=still, dual=dual, share=(-dual).sigmoid(), crossed=dual.isnan()
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> PDPGDState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> PDPGDState:
         def loss(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
             return F.softplus(problem.criterion.margin(scores, y, target))
 
@@ -131,6 +136,7 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
             x, mean = torch.where(safe, point, x), torch.where(safe, 0.0, mean)
         return replace(state, x=x, mean=mean, square=square, dual=dual, share=share, crossed=crossed)
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> None:
         oracle.logits(valid(problem, state.x), problem.rows)
         finish(oracle, problem, self.search)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.projected_gradient import ProjectedGradient, ProjectedState
+from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -41,12 +42,12 @@ class PGD(ProjectedGradient[ProjectedState]):
         checked_by="parity with a bare loop; published figures on the adversarially trained MNIST network",
     )
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:
         x, low, high = self.opening(problem)
         return ProjectedState.at(x, low=low, high=high)
 
-    def ascent(  # noqa: D102
-        self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState
-    ) -> tuple[Tensor, ProjectedState]:
+    @override
+    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
         loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
         return oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad, state

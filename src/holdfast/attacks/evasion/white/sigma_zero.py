@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.adam import adam
@@ -80,18 +81,22 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
     )
 
     @property
-    def iterations(self) -> int:  # noqa: D102
+    @override
+    def iterations(self) -> int:
         return self.steps
 
     @property
-    def passes(self) -> int:  # noqa: D102
+    @override
+    def passes(self) -> int:
         return 2 * self.steps + 2 * self.search + 5
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         finite_box(self.card.title, problem)
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> SigmaZeroState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> SigmaZeroState:
         none = torch.zeros_like(problem.x)
         return SigmaZeroState.at(
             problem.x,
@@ -102,7 +107,8 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
             reach=torch.full_like(problem.set.eps, float("inf")),
         )
 
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> SigmaZeroState:  # noqa: D102
+    @override
+    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> SigmaZeroState:
         loss = margin_targeted(0.0) if problem.goal is Goal.TARGETED else margin(0.0)
         asked = valid(problem, state.x)
         scores, _, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
@@ -132,5 +138,6 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
             reach=torch.where(better, size, state.reach),
         )
 
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> None:  # noqa: D102
+    @override
+    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> None:
         settle(oracle, problem, state.best, state.reach.isfinite(), self.search)

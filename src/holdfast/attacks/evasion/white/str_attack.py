@@ -13,10 +13,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.common.canvas import canvas
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.penalty import Penalty, PenaltyState, falling_rate, hinge
+from holdfast.attacks.families.penalty import Penalty, PenaltyState, falling_rate, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -78,14 +79,16 @@ class StrAttack(Penalty[StrAttackState]):
         checked_by="tau = 0 gives C&W's optimum; fewer groups change as tau grows; the exact affine oracle",
     )
 
-    def check(self, problem: Problem) -> None:  # noqa: D102
+    @override
+    def check(self, problem: Problem) -> None:
         super().check(problem)
         if self.group < 1 or self.stride < 1 or self.group % self.stride:
             raise UsageError(f"StrAttack's stride must divide its group, got {self.stride} and {self.group}")
         if not (self.tau >= 0 and self.rho > 0 and self.rate > 0 and 0 < self.last <= 1):
             raise UsageError(f"StrAttack needs tau >= 0, rho > 0, rate > 0 and 0 < last <= 1, got {self}")
 
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> StrAttackState:  # noqa: D102
+    @override
+    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> StrAttackState:
         zero = torch.zeros_like(problem.x).flatten(1)
         copies = zero.unsqueeze(1).repeat(1, 1 + (self.group // self.stride) ** 2, 1)
         return self.open(
@@ -94,7 +97,8 @@ class StrAttack(Penalty[StrAttackState]):
             pulls=copies,
         )  # fmt: skip
 
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: StrAttackState) -> StrAttackState:  # noqa: D102
+    @override
+    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: StrAttackState) -> StrAttackState:
         x, (low, high) = problem.x, box(problem.set, problem.x)
         here = (x + state.point.view_as(x)).clamp(low, high)
         asked = valid(problem, here)

@@ -1,0 +1,166 @@
+"""The frame of the soft-label attacks of the penalty formulation: the weight of the loss, the queries, the walk back.
+
+``minimise size(delta) + c * max(margin, -kappa)`` with the gradient of the margin estimated. The papers search for c by
+whole optimisations, one after another; queries are too dear for that. Here the first success, at distance r, gives it:
+were the margin m affine, the hinge would hold the iterate on the boundary for any c above ``2 r^2 / |m(x)|``. Twice that
+leaves the pull toward x half of the steps; as r falls, so do c and with it the noise of the steps.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.label_walk import host_rows, to_boundary
+from holdfast.core.arrays import on_device
+from holdfast.core.cards import parameter
+from holdfast.core.errors import UsageError
+from holdfast.core.problem import Problem
+from holdfast.judge.ledger import Budget
+from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.numerics.distance import between, per_sample
+
+__all__ = ["SoftPenalty", "SoftPenaltyState", "rooted"]
+
+
+_DUTY = 2.0  # how much stronger the hinge is than the pull toward x
+_MOST_BOOST = 1e3
+
+
+@dataclass(frozen=True)
+class SoftPenaltyState(State):
+    """``x`` is the last iterate that was asked.
+
+    Attributes:
+        c: (n,) float64 weight of the loss.
+        boost: (n,) float64 factor of c, at least 1, that grows while no iterate is adversarial.
+        inner: (n,) int64 steps made.
+        nearest: (n, \\*features) the nearest iterate that was adversarial, in the ball or not; x if none was.
+        reach: (n,) float64 its distance; infinite if none was.
+        over: (n,) bool: too few queries are left for another step.
+    """
+
+    c: Tensor
+    boost: Tensor
+    inner: Tensor
+    nearest: Tensor
+    reach: Tensor
+    over: Tensor
+
+
+P = TypeVar("P", bound=SoftPenaltyState)
+
+
+@dataclass(frozen=True)
+class SoftPenalty(Attack[SoftLabelOracle, P]):
+    """Steps until the queries are up, then a bisection from the nearest witness toward the clean input."""
+
+    queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours")
+    c: float = parameter(1.0, "weight of the loss until the first success, above 0", "Tu et al. 2019, code")
+    adapt: float = parameter(
+        0.05, "growth of the weight for a step without success, at least 0", "ours, instead of searches over the weight"
+    )
+    kappa: float = parameter(0.0, "margin at which the loss stops to grow, at least 0", "Chen et al. 2017")
+    walk: int = parameter(8, "queries that bring the result back toward x, at least 0", "ours: takes the excess out")
+
+    @property
+    @override
+    def iterations(self) -> int:
+        return self.queries  # an upper bound: a sample is finished once its queries are up
+
+    @property
+    @override
+    def budget(self) -> Budget:
+        return Budget(queries=self.queries)
+
+    @override
+    def check(self, problem: Problem) -> None:
+        super().check(problem)
+        if not (self.c > 0 and self.kappa >= 0 and 0 <= self.adapt < 1):
+            raise UsageError(f"{self.card.title} needs c > 0, kappa >= 0 and adapt in [0, 1)")
+
+    @override
+    def step(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> P:
+        rows = host_rows(~state.over)  # the engine may notice the end of a sample later: it must ask nothing more
+        if len(rows) == len(problem):
+            return self.move(oracle, problem, state)
+        if not len(rows):
+            return state
+        part, at = self.move(oracle, problem.select(rows), state.select(rows)), on_device(rows, state.x.device)
+        changed: dict[str, Any] = {}
+        for f in fields(state):
+            old, new = getattr(state, f.name), getattr(part, f.name)
+            if isinstance(old, Tensor):
+                changed[f.name] = old.index_copy(0, at, new)
+        return replace(state, **changed)
+
+    @abstractmethod
+    def move(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> P:
+        """One step of the samples that are not over."""
+
+    @override
+    def finished(self, state: P) -> Tensor:
+        return state.over
+
+    @override
+    def conclude(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> None:
+        witness, distance = oracle.best(problem.rows)
+        x = torch.where(problem.flat(distance < state.reach), witness, state.nearest)
+        rows = host_rows(torch.minimum(distance, state.reach).isfinite() & (distance > 0))
+        if len(rows) and self.walk:
+            to_boundary(oracle, problem.select(rows), x[on_device(rows, x.device)], self.walk)
+
+    def open(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
+        """The state at its start; ``more`` are the fields of the method's own."""
+        none = torch.zeros_like(problem.set.eps)
+        zero = torch.zeros_like(problem.y, dtype=torch.int64)
+        return kind(
+            x=problem.x, step=np.zeros(len(problem), dtype=np.int64), c=none + self.c, boost=none + 1, inner=zero,
+            nearest=problem.x, reach=none + torch.inf, over=zero.bool(), **more,
+        )  # fmt: skip
+
+    def turn(self, oracle: SoftLabelOracle, problem: Problem, state: P, x: Tensor, margin: Tensor, cost: int) -> P:
+        """Counts a step, sets the weight, and ends once the queries are up.
+
+        Args:
+            oracle: knows what is left.
+            problem: the samples.
+            state: before the step.
+            x: (n, \\*features) the iterate.
+            margin: (n,) the loss there, kappa where it is a success; not a number where it is not known.
+            cost: queries of another step.
+        """
+        good = margin >= self.kappa
+        size = torch.where(good, between(problem.set.norm, x, problem.x), torch.inf)
+        reach, nearer = torch.minimum(state.reach, size), size < state.reach
+        boost = (state.boost * torch.where(good, 1 / (1 + self.adapt), 1 + self.adapt)).clamp(1.0, _MOST_BOOST)
+        clean = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
+        weight = _DUTY * 2 * reach.square() / clean.abs().clamp_min(torch.finfo(torch.float64).tiny)
+        return replace(
+            state,
+            x=x,
+            c=boost * torch.where(reach.isfinite() & weight.isfinite(), weight.clamp_max(self.c), self.c),
+            boost=boost,
+            inner=state.inner + 1,
+            nearest=torch.where(problem.flat(nearer), x, state.nearest),
+            reach=reach,
+            over=oracle.left(problem.rows) < cost + self.walk,
+        )
+
+
+def rooted(rate: float, inner: Tensor, like: Tensor) -> Tensor:
+    """``rate / sqrt(k)`` at the k-th step of each sample, shaped to broadcast: the noise of the estimates dies away.
+
+    Example:
+        >>> rooted(1.0, torch.tensor([0, 3]), torch.zeros(2, 5)).tolist()
+        [[1.0], [0.5]]
+    """
+    return per_sample(rate / (inner + 1).to(like.dtype).sqrt(), like)

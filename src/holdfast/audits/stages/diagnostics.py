@@ -1,0 +1,290 @@
+"""Is the upper bound to be believed?
+
+The checklists of Athalye et al. 2018 and Carlini et al. 2019 and the indicators of Pintor et al. 2022 as findings, each with
+its remedy. A finding ``masking.*`` of severity WARNING makes the headline say ``upper bound weak``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.engine import Outcome
+from holdfast.audits.context import Context
+from holdfast.audits.evidence import Standing
+from holdfast.audits.journal import Payload
+from holdfast.audits.stages.gradients import difference_agrees, is_zero, margin_of
+from holdfast.audits.stages.suite import no_answers
+from holdfast.audits.suites import rungs
+from holdfast.core.draws import Draws
+from holdfast.core.findings import Finding, Severity
+from holdfast.core.problem import Problem
+from holdfast.core.registry import method
+from holdfast.core.threat import Access, Norm
+from holdfast.core.words import counted
+from holdfast.judge.desk import Desk, evaluating
+from holdfast.numerics.losses import cross_entropy
+from holdfast.numerics.project import project
+from holdfast.numerics.sampling import uniform_in_ball
+from holdfast.numerics.steps import steepest
+
+__all__ = ["diagnose"]
+
+_SAMPLES = 48
+_STEPS, _LAST = 30, 10
+_FEW = 0.05  # share of samples above which an indicator is called
+_NEAR, _JUMP = 1e-3, 0.25  # smooth models spread by the share _NEAR there
+_GRAIN = 1e-4  # of the largest score: what differs less differs by rounding
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """What a plain ascent of the margin showed on some samples."""
+
+    zero: Tensor
+    ever: Tensor
+    last: Tensor
+    moving: Tensor
+
+
+def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
+    """The findings of a finished suite, on a few samples that were classified right."""
+    found = [*_reported(context, parts), *_compared(context, parts)]
+    spent: Payload = {"forwards": [], "backwards": [], "queries": []}
+    ids = np.concatenate([s.ids[s.correct] for s in parts]) if parts else np.zeros(0, dtype=np.int64)
+    if len(ids) and context.plan.access is Access.WHITE_BOX and context.differentiable:
+        chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
+        problem = context.problem(chosen)
+        problem = replace(problem, draws=Draws(context.plan.seed, "diagnostics", context.device).of(chosen))
+        desk = Desk(context.search, problem, first=False, micro_batch=context.plan.slots)
+        with evaluating(context.search):
+            found += [*_gradients(desk, problem), *_stability(desk, problem)]
+            broken = {i for s in parts for i in s.broken}
+            # g is judged by its own predictor: what a walk on its stand-in reaches is no witness that a suite missed
+            found += _optimisation(desk, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
+            found += _unconstrained(context, problem)
+        spent = {
+            "forwards": desk.ledger.forwards.tolist(), "backwards": desk.ledger.backwards.tolist(),
+            "queries": desk.ledger.queries.tolist(),
+        } | no_answers(context, problem, Outcome.of(desk, context.plan.slots), "diagnostics")  # fmt: skip
+    return {"findings": [f.as_dict() for f in found], **spent}
+
+
+def _walk(desk: Desk, problem: Problem) -> _Walk:
+    """Steepest ascent of the margin with a fixed step, its every iterate looked at."""
+    x = uniform_in_ball(problem.set, problem.x, problem.keyed, "walk")
+    eps = problem.flat(problem.set.eps).to(x.dtype)
+    zeros, holds, values = [], [], []
+    for _ in range(_STEPS):
+        g = desk.gradient(x, problem.rows, margin_of(problem), problem.y, problem.target)
+        zeros.append(is_zero(g.grad))
+        holds.append(problem.criterion.holds(g.scores, problem.y, problem.target))
+        values.append(g.value)
+        direction = g.grad.sign() if problem.set.norm is Norm.L0 else steepest(problem.set.norm, g.grad)
+        x = project(problem.set, x + 2.5 / _STEPS * eps * direction, problem.x)
+    best = torch.stack(values).cummax(0).values
+    span = (best[-1] - best[0]).clamp_min(1e-9)
+    moving = (best[-1] - best[-1 - _LAST]) / span > 0.05
+    return _Walk(torch.stack(zeros).double().mean(0), torch.stack(holds).any(0), holds[-1], moving)
+
+
+def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
+    """Zero and saturated gradients; gradients that disagree with finite differences."""
+    found: list[Finding] = []
+    plain = desk.gradient(problem.x, problem.rows, margin_of(problem), problem.y, problem.target)
+    ce = desk.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
+    zero, saturated = is_zero(plain.grad), is_zero(ce.grad) & ~is_zero(plain.grad)
+    if float(zero.double().mean()) > _FEW:
+        found.append(
+            Finding(
+                "masking.zero_gradient", Severity.WARNING, "gradients vanish",
+                f"{int(zero.sum())} of {len(zero)} samples have a zero or undefined gradient of the margin",
+                "attack through a differentiable stand-in (BPDA wrapper) and add --suite black-box",
+                {"share": float(zero.double().mean())},
+            )
+        )  # fmt: skip
+    if float(saturated.double().mean()) > _FEW:
+        found.append(
+            Finding(
+                "gradients.saturated", Severity.NOTE, "cross-entropy has no gradient left",
+                f"for {int(saturated.sum())} of {len(saturated)} samples cross-entropy is flat where the margin is not",
+                "the suites use margin and DLR losses; do not judge this model by a cross-entropy attack",
+                {"share": float(saturated.double().mean())},
+            )
+        )  # fmt: skip
+    agree = difference_agrees(desk, problem, problem.x, plain.grad).double().mean()
+    if float(agree) < 0.5:
+        found.append(
+            Finding(
+                "masking.gradient_mismatch", Severity.WARNING, "gradients do not describe the model",
+                f"the derivative along the gradient agrees with finite differences on {100 * float(agree):.0f} % of the samples",
+                "look for quantisation, detach or rounding in forward; wrap it with a BPDA backward, add --suite black-box",
+                {"agreement": float(agree)},
+            )
+        )  # fmt: skip
+    return found
+
+
+def _stability(desk: Desk, problem: Problem) -> list[Finding]:
+    """Whether the margin jumps from point to point (IoAF: unstable predictions).
+
+    Points a thousand times closer together differ a thousand times less where the model is smooth, whatever the margin
+    is; where its answers are noise they differ as much as before.
+    """
+    far, near = (_spread(desk, problem, share) for share in (0.5, 0.5 * _NEAR))
+    size = desk.clean(problem.rows).abs().nan_to_num(posinf=0, neginf=0).amax(1).double()
+    share = float(((near > _JUMP * far) & (far > _GRAIN * size)).double().mean())
+    if share <= 0.25:
+        return []
+    return [
+        Finding(
+            "masking.unstable", Severity.WARNING, "the margin jumps between neighbouring points",
+            f"on {100 * share:.0f} % of the samples, points {1 / _NEAR:.0f} times closer together differ almost as much "
+            "in their margins as points at eps/2",
+            "a noisy loss surface hides gradients: average them (EOT wrapper) and add --suite black-box", {"share": share},
+        )
+    ]  # fmt: skip
+
+
+def _spread(desk: Desk, problem: Problem, share: float) -> Tensor:
+    """(n,) how far the margins of random points within a share of eps lie apart."""
+    ball, loss, values = problem.set.with_eps(problem.set.eps * share), margin_of(problem), []
+    for k in range(10):
+        x = uniform_in_ball(ball, problem.x, problem.keyed, f"spread-{share:g}", k)
+        values.append(loss(desk.logits(x, problem.rows)[0], problem.y, problem.target).double())
+    return torch.stack(values).std(0)
+
+
+def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Finding]:
+    """Lost successes, and losses that are still rising when the steps are up."""
+    walk = _walk(desk, problem)
+    found: list[Finding] = []
+    lost = int((walk.ever & ~walk.last).sum())
+    if lost:
+        found.append(
+            Finding(
+                "attack.silent_success", Severity.NOTE, "last iterates are not the best ones",
+                f"a plain ascent broke {counted(lost, 'sample')} on its way and lost what it had again at its last step",
+                "nothing to do here: every row that an attack asks is kept; tools that return the last iterate would miss them",
+                {"samples": lost},
+            )
+        )  # fmt: skip
+    robust = torch.tensor([i not in broken for i in problem.ids.tolist()], device=walk.moving.device)
+    moving = float((walk.moving & robust).double().sum() / robust.double().sum().clamp_min(1))
+    if moving > 0.5:
+        found.append(
+            Finding(
+                "attack.unconverged", Severity.NOTE, "a plain ascent is still rising after its last step",
+                f"on {100 * moving:.0f} % of the samples that stand, the best margin still moved in the last {_LAST} steps",
+                "run --suite standard: its attacks take more steps", {"share": moving},
+            )
+        )  # fmt: skip
+    missed = [i for i, b in zip(problem.ids.tolist(), walk.ever.tolist(), strict=True) if b and i not in broken]
+    if missed:
+        found.append(
+            Finding(
+                "masking.suite_missed", Severity.WARNING, "a plain ascent beats the suite",
+                f"{counted(len(missed), 'sample')} that the suite left standing fell to a plain ascent",
+                "run --suite standard and compare; look for randomness in the model", {"samples": len(missed)},
+            )
+        )  # fmt: skip
+    zero = float((walk.zero > 0.5).double().mean())
+    if zero > _FEW:
+        found.append(
+            Finding(
+                "masking.flat_path", Severity.WARNING, "gradients vanish along the path",
+                f"on {100 * zero:.0f} % of the samples most iterates of an ascent have no gradient",
+                "attack with restarts and --suite black-box", {"share": zero},
+            )
+        )  # fmt: skip
+    return found
+
+
+def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
+    """With the whole box allowed, every sample must fall (Athalye et al. 2018)."""
+    width = float((problem.set.upper - problem.set.lower).max())
+    whole = replace(problem.set.with_eps(width), norm=Norm.LINF)  # the box is the same set for every norm
+    open_problem = replace(problem, set=whole)
+    walk = _walk(Desk(context.search, open_problem, first=False), open_problem)
+    share = float(walk.ever.double().mean())
+    if share >= 0.95:
+        return []
+    return [
+        Finding(
+            "masking.unconstrained", Severity.WARNING, "even an unconstrained attack fails",
+            f"with the whole input range allowed, an ascent broke only {100 * share:.0f} % of the samples; 100 % is due",
+            "gradients are of no use here: use --suite black-box, a BPDA or an EOT wrapper", {"share": share},
+        )
+    ]  # fmt: skip
+
+
+def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
+    """What a reader must know to judge the figure: which attacks ran, and on how many samples."""
+    n = sum(len(s.ids) for s in parts)
+    plan = context.plan
+    ran = {r.name: sum(len(s.tried.get(r.stage, ())) for s in parts) for r in rungs(plan)}
+    ran = {name: tried for name, tried in ran.items() if tried}
+    worst = (
+        ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or "no attack: no sample was classified right"
+    )
+    found = [
+        Finding(
+            "report.scope", Severity.NOTE, "what the upper bound stands on",
+            f"{plan.threat.describe(plan.eps)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
+            f"worst case over {worst}",
+            "", {"samples": n, "attacks": len(ran)},
+        )
+    ]  # fmt: skip
+    if blind := sum(len(s.hindered) for s in parts):
+        right = sum(int(s.correct.sum()) for s in parts)
+        found.append(
+            Finding(
+                "gradients.hindered", Severity.NOTE, "gradients that lead nowhere",
+                f"on {blind} of {right} samples the first attack left standing, the gradient is zero, undefined or does not "
+                "describe the model; attacks that only ask scores and labels were run there at full strength",
+                "wrap the operation that hides the gradient with a BPDA backward, and audit again", {"samples": blind},
+            )
+        )  # fmt: skip
+    return found
+
+
+def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
+    """Weak attacks that break what strong ones did not: per sample, not on average."""
+    n = max(1, sum(len(s.ids) for s in parts))
+    access = {r.stage: method(r.method).card.access for r in rungs(context.plan)}  # type: ignore[attr-defined]
+    white = [stage for stage, a in access.items() if a is Access.WHITE_BOX]
+    found: list[Finding] = []
+    by_queries = sum(
+        1 for s in parts for c in s.broken.values() if access.get(c.stage) in (Access.SOFT_LABEL, Access.HARD_LABEL)
+    )
+    if white and by_queries / n > 0.002:
+        found.append(
+            Finding(
+                "masking.black_box_wins", Severity.WARNING, "a random search beats the gradients",
+                f"{counted(by_queries, 'sample')} withstood every gradient attack and fell to one that only asks scores",
+                "gradients are masked: trust the figure less, raise the queries (--suite black-box --queries 20000)",
+                {"samples": by_queries},
+            )
+        )  # fmt: skip
+    by_probe = sum(1 for s in parts for c in s.broken.values() if c.stage == "probe")
+    if by_probe:
+        found.append(
+            Finding(
+                "masking.probe_wins", Severity.WARNING, "random points or a single step beat the suite",
+                f"{counted(by_probe, 'sample')} withstood the suite and fell to random points of the set or to one gradient step",
+                "the attacks are hindered: look for masked or noisy gradients", {"samples": by_probe},
+            )
+        )  # fmt: skip
+    if context.randomised:
+        found.append(
+            Finding(
+                "masking.randomised", Severity.WARNING, "the model answers at random",
+                "its answers differ from one call to the next; witnesses were judged by the majority of fresh draws",
+                "attack the expectation: wrap the model with holdfast.models.wrap.Eot", {},
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,103 @@
+"""Of what use the model's gradients are, sample by sample: where they are of none, attacks that only ask are run instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.audits.context import Context
+from holdfast.audits.evidence import Standing
+from holdfast.audits.journal import Payload
+from holdfast.core.draws import Draws
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Goal, Norm
+from holdfast.judge.desk import Desk, evaluating
+from holdfast.judge.oracles import Gradient
+from holdfast.numerics.distance import dual_norm
+from holdfast.numerics.losses import Loss, margin, margin_targeted
+from holdfast.numerics.sampling import uniform_in_ball
+from holdfast.numerics.steps import steepest
+
+__all__ = ["difference_agrees", "hindered", "is_zero", "margin_of"]
+
+_KEPT = 0.1  # of what the gradient promises; smooth networks keep a third of it and more
+
+
+def hindered(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+    """Which open samples the gradients of the model lead nowhere on.
+
+    Asked after the first attack. A sample counts if its gradient is zero or undefined at the input or at a random point
+    of its set, if it disagrees with finite differences at both, or if the attack got less than a tenth of the way that
+    the gradient promises. Of a model that answers at random only the first is asked: its differences are noise.
+    """
+    standing = Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)
+    chosen = ids[standing.open]
+    if not len(chosen) or not context.differentiable:
+        return {"ids": [], "hindered": [], "forwards": [], "backwards": [], "queries": []}
+    problem = context.problem(chosen)
+    problem = replace(problem, draws=Draws(context.plan.seed, "gradients", context.device).of(chosen))
+    scores = torch.from_numpy(standing.scores[standing.open]).to(context.device, problem.x.dtype)
+    desk = Desk(context.search, problem, first=False, judges=False, clean=scores, micro_batch=context.plan.slots)
+    with evaluating(context.search):
+        bad = _useless(context, desk, problem, standing)
+    return {
+        "ids": chosen.tolist(),
+        "hindered": chosen[bad.cpu().numpy()].tolist(),
+        "forwards": desk.ledger.forwards.tolist(),
+        "backwards": desk.ledger.backwards.tolist(),
+        "queries": [0] * len(chosen),
+    }
+
+
+def _useless(context: Context, desk: Desk, problem: Problem, standing: Standing) -> Tensor:
+    loss = margin_of(problem)
+    dead = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
+    wrong = torch.ones_like(dead)
+    first: Gradient | None = None
+    for x in (problem.x, uniform_in_ball(problem.set, problem.x, problem.keyed, "point")):
+        g = desk.gradient(x, problem.rows, loss, problem.y, problem.target)
+        dead |= is_zero(g.grad)
+        if context.randomised:
+            continue
+        wrong &= ~difference_agrees(desk, problem, x, g.grad)
+        first = first or g
+    if first is None:
+        return dead
+    if problem.set.norm is Norm.L0:  # a step has no length there
+        return dead | wrong
+    # the margin that is left at the input, and what a step along the gradient would take of it
+    left = -first.value.double()
+    promised = problem.set.eps.double() * dual_norm(problem.set.norm, first.grad.double())
+    low = torch.from_numpy(standing.low_margin[standing.open]).to(left.device)
+    unkept = left - low < _KEPT * torch.minimum(promised, left)
+    return dead | wrong | unkept
+
+
+def margin_of(problem: Problem) -> Loss:
+    """The margin that an attack on the problem ascends."""
+    return margin() if problem.goal is Goal.UNTARGETED else margin_targeted()
+
+
+def is_zero(grad: Tensor) -> Tensor:
+    """(n,) bool: the gradient is zero or undefined."""
+    flat = grad.flatten(1)
+    return ~flat.isfinite().all(1) | (flat.abs().amax(1) == 0)
+
+
+def difference_agrees(desk: Desk, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+    """(n,) bool: the derivative along the sample's own gradient is within half of the central difference.
+
+    What the scores' own rounding hides does not agree.
+    """
+    h = 1e-3 * float((problem.set.upper - problem.set.lower).max())
+    direction = steepest(Norm.LINF, grad)
+    loss = margin_of(problem)
+    up, _ = desk.logits(x + h * direction, problem.rows)
+    down, _ = desk.logits(x - h * direction, problem.rows)
+    change = loss(up, problem.y, problem.target) - loss(down, problem.y, problem.target)
+    slope = (grad * direction).flatten(1).sum(1)
+    return (change / (2 * h) - slope).abs() <= 0.5 * slope.abs()

@@ -1,0 +1,1 @@
+"""The bounds of each kind of operation."""

@@ -1,0 +1,112 @@
+"""Linear operations that few networks have: transposed convolutions, and rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import override
+
+from holdfast.certifiers.propagation.operation import Operation, Pull, sums_floor
+from holdfast.certifiers.propagation.region import Box
+from holdfast.graph.model import Node
+
+__all__ = ["ConvTranspose", "Embedding"]
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+
+
+class ConvTranspose(Operation):
+    """A transposed convolution; its own transpose is a convolution."""
+
+    @override
+    def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
+        return sums_floor(node, inputs)
+
+    def _apply(self, node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        a, run = node.attributes, _CONV_TRANSPOSE[len(node.attributes["stride"])]
+        return run(x, weight, bias, a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
+
+    @override
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
+        (box,), weight = inputs, node.tensors["weight"]
+        centre = self._apply(node, (box.lower + box.upper) / 2, weight, node.tensors.get("bias"))
+        radius = self._apply(node, (box.upper - box.lower) / 2, weight.abs())
+        return Box(centre - radius, centre + radius)
+
+    @override
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
+        spread = self._apply(node, inputs[0].magnitude, node.tensors["weight"].abs())
+        bias = node.tensors.get("size", node.tensors.get("bias"))
+        return spread if bias is None else spread + bias.abs().view(-1, *(1,) * (spread.ndim - 2))
+
+    @override
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+        """The input's spatial shape."""
+        return tuple(inputs[0].lower.shape[2:])
+
+    @override
+    def pull(self, node: Node, a: Tensor, prepared: tuple[int, ...]) -> Pull:
+        at, bias = node.attributes, node.tensors.get("bias")
+        constant = None if bias is None else a.flatten(3).sum(3) @ bias
+        back: Tensor = _CONV[len(prepared)](
+            a.flatten(0, 1), node.tensors["weight"], None, at["stride"], at["padding"], at["dilation"], at["groups"]
+        )
+        # output padding beyond the stride would give the convolution positions that no input has
+        back = back[(slice(None), slice(None), *(slice(0, size) for size in prepared))]
+        return [back.view(*a.shape[:2], *back.shape[1:])], constant
+
+
+class _Rows(NamedTuple):
+    """The least and largest entries of the rows in range, and the input's shape."""
+
+    lower: Tensor
+    upper: Tensor
+    shape: tuple[int, ...]
+
+
+class Embedding(Operation):
+    """Rows of a table, chosen by numbers without their fraction; bounds are those of all rows in range.
+
+    An end of the box that lies within two roundings of a whole number is that number.
+    """
+
+    linear = False
+
+    @override
+    def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
+        weight, (low, high) = node.tensors["weight"], inputs[0]
+        ends = torch.stack([low, high]).flatten(1).double()
+        whole = ends.round()
+        ends = torch.where((ends - whole).abs() <= 4e-16 * whole.abs().clamp(min=1), whole, ends.trunc())
+        known = (ends >= 0).all(0) & (ends < len(weight)).all(0)
+        first, last = torch.where(known, ends, 0.0).long()
+        # rows of boxes that are points are looked up at once, the others one by one
+        lower, upper = list(weight[first]), list(weight[last])
+        for i, known_here in enumerate(known):
+            if known_here and first[i] == last[i]:
+                continue
+            rows = weight[first[i] : last[i] + 1]
+            lower[i] = rows.amin(0) if known_here else torch.full_like(rows[0], -torch.inf)
+            upper[i] = rows.amax(0) if known_here else torch.full_like(rows[0], torch.inf)
+        shape = (len(low), *node.shape)
+        return Box(torch.stack(lower).view(shape), torch.stack(upper).view(shape))
+
+    @override
+    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Rows:
+        return _Rows(*self.interval(node, inputs), tuple(inputs[0].lower.shape[1:]))
+
+    @override
+    def size(self, node: Node, inputs: Sequence[Box], output: Box) -> Tensor:
+        return output.magnitude
+
+    @override
+    def pull(self, node: Node, a: Tensor, prepared: _Rows) -> Pull:
+        """Level: the input has no part in the result but through the range of rows."""
+        negative = a.clamp(max=0)
+        constant = ((a - negative) * prepared.lower + negative * prepared.upper).flatten(2).sum(2)
+        return [a.new_zeros(*a.shape[:2], *prepared.shape)], constant

@@ -1,0 +1,1 @@
+"""A network over a box as a program: lines, duals, expressions, semidefinite relaxations."""

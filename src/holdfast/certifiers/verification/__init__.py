@@ -1,0 +1,1 @@
+"""Questions about a network, their answers, and the proofs of those."""

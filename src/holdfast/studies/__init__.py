@@ -1,0 +1,1 @@
+"""Studies: one question about a model each, with its own page."""

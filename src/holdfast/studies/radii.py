@@ -1,0 +1,174 @@
+"""Certified radii of every sample by several methods, beside the distance at which an attack breaks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from holdfast.attacks.attack import Attack
+from holdfast.attacks.engine import run
+from holdfast.audits.context import Context
+from holdfast.certifiers.graph_certifier import GraphCertifier
+from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
+from holdfast.core.errors import UsageError
+from holdfast.core.threat import Guarantee, Norm
+from holdfast.core.verdict import Certificate
+
+__all__ = ["Column", "by_column", "certified", "crossings", "distances"]
+
+Array = NDArray[np.float64]
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What one method says of every sample.
+
+    Attributes:
+        name: of the method.
+        title: as its paper writes it.
+        guarantee: ``sound``, ``probabilistic``, ``estimate`` or ``witness`` (an attack: an upper bound).
+        radius: (n,); NaN where there is none to give.
+        seconds: for all samples.
+        arithmetic: for sound ones.
+        alpha: for probabilistic ones.
+        fit: (n,) p-values of an estimate's goodness of fit, or None.
+        held_against: what the graph was compared with, for methods that bound one.
+    """
+
+    name: str
+    title: str
+    guarantee: str
+    radius: Array
+    seconds: float
+    arithmetic: str = ""
+    alpha: float | None = None
+    fit: Array | None = None
+    held_against: str | None = None
+
+    def at_least(self, size: float) -> float:
+        """Share of the samples that stand at this size: proved (or estimated) so far, or not broken within it."""
+        if self.guarantee == "witness":
+            return float((np.nan_to_num(self.radius, nan=np.inf) > size).mean())
+        return float((np.nan_to_num(self.radius, nan=-1.0) >= size).mean())
+
+    def as_dict(self) -> dict[str, Any]:
+        """In plain values, without those of each sample."""
+        finite = self.radius[np.isfinite(self.radius)]
+        return {
+            "method": self.name, "title": self.title, "guarantee": self.guarantee, "samples": len(self.radius),
+            "median_radius": float(np.median(np.nan_to_num(self.radius, posinf=0.0))) if len(self.radius) else 0.0,
+            "mean_radius": float(finite.mean()) if len(finite) else 0.0,
+            "largest_radius": float(finite.max()) if len(finite) else 0.0,
+            "none": int(np.isnan(self.radius).sum()), "seconds": round(self.seconds, 3), "arithmetic": self.arithmetic,
+            "alpha": self.alpha, "held_against": self.held_against, **self._fit(),
+        }  # fmt: skip
+
+    def _fit(self) -> dict[str, Any]:
+        if self.fit is None:
+            return {}
+        known = self.fit[np.isfinite(self.fit)]
+        poor = float((known < 0.05).mean()) if len(known) else 0.0
+        return {"fit_median_p": float(np.median(known)) if len(known) else None, "fit_rejected": poor}
+
+
+def by_column(context: Context, column: Column) -> dict[str, Array]:
+    """By column of a table, (n,) the change in its own units that a radius allows; NaN where there is no radius.
+
+    In linf all columns may change so at once; in l1 and l2 one of them, the others staying as they are. Empty where the
+    data are no table of their own values, and in l0, whose radius counts columns.
+    """
+    table = context.plan.table
+    if table is None or context.plan.norm is Norm.L0:
+        return {}
+    return table.own_changes(column.radius)
+
+
+def certified(
+    context: Context, name: str, tool: Any, tell: Tell, *, deployed: torch.dtype | None = None
+) -> Column:  # fmt: skip
+    """The largest radius that a method proves or estimates for each sample of the data.
+
+    Args:
+        context: the opened model, data and threat.
+        name: of the method.
+        tool: a graph certifier or an oracle certifier.
+        tell: progress.
+        deployed: prove the model as it runs in this type, not in real numbers.
+
+    Raises:
+        UsageError: the method needs something that is not there.
+        UnsupportedError: the method does not serve the norm, the model or ``deployed``.
+    """
+    plan, n, start = context.plan, len(context.data), perf_counter()
+    limit, card = float(plan.largest_radius), tool.card
+    found: list[Certificate | None] = []
+    against: str | None = None
+    tell(name, 0, n)
+    if isinstance(tool, GraphCertifier):
+        graph, against = replace(context.graph, deployed=deployed), context.believed.held_against
+        for ids in torch.split(torch.arange(n), tool.batch):
+            part = context.problem(ids.numpy())
+            found += tool.certificates(graph, part.x, part.y, part.set, limit)
+            tell(name, len(found), n)
+    elif isinstance(tool, OracleCertifier):
+        if deployed is not None:
+            raise UsageError(f"{name} asks the model and proves nothing about its arithmetic; leave --deployed out")
+        if not isinstance(context.model, nn.Module):
+            raise UsageError(f"{name} needs the model itself, not a prediction API")
+        part = context.problem(np.arange(n))
+        found = tool.certify(
+            ModuleAsk(context.model.eval()), part.x, part.y, part.ids.tolist(), plan.seed, norm=plan.norm,
+            radius_max=limit, progress=lambda done: tell(name, done, n),
+        )  # fmt: skip
+    else:
+        raise UsageError(f"{name} is no certifier of radii; 'holdfast methods {name}' says what it is")
+    first = next((c for c in found if c is not None), None)
+    fits = np.array([np.nan if c is None or c.fit is None else c.fit for c in found])
+    return Column(
+        name, card.title, str(card.guarantee), np.array([np.nan if c is None else c.radius for c in found]),
+        perf_counter() - start, "" if first is None else first.arithmetic, None if first is None else first.alpha,
+        fits if card.guarantee is Guarantee.ESTIMATE and np.isfinite(fits).any() else None,
+        against,
+    )  # fmt: skip
+
+
+def distances(context: Context, name: str, tool: Attack[Any, Any], tell: Tell) -> Column:
+    """The least distance at which an attack breaks each sample: 0 where the model is wrong as it is, NaN where it fails."""
+    if not isinstance(context.model, nn.Module):
+        raise UsageError("an attack beside certificates needs the model itself, not a prediction API")
+    start, card = perf_counter(), tool.card
+    problem = context.problem(np.arange(len(context.data)))
+    # a method of minimal distortion searches the whole box, one with a budget its largest radius
+    limit = float("inf") if card.affine_ratio else float(context.plan.largest_radius)
+    out = run(
+        tool, replace(problem, set=problem.set.with_eps(limit)), context.model, seed=context.plan.seed,
+        progress=lambda done, of: tell(name, done, of),
+    )  # fmt: skip
+    return Column(
+        name, card.title, "witness", np.where(out.found.cpu().numpy(), out.distance.double().cpu().numpy(), np.nan),
+        perf_counter() - start,
+    )  # fmt: skip
+
+
+def crossings(columns: Sequence[Column]) -> list[tuple[str, str, int]]:
+    """(certifier, attack, sample) wherever a sound radius reaches a witness; there must be none.
+
+    A witness in floating point may lie a few units inside a radius that was proved in real numbers, so a crossing
+    counts from one millionth on.
+    """
+    return [
+        (low.name, up.name, int(i))
+        for low in columns
+        if low.guarantee == "sound"
+        for up in columns
+        if up.guarantee == "witness"
+        for i in np.flatnonzero(low.radius * (1 - 1e-6) > up.radius)
+    ]

@@ -1,0 +1,222 @@
+"""Who can be attacked with whose examples: every model a source, every model a target (Liu et al. 2017, tables 2 and 4).
+
+Each source is searched once, and its last iterates are judged on every target: on the source itself that is the white-box
+figure. Samples that a target gets wrong as they are do not count for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.common.ensemble import Ensemble
+from holdfast.attacks.engine import Run, Settings
+from holdfast.core.cards import parameters_of
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.threat import Access
+from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.referee import Referee, Ruling
+from holdfast.numerics.stats import clopper_pearson
+
+__all__ = ["Cell", "TransferMatrix", "crafted", "transfer_matrix"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What examples of one source do to one target.
+
+    Attributes:
+        source: name of the model, or of the ensemble, that was searched.
+        target: name of the model that was judged.
+        white_box: the target took part in the search.
+        attacked: samples that the target gets right as they are.
+        broken: those among them that the referee upholds.
+        share: broken of attacked; None without any.
+        interval: its 95 % Clopper-Pearson interval.
+    """
+
+    source: str
+    target: str
+    white_box: bool
+    attacked: int
+    broken: int
+    share: float | None
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class TransferMatrix:
+    """All sources against all targets with one method.
+
+    Attributes:
+        attack: name of the method.
+        title: its title.
+        parameters: its parameters.
+        norm: of the set.
+        eps: its size, as written.
+        goal: untargeted or targeted.
+        samples: how many were attacked.
+        seed: keys all draws.
+        sources: in the order of the rows.
+        targets: in the order of the columns.
+        accuracy: clean accuracy of each target.
+        cells: source by source.
+        passes: forwards and backwards through the sources, all samples together.
+    """
+
+    attack: str
+    title: str
+    parameters: dict[str, Any]
+    norm: str
+    eps: str
+    goal: str
+    samples: int
+    seed: int
+    sources: tuple[str, ...]
+    targets: tuple[str, ...]
+    accuracy: tuple[float, ...]
+    cells: tuple[Cell, ...]
+    passes: int
+
+    def cell(self, source: str, target: str) -> Cell:
+        """The cell of a source and a target."""
+        return next(c for c in self.cells if (c.source, c.target) == (source, target))
+
+    @property
+    def black_box(self) -> float | None:
+        """Mean share over the cells whose target took no part in the search."""
+        shares = [c.share for c in self.cells if not c.white_box and c.share is not None]
+        return sum(shares) / len(shares) if shares else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self) | {"black_box": self.black_box}
+
+
+class _Craft(Run):
+    """A run that keeps the last iterate of each sample instead of asking a judge about it: the targets come later."""
+
+    def __init__(self, attack: Attack[Any, Any], problem: Problem, model: Model, seed: int, settings: Settings) -> None:
+        classes = 1 + int(torch.cat([problem.y, problem.target]).max()) if len(problem) else 1
+
+        def judge(x: Tensor) -> Tensor:  # upholds nothing, so that no sample is left out: targets have their own errors
+            return x.new_full((len(x), max(2, classes)), float("nan"))
+
+        super().__init__(attack, problem, model, judge=judge, seed=seed, settings=settings)
+        self.last = problem.x.clone()
+
+    @override
+    def _conclude(self, state: State, view: Problem) -> None:
+        self.last[view.rows] = state.x
+
+
+def crafted(
+    attack: Attack[Any, Any], problem: Problem, source: Model, *, seed: int = 0, settings: Settings | None = None
+) -> tuple[Tensor, int]:
+    """The last iterates (n, \\*features) of a transfer attack on a source, and the passes that they took.
+
+    Raises:
+        UnsupportedError: the attack asks the attacked model itself.
+    """
+    if attack.card.access is not Access.TRANSFER:
+        raise UnsupportedError(
+            f"{attack.card.title} asks the attacked model itself; take a transfer attack: surrogate_transfer, di_fgsm, ..."
+        )
+    job = _Craft(attack, problem, source, seed, settings or Settings())
+    job.advance()
+    spent = job.desk.ledger
+    return job.last, int((spent.forwards + spent.backwards).sum())
+
+
+def transfer_matrix(
+    models: Mapping[str, nn.Module],
+    problem: Problem,
+    attack: Attack[Any, Any],
+    *,
+    eps: str | None = None,
+    ensembles: bool = False,
+    seed: int = 0,
+    settings: Settings | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TransferMatrix:
+    """Attacks each model and judges on each.
+
+    Args:
+        models: x (m, \\*features) -> logits (m, K), by name; all of the same inputs and classes.
+        problem: the samples with their sets.
+        attack: a transfer attack.
+        eps: the size as people write it; default: the largest of the set.
+        ensembles: also attack, for each model, the ensemble of all the others.
+        seed: keys all draws.
+        settings: how the engine works.
+        progress: told how many sources are done, of how many.
+
+    Raises:
+        UsageError: fewer than two models, or none left for an ensemble.
+        UnsupportedError: no transfer attack.
+
+    Example:
+        >>> from holdfast.attacks.evasion.transfer.surrogate_transfer import SurrogateTransfer
+        >>> from holdfast.core.sets import LpBall
+        >>> from holdfast.core.threat import Norm
+        >>> from holdfast.testing.toys import affine_digits, digits, net
+        >>> x, y = digits(10)
+        >>> problem = Problem.of(x, y, LpBall.uniform(Norm.LINF, 0.1, 10, dtype=x.dtype))
+        >>> found = transfer_matrix({"affine": affine_digits(), "net": net()}, problem, SurrogateTransfer())
+        >>> found.cell("net", "net").share >= found.cell("affine", "net").share
+        True
+    """
+    if len(models) < (3 if ensembles else 2):
+        raise UsageError("a transfer matrix takes at least two models, and three with ensembles")
+    sources: dict[str, tuple[nn.Module, set[str]]] = {name: (model, {name}) for name, model in models.items()}
+    if ensembles:
+        for out in models:
+            rest = {name: model for name, model in models.items() if name != out}
+            sources[f"all but {out}"] = Ensemble(list(rest.values())), set(rest)
+    right = {name: _right(model, problem) for name, model in models.items()}
+    referees = {name: Referee(model) for name, model in models.items()}
+    cells: list[Cell] = []
+    passes = 0
+    for k, (source, (model, members)) in enumerate(sources.items()):
+        x, spent = crafted(attack, problem, model, seed=seed, settings=settings)
+        passes += spent
+        for target in models:
+            attacked, broken = int(right[target].sum()), _upheld(referees[target], problem, x, right[target])
+            low, high = clopper_pearson(broken, attacked)
+            share = broken / attacked if attacked else None
+            cells.append(Cell(source, target, target in members, attacked, broken, share, (float(low), float(high))))
+        if progress is not None:
+            progress(k + 1, len(sources))
+    n = max(1, len(problem))
+    return TransferMatrix(
+        attack=type(attack).__module__.rsplit(".", 1)[-1], title=attack.card.title,
+        parameters={p.name: getattr(attack, p.name) for p in parameters_of(type(attack))},
+        norm=str(problem.set.norm), eps=eps or f"{float(problem.set.eps.max()) if len(problem) else 0:g}",
+        goal=str(problem.goal), samples=len(problem), seed=seed, sources=tuple(sources), targets=tuple(models),
+        accuracy=tuple(int(r.sum()) / n for r in right.values()), cells=tuple(cells), passes=passes,
+    )  # fmt: skip
+
+
+def _right(model: nn.Module, problem: Problem) -> Tensor:
+    """(n,) bool: not adversarial as it is."""
+    return ~_holds(model, problem, problem.x)
+
+
+def _holds(model: Model, problem: Problem, x: Tensor) -> Tensor:
+    with torch.no_grad(), evaluating(model):
+        scores = torch.cat([model(part.clone()) for part in x.split(256)]) if len(x) else x.new_zeros(0, 2)
+    return problem.criterion.holds(scores, problem.y, problem.target)
+
+
+def _upheld(referee: Referee, problem: Problem, x: Tensor, right: Tensor) -> int:
+    """How many of the samples that were right the referee finds broken; only claims are put before it."""
+    rows = (right & _holds(referee.model, problem, x)).nonzero().squeeze(-1)
+    ruled = referee.judge(problem.select(rows.cpu().numpy()), x[rows]).ruling
+    return sum(r is Ruling.HOLDS for r in ruled)

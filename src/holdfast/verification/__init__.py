@@ -1,0 +1,1 @@
+"""Verification of networks against written properties, one or a list."""

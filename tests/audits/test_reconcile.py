@@ -1,0 +1,218 @@
+"""Both sides against each other: what a sample is called, and a certificate that is proved wrong."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import holdfast.audits.run as driver
+from holdfast.audits.evidence import Claim, Standing
+from holdfast.audits.plan import Plan
+from holdfast.audits.recheck import recheck
+from holdfast.audits.reconcile import _verdict, contradictions
+from holdfast.audits.run import audit, resume
+from holdfast.audits.suites import SPARED_SHARE, rungs
+from holdfast.certifiers.graph_certifier import GraphCertifier
+from holdfast.core.threat import Guarantee
+from holdfast.core.verdict import Certificate, Status, Verdict, Witness
+
+EPS = 0.25
+
+
+def _standing(prediction=0, error=False, failed=False, witness=None, marginal=None, certificate=None):
+    """One sample, id 7, of label 0."""
+    one = np.ones(1, dtype=np.int64)
+    standing = Standing(
+        np.array([7]), np.array([0]), np.array([[1.0, 0.0]]), np.array([prediction]), np.array([error]), np.array([failed]),
+        np.array([0.5]), one, one, one,
+    )  # fmt: skip
+    if witness is not None:
+        claim = Claim(Witness(witness, "pgd", "00", -1.0), 0.0, "attack:pgd")
+        standing.nearest[7] = claim
+        if witness <= EPS:
+            standing.broken[7] = claim
+    if marginal is not None:
+        standing.marginal[7] = Claim(Witness(marginal, "pgd", "00", 0.0), 0.0, "attack:pgd")
+    if certificate is not None:
+        standing.certificates[7] = Certificate(*certificate, "crown")
+    return standing
+
+
+SOUND, CHANCE, GUESS = Guarantee.SOUND, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE
+
+
+@pytest.mark.parametrize(
+    ("status", "given"),
+    [
+        (Status.UNKNOWN, {}),
+        (Status.MISCLASSIFIED, {"prediction": 1}),
+        (Status.ERROR, {"error": True}),
+        (Status.ERROR, {"error": True, "prediction": 1}),
+        (Status.ERROR, {"failed": True}),  # an attack on it failed, and nothing else settles it
+        (Status.ERROR, {"failed": True, "marginal": EPS, "witness": 0.3}),
+        (Status.BROKEN, {"failed": True, "witness": 0.2}),
+        (Status.MISCLASSIFIED, {"failed": True, "prediction": 1}),
+        (Status.CERTIFIED, {"failed": True, "certificate": (EPS, SOUND)}),
+        (Status.BROKEN, {"witness": EPS}),
+        (Status.UNKNOWN, {"witness": np.nextafter(EPS, 1)}),
+        (Status.CERTIFIED, {"certificate": (EPS, SOUND)}),
+        (Status.CERTIFIED, {"certificate": (EPS, CHANCE)}),
+        (Status.UNKNOWN, {"certificate": (EPS, GUESS)}),
+        (Status.UNKNOWN, {"certificate": (np.nextafter(EPS, 0), SOUND)}),
+        (Status.CERTIFIED, {"certificate": (EPS, SOUND), "witness": 0.3}),
+        (Status.BROKEN, {"certificate": (EPS, SOUND), "witness": 0.2}),  # a contradiction counts for the attacker
+        (Status.MARGINAL, {"marginal": EPS}),
+        (Status.UNKNOWN, {"marginal": 0.3}),
+        (Status.CERTIFIED, {"marginal": EPS, "certificate": (EPS, SOUND)}),
+        (Status.BROKEN, {"marginal": 0.1, "witness": 0.2}),
+        (Status.MISCLASSIFIED, {"prediction": 1, "certificate": (EPS, SOUND)}),
+    ],
+)
+def test_what_a_sample_is_called(status, given):
+    found = _verdict(_standing(**given), 0, EPS)
+    assert found.status is status
+    assert (found.id, found.label) == (7, 0)
+
+
+@pytest.mark.parametrize(
+    ("radius", "distance", "guarantee", "clash"),
+    [
+        (0.3, 0.2, SOUND, True),
+        (0.3, 0.3, SOUND, True),  # a radius holds on its edge too
+        (np.nextafter(0.3, 0), 0.3, SOUND, False),
+        (0.3, 0.4, SOUND, False),
+        (0.3, 0.2, CHANCE, False),
+        (0.3, 0.2, GUESS, False),
+    ],
+)
+def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
+    one = Verdict(
+        3, 0, 0, Status.BROKEN, Witness(distance, "pgd", "ab", -1.0), Certificate(radius, guarantee, "crown"), 1, 1, 1
+    )
+    found = contradictions([one])
+    assert [c["id"] for c in found] == ([3] if clash else [])
+    if clash:
+        assert (found[0]["attack"], found[0]["method"], found[0]["sha256"]) == ("pgd", "crown", "ab")
+        assert found[0]["radius"] >= found[0]["distance"]
+
+
+def test_one_side_alone_is_no_contradiction():
+    witness, certificate = Witness(0.1, "pgd", "ab", -1.0), Certificate(0.2, SOUND, "crown")
+    assert not contradictions(
+        [
+            Verdict(0, 0, 0, Status.BROKEN, witness, None, 1, 1, 1),
+            Verdict(1, 0, 0, Status.CERTIFIED, None, certificate, 1, 1, 1),
+        ]
+    )
+
+
+# a certifier that says yes to everything
+
+
+@pytest.fixture
+def credulous(monkeypatch):
+    """Every sample is proved, at any radius."""
+    monkeypatch.setattr(GraphCertifier, "certify", lambda self, graph, x, y, ball: torch.ones(len(x), dtype=torch.bool))
+
+
+@pytest.fixture
+def small(trained):
+    weights, data, _ = trained
+    return Plan.of(
+        model=str(weights), arch="holdfast.models.zoo:digits_mlp", data=str(data), samples=24, norm="linf", eps="1/16",
+        suite="fast", certify="crown", chunk=8, seed=3, queries=150,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def entered(monkeypatch):
+    """The payloads of a run: (stage, chunk) -> payload."""
+    kept, enter = {}, driver._enter
+
+    def keep(journal, units, stage, chunk, payload, seconds):
+        kept[stage, chunk] = payload
+        enter(journal, units, stage, chunk, payload, seconds)
+
+    monkeypatch.setattr(driver, "_enter", keep)
+    return kept
+
+
+def _ids(entered, stage, key="ids"):
+    return {i for (name, _), unit in entered.items() if name == stage for i in unit[key]}
+
+
+def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_path):
+    out = tmp_path / "run"
+    document = audit(small, out)
+    right = {s.id for s in document.samples if s.prediction == s.label}
+    proved = _ids(entered, "triage", "proved")  # asked of what the first rung left standing
+    assert proved
+    assert proved < right
+
+    # certified or not, the short attack sees all of them; the dear ones only their keyed share
+    first, *dear = rungs(small)
+    assert not first.spares
+    assert all(r.spares != r.takes_over for r in dear)
+    assert _ids(entered, first.stage) == right
+    assert document.suite.certified_attacked == len(right)
+    for rung in dear:
+        assert len(_ids(entered, rung.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
+
+    broken = {s.id for s in document.samples if s.status is Status.BROKEN}
+    near = {
+        s.id for s in document.samples if s.witness and s.certificate and s.witness.distance <= s.certificate.radius
+    }
+    assert len(broken) > 3
+    assert broken <= near  # near: also witnesses beyond eps, but inside the radius that was claimed
+    assert {c.id for c in document.contradictions} == near
+    assert not document.complete
+    clash = document.contradictions[0]
+    assert clash.guarantee == "sound"
+    assert clash.distance <= clash.radius
+    assert (out / "witnesses" / f"{clash.sha256}.safetensors").exists()
+    head = document.headline
+    assert head.empirical_robust_accuracy <= (24 - len(broken)) / 24
+    assert head.certified_robust_accuracy <= head.empirical_robust_accuracy  # to the bit: the same samples are counted
+    told = json.loads((out / "report.json").read_text())
+    assert len(told["contradictions"]) == len(near)
+    assert told["complete"] is False
+    assert [c.id for c in resume(out).contradictions] == [c.id for c in document.contradictions]
+
+
+def test_an_honest_certifier_does_not_prove_what_was_planted(small, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(GraphCertifier, "certify", lambda self, g, x, y, ball: torch.ones(len(x), dtype=torch.bool))
+        audit(small, tmp_path / "run")
+    result = recheck(tmp_path / "run")
+    assert not result.ok
+    assert any("is not proved" in p for p in result.problems), result.problems
+
+
+def test_the_command_line_exits_with_3(small, credulous, tmp_path, monkeypatch, capsys):
+    from holdfast.cli.main import main
+
+    (tmp_path / "plan.yaml").write_text(small.to_yaml())
+    out = tmp_path / "run"
+    monkeypatch.setattr(
+        sys, "argv", ["holdfast", "audit", "--plan", str(tmp_path / "plan.yaml"), "--samples", "8", "--out", str(out)]
+    )
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 3
+    said = capsys.readouterr()
+    assert "contradict" in (said.out + said.err).lower()
+    assert "contradict" in (out / "report.html").read_text().lower()
+
+
+def test_an_honest_run_has_none(small, entered, tmp_path):
+    document = audit(small, tmp_path / "run")
+    assert document.contradictions == []
+    assert document.complete
+    proved = _ids(entered, "triage", "proved")
+    assert proved
+    assert proved <= _ids(entered, "attack:cosine_margin")
+    assert document.suite.certified_attacked == len(proved)
+    certified = {s.id for s in document.samples if s.status is Status.CERTIFIED}
+    assert proved <= certified

@@ -1,0 +1,173 @@
+"""The integer program as a reference, and the solver, which must be right even where HiGHS is not."""
+
+import numpy as np
+import pytest
+import torch
+from random_nets import C, net
+from small_nets import inside, make
+
+from holdfast.certifiers.branch_and_bound.linear_program import Optimum, Program
+from holdfast.certifiers.complete.milp import MILP, exact_minimum
+from holdfast.certifiers.relaxation.relaxation import lower_max_pools
+from holdfast.certifiers.verification.query import Query
+from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.verifier import broken
+from holdfast.core.errors import UnsupportedError
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
+from holdfast.graph import Graph, Node
+
+ONE = torch.zeros(1, dtype=torch.int64)
+
+
+def _case(name, eps=0.04):
+    module, shape = make(name, 4)
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(4))
+    return Graph.from_module(module, x).to(torch.float64), x.double(), LpBall.uniform(Norm.LINF, eps, 1)
+
+
+@pytest.mark.parametrize("name", ["dense", "conv", "conv1d", "max_pool", "residual"])
+def test_the_integer_program_is_attained_and_below_all_samples(name):
+    graph, x, ball = _case(name)
+    value, at = exact_minimum(graph, ball, x, C)
+    with torch.no_grad():
+        run = graph.as_module()
+        attained = (run(at) @ C.T).diagonal()
+        sampled = (run(inside(ball, x, 2000, 1)[:, 0]) @ C.T).amin(0)
+    torch.testing.assert_close(attained, value, rtol=0, atol=1e-6)
+    assert ((at - x).abs() <= 0.04 + 1e-7).all()
+    assert (value <= sampled + 1e-6).all()
+
+
+def test_max_pools_become_relus_of_the_same_function():
+    for stride, padding, dilation, ceil in ((1, 0, 1, False), (2, 1, 1, True), (1, 1, 2, False), (3, 1, 1, True)):
+        module = torch.nn.MaxPool2d(3, stride, padding, dilation, ceil_mode=ceil)
+        x = torch.randn(5, 2, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        graph = lower_max_pools(Graph.from_module(module, x))
+        assert all(node.op != "max_pool" for node in graph.nodes)
+        torch.testing.assert_close(graph.as_module()(x), module(x), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["conv", "conv1d", "max_pool", "residual"])
+def test_thresholds_beside_the_optimum_are_decided(name):
+    graph, x, ball = _case(name)
+    exact = exact_minimum(graph, ball, x, C[:1])[0]
+    for margin, outcome in ((1e-3, Outcome.HOLDS), (-1e-3, Outcome.BROKEN)):
+        query = Query(x, ball, C[:1], margin - exact, ONE)
+        answer = MILP().solve(graph, query, Budget.seconds(300))
+        assert answer.outcome is outcome
+        assert answer.bound <= margin
+        assert (answer.witness is not None) == (outcome is Outcome.BROKEN)
+        assert answer.witness is None or broken(graph, query, answer.witness)
+
+
+def test_margins_far_below_the_solvers_tolerance_are_proved():
+    for seed in range(6):
+        given = net(seed)
+        query = Query(given.x, given.ball, C[:1], 1e-9 - given.exact[:1], ONE)
+        assert MILP().solve(given.graph, query, Budget.seconds(300)).outcome is Outcome.HOLDS
+
+
+def test_a_group_of_rows_is_proved_where_no_row_is_positive_throughout():
+    """The least over the box of the larger of two rows, from a network that computes it."""
+    decided = 0
+    for seed in range(10):
+        given = net(seed)
+        most = _larger_of(given.graph)
+        exact = exact_minimum(most, given.ball, given.x, torch.ones(1, 1))[0]
+        for margin, outcome in ((1e-4, Outcome.HOLDS), (-1e-4, Outcome.BROKEN)):
+            d = (margin - exact).expand(2)
+            query = Query(given.x, given.ball, C, d, torch.zeros(2, dtype=torch.int64))
+            answer = MILP().solve(given.graph, query, Budget.seconds(300))
+            assert answer.outcome is outcome, (seed, answer)
+            decided += int(outcome is Outcome.HOLDS and not (given.exact + d > 0).any())
+    assert decided
+
+
+def _larger_of(graph: Graph) -> Graph:
+    """max(f_0 - f_1, f_0 - f_2), as ``y + relu(x - y)``."""
+    last = len(graph.nodes) - 1
+    rows = torch.stack([C[0] - C[1], C[1]])
+    return Graph(
+        (
+            *graph.nodes,
+            Node("linear", (last,), (2,), {"weight": rows}),
+            Node("select", (last + 1,), (1,), {"index": torch.tensor([0])}, {"dim": 0}),
+            Node("select", (last + 1,), (1,), {"index": torch.tensor([1])}, {"dim": 0}),
+            Node("relu", (last + 2,), (1,)),
+            Node("add", (last + 3, last + 4), (1,)),
+        ),
+        torch.float64,
+    )
+
+
+def test_groups_are_all_needed():
+    given = net(3)
+    for d, outcome in (([1e-3, 1e-3], Outcome.HOLDS), ([1e-3, -1e-3], Outcome.BROKEN), ([-1e-3, 1.0], Outcome.BROKEN)):
+        query = Query(given.x, given.ball, C, torch.tensor(d) - given.exact, torch.arange(2))
+        answer = MILP().solve(given.graph, query, Budget.seconds(300))
+        assert answer.outcome is outcome
+        assert (answer.rows <= torch.tensor(d) + 1e-9).all()
+
+
+@pytest.mark.parametrize("garbage", ["random", "nan", "none", "proud"])
+def test_what_highs_says_is_never_believed(monkeypatch, garbage):
+    """Whatever comes back from it, nothing that is broken is proved, and witnesses are still run."""
+    stream = np.random.default_rng(0)
+
+    def answer(self, splits, seconds):
+        if garbage == "none":
+            return None
+        k, v, r = len(self.z), self.width - 2, len(self.rows)
+        draw = stream.normal if garbage != "nan" else lambda size: np.full(size, np.nan)
+        value = 1e9 if garbage == "proud" else 0.0
+        weights, multipliers, gain = np.abs(draw(size=r)), 10 * np.abs(draw(size=k)), np.abs(draw(size=k))
+        return Optimum(value, draw(size=v), weights, draw(size=k), multipliers, gain)
+
+    monkeypatch.setattr(Program, "relaxed", answer)
+    for seed in range(8):
+        given = net(seed)
+        for margin in (-1e-6, 1e-2):
+            query = Query(given.x, given.ball, C[:1], margin - given.exact[:1], ONE)
+            found = MILP(share=0.0).solve(given.graph, query, Budget.seconds(5.0))
+            assert found.outcome is not Outcome.HOLDS or margin > 0
+            assert found.outcome is not Outcome.BROKEN or margin < 0
+            assert found.bound <= margin
+
+
+def test_smooth_activations_are_never_guessed():
+    for name in ("smooth", "branches"):
+        graph, x, ball = _case(name, 0.1)
+        with torch.no_grad():
+            least = (graph.as_module()(inside(ball, x, 4000, 2)[:, 0]) @ C[0]).amin()
+        outcomes = []
+        for margin in (-1e-3, 0.05, 3.0):
+            query = Query(x, ball, C[:1], (margin - least).view(1), ONE)
+            answer = MILP().solve(graph, query, Budget.seconds(300))
+            outcomes.append(answer.outcome)
+            assert (answer.outcome is Outcome.UNKNOWN) == bool(answer.reason)
+        assert outcomes[0] is not Outcome.HOLDS
+        assert outcomes[2] is Outcome.HOLDS
+
+
+def test_time_and_domains_end_with_a_sound_bound():
+    graph, x, ball = _case("conv1d", 0.2)
+    exact = exact_minimum(graph, ball, x, C[:1])[0]
+    query = Query(x, ball, C[:1], 1e-3 - exact, ONE)
+    late = MILP().solve(graph, query, Budget.seconds(0.0))
+    assert late.outcome is Outcome.TIMEOUT
+    few = MILP(share=0.0).solve(graph, query, Budget(Budget.seconds(300).deadline, domains=20))
+    assert few.outcome in (Outcome.UNKNOWN, Outcome.HOLDS)
+    assert late.bound <= few.bound <= 1e-3 + 1e-6
+
+
+def test_refusals_are_in_words():
+    graph, x, _ = _case("smooth")
+    ball = LpBall.uniform(Norm.L2, 0.1, 1)
+    with pytest.raises(UnsupportedError, match="sigmoid"):
+        exact_minimum(graph, LpBall.uniform(Norm.LINF, 0.1, 1), x, C)
+    with pytest.raises(UnsupportedError, match="splitting"):
+        MILP().solve(graph, Query(x, ball, C, torch.zeros(2).double(), torch.arange(2)), Budget.seconds(1.0))
+    query = Query(x, LpBall.uniform(Norm.LINF, 0.1, 1), C, torch.full((2,), -9.0).double(), torch.arange(2))
+    with pytest.raises(UnsupportedError, match="more than 3"):
+        MILP(variables=3).solve(graph, query, Budget.seconds(1.0))

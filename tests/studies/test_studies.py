@@ -1,0 +1,195 @@
+"""Before and after an adjustment, and known against unseen attacks."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.cli.views import randomised
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.problem import Problem
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
+from holdfast.report.studies import posthoc_page, unseen_page
+from holdfast.studies.posthoc import adjusted, calibration_error, posthoc, pruned, scores_of, temperature_of
+from holdfast.studies.unseen import Trial, held_out, matched_eps, unseen
+from holdfast.testing.toys import affine_digits, digits, net
+
+
+def problem_of(n: int, eps: float, norm: Norm = Norm.LINF) -> Problem:
+    x, y = digits(n)
+    return Problem.of(x, y, LpBall.uniform(norm, eps, n, dtype=x.dtype))
+
+
+def held(n: int) -> tuple[Tensor, Tensor]:
+    x, y = digits(1797)
+    return x[-n:], y[-n:]
+
+
+class TestAdjustments:
+    def test_pruning_takes_the_smallest_weights_of_all_layers_together(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+        with torch.no_grad():
+            model[2].weight.mul_(100)
+        made = pruned(model, 0.5)
+        assert (made[0].weight == 0).sum() == 44, "half of 88, none of them in the layer with the large weights"
+        assert (made[2].weight != 0).all()
+        kept = made[0].weight != 0
+        assert torch.equal(made[0].weight[kept], model[0].weight[kept])
+        assert model[0].weight[~kept].abs().max() <= model[0].weight[kept].abs().min()
+
+    def test_int8_weights_lie_on_255_levels(self):
+        torch.manual_seed(0)
+        model = nn.Linear(500, 4)
+        made, _ = adjusted("int8-weights", model, torch.rand(4, 500), torch.zeros(4, dtype=torch.int64))
+        scale = model.weight.abs().amax(1, keepdim=True) / 127
+        levels = made.weight / scale
+        assert torch.allclose(levels, levels.round(), atol=1e-3)
+        assert (made.weight - model.weight).abs().max() <= scale.max() / 2 * 1.001
+
+    def test_int8_rounds_inputs_and_lets_the_gradient_pass(self):
+        model, (x, y) = affine_digits(), held(50)
+        made, _ = adjusted("int8", nn.Sequential(nn.Flatten(), _linear(model)), x, y)
+        close = scores_of(made, x) - model(x)
+        assert 0 < close.abs().max() < 0.15
+        probe = x[:2].clone().requires_grad_()
+        grad = torch.autograd.grad(made(probe)[:, 0].sum(), probe)[0]
+        expected = torch.autograd.grad(model(probe)[:, 0].sum(), probe)[0]
+        assert torch.allclose(grad, expected, atol=0.02)
+
+    @pytest.mark.parametrize("name", ["fp16", "bf16"])
+    def test_lower_precision_keeps_the_callers_type(self, name):
+        model, (x, y) = affine_digits(), held(20)
+        made, _ = adjusted(name, model, x, y)
+        scores = scores_of(made, x)
+        assert scores.dtype == x.dtype
+        assert 0 < (scores - model(x)).abs().max() < 0.3
+
+    def test_the_temperature_is_the_least_cross_entropy(self):
+        scores = 5 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
+        y = torch.randint(4, (200,), generator=torch.Generator().manual_seed(1))
+        y = torch.where(torch.arange(200) % 2 == 0, scores.argmax(1), y)
+        best = temperature_of(scores, y)
+
+        def loss(t: float) -> float:
+            return nn.functional.cross_entropy(scores / t, y).item()
+
+        assert loss(best) <= min(loss(best * 1.01), loss(best / 1.01))
+        assert loss(best) < loss(1.0)
+
+    def test_calibration_error_by_hand(self):
+        p = torch.tensor([0.95, 0.95, 0.6, 0.6])
+        scores = torch.stack([p, 1 - p], 1).log()
+        assert math.isclose(calibration_error(scores, torch.tensor([0, 0, 1, 1])), 0.5 * 0.05 + 0.5 * 0.6, rel_tol=1e-5)
+
+
+def _linear(model: nn.Module) -> nn.Linear:
+    made = nn.Linear(64, 10).double()
+    made.weight.data, made.bias.data = model.weight.data.clone(), model.bias.data.clone()
+    return made
+
+
+class TestPosthoc:
+    def test_the_table(self):
+        problem = problem_of(40, 0.08)
+        names = ("prune:0.7", "int8", "temperature", "bf16")
+        found = posthoc(net(), problem, held(100), {"pgd": PGD(steps=10)}, adjustments=names, eps="0.08")
+        rows = {r.name: r for r in found.rows}
+        assert list(rows) == ["original", *names]
+        original, cool = rows["original"], rows["temperature"]
+        assert original.from_original is None
+        assert original.robust == original.robust_to_both
+        assert cool.accuracy == original.accuracy, "a temperature moves no label"
+        assert cool.from_original == pytest.approx(rows["int8"].from_original, abs=0.1)
+        for r in rows.values():
+            assert r.robust is not None
+            assert r.robust_to_both <= r.robust <= r.accuracy
+            assert r.interval[0] <= r.robust <= r.interval[1]
+        page = posthoc_page(found, "net, digits", "holdfast study posthoc")
+        assert page.count("<tr>") == 6
+
+    def test_a_model_without_a_gradient_is_judged_on_the_originals_examples(self):
+        x, y = digits(30, torch.float32)
+        problem = Problem.of(x, y, LpBall.uniform(Norm.LINF, 0.1, 30))
+        model = nn.Sequential(nn.Flatten(), _linear(affine_digits())).float()
+        found = posthoc(model, problem, (x, y), {"pgd": PGD(steps=5)}, adjustments=("dynamic-int8",))
+        if found.refused:
+            assert "dynamic-int8" in found.refused
+            return
+        row = found.rows[1]
+        assert row.robust is None
+        assert row.passes == 0
+        assert row.from_original > 0.3
+
+    def test_what_cannot_be_had_is_told(self):
+        found = posthoc(nn.Flatten(), problem_of(2, 0.1), held(4), {}, adjustments=("prune:0.5",))
+        assert "no linear or convolutional layer" in found.refused["prune:0.5"]
+        with pytest.raises(UsageError, match="no adjustment 'prun'"):
+            adjusted("prun", net(), *held(4))
+
+
+class TestUnseen:
+    @pytest.mark.parametrize(("norm", "p"), [(Norm.L1, 1.0), (Norm.L2, 2.0)])
+    def test_matched_sets_have_one_volume(self, norm, p):
+        d, eps = 3, 0.3
+        radius = matched_eps(Norm.LINF, eps, norm, d)
+        unit = {1.0: 8 / 6, 2.0: 4 / 3 * math.pi}[p]
+        assert math.isclose(unit * radius**d, (2 * eps) ** d)
+        assert math.isclose(matched_eps(norm, radius, Norm.LINF, d), eps)
+
+    def test_the_study(self):
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 10)).double()
+        torch.manual_seed(0)
+        x, y = digits(1797)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(60):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimiser.step()
+        problem = problem_of(10, 0.03)
+        known = Trial("pgd", "known", Norm.LINF, {"steps": 1, "random_start": False})
+        trials = held_out(Norm.LINF, known, transfer=True, queries=60)
+        found = unseen(model, problem, known, trials, surrogate=affine_digits())
+        assert not found.refused
+        same = [r for r in found.rows if r.norm == "linf"]
+        assert found.known == found.rows[0].robust
+        assert found.unseen <= min(r.robust for r in same[1:])
+        assert found.worst <= found.unseen
+        first = found.bounds[0]
+        assert first.certified <= first.worst <= found.known <= found.accuracy
+        assert [b.norm for b in found.bounds] == ["linf", "l2", "l1"]
+        assert not any(b.contradictions for b in found.bounds)
+        assert {r.kind for r in found.rows} >= {"transfer", "black-box", "other norm"}
+        assert "Proved (CROWN)" in unseen_page(found, "net")
+
+    def test_transfer_without_a_surrogate_is_told(self):
+        known = Trial("pgd", "known", Norm.LINF, {"steps": 2})
+        found = unseen(net(), problem_of(4, 0.02), known, (Trial("surrogate_transfer", "transfer", Norm.LINF),))
+        assert "needs a surrogate" in found.refused["surrogate_transfer"]
+        with pytest.raises(UnsupportedError, match="no l0 form"):
+            unseen(net(), problem_of(4, 2, Norm.L0), Trial("fgsm", "known", Norm.L0), ())
+        with pytest.raises(UsageError, match="no volume"):
+            matched_eps(Norm.LINF, 0.1, Norm.L0, 64)
+
+
+class _Writes(nn.Module):
+    """Shifts its input in place, as a transform with ``inplace=True`` does."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x.sub_(0.5)
+        return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+
+def test_studies_hand_out_copies_of_their_samples():
+    x = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
+    before = x.clone()
+    first = scores_of(_Writes(), x)
+    assert torch.equal(scores_of(_Writes(), x), first)
+    assert not randomised(_Writes(), x)
+    assert torch.equal(x, before)
