@@ -19,6 +19,7 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
 from holdfast.graph.model import Graph, Node
+from holdfast.numerics.ascent import step
 from holdfast.numerics.project import project
 
 __all__ = [
@@ -31,6 +32,7 @@ FEW = {"iterations": 4, "deep_iterations": 2, "n0": 50, "n": 1000, "batches": 12
 """Parameters of these names are at most so large in most checks."""
 
 _EDGE_SHARE = 0.7
+_SPARSITY = 0.2
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,7 @@ def descend(net: nn.Module, ball: LpBall, x: Tensor, y: Tensor, starts: int = 4,
             scores = net(z)
             other = scores.scatter(1, label, float("-inf")).amax(1)
             gradient = torch.autograd.grad((scores.gather(1, label).squeeze(1) - other).sum(), z)[0]
-        if ball.norm is Norm.LINF:
-            gradient = gradient.sign()
-        else:
-            gradient = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-30).view_as(eps)
-        z = project(set_, z.detach() - eps * gradient * (1 - k / steps) / 2, around)
+        z = step(set_, z.detach(), -gradient, around, eps * (1 - k / steps) / 2, sparsity=_SPARSITY)
     return z
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,10 +16,10 @@ from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm, Phase
+from holdfast.numerics.ascent import step
 from holdfast.numerics.losses import cross_entropy
-from holdfast.numerics.project import linf_bounds, project
+from holdfast.numerics.project import linf_bounds
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import steepest
 from holdfast.training.loop import Batch
 
 __all__ = ["PGDTraining"]
@@ -98,24 +98,15 @@ class PGDTraining:
         """(n, \\*features) where the inner search ends; the model's mode and gradients are left as they are."""
         x, y = batch.x, batch.y
         ball = LpBall.uniform(self.norm, self.eps, len(x), self.low, self.high, device=x.device, dtype=x.dtype)
-        back = _projection(ball, x)
-        none = torch.full_like(y, -1)
+        bounds = linf_bounds(ball, x) if ball.norm is Norm.LINF else None
+        length, none = self.relative_step * float(self.eps), torch.full_like(y, -1)
         at = uniform_in_ball(ball, x, batch.draws, "start") if self.random_start else x
         with _evaluation(model), torch.enable_grad():
             for _ in range(self.steps):
                 leaf = at.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(cross_entropy(model(leaf), y, none).sum(), leaf)
-                move = steepest(self.norm, grad, share=self.sparsity)
-                at = back(leaf.detach() + self.relative_step * float(self.eps) * move)
+                at = step(ball, leaf.detach(), grad, x, length, sparsity=self.sparsity, bounds=bounds)
         return at
-
-
-def _projection(ball: LpBall, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """The projection on the set; for linf its bounds are computed once."""
-    if ball.norm is Norm.LINF:
-        low, high = linf_bounds(ball, x)
-        return lambda moved: moved.clamp(low, high)
-    return lambda moved: project(ball, moved, x)
 
 
 @contextmanager
