@@ -27,10 +27,10 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.load import load_data
-from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
 from holdfast.models.vae import Decoded, Vae
 from holdfast.models.zoo import digits_mlp
+from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._semantic_case import Case, colour_digits, colour_net
 from holdfast.testing.toys import digits, net
 from holdfast.training.loop import Settings as Training

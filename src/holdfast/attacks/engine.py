@@ -21,9 +21,10 @@ from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
-from holdfast.judge.desk import Desk, Model, evaluating
+from holdfast.judge.desk import Desk, Model
 from holdfast.judge.gradients import Gradients
 from holdfast.judge.ledger import Budget, Ledger
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["Outcome", "Run", "Settings", "run"]
 

@@ -24,9 +24,10 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method as registered
 from holdfast.core.threat import Goal, Norm
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
+from holdfast.numerics.evaluation import evaluating
 from holdfast.transforms.semantic import ImageTransform, Lifted, Transform, lift
 
 __all__ = ["ImageAttack", "SemanticAttack", "SemanticOutcome", "Setting", "gradient_search", "run_semantic"]

@@ -27,9 +27,10 @@ from holdfast.core.errors import JournalError, UnsafeFileError, UnsupportedError
 from holdfast.core.files import write_whole
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
-from holdfast.judge.desk import Desk, Model, evaluating
+from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
 __all__ = ["Applied", "Artefact", "Evaluation", "Fit", "SharedAttack", "SharedState", "evaluate", "fit"]

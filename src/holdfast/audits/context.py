@@ -31,7 +31,7 @@ from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.data.load import load_data
 from holdfast.graph.model import Graph
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.judge.referee import Referee
 from holdfast.models.believed import Believed, believed
 from holdfast.models.fingerprint import fingerprint
@@ -41,6 +41,7 @@ from holdfast.models.opening import open_model
 from holdfast.models.paid import PaidAnswers
 from holdfast.models.queries_only import QueriesOnly, answers_gradients
 from holdfast.models.wrap import Normalisation, Normalised, Ranged, with_two_classes
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import binomial_p_value
 
 __all__ = ["Context"]

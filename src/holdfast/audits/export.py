@@ -15,7 +15,7 @@ from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.core.files import write_whole
 from holdfast.core.verdict import Status
-from holdfast.judge.desk import evaluating
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["ARRAYS", "ROWS", "TABLE", "arrays", "export", "own_rows", "own_values", "rows", "table"]
 

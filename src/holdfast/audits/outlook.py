@@ -15,7 +15,7 @@ from holdfast.audits.context import Context
 from holdfast.audits.stages.certificates import prove
 from holdfast.audits.suites import rungs
 from holdfast.core.errors import HoldfastError
-from holdfast.judge.desk import evaluating
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["Outlook", "outlook"]
 

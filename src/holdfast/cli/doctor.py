@@ -125,7 +125,7 @@ def _accuracy(context: Context) -> float:
     import numpy as np
     import torch
 
-    from holdfast.judge.desk import evaluating
+    from holdfast.numerics.evaluation import evaluating
 
     ids = np.arange(min(len(context.data), _ROWS))
     with torch.no_grad(), evaluating(context.model):

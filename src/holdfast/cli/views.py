@@ -71,7 +71,7 @@ def randomised(model: Model, x: Tensor) -> bool:
     """Whether two forwards of the same inputs differ."""
     import torch
 
-    from holdfast.judge.desk import evaluating
+    from holdfast.numerics.evaluation import evaluating
 
     with torch.no_grad(), evaluating(model):
         return not torch.equal(model(x[:_ASKED].clone()), model(x[:_ASKED].clone()))

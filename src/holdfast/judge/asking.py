@@ -6,8 +6,7 @@ A model gets a copy of its input, for some write into it; in its evaluation mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,50 +17,13 @@ from holdfast.core.criterion import MASKED, Criterion
 from holdfast.core.errors import DataError, HoldfastError, ModelError
 from holdfast.core.problem import Problem
 
-__all__ = ["Model", "ModelFault", "ask", "check_classes", "evaluating", "fit_for_autograd", "scores_of"]
+__all__ = ["Model", "ModelFault", "ask", "check_classes", "fit_for_autograd", "scores_of"]
 
 Model = Callable[[Tensor], Tensor]
 
 
 class ModelFault(Exception):
     """The model raised; the cause is what. Never leaves the desk as it is."""
-
-
-@contextmanager
-def evaluating(*models: object) -> Iterator[None]:
-    """Evaluation mode for the time being, outside of inference mode; every submodule's own mode is put back, and so is the
-    global random state.
-
-    ``eval()`` decides what the mode is: a module that overrides ``train`` may switch more than flags, or keep some on.
-    Where it cannot be called (exported programs), the flags are set.
-    """
-    roots = [m for m in models if isinstance(m, nn.Module)]
-    # a frozen ScriptModule has no mode
-    modes = [(m, m.training) for root in roots for m in root.modules() if hasattr(m, "training")]
-    was = [getattr(root, "training", False) for root in roots]
-    for root in roots:
-        _switch(root, on=False)
-    try:
-        with outside_inference_mode(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for root, mode in zip(roots, was, strict=True):
-            if mode:
-                _switch(root, on=True)
-        for module, mode in modes:
-            module.training = mode
-
-
-def _switch(root: nn.Module, *, on: bool) -> None:
-    try:
-        root.train(on) if on else root.eval()
-    except NotImplementedError:  # a module of torch.export
-        for module in root.modules():
-            module.training = on
-    except AttributeError:  # a frozen ScriptModule, whose mode was fixed then
-        if hasattr(root, "training"):
-            raise
 
 
 def ask(model: Model, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.answers import Answers, Question
-from holdfast.judge.asking import Model, ModelFault, evaluating
+from holdfast.judge.asking import Model, ModelFault
 from holdfast.judge.gradients import Gradients, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
@@ -29,7 +29,7 @@ from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients
 from holdfast.numerics.distance import contains, measured
 
-__all__ = ["Desk", "Model", "evaluating"]
+__all__ = ["Desk", "Model"]
 
 _CONFIRM = 3  # times the votes: fresh draws that a claim which was not unanimous must pass
 

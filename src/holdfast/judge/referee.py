@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.numerics.distance import contains, measured
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.project import project
 from holdfast.numerics.stats import clopper_pearson
 

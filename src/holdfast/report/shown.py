@@ -11,7 +11,7 @@ from holdfast.audits.export import arrays
 from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
-from holdfast.judge.desk import evaluating
+from holdfast.numerics.evaluation import evaluating
 from holdfast.report.pictures import MOST, Picture
 from holdfast.report.rows import BrokenRows, TableRow
 

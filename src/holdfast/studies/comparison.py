@@ -22,10 +22,11 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method, names
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.desk import Desk, Model, evaluating
+from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.numerics.distance import box, distance
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["Comparison", "Entry", "candidates", "compare"]
 

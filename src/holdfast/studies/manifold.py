@@ -24,9 +24,9 @@ from holdfast.attacks.semantic import run_semantic
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import evaluating
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 from holdfast.training.loop import Batch, fit
 from holdfast.training.loop import Settings as Training

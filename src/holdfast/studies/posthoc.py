@@ -26,9 +26,9 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
 from holdfast.core.errors import UnsupportedError, UsageError, did_you_mean
 from holdfast.core.problem import Problem
-from holdfast.judge.desk import evaluating
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.wrap import Bpda
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
 __all__ = [

@@ -21,8 +21,9 @@ from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.judge.referee import Referee, Ruling
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
 __all__ = ["Cell", "TransferMatrix", "crafted", "transfer_matrix"]

@@ -23,8 +23,8 @@ from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.threat import Goal
-from holdfast.judge.desk import evaluating
 from holdfast.numerics.distance import contains
+from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._semantic_case import Case
 from holdfast.testing.contract import ContractError, require, run_checks
 

@@ -11,8 +11,9 @@ from typing_extensions import override
 from holdfast.attacks.common.gradient_transform import GradientTransform
 from holdfast.attacks.families.momentum import MomentumSteps
 from holdfast.core.problem import Problem
-from holdfast.judge.desk import Desk, evaluating
+from holdfast.judge.desk import Desk
 from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["PlainMomentum", "searched"]
 

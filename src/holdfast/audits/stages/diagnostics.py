@@ -26,7 +26,8 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Norm
 from holdfast.core.words import counted
-from holdfast.judge.desk import Desk, evaluating
+from holdfast.judge.desk import Desk
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball

@@ -19,7 +19,8 @@ from holdfast.audits.stages.suite import judged, standing_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk, evaluating
+from holdfast.judge.desk import Desk
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import margin, margin_targeted
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball

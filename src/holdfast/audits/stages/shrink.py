@@ -15,7 +15,8 @@ from holdfast.attacks.evasion.white.fab_t import FABT
 from holdfast.audits.context import Context
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk, evaluating
+from holdfast.judge.desk import Desk
+from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.search import bisect
 
 __all__ = ["shrink"]

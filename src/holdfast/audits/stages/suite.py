@@ -27,9 +27,9 @@ from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import parse_eps, size_text
 from holdfast.judge.asking import Model, ModelFault, ask
-from holdfast.judge.desk import evaluating
 from holdfast.judge.ledger import Budget
 from holdfast.judge.referee import Judgement, Ruling
+from holdfast.numerics.evaluation import evaluating
 
 __all__ = [
     "ALONE",

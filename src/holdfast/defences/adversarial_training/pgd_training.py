@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -17,6 +15,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm, Phase
 from holdfast.numerics.ascent import step
+from holdfast.numerics.evaluation import evaluation_mode
 from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import linf_bounds
 from holdfast.numerics.sampling import uniform_in_ball
@@ -101,21 +100,9 @@ class PGDTraining:
         bounds = linf_bounds(ball, x) if ball.norm is Norm.LINF else None
         length, none = self.relative_step * float(self.eps), torch.full_like(y, -1)
         at = uniform_in_ball(ball, x, batch.draws, "start") if self.random_start else x
-        with _evaluation(model), torch.enable_grad():
+        with evaluation_mode(model), torch.enable_grad():
             for _ in range(self.steps):
                 leaf = at.detach().requires_grad_()
                 (grad,) = torch.autograd.grad(cross_entropy(model(leaf), y, none).sum(), leaf)
                 at = step(ball, leaf.detach(), grad, x, length, sparsity=self.sparsity, bounds=bounds)
         return at
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time being; each submodule's own mode is put back."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

@@ -21,9 +21,10 @@ from holdfast.core.criterion import Criterion, Misclassified
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
+from holdfast.numerics.evaluation import evaluating
 from holdfast.training.loop import Batch, Settings, fit
 from holdfast.transforms.semantic import Transform
 
