@@ -14,7 +14,7 @@ from typing_extensions import override
 from holdfast.certifiers.branch_and_bound.pool import Pool
 from holdfast.certifiers.branch_and_bound.witness import Witnesses
 from holdfast.certifiers.propagation.operation import node_size
-from holdfast.certifiers.propagation.propagation import Propagation, Slopes, specification
+from holdfast.certifiers.propagation.propagation import Entries, Propagation, linear_specification, specification
 from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.certifiers.proved import numbers, proved
 from holdfast.certifiers.verification.query import Query
@@ -98,51 +98,13 @@ class InputSplitting(Solver):
             return _Search(self, graph, query, budget, tree).run(progress)
 
 
-class _Traced(Region):
-    """Remembers with which coefficients the last backward pass arrived."""
-
-    last: Tensor
-
-    @override
-    def minimum(self, a: Tensor) -> tuple[Tensor, Tensor]:
-        self.last = a.flatten(2)
-        return super().minimum(a)
-
-
-class _Line(NamedTuple):
-    """Bounds of entries of a node by linear functions of the input.
-
-    Over the box, entry ``chosen`` is at least ``least`` and at most ``most``, both (rows, n). Each bound grows along the
-    input at least as ``coefficients``: (2 rows, n, features), those of the least values and then of the negated largest.
-    """
-
-    node: int
-    chosen: Tensor
-    least: Tensor
-    most: Tensor
-    coefficients: Tensor
-
-
-class _Lined(Propagation):
-    """A propagation that keeps the linear functions behind its boxes."""
-
-    lines_found: list[_Line]
-
-    @override
-    def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-        least, most = super()._both_ends(i, chosen, slopes)
-        assert isinstance(self.region, _Traced)
-        self.lines_found.append(_Line(i, chosen, least, most, self.region.last))
-        return least, most
-
-
 class _Full(NamedTuple):
     """What the full pass over some boxes found."""
 
     rows: Tensor
     coefficients: Tensor  # (n, rows, features)
     boxes: list[Box]
-    lines: list[_Line]
+    lines: list[Entries]
 
 
 class _Search:
@@ -233,11 +195,11 @@ class _Search:
 
     # bounds
 
-    def _region(self, lower: Tensor, upper: Tensor) -> _Traced:
+    def _region(self, lower: Tensor, upper: Tensor) -> Region:
         n = len(lower)
         lower, upper = lower.view(n, *self.shape), upper.view(n, *self.shape)
         ball = LpBall(Norm.LINF, lower.new_full((n,), inf), lower, upper)
-        return _Traced(ball, (lower / 2 + upper / 2).clamp(lower, upper))
+        return Region(ball, (lower / 2 + upper / 2).clamp(lower, upper))
 
     def _known(self, signs: Tensor) -> list[Box] | None:
         """What holds of inner values: they do not pass 0 where a sign is known.
@@ -271,12 +233,12 @@ class _Search:
 
     def _full(self, lower: Tensor, upper: Tensor, signs: Tensor) -> _Full:
         """CROWN with boxes of its own."""
-        region = self._region(lower, upper)
-        found = _Lined(self.graph, region, memory=max(self.budget.memory // 16, 1 << 24))
-        found.lines_found = []
+        lines: list[Entries] = []
+        memory = max(self.budget.memory // 16, 1 << 24)
+        found = Propagation(self.graph, self._region(lower, upper), memory=memory, arrived=lines.append)
         found.run(refine=lambda _: True, known=self._known(signs))
-        rows = specification(found, self.query.c, self.query.d)
-        coefficients = region.last.transpose(0, 1)
+        rows, coefficients = linear_specification(found, self.query.c, self.query.d)
+        assert coefficients is not None
         if not self.root:
             self.root = found.boxes
             self.values = sum(node_size(node.shape) for node in found.graph.nodes)
@@ -286,7 +248,7 @@ class _Search:
                 index = (~((low >= 0) | (high <= 0))).nonzero().flatten()
                 if len(index) and all(op in ("relu", "leaky_relu") for op in readers):
                     self.signed.append((i, index))
-        return _Full(rows, coefficients, found.boxes, found.lines_found)
+        return _Full(rows, coefficients, found.boxes, lines)
 
     def _halves(self, full: _Full, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Cheap sound bounds over parts of boxes that were bounded.
@@ -527,7 +489,8 @@ def _sliver(width: Tensor, reach: Tensor) -> Tensor:
 
 def _pick(full: _Full, keep: Tensor) -> _Full:
     lines = [
-        _Line(y.node, y.chosen[:, keep], y.least[:, keep], y.most[:, keep], y.coefficients[:, keep]) for y in full.lines
+        Entries(y.node, y.chosen[:, keep], y.least[:, keep], y.most[:, keep], y.coefficients[:, keep])
+        for y in full.lines
     ]
     boxes = [Box(*(t[keep] for t in box)) for box in full.boxes]
     return _Full(full.rows[keep], full.coefficients[keep], boxes, lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,19 @@ from holdfast.certifiers.proved import numbers
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["Propagation", "check_constants", "specification"]
+__all__ = [
+    "Entries",
+    "LinearBound",
+    "Propagation",
+    "Slopes",
+    "check_constants",
+    "linear_specification",
+    "specification",
+]
 
 Slopes = Mapping[int, Tensor]
+"""For some nodes what was chosen in their relaxation, see `Operation.prepare`."""
+
 _ROOTED = frozenset(("sqrt", "power", "log", "reciprocal"))  # not of all numbers, so that the sign of an end counts
 
 
@@ -46,6 +56,39 @@ def _finite(boxes: Sequence[Box]) -> Tensor:
     return torch.stack(ends).all(0)
 
 
+class LinearBound(NamedTuple):
+    """Lower bounds over a region, and the linear functions of the input that are nowhere above what is bounded.
+
+    Attributes:
+        least: (rows, n).
+        coefficients: of the linear functions, (rows, n, features); None: the pass ended before the input.
+    """
+
+    least: Tensor
+    coefficients: Tensor | None
+
+
+class Entries(NamedTuple):
+    """What a backward pass found of some entries of a node.
+
+    Over the region, entry ``chosen`` is at least ``least`` and at most ``most``. Each of these bounds grows along the
+    input at least as ``coefficients`` do: those of the least values, and then of the negated largest.
+
+    Attributes:
+        node: the node.
+        chosen: (rows, n) int64, entries of its flattened value.
+        least: (rows, n).
+        most: (rows, n).
+        coefficients: (2 rows, n, features).
+    """
+
+    node: int
+    chosen: Tensor
+    least: Tensor
+    most: Tensor
+    coefficients: Tensor
+
+
 class Propagation:
     """Boxes around all values of a graph over a region.
 
@@ -56,6 +99,7 @@ class Propagation:
         memory: bytes that the coefficients of one backward pass may take; more rows go in several passes. 16 MB on a
             CPU (beyond its cache everything takes two to three times as long, measured), 1 GB elsewhere.
         lines: entries that stand in for those of the table: a method's own lines.
+        arrived: is told what each backward pass of `run` found, for who keeps the linear functions behind the boxes.
 
     Attributes:
         graph: the graph that is propagated: the one given, or, if that has a softmax, one with other node numbers.
@@ -79,6 +123,7 @@ class Propagation:
         sound: bool = True,
         memory: int | None = None,
         lines: Mapping[str, Operation] | None = None,
+        arrived: Callable[[Entries], None] | None = None,
     ) -> None:
         if sound and {region.x.dtype, graph.dtype} != {torch.float64}:
             raise UsageError("rounding is accounted for in float64 only")
@@ -89,6 +134,7 @@ class Propagation:
         self.region = region
         self.sound = sound
         self.memory = memory or (1 << 24 if region.x.device.type == "cpu" else 1 << 30)
+        self.arrived = arrived
         self.boxes: list[Box] = []
         self.operations: list[Operation | None] = [
             None,
@@ -268,10 +314,12 @@ class Propagation:
             if (
                 torch.is_grad_enabled()
             ):  # what a pass computed is computed again when gradients need it: memory stays bounded
-                ends = checkpoint(self._both_ends, i, part, slopes, use_reentrant=False)
+                least, most, coefficients = checkpoint(self._both_ends, i, part, slopes, use_reentrant=False)
             else:
-                ends = self._both_ends(i, part, slopes)
-            found.append(torch.stack(ends))
+                least, most, coefficients = self._both_ends(i, part, slopes)
+            if self.arrived is not None:
+                self.arrived(Entries(i, part, least, most, coefficients))
+            found.append(torch.stack([least, most]))
         lower, upper = torch.cat(found, 1).transpose(1, 2)
         flat = Box(box.lower.flatten(1), box.upper.flatten(1))
         # a sample with fewer wanted entries keeps the others, so that its bounds do not depend on the batch
@@ -287,14 +335,14 @@ class Propagation:
             flat.upper.scatter(1, chosen, upper).view_as(box.upper),
         )
 
-    def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor]:
-        """The least and the largest value of chosen entries of a node, each (rows, n)."""
+    def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor]:
+        """The least and the largest value of chosen entries of a node, each (rows, n), and the coefficients of both."""
         node, op, (rows, n) = self.graph.nodes[i], self.operations[i], chosen.shape
         start = op.pull_units(node, chosen, self._prepare(i, slopes)) if op else None
         if start is None:
             unit = self.boxes[i].lower.new_zeros(rows, n, node_size(node.shape)).scatter_(2, chosen.unsqueeze(2), 1.0)
             a = unit.view(rows, n, *node.shape)
-            least, negated = self.minimum(i, torch.cat([a, -a]), slopes).chunk(2)
+            found = self.linear_bound(i, torch.cat([a, -a]), slopes)
         else:
             (a,), constant = start
             a = torch.cat([a, -a])
@@ -304,8 +352,10 @@ class Propagation:
             if i in self._run_errors:
                 run = self._run_errors[i].flatten(1).gather(1, chosen.T).T
                 total = total - torch.cat([run, run])
-            least, negated = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, slopes).chunk(2)
-        return least, -negated
+            found = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, slopes)
+        least, negated = found.least.chunk(2)
+        assert found.coefficients is not None
+        return least, -negated, found.coefficients
 
     def _rows(self, i: int, n: int) -> int:
         """How many entries one backward pass may bound: two rows each, about four tensors of the largest value."""
@@ -335,6 +385,18 @@ class Propagation:
         Returns:
             (rows, n).
         """
+        return self.linear_bound(i, a, slopes, extra=extra, at_boxes=at_boxes).least
+
+    def linear_bound(
+        self,
+        i: int,
+        a: Tensor,
+        slopes: Slopes | None = None,
+        *,
+        extra: Slopes | None = None,
+        at_boxes: bool = False,
+    ) -> LinearBound:
+        """`minimum` with the linear functions of the input behind it."""
         total = a.new_zeros(a.shape[:2])
         return self._descend({i: a}, total, torch.zeros_like(total), slopes, extra, at_boxes)
 
@@ -346,11 +408,12 @@ class Propagation:
         slopes: Slopes | None,
         extra: Slopes | None = None,
         at_boxes: bool = False,
-    ) -> Tensor:
+    ) -> LinearBound:
         """Substitutes backwards until only the input is left: a bound of ``sum <pending, values> + total``.
 
         Invariant: the bound sought is at least ``sum <pending, values> + total - error``, in real numbers.
         """
+        coefficients: Tensor | None = None
         for k in range(max(pending), -1, -1):
             if k not in pending:
                 continue
@@ -359,6 +422,7 @@ class Propagation:
                 a = a + extra[k]
                 error = error + gamma(1) * norm(a, 2) * norm(self.boxes[k].magnitude, 1)
             if op is None:
+                coefficients = a.flatten(2)
                 constant, slack = self.region.minimum(a)
             elif at_boxes and not op.linear:
                 constant, slack = box_minimum(a, self.boxes[k])
@@ -373,7 +437,7 @@ class Propagation:
                 total = total + constant
                 slack = slack + gamma(1) * total.detach().abs()
             error = error + slack
-        return numbers(total - error) if self.sound else total
+        return LinearBound(numbers(total - error) if self.sound else total, coefficients)
 
     def pull(self, k: int, a: Tensor, slopes: Slopes | None = None) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
         """One step back: ``<a, value of node k>`` is at least ``sum <parts, inputs> + constant - error``.
@@ -417,7 +481,24 @@ def specification(
     extra: Slopes | None = None,
     at_boxes: bool = False,
 ) -> Tensor:
-    """Lower bounds of ``C f(x') + d`` from a propagation that has run.
+    """Lower bounds of ``C f(x') + d`` from a propagation that has run: `linear_specification` without the functions.
+
+    Returns:
+        (n, rows).
+    """
+    return linear_specification(found, c, d, slopes, extra=extra, at_boxes=at_boxes).least
+
+
+def linear_specification(
+    found: Propagation,
+    c: Tensor,
+    d: Tensor | None = None,
+    slopes: Slopes | None = None,
+    *,
+    extra: Slopes | None = None,
+    at_boxes: bool = False,
+) -> LinearBound:
+    """Lower bounds of ``C f(x') + d`` from a propagation that has run, with linear functions of the input below it.
 
     Args:
         found: the propagation.
@@ -428,7 +509,7 @@ def specification(
         at_boxes: see `Propagation.minimum`.
 
     Returns:
-        (n, rows).
+        Samples first: (n, rows), and (n, rows, features).
 
     Raises:
         UnsupportedError: the output is not a vector.
@@ -438,8 +519,10 @@ def specification(
         raise UnsupportedError(f"a specification needs a vector as output, not {found.graph.output_shape}")
     n, reference = len(found.region.x), found.region.x
     rows = c.to(reference).expand(n, *c.shape[-2:]).transpose(0, 1)
-    lower = found.minimum(output, rows, slopes, extra=extra, at_boxes=at_boxes).T
-    if d is None:
-        return lower
-    lower = lower + d.to(reference)
-    return numbers(lower - gamma(1) * lower.abs()) if found.sound else lower
+    bound = found.linear_bound(output, rows, slopes, extra=extra, at_boxes=at_boxes)
+    lower = bound.least.T
+    coefficients = None if bound.coefficients is None else bound.coefficients.transpose(0, 1)
+    if d is not None:
+        lower = lower + d.to(reference)
+        lower = numbers(lower - gamma(1) * lower.abs()) if found.sound else lower
+    return LinearBound(lower, coefficients)
