@@ -18,7 +18,7 @@ from holdfast.certifiers.bounds.sdp import SDP
 from holdfast.certifiers.branch_and_bound.linear_program import Program
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome, Solver
+from holdfast.certifiers.verification.solver import Decision, SearchLimit, Solver
 from holdfast.core.registry import method, names
 from holdfast.core.threat import Norm
 
@@ -143,9 +143,9 @@ def test_complete_methods_give_the_verdict_of_the_integer_program(name, seeds):
     for seed in seeds:
         given = net(seed)
         row = seed % 2
-        for margin, outcome in ((1e-3, Outcome.HOLDS), (-1e-3, Outcome.BROKEN)):
+        for margin, decision in ((1e-3, Decision.HOLDS), (-1e-3, Decision.BROKEN)):
             d = margin - given.exact[row : row + 1]
             query = Query(given.x, given.ball, C[row : row + 1], d, groups)
-            answer = solver.solve(given.graph, query, Budget.seconds(300))
-            assert answer.outcome is outcome, (seed, margin, answer)
+            answer = solver.solve(given.graph, query, SearchLimit.seconds(300))
+            assert answer.decision is decision, (seed, margin, answer)
             assert answer.bound <= margin + SOLVER

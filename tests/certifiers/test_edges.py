@@ -11,7 +11,7 @@ from holdfast.attacks.falsification import falsifier
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome, Solver
+from holdfast.certifiers.verification.solver import Decision, SearchLimit, Solver
 from holdfast.certifiers.verification.verifier import broken, representable, verify
 from holdfast.certifiers.verification.vnnlib import parse_vnnlib
 from holdfast.core.errors import HoldfastError, UnsupportedError
@@ -100,7 +100,7 @@ def test_a_finite_value_beside_one_that_overflows_decides_nothing_wrongly(name):
     other = b.add_node("exp", [b.add_node("affine", [other], {"scale": torch.tensor([1000.0])})])
     graph = b.finish(b.add_node("concat", [one, other], attributes={"dim": 0}))
     for unsafe in ("(assert (<= Y_0 1.5))", "(assert (>= Y_0 1.5))"):
-        assert _verdict(graph, unsafe, (1.0, 2.0), name, 1.0).outcome is not Outcome.HOLDS
+        assert _verdict(graph, unsafe, (1.0, 2.0), name, 1.0).decision is not Decision.HOLDS
 
 
 @pytest.mark.parametrize("norm", [Norm.LINF, Norm.L2, Norm.L1])
@@ -140,8 +140,8 @@ def test_a_network_with_one_number_as_output_is_bounded(name):
         return
     low = tool.bounds(graph, LpBall.uniform(Norm.LINF, 1.0, 1, low=-1.0), x, torch.ones(1, 1), torch.full((1,), 9.0))
     assert 0 < float(low) <= 8.0 + 1e-9
-    assert _verdict(graph, "(assert (>= Y_0 100.0))", name=name).outcome is Outcome.HOLDS
-    assert _verdict(graph, "(assert (>= Y_0 0.5))", name=name).outcome is Outcome.BROKEN
+    assert _verdict(graph, "(assert (>= Y_0 100.0))", name=name).decision is Decision.HOLDS
+    assert _verdict(graph, "(assert (>= Y_0 0.5))", name=name).decision is Decision.BROKEN
 
 
 # where nothing leads downhill
@@ -152,10 +152,10 @@ def test_a_network_of_a_table_is_decided_though_nothing_leads_downhill():
     rows = b.add_node("embedding", [0], {"weight": torch.arange(18.0).view(6, 3) / 18})
     mean = b.add_node("mean", [rows], attributes={"dims": (0,)})
     graph = b.finish(b.add_node("reshape", [mean], attributes={"shape": (3,)}))
-    assert _verdict(graph, "(assert (>= Y_0 100.0))", (0.0, 5.0)).outcome is Outcome.HOLDS
-    assert _verdict(graph, "(assert (>= Y_0 0.8))", (0.0, 5.0)).outcome is Outcome.BROKEN
+    assert _verdict(graph, "(assert (>= Y_0 100.0))", (0.0, 5.0)).decision is Decision.HOLDS
+    assert _verdict(graph, "(assert (>= Y_0 0.8))", (0.0, 5.0)).decision is Decision.BROKEN
     for name in ("input_splitting", "crown"):
-        assert _verdict(graph, "(assert (>= Y_0 100.0))", (0.0, 5.0), name).outcome is Outcome.HOLDS
+        assert _verdict(graph, "(assert (>= Y_0 100.0))", (0.0, 5.0), name).decision is Decision.HOLDS
 
 
 # strict bounds and rows
@@ -166,7 +166,7 @@ def test_a_strict_bound_of_an_input_keeps_witnesses_inside(strict):
     graph = _built((2,), [("linear", {"weight": torch.eye(2)}, {})])
     text = f"(assert {strict})(assert (<= Y_1 0.5))"
     answer = _verdict(graph, text, (0.0, 1.0))
-    assert answer.outcome is Outcome.BROKEN
+    assert answer.decision is Decision.BROKEN
     assert _said(text, 2, 2, (0.0, 1.0)).confirm(graph, answer.witness) is not None
 
 
@@ -196,17 +196,17 @@ def test_witnesses_of_an_open_box_are_numbers_of_the_models_type_inside():
 @pytest.mark.parametrize("name", ["auto", "crown"])
 def test_a_strict_row_that_is_met_with_equality_at_most_holds(steps, unsafe, name):
     answer = _verdict(_built((2,), steps), unsafe, (-50.0, 50.0), name)
-    assert answer.outcome is Outcome.HOLDS, answer
+    assert answer.decision is Decision.HOLDS, answer
 
 
 def test_a_row_that_is_not_strict_is_broken_by_equality_or_open():
     graph = _built((2,), [("relu", {}, {})])
-    assert _verdict(graph, "(assert (<= Y_0 0.0))").outcome is Outcome.BROKEN
-    assert _verdict(graph, "(assert (< Y_0 1e-9))").outcome is Outcome.BROKEN
+    assert _verdict(graph, "(assert (<= Y_0 0.0))").decision is Decision.BROKEN
+    assert _verdict(graph, "(assert (< Y_0 1e-9))").decision is Decision.BROKEN
     # one group at the edge is done with, the other is decided
     text = "(assert (or (< Y_0 0.0) (>= Y_1 {})))"
-    assert _verdict(graph, text.format(1.5)).outcome is Outcome.HOLDS
-    assert _verdict(graph, text.format(0.5)).outcome is Outcome.BROKEN
+    assert _verdict(graph, text.format(1.5)).decision is Decision.HOLDS
+    assert _verdict(graph, text.format(0.5)).decision is Decision.BROKEN
 
 
 TOUCHING = {
@@ -232,11 +232,11 @@ def test_a_piecewise_linear_network_whose_least_output_is_the_edge_is_decided_ex
     steps, ends = TOUCHING[name]
     graph = _built((1,), steps)
     found = _verdict(graph, "(assert (< Y_0 0.0))", ends, seconds=20.0)
-    assert found.outcome is Outcome.HOLDS, found
+    assert found.decision is Decision.HOLDS, found
     assert "exact" in found.arithmetic
     below = _verdict(graph, "(assert (< Y_0 1e-6))", ends, seconds=20.0)
-    assert below.outcome is Outcome.BROKEN, below  # a hair beyond the edge there are witnesses
-    assert _verdict(graph, "(assert (<= Y_0 -0.01))", ends, seconds=20.0).outcome is Outcome.HOLDS
+    assert below.decision is Decision.BROKEN, below  # a hair beyond the edge there are witnesses
+    assert _verdict(graph, "(assert (<= Y_0 -0.01))", ends, seconds=20.0).decision is Decision.HOLDS
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_piecewise_linear_network_whose_least_output_is_the_edge_is_decided_ex
 def test_what_no_bound_can_tell_from_equality_is_unknown_at_once(text, steps):
     begun = monotonic()
     found = _verdict(_built((1,), steps), text, (0.0, 1.0), seconds=30.0)
-    assert found.outcome is Outcome.UNKNOWN, found
+    assert found.decision is Decision.UNKNOWN, found
     assert "equality" in found.reason
     assert monotonic() - begun < 10
 
@@ -266,7 +266,7 @@ def test_an_edge_that_is_touched_hides_no_witness_beyond():
     steps = [
         ("linear", {"weight": [[1.0, 1.0]], "bias": [-1.9]}, {}), ("relu", {}, {}), ("linear", {"weight": [[-1.0]]}, {}),
     ]  # fmt: skip
-    assert _verdict(_built((2,), steps), "(assert (< Y_0 0.0))", (-1.0, 1.0)).outcome is Outcome.BROKEN
+    assert _verdict(_built((2,), steps), "(assert (< Y_0 0.0))", (-1.0, 1.0)).decision is Decision.BROKEN
 
 
 # roots of what is not negative
@@ -300,8 +300,8 @@ def test_the_length_of_a_vector_around_zero_is_decided():
         "affine", [b.add_node("mean", [square], attributes={"dims": (0,)})], {"scale": torch.tensor([3.0])}
     )
     graph = b.finish(b.add_node("sqrt", [total]))
-    assert _verdict(graph, "(assert (>= Y_0 2.5))").outcome is Outcome.HOLDS
-    assert _verdict(graph, "(assert (>= Y_0 1.7))").outcome is Outcome.BROKEN
+    assert _verdict(graph, "(assert (>= Y_0 2.5))").decision is Decision.HOLDS
+    assert _verdict(graph, "(assert (>= Y_0 1.7))").decision is Decision.BROKEN
 
 
 # constants
@@ -320,8 +320,8 @@ def test_an_elu_with_any_alpha_is_never_proved_wrongly(alpha, name):
     """At 0 it is 0, whatever alpha is."""
     graph = _built((2,), [("elu", {}, {"alpha": alpha})])
     assert (
-        _verdict(graph, "(assert (<= Y_0 0.001))(assert (>= Y_0 -0.001))", (-2.0, 2.0), name, 2.0).outcome
-        is not Outcome.HOLDS
+        _verdict(graph, "(assert (<= Y_0 0.001))(assert (>= Y_0 -0.001))", (-2.0, 2.0), name, 2.0).decision
+        is not Decision.HOLDS
     )
 
 
@@ -333,7 +333,7 @@ def test_solvers_never_call_an_overflow_proved_on_their_own():
     )
     for name in ("input_splitting", "neuron_splitting", "milp"):
         try:
-            answer = method(name)().solve(graph, query, Budget.seconds(2.0))
+            answer = method(name)().solve(graph, query, SearchLimit.seconds(2.0))
         except UnsupportedError:
             continue
-        assert answer.outcome is not Outcome.HOLDS
+        assert answer.decision is not Decision.HOLDS

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.certifiers.bounds.sdp import SDP
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome, Solver
+from holdfast.certifiers.verification.solver import Decision, SearchLimit, Solver
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
@@ -146,11 +146,11 @@ def test_planted_counterexamples_are_never_proved(name: str, seed: int) -> None:
     assert float(graph.as_module()(p.unsqueeze(0))[0, 0]) < 0
     query = Query.of_box(torch.zeros(3), torch.ones(3), _t([1.0, -1.0]), torch.zeros(1))
     try:
-        answer = _small(method(name)).solve(graph, query, Budget.seconds(4.0))
+        answer = _small(method(name)).solve(graph, query, SearchLimit.seconds(4.0))
     except UnsupportedError:
         return
-    assert answer.outcome is not Outcome.HOLDS
-    assert answer.bound <= 0 or answer.outcome is Outcome.BROKEN
+    assert answer.decision is not Decision.HOLDS
+    assert answer.bound <= 0 or answer.decision is Decision.BROKEN
 
 
 def _leak(slope: float) -> Graph:

@@ -11,7 +11,7 @@ from torch import nn
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.complete.input_splitting import InputSplitting
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.solver import Decision, SearchLimit
 from holdfast.certifiers.verification.tree import Leaf, Split, Tree
 from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.errors import UnsupportedError
@@ -53,15 +53,15 @@ def _tent(offset):
 def test_a_kink_is_found_to_hold(offset):
     graph, query = _tent(offset)
     query = Query.of_box(torch.tensor([-0.7]).double(), torch.ones(1).double(), query.c, query.d)
-    answer = InputSplitting().solve(graph, query, Budget.seconds(300))
-    assert answer.outcome is Outcome.HOLDS
+    answer = InputSplitting().solve(graph, query, SearchLimit.seconds(300))
+    assert answer.decision is Decision.HOLDS
     assert 0 < answer.bound <= offset
 
 
 def test_a_kink_is_found_to_break():
     graph, query = _tent(-1e-3)
-    answer = InputSplitting().solve(graph, query, Budget.seconds(300))
-    assert answer.outcome is Outcome.BROKEN
+    answer = InputSplitting().solve(graph, query, SearchLimit.seconds(300))
+    assert answer.decision is Decision.BROKEN
     assert broken(graph, query, answer.witness)
 
 
@@ -71,8 +71,8 @@ def test_boxes_as_small_as_floats_allow_end_without_proof():
     first = graph.nodes[1].tensors
     first["weight"].copy_(torch.tensor([[3.0], [-3.0]]))
     first["bias"].copy_(torch.tensor([-1.0, 1.0]))
-    answer = InputSplitting(descent=0).solve(graph, query, Budget.seconds(300))
-    assert answer.outcome is Outcome.UNKNOWN
+    answer = InputSplitting(descent=0).solve(graph, query, SearchLimit.seconds(300))
+    assert answer.decision is Decision.UNKNOWN
     assert "small" in answer.reason
     assert not answer.bound > 0
 
@@ -81,11 +81,11 @@ def test_inputs_that_do_not_vary():
     graph = _chain(3, 8, 2, seed=0)
     x = torch.tensor([0.3, -0.2, 0.5]).double()
     y = graph.as_module()(x.unsqueeze(0))[0].detach()
-    for sign, outcome in ((1, Outcome.HOLDS), (-1, Outcome.BROKEN)):
+    for sign, decision in ((1, Decision.HOLDS), (-1, Decision.BROKEN)):
         query = Query.of_box(x, x, torch.tensor([[1.0, 0.0]]).double(), -y[:1] + sign * 1e-6)
-        assert InputSplitting().solve(graph, query, Budget.seconds(300)).outcome is outcome
+        assert InputSplitting().solve(graph, query, SearchLimit.seconds(300)).decision is decision
     wide = Query.of_box(x - torch.tensor([0, 1.0, 0]), x, torch.eye(2).double(), torch.full((2,), 50.0))
-    assert InputSplitting().solve(graph, wide, Budget.seconds(300)).outcome is Outcome.HOLDS
+    assert InputSplitting().solve(graph, wide, SearchLimit.seconds(300)).decision is Decision.HOLDS
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -99,11 +99,11 @@ def test_verdicts_agree_with_a_grid_and_groups_of_rows(seed):
     rows = graph.as_module()(points).detach() @ c.double().T
     least = float(_query(c, torch.zeros(3), groups).score(rows).min())
     spread = float(rows.amax() - rows.amin())
-    for shift, outcome in ((0.02 * spread, Outcome.HOLDS), (-1e-3 * spread, Outcome.BROKEN)):
+    for shift, decision in ((0.02 * spread, Decision.HOLDS), (-1e-3 * spread, Decision.BROKEN)):
         query = _query(c, torch.full((3,), -least + shift), groups)
-        answer = InputSplitting().solve(graph, query, Budget.seconds(300))
-        assert answer.outcome is outcome
-        if outcome is Outcome.HOLDS:
+        answer = InputSplitting().solve(graph, query, SearchLimit.seconds(300))
+        assert answer.decision is decision
+        if decision is Decision.HOLDS:
             assert 0 < answer.bound <= shift + 1e-9
             assert bool((answer.rows <= (rows + query.d).amin(0) + 1e-9).all())
         else:
@@ -117,7 +117,7 @@ def test_bounds_at_any_time_are_sound_and_grow():
     least = float((graph.as_module()(points).detach() @ query.c.T).min())
     query = _query([[1.0, -1.0]], [-least + 1e-4], n=3)
     found = [
-        InputSplitting(descent=0, boxes=8, chunk=8).solve(graph, query, Budget(torch.inf, domains=k)).bound
+        InputSplitting(descent=0, boxes=8, chunk=8).solve(graph, query, SearchLimit(torch.inf, domains=k)).bound
         for k in (1, 20, 60)
     ]
     assert found == sorted(found)
@@ -146,8 +146,8 @@ def test_a_tree_can_be_checked_leaf_by_leaf():
     rows = graph.as_module()(torch.cartesian_prod(axis, axis)).detach() @ c.double().T
     least = float(_query(c, torch.zeros(3), groups).score(rows).min())
     query, tree = _query(c, torch.full((3,), -least + 0.3), groups), Tree()
-    answer = InputSplitting().solve(graph, query, Budget.seconds(300), tree=tree)
-    assert answer.outcome is Outcome.HOLDS
+    answer = InputSplitting().solve(graph, query, SearchLimit.seconds(300), tree=tree)
+    assert answer.decision is Decision.HOLDS
     assert tree.complete
     volume = 0.0
     for leaf, low, high in _leaves(tree, 0, query.lower, query.upper):
@@ -165,10 +165,10 @@ def test_smooth_activations_are_served():
     graph = Graph.from_module(net, torch.zeros(1, 2).double())
     axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
     least = float(net(torch.cartesian_prod(axis, axis)).detach().min())
-    holds = InputSplitting().solve(graph, _query([[1.0]], [0.01 - least]), Budget.seconds(300))
-    assert holds.outcome is Outcome.HOLDS
-    breaks = InputSplitting().solve(graph, _query([[1.0]], [-1e-4 - least]), Budget.seconds(300))
-    assert breaks.outcome is Outcome.BROKEN
+    holds = InputSplitting().solve(graph, _query([[1.0]], [0.01 - least]), SearchLimit.seconds(300))
+    assert holds.decision is Decision.HOLDS
+    breaks = InputSplitting().solve(graph, _query([[1.0]], [-1e-4 - least]), SearchLimit.seconds(300))
+    assert breaks.decision is Decision.BROKEN
 
 
 def test_balls_that_are_no_boxes_are_refused():
@@ -176,13 +176,13 @@ def test_balls_that_are_no_boxes_are_refused():
     x = torch.zeros(1, 2).double()
     query = Query(x, LpBall.uniform(Norm.L2, 0.1, 1), torch.eye(2).double(), torch.zeros(2).double(), torch.arange(2))
     with pytest.raises(UnsupportedError, match="neuron_splitting"):
-        InputSplitting().solve(graph, query, Budget.seconds(1))
+        InputSplitting().solve(graph, query, SearchLimit.seconds(1))
 
 
 def test_no_time_is_a_timeout():
     graph, query = _chain(2, 10, 10, 2, seed=0), _query([[1.0, -1.0]], [0.0])
-    answer = InputSplitting(descent=0).solve(graph, query, Budget(0.0))
-    assert answer.outcome in (Outcome.TIMEOUT, Outcome.BROKEN)
+    answer = InputSplitting(descent=0).solve(graph, query, SearchLimit(0.0))
+    assert answer.decision in (Decision.TIMEOUT, Decision.BROKEN)
     assert answer.domains == 1
 
 
@@ -190,5 +190,5 @@ def test_a_box_is_not_cut_to_slivers_while_a_wide_input_waits():
     """A cut along the second input makes the bound worse, and two prove the box: one cut ahead, it is never chosen."""
     given = net(50)
     query = Query(given.x, given.ball, C[:1], 0.01 - given.exact[:1], torch.zeros(1, dtype=torch.int64))
-    answer = InputSplitting().solve(given.graph, query, replace(Budget.seconds(300), domains=5000))
-    assert answer.outcome is Outcome.HOLDS
+    answer = InputSplitting().solve(given.graph, query, replace(SearchLimit.seconds(300), domains=5000))
+    assert answer.decision is Decision.HOLDS

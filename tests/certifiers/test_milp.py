@@ -10,7 +10,7 @@ from holdfast.certifiers.branch_and_bound.linear_program import Optimum, Program
 from holdfast.certifiers.complete.milp import MILP, exact_minimum
 from holdfast.certifiers.relaxation.relaxation import lower_max_pools
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.solver import Decision, SearchLimit
 from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
@@ -52,12 +52,12 @@ def test_max_pools_become_relus_of_the_same_function():
 def test_thresholds_beside_the_optimum_are_decided(name):
     graph, x, ball = _case(name)
     exact = exact_minimum(graph, ball, x, C[:1])[0]
-    for margin, outcome in ((1e-3, Outcome.HOLDS), (-1e-3, Outcome.BROKEN)):
+    for margin, decision in ((1e-3, Decision.HOLDS), (-1e-3, Decision.BROKEN)):
         query = Query(x, ball, C[:1], margin - exact, ONE)
-        answer = MILP().solve(graph, query, Budget.seconds(300))
-        assert answer.outcome is outcome
+        answer = MILP().solve(graph, query, SearchLimit.seconds(300))
+        assert answer.decision is decision
         assert answer.bound <= margin
-        assert (answer.witness is not None) == (outcome is Outcome.BROKEN)
+        assert (answer.witness is not None) == (decision is Decision.BROKEN)
         assert answer.witness is None or broken(graph, query, answer.witness)
 
 
@@ -65,7 +65,7 @@ def test_margins_far_below_the_solvers_tolerance_are_proved():
     for seed in range(6):
         given = net(seed)
         query = Query(given.x, given.ball, C[:1], 1e-9 - given.exact[:1], ONE)
-        assert MILP().solve(given.graph, query, Budget.seconds(300)).outcome is Outcome.HOLDS
+        assert MILP().solve(given.graph, query, SearchLimit.seconds(300)).decision is Decision.HOLDS
 
 
 def test_a_group_of_rows_is_proved_where_no_row_is_positive_throughout():
@@ -75,12 +75,12 @@ def test_a_group_of_rows_is_proved_where_no_row_is_positive_throughout():
         given = net(seed)
         most = _larger_of(given.graph)
         exact = exact_minimum(most, given.ball, given.x, torch.ones(1, 1))[0]
-        for margin, outcome in ((1e-4, Outcome.HOLDS), (-1e-4, Outcome.BROKEN)):
+        for margin, decision in ((1e-4, Decision.HOLDS), (-1e-4, Decision.BROKEN)):
             d = (margin - exact).expand(2)
             query = Query(given.x, given.ball, C, d, torch.zeros(2, dtype=torch.int64))
-            answer = MILP().solve(given.graph, query, Budget.seconds(300))
-            assert answer.outcome is outcome, (seed, answer)
-            decided += int(outcome is Outcome.HOLDS and not (given.exact + d > 0).any())
+            answer = MILP().solve(given.graph, query, SearchLimit.seconds(300))
+            assert answer.decision is decision, (seed, answer)
+            decided += int(decision is Decision.HOLDS and not (given.exact + d > 0).any())
     assert decided
 
 
@@ -103,10 +103,14 @@ def _larger_of(graph: Graph) -> Graph:
 
 def test_groups_are_all_needed():
     given = net(3)
-    for d, outcome in (([1e-3, 1e-3], Outcome.HOLDS), ([1e-3, -1e-3], Outcome.BROKEN), ([-1e-3, 1.0], Outcome.BROKEN)):
+    for d, decision in (
+        ([1e-3, 1e-3], Decision.HOLDS),
+        ([1e-3, -1e-3], Decision.BROKEN),
+        ([-1e-3, 1.0], Decision.BROKEN),
+    ):
         query = Query(given.x, given.ball, C, torch.tensor(d) - given.exact, torch.arange(2))
-        answer = MILP().solve(given.graph, query, Budget.seconds(300))
-        assert answer.outcome is outcome
+        answer = MILP().solve(given.graph, query, SearchLimit.seconds(300))
+        assert answer.decision is decision
         assert (answer.rows <= torch.tensor(d) + 1e-9).all()
 
 
@@ -129,9 +133,9 @@ def test_what_highs_says_is_never_believed(monkeypatch, garbage):
         given = net(seed)
         for margin in (-1e-6, 1e-2):
             query = Query(given.x, given.ball, C[:1], margin - given.exact[:1], ONE)
-            found = MILP(share=0.0).solve(given.graph, query, Budget.seconds(5.0))
-            assert found.outcome is not Outcome.HOLDS or margin > 0
-            assert found.outcome is not Outcome.BROKEN or margin < 0
+            found = MILP(share=0.0).solve(given.graph, query, SearchLimit.seconds(5.0))
+            assert found.decision is not Decision.HOLDS or margin > 0
+            assert found.decision is not Decision.BROKEN or margin < 0
             assert found.bound <= margin
 
 
@@ -140,24 +144,24 @@ def test_smooth_activations_are_never_guessed():
         graph, x, ball = _case(name, 0.1)
         with torch.no_grad():
             least = (graph.as_module()(inside(ball, x, 4000, 2)[:, 0]) @ C[0]).amin()
-        outcomes = []
+        decisions = []
         for margin in (-1e-3, 0.05, 3.0):
             query = Query(x, ball, C[:1], (margin - least).view(1), ONE)
-            answer = MILP().solve(graph, query, Budget.seconds(300))
-            outcomes.append(answer.outcome)
-            assert (answer.outcome is Outcome.UNKNOWN) == bool(answer.reason)
-        assert outcomes[0] is not Outcome.HOLDS
-        assert outcomes[2] is Outcome.HOLDS
+            answer = MILP().solve(graph, query, SearchLimit.seconds(300))
+            decisions.append(answer.decision)
+            assert (answer.decision is Decision.UNKNOWN) == bool(answer.reason)
+        assert decisions[0] is not Decision.HOLDS
+        assert decisions[2] is Decision.HOLDS
 
 
 def test_time_and_domains_end_with_a_sound_bound():
     graph, x, ball = _case("conv1d", 0.2)
     exact = exact_minimum(graph, ball, x, C[:1])[0]
     query = Query(x, ball, C[:1], 1e-3 - exact, ONE)
-    late = MILP().solve(graph, query, Budget.seconds(0.0))
-    assert late.outcome is Outcome.TIMEOUT
-    few = MILP(share=0.0).solve(graph, query, Budget(Budget.seconds(300).deadline, domains=20))
-    assert few.outcome in (Outcome.UNKNOWN, Outcome.HOLDS)
+    late = MILP().solve(graph, query, SearchLimit.seconds(0.0))
+    assert late.decision is Decision.TIMEOUT
+    few = MILP(share=0.0).solve(graph, query, SearchLimit(SearchLimit.seconds(300).deadline, domains=20))
+    assert few.decision in (Decision.UNKNOWN, Decision.HOLDS)
     assert late.bound <= few.bound <= 1e-3 + 1e-6
 
 
@@ -167,7 +171,7 @@ def test_refusals_are_in_words():
     with pytest.raises(UnsupportedError, match="sigmoid"):
         exact_minimum(graph, LpBall.uniform(Norm.LINF, 0.1, 1), x, C)
     with pytest.raises(UnsupportedError, match="splitting"):
-        MILP().solve(graph, Query(x, ball, C, torch.zeros(2).double(), torch.arange(2)), Budget.seconds(1.0))
+        MILP().solve(graph, Query(x, ball, C, torch.zeros(2).double(), torch.arange(2)), SearchLimit.seconds(1.0))
     query = Query(x, LpBall.uniform(Norm.LINF, 0.1, 1), C, torch.full((2,), -9.0).double(), torch.arange(2))
     with pytest.raises(UnsupportedError, match="more than 3"):
-        MILP(variables=3).solve(graph, query, Budget.seconds(1.0))
+        MILP(variables=3).solve(graph, query, SearchLimit.seconds(1.0))

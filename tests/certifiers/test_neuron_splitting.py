@@ -19,7 +19,7 @@ from holdfast.certifiers.complete.neuron_splitting import NeuronSplitting
 from holdfast.certifiers.propagation.propagation import Propagation, specification
 from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.solver import Decision, SearchLimit
 from holdfast.certifiers.verification.tree import Leaf, Split, Tree
 from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.sets import LpBall
@@ -111,12 +111,12 @@ def test_the_verdict_is_that_of_exact_optimisation(seed: int) -> None:
     graph = graph_of(net, 3)
     query = box_query(graph, rows=1 + seed % 4, seed=seed)
     least = exact(net, query)
-    for side, outcome in ((0.02, Outcome.HOLDS), (-0.02, Outcome.BROKEN)):
+    for side, decision in ((0.02, Decision.HOLDS), (-0.02, Decision.BROKEN)):
         asked = replace(query, d=query.d - least + side)
-        answer = NeuronSplitting().solve(graph, asked, Budget.seconds(300))
-        assert answer.outcome is outcome, (answer, least)
+        answer = NeuronSplitting().solve(graph, asked, SearchLimit.seconds(300))
+        assert answer.decision is decision, (answer, least)
         assert answer.bound <= side + 1e-4
-        if outcome is Outcome.BROKEN:
+        if decision is Decision.BROKEN:
             assert answer.witness is not None
             assert broken(graph, asked, answer.witness)
 
@@ -135,10 +135,10 @@ def test_balls_other_than_boxes(norm: Norm, seed: int) -> None:
     points = directions / directions.norm(p, dim=1, keepdim=True) * radius
     with torch.no_grad():
         least = float((graph.to(torch.float64).as_module()(points) @ c.T).min())
-    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - least + 0.1), Budget.seconds(300))
-    assert answer.outcome is Outcome.HOLDS
-    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - least - 0.02), Budget.seconds(300))
-    assert answer.outcome is Outcome.BROKEN
+    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - least + 0.1), SearchLimit.seconds(300))
+    assert answer.decision is Decision.HOLDS
+    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - least - 0.02), SearchLimit.seconds(300))
+    assert answer.decision is Decision.BROKEN
 
 
 @pytest.mark.parametrize("act", [nn.Sigmoid, nn.Tanh])
@@ -150,8 +150,8 @@ def test_smooth_activations_are_split_too(act: type[nn.Module]) -> None:
     with torch.no_grad():
         least = float(query.score(graph.to(torch.float64).as_module()(grid) @ query.c.T).min())
     asked = replace(query, d=query.d - least + 0.1)
-    answer = NeuronSplitting().solve(graph, asked, Budget.seconds(300))
-    assert answer.outcome is Outcome.HOLDS
+    answer = NeuronSplitting().solve(graph, asked, SearchLimit.seconds(300))
+    assert answer.decision is Decision.HOLDS
     assert answer.domains >= (2 if act is nn.Tanh else 1)
 
 
@@ -170,7 +170,7 @@ def test_the_bound_grows_with_domains_and_stays_below_every_sample() -> None:
     method = replace(NeuronSplitting(box_share=0.0, batch=16))
     found: list[float] = []
     for domains in (1, 50, 400, 2000):
-        budget = replace(Budget.seconds(300), domains=domains)
+        budget = replace(SearchLimit.seconds(300), domains=domains)
         answer = method.solve(graph, replace(query, d=query.d + 1.02), budget)
         found.append(answer.bound)
     assert found == sorted(found)
@@ -186,9 +186,9 @@ def test_the_deadline_is_kept() -> None:
     with torch.no_grad():
         least = float(query.score(graph.to(torch.float64).as_module()(points) @ query.c.T).min())
     start = monotonic()
-    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - 2 * least), Budget.seconds(2.0))
+    answer = NeuronSplitting().solve(graph, replace(query, d=query.d - 2 * least), SearchLimit.seconds(2.0))
     assert monotonic() - start < 3.5
-    assert answer.outcome in (Outcome.TIMEOUT, Outcome.BROKEN)
+    assert answer.decision in (Decision.TIMEOUT, Decision.BROKEN)
 
 
 @torch.no_grad()
@@ -305,12 +305,12 @@ def test_a_planted_counterexample_is_never_proved() -> None:
     graph = graph_of(bump, 2)
     one = torch.ones(2)
     query = Query.of_box(0 * one, one, torch.ones(1, 1), torch.zeros(1))
-    answer = NeuronSplitting().solve(graph, query, Budget.seconds(300))
-    assert answer.outcome is Outcome.BROKEN
+    answer = NeuronSplitting().solve(graph, query, SearchLimit.seconds(300))
+    assert answer.decision is Decision.BROKEN
     assert answer.witness is not None
     assert float(bump(answer.witness.float()).detach()) <= 0
     away = Query.of_box(0 * one, one * 0.6, torch.ones(1, 1), torch.zeros(1))
-    assert NeuronSplitting().solve(graph, away, Budget.seconds(300)).outcome is Outcome.HOLDS
+    assert NeuronSplitting().solve(graph, away, SearchLimit.seconds(300)).decision is Decision.HOLDS
 
 
 @pytest.mark.parametrize(("rows", "act"), [(1, nn.ReLU), (3, nn.ReLU), (1, nn.Tanh)])
@@ -325,8 +325,8 @@ def test_the_tree_is_complete_and_each_leaf_proves_its_part(rows: int, act: type
         least = float(query.score(model(grid) @ query.c.T + query.d).min())
     query = replace(query, d=query.d - least + 0.15)
     tree = Tree()
-    answer = NeuronSplitting().solve(graph, query, Budget.seconds(300), tree=tree)
-    assert answer.outcome is Outcome.HOLDS
+    answer = NeuronSplitting().solve(graph, query, SearchLimit.seconds(300), tree=tree)
+    assert answer.decision is Decision.HOLDS
     assert tree.complete
     assert any(isinstance(v, Split) for v in tree.vertices)
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
@@ -375,16 +375,16 @@ def test_max_pools_are_split_as_relus_of_differences() -> None:
     with torch.no_grad():
         least = float((graph.to(torch.float64).as_module()(points) @ query.c.T).min())
     near = replace(query, d=query.d - least + 0.05)
-    answer = NeuronSplitting().solve(graph, near, Budget.seconds(300))
-    assert answer.outcome is Outcome.HOLDS
+    answer = NeuronSplitting().solve(graph, near, SearchLimit.seconds(300))
+    assert answer.decision is Decision.HOLDS
     assert answer.domains > 1
     assert answer.bound <= 0.05
-    refused = NeuronSplitting().solve(graph, near, Budget.seconds(300), tree=Tree())
-    assert refused.outcome is Outcome.UNKNOWN
+    refused = NeuronSplitting().solve(graph, near, SearchLimit.seconds(300), tree=Tree())
+    assert refused.decision is Decision.UNKNOWN
     assert "max pools" in refused.reason
     below = replace(query, d=query.d - least - 0.01)
-    answer = NeuronSplitting().solve(graph, below, Budget.seconds(300))
-    assert answer.outcome is Outcome.BROKEN
+    answer = NeuronSplitting().solve(graph, below, SearchLimit.seconds(300))
+    assert answer.decision is Decision.BROKEN
     assert answer.witness is not None
     assert broken(graph, below, answer.witness)
 
@@ -403,10 +403,10 @@ def test_proofs_about_the_network_as_it_runs_know_what_it_loses() -> None:
     assert worst < least
     between = replace(query, d=query.d - (worst + least) / 2)
     narrow = replace(graph, deployed=torch.bfloat16)
-    assert NeuronSplitting().solve(graph, between, Budget.seconds(300)).outcome is Outcome.HOLDS
-    assert NeuronSplitting().solve(narrow, between, Budget.seconds(1)).outcome is not Outcome.HOLDS
-    answer = NeuronSplitting().solve(narrow, replace(query, d=query.d - worst + 0.5), Budget.seconds(300))
-    assert answer.outcome is Outcome.HOLDS
+    assert NeuronSplitting().solve(graph, between, SearchLimit.seconds(300)).decision is Decision.HOLDS
+    assert NeuronSplitting().solve(narrow, between, SearchLimit.seconds(1)).decision is not Decision.HOLDS
+    answer = NeuronSplitting().solve(narrow, replace(query, d=query.d - worst + 0.5), SearchLimit.seconds(300))
+    assert answer.decision is Decision.HOLDS
     assert answer.domains > 1
     assert answer.bound <= 0.5
     assert "bfloat16" in answer.arithmetic

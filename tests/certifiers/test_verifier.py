@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Answer, Outcome
+from holdfast.certifiers.verification.solver import Answer, Decision
 from holdfast.certifiers.verification.verifier import broken, representable, verify
 from holdfast.core import registry
 from holdfast.core.errors import UnsupportedError, UsageError
@@ -26,30 +26,30 @@ def _box(low, high, offset, sign=1.0):
 
 def test_all_queries_count():
     holds, breaks = _box(0.0, 1.0, 0.5), _box(0.0, 1.0, -0.5)
-    assert verify(_line(), [holds, holds], timeout=20).outcome is Outcome.HOLDS
+    assert verify(_line(), [holds, holds], timeout=20).decision is Decision.HOLDS
     for queries in ([holds, breaks], [breaks, holds]):
         answer = verify(_line(), queries, timeout=20)
-        assert answer.outcome is Outcome.BROKEN
+        assert answer.decision is Decision.BROKEN
         assert broken(_line(), breaks, answer.witness)
 
 
 def test_outputs_of_any_shape():
-    assert verify(_line((1, 1)), [_box(0.0, 1.0, 0.5)], timeout=20).outcome is Outcome.HOLDS
+    assert verify(_line((1, 1)), [_box(0.0, 1.0, 0.5)], timeout=20).decision is Decision.HOLDS
 
 
 @pytest.mark.parametrize("lie", [2.0, -0.2, float("nan"), 0.9])
 def test_a_false_witness_is_not_believed(lie):
     answer = verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, falsify=lambda q, s: torch.full((1, 1), lie).double())
-    assert answer.outcome is Outcome.HOLDS
+    assert answer.decision is Decision.HOLDS
 
 
 def test_an_attack_that_fails_neither_ends_the_run_nor_hides():
     def attack(query, seconds):
         raise MemoryError("no more")
 
-    assert verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, falsify=attack).outcome is Outcome.HOLDS
+    assert verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, falsify=attack).decision is Decision.HOLDS
     answer = verify(_line(), [_box(0.0, 1.0, -0.5)], timeout=20, falsify=attack, method="ibp")
-    assert answer.outcome is Outcome.UNKNOWN
+    assert answer.decision is Decision.UNKNOWN
     assert "the attack failed (MemoryError: no more)" in answer.reason
     assert "ibp" in answer.reason
 
@@ -61,12 +61,12 @@ def test_a_method_that_fails_neither_ends_the_run_nor_proves(method, monkeypatch
         part = "solve" if hasattr(kind, "solve") else "bounds"
         monkeypatch.setattr(kind, part, lambda *args, name=name, **more: (_ for _ in ()).throw(MemoryError(name)))
     answer = verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=20, method=method)
-    assert answer.outcome is Outcome.UNKNOWN
+    assert answer.decision is Decision.UNKNOWN
     assert "MemoryError" in answer.reason
 
 
 def test_late_answers_are_timeouts():
-    assert verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=1e-9).outcome is Outcome.TIMEOUT
+    assert verify(_line(), [_box(0.0, 1.0, 0.5)], timeout=1e-9).decision is Decision.TIMEOUT
 
 
 def test_named_methods_and_bad_requests():
@@ -99,6 +99,6 @@ def test_a_score_that_is_not_a_number_breaks_nothing():
 
 @pytest.mark.parametrize("bound", [float("nan"), float("inf"), 0.0, -1.0])
 def test_an_answer_that_holds_without_a_number_above_0_is_unknown(bound):
-    answer = Answer(Outcome.HOLDS, bound, method="somebody")
-    assert answer.outcome is Outcome.UNKNOWN
+    answer = Answer(decision=Decision.HOLDS, bound=bound, method="somebody")
+    assert answer.decision is Decision.UNKNOWN
     assert "somebody" in answer.reason

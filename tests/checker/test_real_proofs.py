@@ -6,7 +6,7 @@ from test_checker import accepted, packed, unpacked
 from holdfast.certifiers.complete.input_splitting import InputSplitting
 from holdfast.certifiers.complete.neuron_splitting import NeuronSplitting
 from holdfast.certifiers.verification import proof
-from holdfast.certifiers.verification.solver import Budget, Outcome
+from holdfast.certifiers.verification.solver import Decision, SearchLimit
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.checker import check
@@ -30,7 +30,7 @@ def test_a_real_instance(shared_data, tmp_path, solver, net, prop):
     queries = read_vnnlib(prop, graph)
     trees = [Tree() for _ in queries]
     for query, tree in zip(queries, trees, strict=True):
-        assert solver.solve(graph, query, Budget.seconds(300), tree=tree).outcome is Outcome.HOLDS
+        assert solver.solve(graph, query, SearchLimit.seconds(300), tree=tree).decision is Decision.HOLDS
     file = tmp_path / "real.proof"
     proof.write(file, net, prop, graph, queries, trees)
     assert check(file).leaves == sum(len(tree.vertices) + 1 for tree in trees) // 2

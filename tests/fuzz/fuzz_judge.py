@@ -16,7 +16,7 @@ from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools, piecewise_linear
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Budget, Outcome, Solver
+from holdfast.certifiers.verification.solver import Decision, SearchLimit, Solver
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
@@ -242,17 +242,17 @@ def _against_exact(r, case, x, ball, c, d, report, wrong) -> None:
     row, shift = c[:1], torch.zeros(1, dtype=F64) if d is None else d[:1]
     margin = 1e-3 * (1 + float(least[0].abs()))
     for name in ("neuron_splitting", "input_splitting", "milp"):
-        for sign, outcome in ((1, Outcome.HOLDS), (-1, Outcome.BROKEN)):
+        for sign, decision in ((1, Decision.HOLDS), (-1, Decision.BROKEN)):
             query = Query(x[:1], one, row, shift + sign * margin - least[:1], torch.zeros(1, dtype=torch.int64))
             try:
-                answer = method(name)().solve(graph, query, Budget.seconds(10.0))
+                answer = method(name)().solve(graph, query, SearchLimit.seconds(10.0))
             except Exception as error:
                 wrong(f"{name} raises {type(error).__name__}: {error}")
                 continue
             report.verdicts += 1
-            against = {Outcome.HOLDS: Outcome.BROKEN, Outcome.BROKEN: Outcome.HOLDS}[outcome]
-            if answer.outcome is against or answer.outcome is Outcome.UNKNOWN:
-                wrong(f"{name}: {answer.outcome} ({answer.reason}) where the optimum is {sign * margin:g}")
+            against = {Decision.HOLDS: Decision.BROKEN, Decision.BROKEN: Decision.HOLDS}[decision]
+            if answer.decision is against or answer.decision is Decision.UNKNOWN:
+                wrong(f"{name}: {answer.decision} ({answer.reason}) where the optimum is {sign * margin:g}")
 
 
 def enumerated(graph, ball, x, c, d, most: int = 9):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from holdfast.attacks.falsification import falsifier
-from holdfast.certifiers.verification.solver import Answer, Outcome, Progress
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.certifiers.verification.verifier import verify
 from holdfast.certifiers.verification.vnnlib import Counterexample, Property, parse_counterexample, read_property
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Decision", "Effort", "Unread", "decide", "network", "rerun"]
+__all__ = ["Decided", "Effort", "Unread", "decide", "network", "rerun"]
 
 _DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,12 +70,12 @@ class Unread:
 
 
 @dataclass(frozen=True, eq=False)
-class Decision:
+class Decided:
     """What was found about a property.
 
     Attributes:
         answer: the verifier's; its witness is only believed if `counterexample` is there.
-        counterexample: the witness, confirmed in exact numbers, if the outcome is BROKEN.
+        counterexample: the witness, confirmed in exact numbers, if the decision is BROKEN.
         seconds: from opening the files.
         held_against: what the graph was compared with on the box of the property; None for one that was given as a graph.
     """
@@ -90,7 +90,7 @@ class Decision:
         """As JSON has it; numbers that are not finite are null."""
         a = self.answer
         return {
-            "verdict": str(a.outcome), "seconds": round(self.seconds, 3), "method": a.method, "reason": a.reason,
+            "verdict": str(a.decision), "seconds": round(self.seconds, 3), "method": a.method, "reason": a.reason,
             "arithmetic": a.arithmetic, "domains": a.domains, "bound": a.bound if math.isfinite(a.bound) else None,
             "held_against": self.held_against,
             "counterexample": None if self.counterexample is None else self.counterexample.text,
@@ -105,7 +105,7 @@ def decide(
     proof: Path | None = None,
     progress: Progress | None = None,
     output: str | None = None,
-) -> Decision:
+) -> Decided:
     """Decides whether a property holds for a network.
 
     Args:
@@ -133,20 +133,20 @@ def decide(
         believed=lambda x: said.confirm(graph, x) is not None,
     )  # fmt: skip
     found = None
-    if answer.outcome is Outcome.BROKEN:
+    if answer.decision is Decision.BROKEN:
         found = None if answer.witness is None else said.confirm(graph, answer.witness)
         if found is None:
             answer = replace(
-                answer, outcome=Outcome.UNKNOWN, reason="the witness breaks the property within rounding only"
+                answer, decision=Decision.UNKNOWN, reason="the witness breaks the property within rounding only"
             )
-    if answer.outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT) and said.unrunnable:
+    if answer.decision in (Decision.UNKNOWN, Decision.TIMEOUT) and said.unrunnable:
         answer = replace(answer, reason="; ".join(filter(None, (said.unrunnable, answer.reason))))
     seconds = monotonic() - begun
-    if trees is not None and proof is not None and isinstance(net, Path) and answer.outcome is Outcome.HOLDS:
+    if trees is not None and proof is not None and isinstance(net, Path) and answer.decision is Decision.HOLDS:
         from holdfast.certifiers.verification import proof as proofs
 
         proofs.write(proof, net, prop, graph, queries, trees)
-    return Decision(answer, found, seconds, against)
+    return Decided(answer, found, seconds, against)
 
 
 def _provable(net: Path | Graph | Unread, prop: Path, effort: Effort) -> None:

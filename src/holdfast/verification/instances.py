@@ -27,7 +27,7 @@ from typing import Any
 
 from holdfast.audits.folder import RunFolder
 from holdfast.audits.journal import Journal, Payload
-from holdfast.certifiers.verification.solver import Outcome
+from holdfast.certifiers.verification.solver import Decision
 from holdfast.core.errors import DataError, HoldfastError, UsageError, did_you_mean
 from holdfast.core.files import write_whole
 from holdfast.verification.decide import Effort, decide, rerun
@@ -46,7 +46,7 @@ __all__ = [
 ERROR = "error"
 _STAGE = "instance"
 _GRACE = 10.0  # seconds beyond a time limit until a worker is stopped
-_KNOWN = (Outcome.HOLDS, Outcome.BROKEN)
+_KNOWN = (Decision.HOLDS, Decision.BROKEN)
 
 Told = Callable[["Instance", Payload, int, int], None]
 """Told an instance, what came out, how many are done, and of how many."""
@@ -153,7 +153,7 @@ def run_instances(
         told: told each instance that is done.
 
     Returns:
-        All instances that were asked for, in the list's order, with their payloads: those of `Decision`, with the verdict
+        All instances that were asked for, in the list's order, with their payloads: those of `Decided`, with the verdict
         ``error`` and its reason for an instance that raised.
 
     Raises:
@@ -235,7 +235,7 @@ class _Worker:
             self.stop()
             return _failed(f"its process died (exit code {self.process.exitcode}): out of memory?", monotonic() - begun)
         self.stop()
-        return _failed("stopped, since it did not heed its time limit", monotonic() - begun, Outcome.TIMEOUT)
+        return _failed("stopped, since it did not heed its time limit", monotonic() - begun, Decision.TIMEOUT)
 
     def stop(self) -> None:
         """Ends the process at once."""
@@ -365,7 +365,7 @@ def contradictions(results: Iterable[tuple[Instance, Payload]]) -> list[Contradi
         if not _against(instance, payload):
             continue
         evidence = f"proved in {payload['arithmetic'] or 'no arithmetic'}, by {payload['method'] or 'nobody'}"
-        if payload["verdict"] == Outcome.BROKEN:
+        if payload["verdict"] == Decision.BROKEN:
             try:
                 failed = rerun(instance.net, instance.prop, payload["counterexample"])
                 evidence = (

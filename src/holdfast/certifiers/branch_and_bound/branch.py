@@ -18,7 +18,7 @@ from holdfast.certifiers.branch_and_bound.witness import Witnesses
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Answer, Budget, Outcome, Progress
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit
 from holdfast.certifiers.verification.tree import Leaf, Tree
 from holdfast.graph.model import Graph
 
@@ -53,7 +53,7 @@ class Search:
         query: the question.
         found: the root's propagation, of the model or of a graph that computes the same.
         rows: sound bounds of the query's rows at the root.
-        budget: what may be spent.
+        limit: what may be spent.
         settings: how.
         tree: where the proof is recorded, if one is wanted.
         progress: told how far it is.
@@ -68,12 +68,12 @@ class Search:
         query: Query,
         found: Propagation,
         rows: Tensor,
-        budget: Budget,
+        limit: SearchLimit,
         settings: Settings,
         tree: Tree | None,
         progress: Progress | None,
     ) -> None:
-        self.graph, self.query, self.found, self.budget, self.settings = graph, query, found, budget, settings
+        self.graph, self.query, self.found, self.limit, self.settings = graph, query, found, limit, settings
         self.tree, self.progress, self.rows = tree, progress, rows.clone()
         self.rough = Region(query.ball, query.x, torch.float32)
         self.reduced = self._reduce()
@@ -98,21 +98,21 @@ class Search:
         self.choices: list[Tensor] = []
 
     def _reduce(self) -> Reduced:
-        return Reduced(self.found, self.rough, self.query.c, self.query.d, max(self.budget.memory // 4, 1))
+        return Reduced(self.found, self.rough, self.query.c, self.query.d, max(self.limit.memory // 4, 1))
 
     def score(self, rows: Tensor) -> Tensor:
         """What bounds (n, width) of a domain's rows say of it."""
         return self.query.score(rows) if self.tree is not None else rows.amax(1)
 
     def run(self, arithmetic: str) -> Answer:
-        """Decides the query or stops at the budget's end."""
-        outcome, reason, method, witness = Outcome.UNKNOWN, "", "neuron_splitting", None
+        """Decides the query or stops at the end of its time."""
+        decision, reason, method, witness = Decision.UNKNOWN, "", "neuron_splitting", None
         boxes = self.tree is None and any(map(self._behind, self.reduced.layers))
         try:
             witness = self._root()
             splits, start = 0, monotonic()
             while witness is None and len(self.pool):
-                if boxes and monotonic() < start + self.settings.box_share * (self.budget.deadline - start):
+                if boxes and monotonic() < start + self.settings.box_share * (self.limit.deadline - start):
                     # better boxes, a new start, and as much time for splits as the boxes took
                     before = monotonic()
                     self._restart(splits, start)
@@ -122,10 +122,10 @@ class Search:
                 else:
                     until = torch.inf
                 while witness is None and len(self.pool) and monotonic() < until:
-                    if self.budget.left <= self._reserve():
-                        outcome, reason = Outcome.TIMEOUT, "time is up"
+                    if self.limit.left <= self._reserve():
+                        decision, reason = Decision.TIMEOUT, "time is up"
                         break
-                    if self.done >= self.budget.domains:
+                    if self.done >= self.limit.domains:
                         reason = "as many domains as allowed are not enough"
                         break
                     witness = self._round()
@@ -136,22 +136,31 @@ class Search:
         except _StuckError as stuck:
             reason = str(stuck)
         if witness is not None:
-            outcome = Outcome.BROKEN
+            decision = Decision.BROKEN
             self.pool, self.closed = Pool(), torch.full_like(self.closed, torch.inf)  # some domains were under way
         holds = witness is None and not len(self.pool) and not reason
         if reason and self.tree is not None:  # see `NeuronSplitting`: with a tree less is done
             reason += "; without --proof it may be decided: boxes are then refined, groups of rows bounded one by one"
         bound = self._finish()
         if holds:
-            outcome = Outcome.HOLDS if bound > 0 else Outcome.UNKNOWN
-        return Answer(outcome, bound, self.rows, witness, self.done, method, arithmetic, reason)
+            decision = Decision.HOLDS if bound > 0 else Decision.UNKNOWN
+        return Answer(
+            decision=decision,
+            bound=bound,
+            rows=self.rows,
+            witness=witness,
+            domains=self.done,
+            method=method,
+            arithmetic=arithmetic,
+            reason=reason,
+        )
 
     def _reserve(self) -> float:
         """Seconds that are kept for the last sound passes."""
         return 0.2 + 0.02 * (monotonic() - self.start)
 
     def _until(self) -> float:
-        return self.budget.deadline - self._reserve()
+        return self.limit.deadline - self._reserve()
 
     def _root(self) -> Tensor | None:
         """Bounds the whole set with optimised slopes; what stays open waits. A witness, if one is found."""
@@ -201,7 +210,7 @@ class Search:
     def _restart(self, splits: int, start: float) -> None:
         """Forgets the domains and tightens the boxes behind them, with so many splits for each end."""
         self._settle()
-        until = start + self.settings.box_share * (self.budget.deadline - start)
+        until = start + self.settings.box_share * (self.limit.deadline - start)
         self._tighten(splits, until)
 
     def _behind(self, layer: Layer) -> bool:
@@ -240,7 +249,7 @@ class Search:
         """Splits the worst domains and bounds their parts. A witness, if one is found."""
         self.rounds_split += 1
         batch = self.settings.batch
-        crowded = self.pool.bytes > self.budget.memory // 2
+        crowded = self.pool.bytes > self.limit.memory // 2
         rows = self.pool.take(max(batch // 2, 1), best=crowded)
         stuck = rows["candidates"][:, 0] < 0
         if stuck.any():
@@ -376,7 +385,7 @@ class Search:
 
     def _finish(self) -> float:
         """Sound bounds of what is still open, as far as time allows; the bound of the query."""
-        self._settle(self.budget.left - 0.05)
+        self._settle(self.limit.left - 0.05)
         lower = torch.maximum(self.lower, self.score(self.rows[self.table]))
         if self.tree is None:
             for group, bound in enumerate(lower):

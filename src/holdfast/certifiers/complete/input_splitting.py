@@ -18,7 +18,7 @@ from holdfast.certifiers.propagation.propagation import Entries, Propagation, li
 from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.certifiers.proved import numbers, proved
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Answer, Budget, Outcome, Progress, Solver
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver
 from holdfast.certifiers.verification.tree import Leaf, Tree
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
@@ -86,7 +86,7 @@ class InputSplitting(Solver):
         self,
         graph: Graph,
         query: Query,
-        budget: Budget,
+        limit: SearchLimit,
         *,
         tree: Tree | None = None,
         progress: Progress | None = None,
@@ -95,7 +95,7 @@ class InputSplitting(Solver):
         if query.ball.norm is not Norm.LINF or not Region(query.ball, query.x).independent:
             raise UnsupportedError("input splitting serves boxes and linf balls; use neuron_splitting")
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
-            return _Search(self, graph, query, budget, tree).run(progress)
+            return _Search(self, graph, query, limit, tree).run(progress)
 
 
 class _Full(NamedTuple):
@@ -110,8 +110,10 @@ class _Full(NamedTuple):
 class _Search:
     """One search; the columns of a domain are its box, bounds of the rows, signs of inner values and its vertex."""
 
-    def __init__(self, method: InputSplitting, graph: Graph, query: Query, budget: Budget, tree: Tree | None) -> None:
-        self.method, self.query, self.budget, self.tree = method, query, budget, tree
+    def __init__(
+        self, method: InputSplitting, graph: Graph, query: Query, limit: SearchLimit, tree: Tree | None
+    ) -> None:
+        self.method, self.query, self.limit, self.tree = method, query, limit, tree
         self.given, self.graph = graph, graph.to(torch.float64)
         self.witnesses = Witnesses(graph, query)
         self.shape = query.x.shape[1:]
@@ -129,7 +131,7 @@ class _Search:
         ] = []  # nodes whose signs matter, and their entries that the root left open
 
     def run(self, progress: Progress | None) -> Answer:
-        """Until nothing is open or the budget is spent."""
+        """Until nothing is open or what is allowed is spent."""
         witness = self._start()
         rounds = 0
         while witness is None and len(self.pool) and self._spare():
@@ -150,13 +152,13 @@ class _Search:
         return self._answer(witness)
 
     def _spare(self) -> bool:
-        """Whether the budget allows another chunk."""
-        budget = self.budget
-        return monotonic() < budget.deadline and self.domains < budget.domains and self.pool.bytes < budget.memory
+        """Whether another chunk is allowed."""
+        limit = self.limit
+        return monotonic() < limit.deadline and self.domains < limit.domains and self.pool.bytes < limit.memory
 
     def _chunk(self) -> int:
         each = 2 * min(self.method.candidates, self.low.shape[1]) * self.values
-        return min(max(_CACHE // each, 1), self.method.chunk, self.budget.domains)
+        return min(max(_CACHE // each, 1), self.method.chunk, self.limit.domains)
 
     def _bound(self) -> float:
         return min(self.least, self.pool.worst)
@@ -168,16 +170,24 @@ class _Search:
             rows = torch.minimum(rows, self.pool.take(1 << 16)["rows"].amin(0))
         reason = ""
         if witness is not None:
-            outcome = Outcome.BROKEN
+            decision = Decision.BROKEN
         elif worst > 0:
-            outcome = Outcome.HOLDS
-        elif monotonic() >= self.budget.deadline:
-            outcome = Outcome.TIMEOUT
+            decision = Decision.HOLDS
+        elif monotonic() >= self.limit.deadline:
+            decision = Decision.TIMEOUT
         else:
-            outcome = Outcome.UNKNOWN
+            decision = Decision.UNKNOWN
             reason = "boxes are as small as floats allow" if self.stuck else "the budget of domains or memory is spent"
-        arithmetic = self.method.arithmetic(self.given)
-        return Answer(outcome, worst, rows, witness, self.domains, "input_splitting", arithmetic, reason)
+        return Answer(
+            decision=decision,
+            bound=worst,
+            rows=rows,
+            witness=witness,
+            domains=self.domains,
+            method="input_splitting",
+            arithmetic=self.method.arithmetic(self.given),
+            reason=reason,
+        )
 
     def _start(self) -> Tensor | None:
         """Bounds the whole set, which says which signs are open."""
@@ -234,7 +244,7 @@ class _Search:
     def _full(self, lower: Tensor, upper: Tensor, signs: Tensor) -> _Full:
         """CROWN with boxes of its own."""
         lines: list[Entries] = []
-        memory = max(self.budget.memory // 16, 1 << 24)
+        memory = max(self.limit.memory // 16, 1 << 24)
         found = Propagation(self.graph, self._region(lower, upper), memory=memory, arrived=lines.append)
         found.run(refine=lambda _: True, known=self._known(signs))
         rows, coefficients = linear_specification(found, self.query.c, self.query.d)

@@ -20,7 +20,7 @@ from holdfast.certifiers.propagation.region import Box, Region, gamma
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools, piecewise_linear
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Answer, Budget, Outcome, Progress, Solver
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
@@ -51,7 +51,7 @@ class _Search:
     relaxation: Relaxation
     found: Propagation
     program: Program
-    budget: Budget
+    limit: SearchLimit
     witnesses: Witnesses
     progress: Progress | None
     domains: int
@@ -107,7 +107,7 @@ class MILP(Solver):
         self,
         graph: Graph,
         query: Query,
-        budget: Budget,
+        limit: SearchLimit,
         *,
         tree: Tree | None = None,
         progress: Progress | None = None,
@@ -117,9 +117,9 @@ class MILP(Solver):
         if query.ball.norm is not Norm.LINF:
             raise UnsupportedError(f"MILP serves linf balls and boxes, not {query.ball.norm}; use neuron_splitting")
         with torch.no_grad():
-            return self._solve(graph, query, budget, progress)
+            return self._solve(graph, query, limit, progress)
 
-    def _solve(self, graph: Graph, query: Query, budget: Budget, progress: Progress | None) -> Answer:
+    def _solve(self, graph: Graph, query: Query, limit: SearchLimit, progress: Progress | None) -> Answer:
         found = _propagate(graph, query.ball, query.x, self.memory)
         rows = _root(found, query)
         if any(node.op == "max_pool" for node in graph.nodes) and not query.score(rows[None])[0] > 0:
@@ -135,7 +135,7 @@ class MILP(Solver):
                 part, mine = query.select(group), query.groups == group
                 program = Program(relaxation, relaxation.objective(part.c, part.d)[0].numpy())
                 search = _Search(
-                    part, relaxation, found, program, budget, Witnesses(graph, part), progress, domains, bound
+                    part, relaxation, found, program, limit, Witnesses(graph, part), progress, domains, bound
                 )
                 self._decide(search)
                 domains, witness, reason = search.domains, search.witness, reason or search.reason
@@ -144,12 +144,21 @@ class MILP(Solver):
                 bounds[group] = min(search.bound, _PROVED)
                 if len(part.c) == 1:
                     rows[mine] = rows[mine].clamp(min=bounds[group])
-        outcome = Outcome.TIMEOUT if not budget.left else Outcome.UNKNOWN
+        decision = Decision.TIMEOUT if not limit.left else Decision.UNKNOWN
         if witness is not None:
-            outcome, reason = Outcome.BROKEN, ""
+            decision, reason = Decision.BROKEN, ""
         elif all(b > 0 for b in bounds):
-            outcome = Outcome.HOLDS
-        return Answer(outcome, min(bounds), rows, witness, domains, method, self.arithmetic(graph), reason)
+            decision = Decision.HOLDS
+        return Answer(
+            decision=decision,
+            bound=min(bounds),
+            rows=rows,
+            witness=witness,
+            domains=domains,
+            method=method,
+            arithmetic=self.arithmetic(graph),
+            reason=reason,
+        )
 
     def _decide(self, search: _Search) -> None:
         """Best-first branch and bound on one group; the result is left in ``search``."""
@@ -157,7 +166,7 @@ class MILP(Solver):
         if not search.program.finite:
             search.reason = "a weight or a bound is not a finite number"
             return
-        optimum = search.program.relaxed(splits, search.budget.left)
+        optimum = search.program.relaxed(splits, search.limit.left)
         if optimum is None:
             search.reason = "HiGHS gives no answer to the first linear program"
             return
@@ -168,15 +177,15 @@ class MILP(Solver):
             heappush(waiting, (root.bound, next(number), root))
             self._look(search, optimum.variables)
             if search.witness is None and self.share > 0 and bool(search.program.bends.all()):
-                self._look(search, search.program.point_below(-_CLEAR, self.share * search.budget.left))
+                self._look(search, search.program.point_below(-_CLEAR, self.share * search.limit.left))
         while waiting and search.witness is None:
             search.bound = waiting[0][0]
             if search.progress:
                 search.progress(search.domains, len(waiting), search.bound)
-            if not search.budget.left or search.domains >= search.budget.domains:
-                search.reason = "out of time" if not search.budget.left else "out of domains"
+            if not search.limit.left or search.domains >= search.limit.domains:
+                search.reason = "out of time" if not search.limit.left else "out of domains"
                 return
-            if len(waiting) * splits.nbytes * 40 > search.budget.memory:
+            if len(waiting) * splits.nbytes * 40 > search.limit.memory:
                 search.reason = "out of memory"
                 return
             children: list[_Part] = []
@@ -205,7 +214,7 @@ class MILP(Solver):
         for side in (-1, 1):
             splits = part.splits.copy()
             splits[chosen] = side
-            optimum = search.program.relaxed(splits, search.budget.left) or part.optimum
+            optimum = search.program.relaxed(splits, search.limit.left) or part.optimum
             children.append(_Part(splits, part.bound, optimum))
         return children
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from holdfast.certifiers.propagation.propagation import Propagation, specificati
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.relaxation.relaxation import lower_max_pools
 from holdfast.certifiers.verification.query import Query
-from holdfast.certifiers.verification.solver import Answer, Budget, Outcome, Progress, Solver
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver
 from holdfast.certifiers.verification.tree import Leaf, Tree
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
@@ -99,7 +99,7 @@ class NeuronSplitting(Solver):
         self,
         graph: Graph,
         query: Query,
-        budget: Budget,
+        limit: SearchLimit,
         *,
         tree: Tree | None = None,
         progress: Progress | None = None,
@@ -107,18 +107,24 @@ class NeuronSplitting(Solver):
         """See `Solver.solve`."""
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=False):
             region = Region(query.ball, query.x)
-            found, rows = _whole(graph, region, query, budget, plain=tree is not None)
+            found, rows = _whole(graph, region, query, limit, plain=tree is not None)
             bound = float(query.score(rows.unsqueeze(0)))
+            by_crown = Answer(
+                decision=Decision.HOLDS if bound > 0 else Decision.UNKNOWN,
+                bound=bound,
+                rows=rows,
+                domains=1,
+                method="crown",
+                arithmetic=self.arithmetic(graph),
+            )
             if bound > 0:
                 if tree is not None:
                     tree.close(0, Leaf(_best_rows(query, rows)))
-                return Answer(Outcome.HOLDS, bound, rows, None, 1, "crown", self.arithmetic(graph))
-            reason = ""
+                return by_crown
             alike = lower_max_pools(graph)
             if alike is not graph and tree is not None:
                 reason = "a proof with splits of max pools is not recorded; without --proof it may be decided"
-            if reason:
-                return Answer(Outcome.UNKNOWN, bound, rows, None, 1, "crown", self.arithmetic(graph), reason)
+                return replace(by_crown, reason=reason)
             settings = Settings(
                 self.iterations,
                 self.root_iterations,
@@ -132,19 +138,19 @@ class NeuronSplitting(Solver):
             )
             try:
                 if alike is not graph:
-                    found, more = _whole(alike, region, query, budget)
+                    found, more = _whole(alike, region, query, limit)
                     rows = torch.maximum(rows, more)
-                search = Search(graph, query, found, rows, budget, settings, tree, progress)
+                search = Search(graph, query, found, rows, limit, settings, tree, progress)
             except UnsupportedError as error:
-                return Answer(Outcome.UNKNOWN, bound, rows, None, 1, "crown", self.arithmetic(graph), str(error))
+                return replace(by_crown, reason=str(error))
             return search.run(self.arithmetic(graph))
 
 
 def _whole(
-    graph: Graph, region: Region, query: Query, budget: Budget, *, plain: bool = False
+    graph: Graph, region: Region, query: Query, limit: SearchLimit, *, plain: bool = False
 ) -> tuple[Propagation, Tensor]:
     """CROWN over the whole set, and what it says of the rows, (rows,); unless ``plain``, intervals have a say."""
-    found = Propagation(graph.to(torch.float64), region, memory=max(budget.memory // 8, 1 << 24))
+    found = Propagation(graph.to(torch.float64), region, memory=max(limit.memory // 8, 1 << 24))
     found.run(refine=lambda _: True)
     c, d = query.c.unsqueeze(0), query.d.unsqueeze(0)
     rows = specification(found, c, d)

@@ -20,13 +20,13 @@ from holdfast.core.cards import parameter
 from holdfast.core.sets import LpBall
 from holdfast.graph.model import Graph
 
-__all__ = ["Answer", "Budget", "Outcome", "Progress", "Solver"]
+__all__ = ["Answer", "Decision", "Progress", "SearchLimit", "Solver"]
 
 Progress = Callable[[int, int, float], None]
 """Told domains done, domains open and the bound so far, now and then."""
 
 
-class Outcome(StrEnum):
+class Decision(StrEnum):
     """The answer to a query, in the words of the verification competition."""
 
     HOLDS = "unsat"
@@ -35,12 +35,12 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """What a solver found.
 
     Attributes:
-        outcome: HOLDS only if proved in ``arithmetic``; BROKEN only with a witness.
+        decision: HOLDS only if proved in ``arithmetic``; BROKEN only with a witness.
         bound: a lower bound of `Query.score` over the whole set, sound at any time; -inf if nothing is known.
         rows: (rows,) float64, the same for each row of the query alone, or None.
         witness: (1, \\*features) float64 inside the box, which breaks the property when it is run, or None.
@@ -50,7 +50,7 @@ class Answer:
         reason: why it is UNKNOWN, in words.
     """
 
-    outcome: Outcome
+    decision: Decision
     bound: float
     rows: Tensor | None = None
     witness: Tensor | None = None
@@ -61,14 +61,14 @@ class Answer:
 
     def __post_init__(self) -> None:
         """Whatever a method says: without a bound that is a finite number above 0, nothing holds."""
-        if self.outcome is Outcome.HOLDS and not 0 < self.bound < inf:
-            object.__setattr__(self, "outcome", Outcome.UNKNOWN)
+        if self.decision is Decision.HOLDS and not 0 < self.bound < inf:
+            object.__setattr__(self, "decision", Decision.UNKNOWN)
             reason = f"{self.method or 'the method'} says that it holds, but its bound of {self.bound:g} proves nothing"
             object.__setattr__(self, "reason", reason)
 
 
 @dataclass(frozen=True)
-class Budget:
+class SearchLimit:
     """What a solver may spend.
 
     Attributes:
@@ -82,7 +82,7 @@ class Budget:
     domains: int = 1 << 40
 
     @classmethod
-    def seconds(cls, seconds: float, memory: int = 1 << 30, domains: int = 1 << 40) -> Budget:
+    def seconds(cls, seconds: float, memory: int = 1 << 30, domains: int = 1 << 40) -> SearchLimit:
         """From now on."""
         return cls(monotonic() + seconds, memory, domains)
 
@@ -111,17 +111,17 @@ class Solver(GraphCertifier):
         self,
         graph: Graph,
         query: Query,
-        budget: Budget,
+        limit: SearchLimit,
         *,
         tree: Tree | None = None,
         progress: Progress | None = None,
     ) -> Answer:
-        """Decides the query or stops at the budget's end with the bound so far.
+        """Decides the query or stops at the end of its time with the bound so far.
 
         Args:
             graph: the model.
             query: the question.
-            budget: time, memory and domains.
+            limit: time, memory and domains.
             tree: where the proof is recorded, if one is wanted.
             progress: told how far it is.
 
@@ -140,7 +140,7 @@ class Solver(GraphCertifier):
             answer = self.solve(
                 graph,
                 Query(x[i : i + 1].double(), ball, c[i], d[i], groups),
-                Budget.seconds(self.seconds, domains=self.domains),
+                SearchLimit.seconds(self.seconds, domains=self.domains),
             )
             if answer.rows is not None:
                 found[i] = answer.rows

@@ -21,7 +21,7 @@ from holdfast.certifiers.propagation.propagation import check_constants
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.verification.edge import exact_rows
 from holdfast.certifiers.verification.query import EDGE, Query
-from holdfast.certifiers.verification.solver import Answer, Budget, Outcome, Progress, Solver
+from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.core import registry
 from holdfast.core.errors import UnsupportedError, UsageError
@@ -101,11 +101,11 @@ def verify(
         raise
     except Exception as error:  # out of memory, numerical failures, an attack's own: nothing is known then
         reason = f"{type(error).__name__}: {error}"
-        answer = Answer(Outcome.UNKNOWN, -inf, domains=run.domains, method=method, reason=reason)
-    if answer.outcome in (Outcome.UNKNOWN, Outcome.TIMEOUT) and run.failures:
+        answer = Answer(decision=Decision.UNKNOWN, bound=-inf, domains=run.domains, method=method, reason=reason)
+    if answer.decision in (Decision.UNKNOWN, Decision.TIMEOUT) and run.failures:
         answer = replace(answer, reason="; ".join(r for r in (answer.reason, *run.failures) if r))
-    if answer.outcome is not Outcome.TIMEOUT and monotonic() > deadline:
-        return replace(answer, outcome=Outcome.TIMEOUT, reason=f"{answer.outcome} came after {timeout:g} s")
+    if answer.decision is not Decision.TIMEOUT and monotonic() > deadline:
+        return replace(answer, decision=Decision.TIMEOUT, reason=f"{answer.decision} came after {timeout:g} s")
     return answer
 
 
@@ -146,7 +146,7 @@ class _Run:
             if witness is not None:
                 return self._is_broken(query, witness, "attack")
         answers = [self._bounds(i) for i in range(len(self.queries))]
-        open_ = [i for i, answer in enumerate(answers) if answer.outcome is not Outcome.HOLDS]
+        open_ = [i for i, answer in enumerate(answers) if answer.decision is not Decision.HOLDS]
         open_.sort(key=lambda i: answers[i].bound)
         for i in open_ if self.method == "auto" else []:
             witness = self._attack(self.queries[i], _SECOND * self.timeout / len(open_))
@@ -155,9 +155,9 @@ class _Run:
         for i in open_:
             if self.method == "auto":
                 answers[i] = self._solve(i, answers[i])
-            if answers[i].outcome is Outcome.BROKEN:
+            if answers[i].decision is Decision.BROKEN:
                 return replace(answers[i], domains=self.domains)
-        decided = [answers[i] for i in open_ if answers[i].outcome is not Outcome.HOLDS] or answers
+        decided = [answers[i] for i in open_ if answers[i].decision is not Decision.HOLDS] or answers
         return replace(min(decided, key=lambda answer: answer.bound), domains=self.domains)
 
     def _attack(self, query: Query, seconds: float) -> Tensor | None:
@@ -181,7 +181,14 @@ class _Run:
 
     def _is_broken(self, query: Query, witness: Tensor, by: str) -> Answer:
         arithmetic = f"f as run in {str(self.graph.dtype).removeprefix('torch.')} and in float64"
-        return Answer(Outcome.BROKEN, -inf, None, witness, self.domains, by, arithmetic)
+        return Answer(
+            decision=Decision.BROKEN,
+            bound=-inf,
+            witness=witness,
+            domains=self.domains,
+            method=by,
+            arithmetic=arithmetic,
+        )
 
     def _bounds(self, i: int) -> Answer:
         """The named method, or intervals and CROWN over the whole set; with a proof to record solvers do that."""
@@ -191,7 +198,7 @@ class _Run:
         query, tree = self.queries[i], None if self.trees is None else self.trees[i]
         if self.method != "auto" and monotonic() < self.deadline:
             return self._by(self.method, query, tree)
-        answer = Answer(Outcome.UNKNOWN, -inf)
+        answer = Answer(decision=Decision.UNKNOWN, bound=-inf)
         if tree is None and monotonic() < self.deadline:
             for name in ("ibp", "crown"):
                 try:
@@ -202,7 +209,7 @@ class _Run:
                     self.failures[f"{name} failed ({type(error).__name__}: {error})"] = None
                     continue
                 answer = more if more.bound >= answer.bound else answer
-                if answer.outcome is Outcome.HOLDS:
+                if answer.decision is Decision.HOLDS:
                     break
         return answer
 
@@ -220,7 +227,7 @@ class _Run:
         ]
         if all(safe):
             words = "f in real numbers on its stored weights, exact at the edge of a strict row"
-            return Answer(Outcome.HOLDS, EDGE, rows, None, 1, "ibp", words)
+            return Answer(decision=Decision.HOLDS, bound=EDGE, rows=rows, domains=1, method="ibp", arithmetic=words)
         self.queries[i] = query.keep(~torch.tensor(safe)[query.groups])
         return None
 
@@ -231,14 +238,14 @@ class _Run:
             raise UsageError(f"'{name}' gives no bounds on a graph; methods that do: crown, alpha_crown, ...")
         certifier = made()
         certifier.check_deployed(self.graph)
-        budget = Budget(self.deadline, self.memory)
+        limit = SearchLimit(self.deadline, self.memory)
         if isinstance(certifier, Solver):
             try:
-                answer = certifier.solve(self.graph, query, budget, tree=tree, progress=self._watch(query))
+                answer = certifier.solve(self.graph, query, limit, tree=tree, progress=self._watch(query))
             except _BrokenError as error:
                 return self._is_broken(query, error.witness, f"{name}, attack")
             except _EdgeError:
-                return Answer(Outcome.UNKNOWN, 0.0, domains=1, method=name, reason=_ON_THE_EDGE)
+                return Answer(decision=Decision.UNKNOWN, bound=0.0, domains=1, method=name, reason=_ON_THE_EDGE)
             self.domains += answer.domains
             return self._checked(query, answer)
         if tree is not None:
@@ -248,14 +255,22 @@ class _Run:
         rows = numbers(rows)
         bound = float(query.score(rows))
         self.domains += 1
-        outcome = Outcome.HOLDS if bound > 0 else Outcome.UNKNOWN
+        decision = Decision.HOLDS if bound > 0 else Decision.UNKNOWN
         if bound > 0:
             reason = ""
         elif bound > -inf:
             reason = f"the bound {bound:.4g} of {name} is not positive"
         else:
             reason = f"{name} knows no bound: a value of the network overflows or is not defined everywhere in the box"
-        return Answer(outcome, bound, rows[0], None, 1, name, certifier.arithmetic(self.graph), reason)
+        return Answer(
+            decision=decision,
+            bound=bound,
+            rows=rows[0],
+            domains=1,
+            method=name,
+            arithmetic=certifier.arithmetic(self.graph),
+            reason=reason,
+        )
 
     def _watch(self, query: Query) -> Progress:
         """Passes progress on, and interrupts now and then for another attack."""
@@ -286,19 +301,20 @@ class _Run:
             try:
                 found = self._by(name, self.queries[i], tree)
             except UnsupportedError as error:
-                found = Answer(Outcome.UNKNOWN, -inf, method=name, reason=str(error))
+                found = Answer(decision=Decision.UNKNOWN, bound=-inf, method=name, reason=str(error))
             except UsageError:
                 raise
             except Exception as error:  # one method's failure leaves the others their turn
-                found = Answer(Outcome.UNKNOWN, -inf, method=name, reason=f"{type(error).__name__}: {error}")
-            if found.outcome in (Outcome.HOLDS, Outcome.BROKEN):
+                reason = f"{type(error).__name__}: {error}"
+                found = Answer(decision=Decision.UNKNOWN, bound=-inf, method=name, reason=reason)
+            if found.decision in (Decision.HOLDS, Decision.BROKEN):
                 return found
             reasons = "; ".join(r for r in (answer.reason if answer is not before else "", found.reason) if r)
-            answer = replace(found if found.bound >= answer.bound else answer, outcome=found.outcome, reason=reasons)
+            answer = replace(found if found.bound >= answer.bound else answer, decision=found.decision, reason=reasons)
             begun = tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None)
-            if begun or found.outcome is Outcome.TIMEOUT or found.reason == _ON_THE_EDGE:
+            if begun or found.decision is Decision.TIMEOUT or found.reason == _ON_THE_EDGE:
                 break  # another method cannot go on with a tree that this one began, nor has it time
-        return replace(answer, outcome=Outcome.TIMEOUT) if monotonic() >= self.deadline else answer
+        return replace(answer, decision=Decision.TIMEOUT) if monotonic() >= self.deadline else answer
 
     def _edge(self, query: Query) -> float:
         """How near to 0 rounding lets bounds come, where strict bounds and rows are broken if they are taken as if they
@@ -324,9 +340,9 @@ class _Run:
 
     def _checked(self, query: Query, answer: Answer) -> Answer:
         """A solver's answer; a witness counts only if it breaks the property here too."""
-        if answer.outcome is Outcome.BROKEN and (answer.witness is None or not self._breaks(query, answer.witness)):
+        if answer.decision is Decision.BROKEN and (answer.witness is None or not self._breaks(query, answer.witness)):
             reason = f"the witness of {answer.method} did not break the property when it was run again"
-            return replace(answer, outcome=Outcome.UNKNOWN, witness=None, reason=reason)
+            return replace(answer, decision=Decision.UNKNOWN, witness=None, reason=reason)
         return answer
 
 
