@@ -16,8 +16,10 @@ from holdfast.core.threat import Norm
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.fingerprint import fingerprint
 from holdfast.testing.toys import digits, net
-from holdfast.transforms.random_transform import RandomTransform, Zoom
-from holdfast.transforms.semantic import BrightnessContrast, Composition, RotationTranslation
+from holdfast.transforms.colour import BrightnessContrast
+from holdfast.transforms.geometry import RotationTranslation, Zoom
+from holdfast.transforms.random_transform import RandomTransform
+from holdfast.transforms.transform import Composition
 
 
 def problem_of(n=12, eps=0.12, norm=Norm.LINF):

@@ -19,10 +19,11 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Goal, Norm
 from holdfast.judge.referee import Referee, Ruling
+from holdfast.models.domains import Domains
 from holdfast.numerics.project import project_on_simplex
 from holdfast.testing.toys import Affine, digits, net
-from holdfast.transforms.random_transform import Domains, RandomTransform
-from holdfast.transforms.semantic import RotationTranslation
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.random_transform import RandomTransform
 
 
 def problem_of(n=12, eps=0.12, norm=Norm.LINF, criterion=None, **more):

@@ -35,7 +35,7 @@ from holdfast.testing._semantic_case import Case, colour_digits, colour_net
 from holdfast.testing.toys import digits, net
 from holdfast.training.loop import Settings as Training
 from holdfast.training.loop import fit
-from holdfast.transforms.semantic import lift
+from holdfast.transforms.lifted import lift
 
 
 class _Hidden(nn.Module):

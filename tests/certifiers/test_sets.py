@@ -19,13 +19,9 @@ from holdfast.core.sets import AffineImage, LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph
 from holdfast.testing.toys import digits
-from holdfast.transforms.semantic import (
-    BrightnessContrast,
-    HueSaturation,
-    ImageTransform,
-    Lightness,
-    RotationTranslation,
-)
+from holdfast.transforms.colour import BrightnessContrast, HueSaturation, Lightness
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.transform import ImageTransform
 
 
 def _point(x: Tensor) -> LpBall:

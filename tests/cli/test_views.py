@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.cli.views import behind, randomised, ranges
+from holdfast.cli.views import randomised, ranges
 from holdfast.core.errors import UsageError
+from holdfast.transforms.random_transform import random_view
 
 
 def test_a_group_of_views_is_harder_than_the_model_alone(holdfast, on, tmp_path: Path) -> None:
@@ -42,5 +43,5 @@ def test_senseless_ranges_are_refused(text: str) -> None:
 def test_only_what_differs_is_randomised() -> None:
     x = torch.rand(4, 1, 8, 8)
     assert not randomised(nn.Flatten(), x)
-    assert randomised(behind(nn.Flatten(), (1, 8, 8), {"noise": 0.1}), x)
-    assert not randomised(behind(nn.Flatten(), (1, 8, 8), {"noise": 0.1, "scale": 0.1}, seed=1), x)
+    assert randomised(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1}), x)
+    assert not randomised(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1, "scale": 0.1}, seed=1), x)

@@ -1,6 +1,6 @@
 """The contract of a semantic attack: a transform with few parameters, and an ordinary attack that searches those.
 
-The search runs on lifted samples (`holdfast.transforms.semantic`), so that engine, desk, ledger and referee are those of every
+The search runs on lifted samples (`holdfast.transforms.lifted`), so that engine, desk, ledger and referee are those of every
 other attack, and each attack on an lp ball is one on semantic parameters.
 """
 
@@ -28,7 +28,8 @@ from holdfast.judge.desk import Model
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.numerics.evaluation import evaluating
-from holdfast.transforms.semantic import ImageTransform, Lifted, Transform, lift
+from holdfast.transforms.lifted import Lifted, lift
+from holdfast.transforms.transform import ImageTransform, Transform
 
 __all__ = ["ImageAttack", "SemanticAttack", "SemanticOutcome", "Setting", "gradient_search", "run_semantic"]
 

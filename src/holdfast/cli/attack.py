@@ -20,7 +20,7 @@ from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.opening import opened, opened_models
 from holdfast.cli.pictures import save_strips
 from holdfast.cli.results import begin_results, check_results
-from holdfast.cli.views import behind, randomised, ranges
+from holdfast.cli.views import randomised, ranges
 from holdfast.core.errors import UsageError
 from holdfast.core.words import counted
 
@@ -151,6 +151,7 @@ def attack(
     from holdfast.core.threat import Access, Formulation
     from holdfast.judge.referee import Referee, Ruling
     from holdfast.models.fingerprint import fingerprint
+    from holdfast.transforms.random_transform import random_view
 
     kind = method(name)
     if not issubclass(kind, Attack | SharedAttack | SemanticAttack):
@@ -174,7 +175,7 @@ def attack(
     check_access(context, tool.card)
     together = isinstance(tool, Attack) and tool.serves_domains
     if views is not None and not together:
-        context = replace(context, base=behind(_module(context), context.data.x.shape[1:], ranges(views)))
+        context = replace(context, base=random_view(_module(context), context.data.x.shape[1:], ranges(views)))
     if context.differentiable and randomised(context.base, context.inputs(ids[:8])):
         note("the model is randomised: the referee takes the majority of fresh draws; eot_pgd averages its gradients")
         context = replace(context, randomised=True)
@@ -193,7 +194,7 @@ def attack(
     group = opened_models(also, also_arch, plan)
     if views is not None and together:
         shape, drawn = context.data.x.shape[1:], ranges(views)
-        group |= {f"view {k}": behind(_module(context), shape, drawn, k) for k in range(draws or _VIEWS)}
+        group |= {f"view {k}": random_view(_module(context), shape, drawn, k) for k in range(draws or _VIEWS)}
     if group:
         problem, attacked = _together(tool, problem, attacked, group)
         referee, subject = Referee(attacked), fingerprint(attacked)
@@ -330,7 +331,7 @@ def _together(
     from torch import nn
 
     from holdfast.core.criterion import AllOf
-    from holdfast.transforms.random_transform import Domains
+    from holdfast.models.domains import Domains
 
     if not tool.serves_domains:
         raise UsageError(f"{tool.card.title} attacks one model; --also is for shared attacks and min_max")

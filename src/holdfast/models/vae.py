@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.transforms.semantic import Axis, Transform
+from holdfast.transforms.transform import Axis, Transform
 
 __all__ = ["Decoded", "Vae", "seeded_vae"]
 

@@ -16,7 +16,8 @@ from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, 
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
 from holdfast.testing.toys import digits, net
-from holdfast.transforms.semantic import Lifted, from_hsv, lift
+from holdfast.transforms.colour import from_hsv
+from holdfast.transforms.lifted import Lifted, lift
 
 __all__ = ["Case", "colour_digits", "colour_net"]
 

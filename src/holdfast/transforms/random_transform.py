@@ -1,43 +1,22 @@
-"""A model behind transforms drawn at random, and several models or views of one input as one subject."""
+"""A model behind transforms drawn at random."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.core.errors import ModelError, UsageError
-from holdfast.transforms.semantic import Axis, ImageTransform, Transform
+from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.transforms.colour import BrightnessContrast
+from holdfast.transforms.geometry import RotationTranslation, Zoom
+from holdfast.transforms.transform import Composition, ImageTransform, Transform
 
-__all__ = ["Domains", "RandomTransform", "Zoom"]
+__all__ = ["RANGES", "RandomTransform", "random_view"]
 
-
-class Zoom(ImageTransform):
-    """Images about their middle, larger or smaller; bilinear, black beyond the edges.
-
-    Example:
-        >>> Zoom(0.5)(torch.ones(1, 1, 2, 2), torch.tensor([[-1.0]])).flatten().tolist()
-        [0.25, 0.25, 0.25, 0.25]
-    """
-
-    def __init__(self, scale: float = 0.1) -> None:
-        """Args:
-        scale: largest change of the factor to either side of 1, below 1.
-        """
-        if not 0 < scale < 1:
-            raise UsageError(f"the range of a zoom must lie between 0 and 1, got {scale}")
-        super().__init__(Axis("scale", "factor", scale, neutral=1.0))
-
-    @override
-    def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        factor = values["scale"].to(x.dtype)
-        none = torch.zeros_like(factor)
-        rows = torch.cat([1 / factor, none, none], 2), torch.cat([none, 1 / factor, none], 2)
-        grid = F.affine_grid(torch.cat(rows, 1), list(x.shape), align_corners=False)
-        return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+RANGES = ("rotation", "translation", "scale", "brightness", "contrast", "noise")
+"""What a random view may draw: degrees, a share of the side, a share of the size, a shift, a share, a standard deviation."""
 
 
 class RandomTransform(nn.Module):
@@ -48,7 +27,7 @@ class RandomTransform(nn.Module):
     call: a deterministic model, one domain of `Domains`.
 
     Example:
-        >>> from holdfast.transforms.semantic import BrightnessContrast
+        >>> from holdfast.transforms.colour import BrightnessContrast
         >>> view = RandomTransform(nn.Flatten(), BrightnessContrast(0.2, 0.3), seed=1)
         >>> x = torch.full((2, 1, 2, 2), 0.5)
         >>> bool((view(x)[0] == view(x)[1]).all())
@@ -96,31 +75,41 @@ class RandomTransform(nn.Module):
         return self.model(x)
 
 
-class Domains(nn.Module):
-    """Several models of the same classes asked about the same input; judged by `AllOf` or `AnyOf`.
+def random_view(
+    model: nn.Module, shape: Sequence[int], ranges: Mapping[str, float], seed: int | None = None
+) -> RandomTransform:
+    """The model behind changes drawn from the ranges that are given; with a seed, behind one of them.
+
+    Args:
+        model: x (n, C, H, W) -> scores (n, K).
+        shape: (C, H, W) of one input.
+        ranges: how far each of `RANGES` goes, above 0.
+        seed: fixes the change.
+
+    Raises:
+        UsageError: a range that does not exist, or nothing to draw.
+        UnsupportedError: the inputs are no images, and a range other than noise is given.
 
     Example:
-        >>> Domains([nn.Identity(), nn.Softmax(1)])(torch.zeros(1, 2)).tolist()
-        [[[0.0, 0.0], [0.5, 0.5]]]
+        >>> view = random_view(nn.Flatten(), (1, 8, 8), {"rotation": 20.0, "noise": 0.05})
+        >>> [axis.name for axis in view.transform.axes], view.noise
+        (['rotation'], 0.05)
     """
+    unknown = sorted(set(ranges) - set(RANGES))
+    if unknown:
+        raise UsageError(f"a random view has no range '{unknown[0]}'. {did_you_mean(unknown[0], RANGES)}")
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
-        """Args:
-        members: x (n, \\*features) -> scores (n, K), at least one.
-        """
-        super().__init__()
-        if not members:
-            raise UsageError("domains need at least one model")
-        self.members = nn.ModuleList(members)
+    def of(name: str) -> float:
+        return ranges.get(name, 0.0)
 
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, \\*features) -> (n, domains, K).
-
-        Raises:
-            ModelError: the members answer different numbers of classes.
-        """
-        scores = [member(x) for member in self.members]
-        if len({s.shape for s in scores}) > 1:
-            raise ModelError(f"the domains answer {[tuple(s.shape) for s in scores]}; they must agree")
-        return torch.stack(scores, 1)
+    parts: list[ImageTransform] = []
+    if "scale" in ranges:
+        parts.append(Zoom(of("scale")))
+    if {"rotation", "translation"} & ranges.keys():
+        parts.append(RotationTranslation(shape, of("rotation"), of("translation")))
+    if {"brightness", "contrast"} & ranges.keys():
+        parts.append(BrightnessContrast(of("brightness"), of("contrast")))
+    whole = Composition(*parts) if parts else None
+    if whole is not None:
+        whole.check(shape)
+    return RandomTransform(model, whole, noise=of("noise"), seed=seed)

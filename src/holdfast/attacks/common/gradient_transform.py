@@ -21,6 +21,7 @@ from holdfast.attacks.common.canvas import canvas
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
+from holdfast.transforms.resizing import placing, resized
 
 __all__ = ["Ask", "GradientTransform", "ahead", "gaussian", "resizing", "smoothed"]
 
@@ -143,27 +144,11 @@ def resizing(problem: Problem, probability: float, least: float, asked: np.ndarr
     _, h, w = canvas(problem)
     u = problem.keyed.uniform("resize", (4,), asked).to(problem.x.device, torch.float64)
     size, dtype = torch.where(u[:, 0] < probability, u[:, 1], 1.0), problem.x.dtype
-    return _placing(h, least, size, u[:, 2]).to(dtype), _placing(w, least, size, u[:, 3]).to(dtype)
-
-
-def _placing(side: int, least: float, u: Tensor, place: Tensor) -> Tensor:
-    """(n, side, side) float64: row i holds the weights with which the old positions make the new position i; u chooses the
-    size, 1 for the whole side, and place where it lies.
-    """
-    low = max(1, int(least * side))
-    size = low + (u * (side - low + 1)).floor().clamp_max(side - low)
-    start = (place * (side - size + 1)).floor()
-    at = torch.arange(side, device=u.device, dtype=torch.float64)
-    offset = at.view(1, -1) - start.view(-1, 1)
-    inside = (offset >= 0) & (offset < size.view(-1, 1))
-    source = ((offset + 0.5) * (side / size.view(-1, 1)) - 0.5).clamp(0, side - 1)
-    weights = (1 - (source.unsqueeze(2) - at).abs()).clamp_min(0)
-    return weights * inside.unsqueeze(2)
+    return placing(h, least, size, u[:, 2]).to(dtype), placing(w, least, size, u[:, 3]).to(dtype)
 
 
 def _mapped(problem: Problem, x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    images = x.reshape(-1, *canvas(problem))
-    return (down.unsqueeze(1) @ images @ across.transpose(1, 2).unsqueeze(1)).reshape(x.shape)
+    return resized(x.reshape(-1, *canvas(problem)), down, across).reshape(x.shape)
 
 
 def gaussian(kernel: int) -> Tensor:

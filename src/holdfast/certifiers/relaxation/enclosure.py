@@ -15,14 +15,9 @@ from torch.nn import functional as F
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import AffineImage
-from holdfast.transforms.semantic import (
-    BrightnessContrast,
-    HueSaturation,
-    ImageTransform,
-    Lightness,
-    RotationTranslation,
-    to_hsv,
-)
+from holdfast.transforms.colour import BrightnessContrast, HueSaturation, Lightness, to_hsv
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.transform import ImageTransform
 
 __all__ = ["enclose"]
 

@@ -17,13 +17,9 @@ from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.sets import AffineImage, LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph
-from holdfast.transforms.semantic import (
-    BrightnessContrast,
-    HueSaturation,
-    ImageTransform,
-    Lightness,
-    RotationTranslation,
-)
+from holdfast.transforms.colour import BrightnessContrast, HueSaturation, Lightness
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.transform import ImageTransform
 
 __all__ = ["SemantifyNN"]
 

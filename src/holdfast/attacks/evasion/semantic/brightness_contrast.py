@@ -13,7 +13,8 @@ from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.transforms.semantic import BrightnessContrast, Transform
+from holdfast.transforms.colour import BrightnessContrast
+from holdfast.transforms.transform import Transform
 
 __all__ = ["LightShift"]
 

@@ -11,7 +11,8 @@ from holdfast.attacks.families.parameter_search import WorstOfK
 from holdfast.attacks.semantic import ImageAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.transforms.semantic import HueSaturation, Transform
+from holdfast.transforms.colour import HueSaturation
+from holdfast.transforms.transform import Transform
 
 __all__ = ["ColourShift"]
 

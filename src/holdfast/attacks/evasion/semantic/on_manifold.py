@@ -18,7 +18,7 @@ from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model
 from holdfast.models.vae import Decoded
-from holdfast.transforms.semantic import Transform
+from holdfast.transforms.transform import Transform
 
 __all__ = ["OnManifold"]
 

@@ -13,7 +13,8 @@ from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.transforms.semantic import RotationTranslation, Transform
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.transform import Transform
 
 __all__ = ["Pose"]
 

@@ -12,14 +12,9 @@ from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.transforms.semantic import (
-    BrightnessContrast,
-    Composition,
-    HueSaturation,
-    ImageTransform,
-    RotationTranslation,
-    Transform,
-)
+from holdfast.transforms.colour import BrightnessContrast, HueSaturation
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.transform import Composition, ImageTransform, Transform
 
 __all__ = ["SemanticGradient"]
 

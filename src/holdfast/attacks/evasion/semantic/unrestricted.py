@@ -26,7 +26,7 @@ from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.numerics.evaluation import evaluating
 from holdfast.training.loop import Batch, Settings, fit
-from holdfast.transforms.semantic import Transform
+from holdfast.transforms.transform import Transform
 
 __all__ = ["Judged", "Unrestricted", "WrongAndJudgedRight"]
 

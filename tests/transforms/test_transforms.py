@@ -13,17 +13,10 @@ from holdfast.attacks.evasion.white.fmn import FMN
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
-from holdfast.transforms.semantic import (
-    BrightnessContrast,
-    Composition,
-    HueSaturation,
-    ImageTransform,
-    Lifted,
-    RotationTranslation,
-    from_hsv,
-    lift,
-    to_hsv,
-)
+from holdfast.transforms.colour import BrightnessContrast, HueSaturation, from_hsv, to_hsv
+from holdfast.transforms.geometry import RotationTranslation
+from holdfast.transforms.lifted import Lifted, lift
+from holdfast.transforms.transform import Composition, ImageTransform
 
 
 def images(*shape: int) -> Tensor:
