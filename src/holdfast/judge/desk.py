@@ -21,9 +21,9 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.answers import Answers, Question
 from holdfast.judge.asking import Model, ModelFault
-from holdfast.judge.gradients import Gradients, input_gradient
+from holdfast.judge.gradients import Gradient, Gradients, Jacobian, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
-from holdfast.judge.oracles import Gradient, HardLabelOracle, Jacobian, SoftLabelOracle, WhiteBoxOracle
+from holdfast.judge.oracles import HardLabelOracle, SoftLabelOracle, WhiteBoxOracle
 from holdfast.judge.rows import first_of, rank, reads_freely
 from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from holdfast.judge.asking import ModelFault
 
-__all__ = ["Gradients", "input_gradient"]
+__all__ = ["Gradient", "Gradients", "Jacobian", "input_gradient"]
+
+
+class Gradient(NamedTuple):
+    """Scores (m, K), loss (m,) and its gradient (m, \\*features) with respect to the input."""
+
+    scores: Tensor
+    value: Tensor
+    grad: Tensor
+    answered: Tensor
+
+
+class Jacobian(NamedTuple):
+    """Scores (m, K) and the gradients (m, k, \\*features) of k chosen logits."""
+
+    scores: Tensor
+    grad: Tensor
+    answered: Tensor
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@
     WhiteBoxOracle   + logits, gradients with respect to the input, features, the model at other weights
 
 Calls take rows flat: ``x`` (m, \\*features) and ``index`` (m,), the sample of each row; an index may repeat. They return
-the answer and ``answered`` (m,) bool: rows beyond a sample's budget are not sent, and their answer is 0.
+the answer and ``answered`` (m,) bool: rows beyond a sample's budget are not sent, and their answer is 0. Attacks ask through
+`on`, which knows whose rows they are.
 
 Scores of an unusual size are told, and given to losses, in a unit of each sample's own: see `holdfast.judge.units`. Labels,
 and what makes a witness, are those of the scores as they are.
@@ -14,33 +15,19 @@ and what makes a witness, are those of the scores as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+from typing_extensions import override
+
+from holdfast.core.problem import Problem
+from holdfast.judge.asks import HardLabelAsk, SoftLabelAsk, WhiteBoxAsk
+from holdfast.judge.gradients import Gradient, Jacobian
 
 if TYPE_CHECKING:
     from holdfast.judge.desk import Desk
 
-__all__ = ["Gradient", "HardLabelOracle", "Jacobian", "SoftLabelOracle", "WhiteBoxOracle"]
-
-Loss = Callable[..., Tensor]
-
-
-class Gradient(NamedTuple):
-    """Scores (m, K), loss (m,) and its gradient (m, \\*features) with respect to the input."""
-
-    scores: Tensor
-    value: Tensor
-    grad: Tensor
-    answered: Tensor
-
-
-class Jacobian(NamedTuple):
-    """Scores (m, K) and the gradients (m, k, \\*features) of k chosen logits."""
-
-    scores: Tensor
-    grad: Tensor
-    answered: Tensor
+__all__ = ["HardLabelOracle", "SoftLabelOracle", "WhiteBoxOracle"]
 
 
 class HardLabelOracle:
@@ -58,6 +45,10 @@ class HardLabelOracle:
         """K, the number of classes."""
         return self._classes()
 
+    def on(self, problem: Problem) -> HardLabelAsk:
+        """What an attack asks with about these samples; ``problem.rows`` says which they are."""
+        return HardLabelAsk(self, problem)
+
 
 class SoftLabelOracle(HardLabelOracle):
     """Answers with log-probabilities (m, K); classes that the deployment does not show are -inf."""
@@ -67,6 +58,10 @@ class SoftLabelOracle(HardLabelOracle):
         super().__init__(desk)
         self.log_probs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.log_probs
         self.clean: Callable[[Tensor], Tensor] = desk.clean_told
+
+    @override
+    def on(self, problem: Problem) -> SoftLabelAsk:
+        return SoftLabelAsk(self, problem)
 
 
 class WhiteBoxOracle(SoftLabelOracle):
@@ -86,6 +81,10 @@ class WhiteBoxOracle(SoftLabelOracle):
         self.jacobian: Callable[[Tensor, Tensor, Tensor], Jacobian] = desk.jacobian
         self.features: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]] = desk.features
         self._at: Callable[[Mapping[str, Tensor]], Desk] = desk.at
+
+    @override
+    def on(self, problem: Problem) -> WhiteBoxAsk:
+        return WhiteBoxAsk(self, problem)
 
     def at(self, weights: Mapping[str, Tensor]) -> WhiteBoxOracle:
         """The oracle of the same model with these parameters instead of its own; the ledger is shared."""

@@ -24,7 +24,8 @@ from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal
-from holdfast.judge.oracles import Gradient, WhiteBoxOracle
+from holdfast.judge.gradients import Gradient
+from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import Loss, cross_entropy, cross_entropy_targeted, margin, margin_targeted
 

@@ -16,7 +16,7 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
 from holdfast.judge.desk import Desk
-from holdfast.judge.oracles import Gradient
+from holdfast.judge.gradients import Gradient
 from holdfast.numerics.distance import dual_norm
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import Loss, margin, margin_targeted
