@@ -59,7 +59,8 @@ def test_several_points_a_sample_are_answered_as_if_each_were_asked_alone() -> N
     ask = desk.oracle(Access.WHITE_BOX).on(p)
     points = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0))
     many, scored, labelled = ask.gradient(points), ask.scores(points), ask.labels(points)
-    assert desk.ledger.forwards.tolist() == [12, 12, 12] and desk.ledger.backwards.tolist() == [4, 4, 4]
+    assert desk.ledger.forwards.tolist() == [12, 12, 12]
+    assert desk.ledger.backwards.tolist() == [4, 4, 4]
     for j in range(4):
         one = ask.gradient(points[:, j])
         for name in ("x", "scores", "value", "grad", "adversarial", "margin", "unsure", "answered"):
@@ -82,7 +83,8 @@ def test_points_without_an_answer_are_never_adversarial_and_have_no_loss() -> No
     ask = Desk(Seen(), p, first=False, budget=Budget(queries=3)).oracle(Access.SOFT_LABEL).on(p)
     points = torch.tensor([[0.0, 1.0]] * 4).expand(3, 4, 2)
     answer = ask.scores(points)
-    assert answer.answered.sum(1).tolist() == [3, 3, 3] and ask.left.tolist() == [0, 0, 0]
+    assert answer.answered.sum(1).tolist() == [3, 3, 3]
+    assert ask.left.tolist() == [0, 0, 0]
     assert answer.adversarial.tolist() == [[True] * 3 + [False], [False] * 4, [True] * 3 + [False]]
     assert torch.equal(answer.losses().isnan(), ~answer.answered)
     assert not ask.adversarial(points[:, 0]).any()
@@ -98,14 +100,16 @@ def test_the_model_is_only_shown_valid_points_unless_the_grid_is_left_out_by_nam
     ask.jacobian(off, torch.zeros(3, 1, dtype=torch.int64))
     ask.labels(off)
     assert all(torch.equal(x * 4, (x * 4).round()) for x in model.inputs)
-    assert torch.equal(asked, ask.valid(off)) and not torch.equal(asked, off)
+    assert torch.equal(asked, ask.valid(off))
+    assert not torch.equal(asked, off)
     model.inputs.clear()
-    assert torch.equal(ask.off_grid.gradient(off).x, off) and torch.equal(model.inputs[0], off)
+    assert torch.equal(ask.off_grid.gradient(off).x, off)
+    assert torch.equal(model.inputs[0], off)
 
 
 def test_a_loss_reads_what_belongs_to_each_sample_and_may_head_for_another_target() -> None:
     p = _problem()
-    ask = Desk(Seen(), p, first=False).oracle(Access.WHITE_BOX).on(p)
+    ask = Desk(Seen(), p, first=False, micro_batch=100).oracle(Access.WHITE_BOX).on(p)
     read: list[list[float]] = []
 
     def loss(scores: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> Tensor:
