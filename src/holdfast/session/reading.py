@@ -1,0 +1,166 @@
+"""Reads what a caller names: a module, a file or a prediction API; a data set, a file or arrays; the attacker's own models."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from holdfast.attacks.common.ensemble import Ensemble
+from holdfast.core.errors import UsageError
+from holdfast.core.verdict import Subject
+from holdfast.data.dataset import Dataset
+from holdfast.data.load import load_data
+from holdfast.data.table import Table
+from holdfast.judge.desk import Model
+from holdfast.models.fingerprint import fingerprint
+from holdfast.models.http import HttpModel
+from holdfast.models.load import LoadedModel, load_model
+from holdfast.models.opening import open_model
+from holdfast.models.paid import PaidAnswers
+from holdfast.models.queries_only import QueriesOnly
+from holdfast.models.wrap import Normalised, Ranged, with_two_classes
+from holdfast.session.spec import DataLike, ModelSpec, Surrogates
+
+__all__ = ["OpenedModel", "device_of", "open_data", "open_spec", "open_surrogates"]
+
+_TOKEN = "HOLDFAST_API_TOKEN"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenedModel:
+    """A model ready to be asked.
+
+    Attributes:
+        base: x (m, \\*features) -> scores (m, K).
+        subject: what verdicts on it are about.
+        source: where it came from, for people.
+        notes: what was noticed on opening.
+    """
+
+    base: Model
+    subject: Subject
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def open_data(data: DataLike, *, class_names: tuple[str, ...] | None = None, table: Table | None = None) -> Dataset:
+    """A data set from what a caller names; columns of a table in units of their ranges.
+
+    Raises:
+        DataError: nothing there, or no samples with labels.
+
+    Example:
+        >>> len(open_data("digits:test")), len(open_data((torch.zeros(2, 3), [0, 1])))
+        (500, 2)
+    """
+    if isinstance(data, Dataset):
+        found = data
+    elif isinstance(data, tuple):
+        if len(data) != 2:
+            raise UsageError(f"data are (x, y), got {len(data)} of them; or give a Dataset, a file or digits:test")
+        found = Dataset.of(*data, classes=class_names)
+    else:
+        found = load_data(data, classes=class_names)
+    return found if table is None else table.to_units(found)
+
+
+def open_spec(
+    spec: ModelSpec, device: torch.device, *, low: float = 0.0, high: float = 1.0, paid: PaidAnswers | None = None
+) -> OpenedModel:
+    """The model that a spec says, on a device.
+
+    Args:
+        spec: the model, and how it is to be read.
+        device: where it goes; what is only asked stays where it is.
+        low: least value of an input feature.
+        high: largest value of an input feature.
+        paid: answers that a prediction API was paid for before.
+
+    Raises:
+        UsageError: no model is named.
+        ModelError: it cannot be read.
+        UnsafeFileError: its opening would run code, and it is not trusted.
+    """
+    model = spec.model
+    if model is None:
+        raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or pass the module to audit() in Python")
+    if isinstance(model, HttpModel):
+        return OpenedModel(base=model, subject=model.subject, source=model.url)
+    if isinstance(model, LoadedModel):
+        return _opened(model, spec, device)
+    if isinstance(model, nn.Module):
+        return _module(model, spec, device)
+    name = str(model)
+    names: int | tuple[str, ...] | None = spec.class_names or spec.classes
+    if spec.remote:
+        before = _fitted(spec, nn.Identity() if spec.normalise is None else Normalised(nn.Identity(), spec.normalise))
+        api = HttpModel(
+            name, classes=names or 0, max_queries=spec.max_queries, access=spec.answers, top_k=spec.top_k,
+            scores=spec.scores, request=spec.request, answer=spec.answer, before=before, paid=paid,
+            token_env=_TOKEN if _TOKEN in os.environ and spec.token else None,
+        )  # fmt: skip
+        return OpenedModel(base=api, subject=api.subject, source=name)
+    loaded = open_model(
+        name, arch=spec.arch, trust=spec.trust, normalise=spec.normalise, binary=spec.binary, device=device,
+        output=spec.output, classes=names, pixel=255 / high if low == 0 else 255.0,
+    )  # fmt: skip
+    return _in_columns(loaded, spec, device)
+
+
+def open_surrogates(surrogates: Surrogates, device: torch.device) -> nn.Module:
+    """The attacker's own model: one, or the ensemble of several."""
+    archs = surrogates.archs or (None,)
+    archs = archs * len(surrogates.models) if len(archs) == 1 else archs
+    members = [
+        _own(model, arch, surrogates.trust, device) for model, arch in zip(surrogates.models, archs, strict=True)
+    ]
+    return members[0] if len(members) == 1 else Ensemble(members)
+
+
+def device_of(model: object) -> torch.device:
+    """Where a module is; the CPU for what is none, or has no weights."""
+    module = model.module if isinstance(model, LoadedModel) else model
+    tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
+    return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def _own(model: nn.Module | LoadedModel | str | Path, arch: str | None, trust: bool, device: torch.device) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    return model.module if isinstance(model, LoadedModel) else load_model(model, arch=arch, trust=trust, device=device).module
+
+
+def _module(model: nn.Module, spec: ModelSpec, device: torch.device) -> OpenedModel:
+    if isinstance(model, QueriesOnly) and spec.normalise is spec.binary is spec.table is None:
+        return OpenedModel(base=model, subject=model.subject, source=model.what, notes=model.notes)
+    module = _fitted(
+        spec, with_two_classes(model if spec.normalise is None else Normalised(model, spec.normalise), spec.binary)
+    )
+    subject = Subject("model", fingerprint(module))
+    return OpenedModel(base=module.to(device), subject=subject, source=type(model).__name__)
+
+
+def _opened(loaded: LoadedModel, spec: ModelSpec, device: torch.device) -> OpenedModel:
+    """A model that was loaded before: what is said of its reading was said then."""
+    if spec.normalise is None and spec.binary is None:
+        return _in_columns(loaded, spec, device)
+    found = _module(loaded.module, spec, device)
+    return OpenedModel(base=found.base, subject=found.subject, source=loaded.source, notes=loaded.notes)
+
+
+def _in_columns(loaded: LoadedModel, spec: ModelSpec, device: torch.device) -> OpenedModel:
+    if spec.table is None:
+        return OpenedModel(base=loaded.module, subject=loaded.subject, source=loaded.source, notes=loaded.notes)
+    module = _fitted(spec, loaded.module).to(device)
+    return OpenedModel(
+        base=module, subject=Subject("model", fingerprint(module)), source=loaded.source, notes=loaded.notes
+    )
+
+
+def _fitted(spec: ModelSpec, module: nn.Module) -> nn.Module:
+    """The module as the data need it: columns get their own values back."""
+    return module if spec.table is None else Ranged.of(module, spec.table)
