@@ -1,4 +1,5 @@
 """Holdfast: adversarial robustness of deep-learning models, from both sides."""
 
-__version__ = "0.1.0"
+from holdfast.core.version import __version__
+
 __all__ = ["__version__"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import holdfast.audits.context as contexts
+import holdfast.session.session as sessions
 from holdfast.audits.context import Context
 from holdfast.audits.folder import RunFolder
 from holdfast.audits.plan import Plan
@@ -71,8 +71,8 @@ def _context(tmp_path, module, scale=1.0, **plan):
 @pytest.mark.parametrize("radius", [None, "0.5"])
 def test_an_audit_compares_on_the_box_around_all_sets_as_far_as_radii_are_searched(tmp_path, radius, monkeypatch):
     seen = []
-    own = contexts.believed
-    monkeypatch.setattr(contexts, "believed", lambda *given: (seen.append(given[2:]), own(*given))[1])
+    own = sessions.believed
+    monkeypatch.setattr(sessions, "believed", lambda *given: (seen.append(given[2:]), own(*given))[1])
     context, x = _context(tmp_path, nn.Linear(2, 2), radius_max=radius)
     _ = context.graph, context.graph
     ((low, high),) = seen  # once

@@ -16,7 +16,8 @@ from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.files import read_yaml
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 from holdfast.data.table import Table
-from holdfast.models.template import AnswerPath, RequestTemplate
+from holdfast.models.wrap import Normalisation
+from holdfast.session.spec import ModelSpec, Surrogates
 
 __all__ = ["Plan", "names_of"]
 
@@ -165,30 +166,12 @@ class Plan(BaseModel):
             raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
         if self.remote and (self.suite != "black-box" or self.certify != "none"):
             raise UsageError("a prediction API can only be asked queries: use --suite black-box --certify none")
-        if self.remote and self.classes is None and self.class_names is None:
-            raise UsageError("a prediction API does not say how many classes it has; give --classes or --class-names")
-        if self.remote and self.binary is not None:
-            raise UsageError(
-                "an API with one score a row has --classes 2 and --scores logits or probabilities; leave out --binary"
-            )
-        if self.classes is not None and self.class_names is not None and self.classes != len(self.class_names):
-            raise UsageError(f"{len(self.class_names)} class names with --classes {self.classes}; they must be as many")
-        for flag, given in (("request", self.request), ("answer", self.answer)):
-            if given is not None and not self.remote:
-                raise UsageError(f"--{flag} is about the JSON of a prediction API, and the model is none; leave it out")
-        if self.request is not None:
-            RequestTemplate.parse(self.request)
-        if self.answer is not None:
-            AnswerPath.parse(self.answer)
-        if self.answers == "labels" and self.top_k is not None:
-            raise UsageError("labels alone have no top-k; leave out --top-k or answer with scores")
+        _ = self.spec
         if self.suite == "standard" and (self.norm is Norm.L0 or self.goal is Goal.TARGETED):
             raise UsageError("AutoAttack's composition is untargeted, in l1, l2 and linf; use --suite fast")
         if self.suite == "black-box" and self.norm is Norm.L0 and self.answers == "labels":
             raise UsageError("no attack that sees labels alone serves l0; use --answers scores, or another norm")
-        owned, built = len(names_of(self.surrogate)), len(names_of(self.surrogate_arch))
-        if built not in (0, 1, owned):
-            raise UsageError(f"{owned} surrogates with {built} architectures; give one for all, or one for each")
+        _ = self.surrogates
         if self.table is not None and (self.grid is not None or (self.low, self.high) != (0.0, 1.0)):
             raise UsageError("a table has ranges and whole numbers by column; leave out --grid, low and high")
         if self.grid is not None and parse_eps(self.grid) == 0:
@@ -207,6 +190,23 @@ class Plan(BaseModel):
             norm=self.norm, eps=parse_eps(self.eps), goal=self.goal, access=self.access, low=self.low, high=self.high,
             grid=None if self.grid is None else parse_eps(self.grid), known=known,
         )  # fmt: skip
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The model, and how it is to be read."""
+        return ModelSpec(
+            model=self.model, arch=self.arch, trust=self.trust, output=self.output, binary=self.binary,
+            normalise=None if self.normalise is None else Normalisation(*self.normalise), class_names=self.class_names,
+            classes=self.classes, table=self.table, answers=self.answers, top_k=self.top_k, scores=self.scores,
+            request=self.request, answer=self.answer, max_queries=self.max_queries,
+            token="model" not in self.theirs,  # it goes to no host but the one that the caller named himself
+        )  # fmt: skip
+
+    @property
+    def surrogates(self) -> Surrogates | None:
+        """The models of the attacker's own that the plan names."""
+        named = Surrogates(models=names_of(self.surrogate), archs=names_of(self.surrogate_arch), trust=self.trust)
+        return named if named.models else None
 
     @property
     def access(self) -> Access:

@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import nn
 
-from holdfast import __version__
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.folder import RunFolder
@@ -28,6 +27,7 @@ from holdfast.audits.replay import Replay
 from holdfast.audits.workers import Progress
 from holdfast.core.errors import DataError, JournalError
 from holdfast.core.files import read_json
+from holdfast.core.version import __version__
 
 __all__ = ["Recheck", "recheck"]
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from holdfast import __version__
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.evidence import Standing
@@ -25,6 +24,7 @@ from holdfast.core.files import read_json
 from holdfast.core.registry import method
 from holdfast.core.threat import Access, Guarantee
 from holdfast.core.verdict import Status, Verdict, Witness
+from holdfast.core.version import __version__
 from holdfast.numerics.stats import clopper_pearson
 
 __all__ = ["compose", "contradictions", "environment", "missing", "standings", "verdicts"]

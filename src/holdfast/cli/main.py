@@ -63,7 +63,7 @@ app.add_typer(study.study, name="study", rich_help_panel="Audit")
 
 def _version(asked: bool) -> None:
     if asked:
-        from holdfast import __version__
+        from holdfast.core.version import __version__
 
         print(f"holdfast {__version__}")
         raise typer.Exit

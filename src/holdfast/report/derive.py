@@ -13,11 +13,11 @@ from zipfile import BadZipFile
 import numpy as np
 from PIL import Image
 
-from holdfast import __version__
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.export import ARRAYS, ROWS, TABLE, arrays, rows, table
 from holdfast.core.errors import HoldfastError
+from holdfast.core.version import __version__
 from holdfast.report import junit, page, sarif
 from holdfast.report.shown import broken_rows, pictured, pictures
 

@@ -131,7 +131,11 @@ def device_of(model: object) -> torch.device:
 def _own(model: nn.Module | LoadedModel | str | Path, arch: str | None, trust: bool, device: torch.device) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    return model.module if isinstance(model, LoadedModel) else load_model(model, arch=arch, trust=trust, device=device).module
+    return (
+        model.module
+        if isinstance(model, LoadedModel)
+        else load_model(model, arch=arch, trust=trust, device=device).module
+    )
 
 
 def _module(model: nn.Module, spec: ModelSpec, device: torch.device) -> OpenedModel:

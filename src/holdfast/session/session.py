@@ -20,11 +20,12 @@ from holdfast.core.threat import Goal, ThreatModel
 from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.graph.model import Graph
-from holdfast.judge.desk import Model, evaluating
+from holdfast.judge.desk import Model
 from holdfast.judge.referee import Referee
 from holdfast.models.believed import Believed, believed
 from holdfast.models.http import HttpModel
 from holdfast.models.queries_only import QueriesOnly, answers_gradients
+from holdfast.numerics.evaluation import evaluating
 from holdfast.session.reading import open_data, open_surrogates
 from holdfast.session.smoothed_predictor import SmoothedPredictor
 from holdfast.session.spec import DataLike, ModelSpec, Surrogates
@@ -47,10 +48,10 @@ class Session:
         threat: what an attacker may change, and what he wants.
         source: where the model came from, for people.
         device: where it runs.
+        spec: what the caller said of the model.
         seed: keys all draws.
         slots: samples of a batch.
         notes: what was noticed on opening.
-        spec: what the caller said of the model.
         surrogates: the attacker's own models.
         radius_max: the largest radius that is searched for; None: 2 eps.
         queries: the most that an attack may ask for one sample.
@@ -65,10 +66,10 @@ class Session:
     threat: ThreatModel
     source: str
     device: torch.device
+    spec: ModelSpec
     seed: int = 0
     slots: int = 256
     notes: tuple[str, ...] = ()
-    spec: ModelSpec = ModelSpec()
     surrogates: Surrogates | None = None
     radius_max: Fraction | None = None
     queries: int | None = None
