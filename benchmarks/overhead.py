@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from _common import SHARED, mark, parse, parser, report, table, zoo
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.engine import run
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.outcome import Outcome
 
 TARGET = 1.15
 MODELS = {"mnist_lenet5_clean": ("mnist", 64, 1), "cifar10_resnet20": ("cifar10", 32, 2)}

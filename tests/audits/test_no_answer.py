@@ -16,10 +16,10 @@ from torch import nn
 
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.soft.square import Square
+from holdfast.audits.clashes import contradictions
 from holdfast.audits.document import schema
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
-from holdfast.audits.reconcile import contradictions
 from holdfast.audits.run import audit, resume
 from holdfast.core.errors import DataError
 from holdfast.core.problem import Problem
@@ -134,8 +134,8 @@ def test_a_proof_around_it_is_contradicted():
     lost, proof = NoAnswer(0.1, "pgd", "ab", "NaN"), Certificate(0.2, Guarantee.SOUND, "crown")
     one = Verdict(3, 0, 0, Status.ERROR, None, proof, 1, 1, 1, lost)
     (clash,) = contradictions([one])
-    assert (clash["id"], clash["sha256"]) == (3, "ab")
-    assert "no decision" in clash["message"]
+    assert (clash.id, clash.sha256) == (3, "ab")
+    assert "no decision" in clash.message
     assert not contradictions([replace(one, no_answer=replace(lost, distance=0.3))])
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import holdfast.audits.run as driver
+from holdfast.audits.clashes import contradictions
 from holdfast.audits.evidence import Claim, Standing
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
-from holdfast.audits.reconcile import _verdict, contradictions
+from holdfast.audits.reconcile import _verdict
 from holdfast.audits.run import audit, resume
 from holdfast.audits.suites import SPARED_SHARE, rungs
 from holdfast.certifiers.graph_certifier import GraphCertifier
@@ -92,10 +93,10 @@ def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
         3, 0, 0, Status.BROKEN, Witness(distance, "pgd", "ab", -1.0), Certificate(radius, guarantee, "crown"), 1, 1, 1
     )
     found = contradictions([one])
-    assert [c["id"] for c in found] == ([3] if clash else [])
+    assert [c.id for c in found] == ([3] if clash else [])
     if clash:
-        assert (found[0]["attack"], found[0]["method"], found[0]["sha256"]) == ("pgd", "crown", "ab")
-        assert found[0]["radius"] >= found[0]["distance"]
+        assert (found[0].attack, found[0].method, found[0].sha256) == ("pgd", "crown", "ab")
+        assert found[0].radius >= found[0].distance
 
 
 def test_one_side_alone_is_no_contradiction():

@@ -22,11 +22,11 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
 from holdfast.judge.desk import Desk, Model
-from holdfast.judge.gradients import Gradients
-from holdfast.judge.ledger import Budget, Ledger
+from holdfast.judge.ledger import Budget
+from holdfast.judge.outcome import Outcome
 from holdfast.numerics.evaluation import evaluating
 
-__all__ = ["Outcome", "Run", "Settings", "run"]
+__all__ = ["Run", "Settings", "run"]
 
 
 @dataclass(frozen=True)
@@ -47,60 +47,6 @@ class Settings:
     precision: torch.dtype | None = None
     micro_batch: int = 1024
     trace: bool = False
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an attack found; not yet judged by the referee.
-
-    Attributes:
-        x: (n, \\*features) the witness of each sample, or its clean input.
-        found: (n,) bool: a witness is known.
-        distance: (n,) float64 its distance; inf if none.
-        found_at: (n,) int64 queries spent when the first witness was found; -1 if none.
-        low_margin: (n,) float64 the least margin of any row that was asked, inside the set or not; inf if none was.
-        ledger: what each sample cost.
-        slots: slots in the end; fewer than asked for if memory ran out.
-        trace: (calls, n) passes so far and (calls, n) distances after each call, if `Settings.trace`.
-        gradients: what the gradients were like that the search was given.
-        failed: (n,) bool: the model raised on a point of this sample; it was searched no further.
-        fault: what the model raised first.
-        unusable: (n,) int64 points whose scores cannot be judged (`holdfast.core.criterion.usable`); never a witness.
-        no_answer: (n, \\*features) the nearest such point in the set of each sample that has one; None if none has.
-        no_answer_at: (n,) float64 its distance; inf if none.
-    """
-
-    x: Tensor
-    found: Tensor
-    distance: Tensor
-    found_at: Tensor
-    low_margin: Tensor
-    ledger: Ledger
-    slots: int
-    trace: tuple[Tensor, Tensor] | None = None
-    gradients: Gradients | None = None
-    failed: Tensor | None = None
-    fault: str | None = None
-    unusable: Tensor | None = None
-    no_answer: Tensor | None = None
-    no_answer_at: Tensor | None = None
-
-    @classmethod
-    def of(cls, desk: Desk, slots: int) -> Outcome:
-        """What is known at a desk."""
-        kept = desk.trace or None
-        return cls(
-            desk.witness, desk.found, desk.distance, desk.found_at, desk.low_margin, desk.ledger, slots,
-            None if kept is None else (torch.stack([c for c, _ in kept]), torch.stack([d for _, d in kept])),
-            desk.gradients, desk.failed, desk.fault, desk.unusable, desk.no_answer, desk.no_answer_at,
-        )  # fmt: skip
-
-    @property
-    def blind(self) -> Tensor:
-        """(n,) bool: samples that a gradient attack searched without a gradient: zero or not finite (`Gradients.useless`)."""
-        if self.gradients is None:
-            return torch.zeros_like(self.found)
-        return self.gradients.useless(self.found)
 
 
 Progress = Callable[[int, int], None]
@@ -190,15 +136,12 @@ class Run:
 
     def outcome(self) -> Outcome:
         """What is known so far."""
-        found = Outcome.of(self.judge, self.settings.slots)
+        outcome = self.judge.outcome(self.settings.slots)
         if not self.transfer:
-            return found
-        ledger = Ledger(len(self.problem), self.problem.x.device)
-        for name in ("forwards", "backwards", "queries"):
-            setattr(ledger, name, getattr(self.judge.ledger, name) + getattr(self.desk.ledger, name))
+            return outcome
         return replace(
-            found, ledger=ledger, gradients=self.desk.gradients, failed=self.judge.failed | self.desk.failed,
-            fault=self.judge.fault or self.desk.fault,
+            outcome, ledger=self.judge.ledger + self.desk.ledger, gradients=self.desk.gradients,
+            failed=self.judge.failed | self.desk.failed, fault=self.judge.fault or self.desk.fault,
         )  # fmt: skip
 
     def _open(self) -> None:

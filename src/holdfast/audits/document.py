@@ -117,6 +117,10 @@ class SampleWitness(_Part):
     sha256: str
     margin: Annotated[float | None, BeforeValidator(_finite_or_none)]
     """The criterion's margin there: negative, the further the surer; null where the access shows no finite one."""
+    arithmetics: list[str] = Field(default_factory=list)
+    """The types in which it held when the referee asked: the model's own, and float64 where the model can be asked there."""
+    prediction: int | None = None
+    """The class that the model gives it; null where its answer names none."""
 
 
 class SampleNoAnswer(_Part):
@@ -140,6 +144,8 @@ class SampleCertificate(_Part):
     alpha: Share | None = None
     fit: Share | None = None
     """For an estimate by a fitted distribution, the p-value of the fit."""
+    deployed: str | None = None
+    """The type in whose arithmetic it holds of the model as it runs; null where it holds in real numbers."""
 
 
 class Sample(_Part):

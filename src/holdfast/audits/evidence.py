@@ -169,6 +169,12 @@ def decoded(rows: list[list[float | str | None]]) -> np.ndarray:
 
 
 def _claim(stage: str, record: Payload) -> Claim:
-    return Claim(
-        Witness(record["distance"], record["attack"], record["sha256"], record["margin"]), record["rounding"], stage
+    witness = Witness(
+        record["distance"],
+        record["attack"],
+        record["sha256"],
+        record["margin"],
+        tuple(record["arithmetics"]),
+        record["prediction"],
     )
+    return Claim(witness, record["rounding"], stage)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from holdfast.audits.clashes import contradictions, doubts
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.evidence import Standing
@@ -27,7 +28,7 @@ from holdfast.core.verdict import Status, Verdict, Witness
 from holdfast.core.version import __version__
 from holdfast.numerics.stats import clopper_pearson
 
-__all__ = ["compose", "contradictions", "environment", "missing", "standings", "verdicts"]
+__all__ = ["compose", "environment", "missing", "standings", "verdicts"]
 
 _CURVE_POINTS = 40
 _UNJUDGED = (Status.TIMEOUT, Status.ERROR)
@@ -75,28 +76,6 @@ def _verdict(s: Standing, k: int, eps: float) -> Verdict:
     )  # fmt: skip
 
 
-def contradictions(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Witnesses, and inputs without a decision, inside a radius that was proved."""
-    clashes = list[dict[str, Any]]()
-    for v in found:
-        c = v.certificate
-        if c is None or c.guarantee is not Guarantee.SOUND:
-            continue
-        for end, what in (
-            (v.witness, "a witness that the referee let stand"),
-            (v.no_answer, "an input that the model has no decision for"),
-        ):
-            if end is not None and end.distance <= c.radius:
-                clashes.append(
-                    {
-                        "id": v.id, "radius": c.radius, "distance": end.distance, "guarantee": c.guarantee,
-                        "method": c.method, "attack": end.attack, "sha256": end.sha256,
-                        "message": f"{what} lies inside the certified radius: one of the two is wrong",
-                    }
-                )  # fmt: skip
-    return clashes
-
-
 def compose(
     context: Context,
     units: Units,
@@ -124,6 +103,7 @@ def compose(
     unjudged = sum(count[s] for s in _UNJUDGED)
     findings = [f for (_, k), unit in sorted(units.items()) if k == -1 for f in unit.get("findings", ())]
     findings += [*_refusals(units), *_clean_unanswered(units, parts), *_unanswered(found, eps)]
+    findings += [f.as_dict() for f in doubts(found)]
     # where both bounds meet, the upper one is exact, whatever hindered the attacks
     weak = _hindrances(findings) if count[Status.UNKNOWN] + count[Status.MARGINAL] else []
     clashes = contradictions(found)

@@ -29,7 +29,6 @@ from holdfast.audits.workers import Progress
 from holdfast.core.errors import JournalError, UnsupportedError
 from holdfast.core.threat import Guarantee, parse_eps
 from holdfast.core.verdict import Certificate
-from holdfast.judge.referee import Ruling
 from holdfast.models.checks import preflight
 from holdfast.numerics.distance import contains, measured
 
@@ -180,11 +179,11 @@ class Replay:
         """The witnesses moved to the grid and judged there, and as the pictures that were saved of them."""
         holds, saved, still = list[int](), 0, 0
         if len(chosen):
-            problem, judged = on_levels(self.context, chosen, standing)
-            holds = [i for i, r in zip(chosen.tolist(), judged.ruling, strict=True) if r is Ruling.HOLDS]
-            if pictured(self.context, judged.x):
-                saved, still = len(chosen), still_breaking(self.context, problem, in_8_bits(judged.x))
-                for i in altered(self.context, chosen, judged.x):
+            problem, ruling = on_levels(self.context, chosen, standing)
+            holds = chosen[ruling.holds.cpu().numpy()].tolist()
+            if pictured(self.context, ruling.x):
+                saved, still = len(chosen), still_breaking(self.context, problem, in_8_bits(ruling.x))
+                for i in altered(self.context, chosen, ruling.x):
                     self.problems.append(f"sample {i}: its saved picture shows something else than its witness")
         if unit["broken_on_grid"] != holds:
             self._say(stage, k, "has other witnesses on the grid than the model breaks on")
@@ -223,6 +222,8 @@ class Replay:
         stored = torch.stack(tensors)
         far = measured(problem.set, stored, problem.x).tolist()
         ruling = self.context.referee().judge(problem, stored)
+        inside, holds = ruling.inside.tolist(), ruling.holds.tolist()
+        prediction = [None if label < 0 else label for label in ruling.prediction.tolist()]
         self.witnesses += len(kept)
         for k, (i, claim) in enumerate(kept):
             told = claim.witness
@@ -237,14 +238,23 @@ class Replay:
             moved = abs(float(ruling.distance[k]) - told.distance) > _SAME * max(1.0, told.distance)
             if abs(far[k] - told.distance) > _SAME * max(1.0, far[k]):
                 self.problems.append(f"sample {i}: its witness lies at {far[k]:.6g}, not at {told.distance:.6g}")
-            elif ruling.ruling[k] is Ruling.REJECTED:
+            elif not inside[k]:
                 self.problems.append(f"sample {i}: its witness does not lie in the set")
             elif claim.stage == "":
                 continue
-            elif ruling.ruling[k] is Ruling.HOLDS and not moved:
+            elif told.arithmetics != ruling.arithmetics:
+                self.problems.append(
+                    f"sample {i}: its witness is said to hold in {_listed(told.arithmetics)}; the model is asked in "
+                    f"{_listed(ruling.arithmetics)}"
+                )
+            elif holds[k] and not moved:
                 if self.deterministic and abs(told.margin - margin) > max(slack, 1e-3 * close):
                     self.problems.append(
                         f"sample {i}: its witness is said to have the margin {told.margin:.3g}, not {margin:.3g}"
+                    )
+                elif self.deterministic and told.prediction != prediction[k]:
+                    self.problems.append(
+                        f"sample {i}: its witness is said to be of class {told.prediction}, not {prediction[k]}"
                     )
             elif max(margin, 0.0) - told.margin <= slack:
                 # where the referee had to move it, it did not hold where it was stored: the margin there was at least 0
@@ -389,6 +399,10 @@ class Replay:
                         f"the journal's {stage} {words} the finding {finding['code']} ({finding['severity']}: {finding['title']})"
                         + ("" if words == "lacks" else ", which the model does not give")
                     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
 
 
 def _worded(finding: Mapping[str, Any]) -> tuple[str, ...]:

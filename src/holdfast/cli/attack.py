@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from holdfast.attacks.attack import Attack
-    from holdfast.attacks.engine import Outcome
     from holdfast.audits.context import Context
     from holdfast.core.problem import Problem
     from holdfast.judge.desk import Model
+    from holdfast.judge.outcome import Outcome
 
 __all__ = ["attack"]
 

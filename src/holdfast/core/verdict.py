@@ -7,7 +7,10 @@ from enum import StrEnum
 
 from holdfast.core.threat import Guarantee
 
-__all__ = ["Certificate", "NoAnswer", "Status", "Subject", "Verdict", "Witness"]
+__all__ = ["Certificate", "Clash", "NoAnswer", "Status", "Subject", "Verdict", "Witness", "clash"]
+
+_NEAREST_TO_REAL = "float64"
+"""The type whose answers stand for those in real numbers: no run comes nearer."""
 
 
 class Status(StrEnum):
@@ -46,12 +49,17 @@ class Witness:
         attack: name of the method that found it.
         sha256: hash of the stored tensor.
         margin: the criterion's margin there; negative.
+        arithmetics: the types in which it held when the referee asked, for example ``("float32", "float64")``; empty where
+            nobody wrote it down.
+        prediction: the class that the model gives it; None where its answer names none.
     """
 
     distance: float
     attack: str
     sha256: str
     margin: float
+    arithmetics: tuple[str, ...] = ()
+    prediction: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,8 @@ class Certificate:
         arithmetic: for SOUND, the arithmetic in which it holds, for example ``real numbers, bounds in float64``.
         alpha: for PROBABILISTIC, the chance that it is wrong.
         fit: for an ESTIMATE by a fitted distribution, the p-value of the fit: small for a bad one.
+        deployed: the type in whose arithmetic it holds of the model as it runs, for example ``float16``; None where it holds
+            of the model in real numbers.
     """
 
     radius: float
@@ -90,6 +100,42 @@ class Certificate:
     arithmetic: str = ""
     alpha: float | None = None
     fit: float | None = None
+    deployed: str | None = None
+
+
+class Clash(StrEnum):
+    """What a witness inside a certified radius means."""
+
+    CONTRADICTION = "contradiction"
+    """One of the two is wrong: the certificate is SOUND, and the witness holds in its arithmetic. It stops a run."""
+    FINDING = "finding"
+    """Both may be right: a PROBABILISTIC certificate is wrong with the chance ``alpha``, its p-value; or a SOUND one speaks
+    of another arithmetic than those in which the witness holds, and rounding decides."""
+    NOTE = "note"
+    """The certificate is an ESTIMATE, which proves nothing."""
+
+
+def clash(witness: Witness | NoAnswer, certificate: Certificate) -> Clash | None:
+    """What it means that a certificate and a witness stand beside each other; None where they agree.
+
+    Both must be of one sample, one subject and one norm. A radius holds on its edge too. A witness of which nobody says in
+    which arithmetics it holds, and an input without an answer, is taken to do so in every one.
+
+    Example:
+        >>> near = Witness(0.1, "pgd", "", -1.0, arithmetics=("float32", "float64"))
+        >>> clash(near, Certificate(0.1, Guarantee.SOUND, "crown")), clash(near, Certificate(0.0999, Guarantee.SOUND, "crown"))
+        (<Clash.CONTRADICTION: 'contradiction'>, None)
+        >>> clash(near, Certificate(0.2, Guarantee.SOUND, "ibp", deployed="float16"))  # it was not asked there
+        <Clash.FINDING: 'finding'>
+    """
+    if not witness.distance <= certificate.radius:
+        return None
+    if certificate.guarantee is Guarantee.ESTIMATE:
+        return Clash.NOTE
+    if certificate.guarantee is Guarantee.PROBABILISTIC:
+        return Clash.FINDING
+    held = witness.arithmetics if isinstance(witness, Witness) else ()
+    return Clash.CONTRADICTION if not held or (certificate.deployed or _NEAREST_TO_REAL) in held else Clash.FINDING
 
 
 @dataclass(frozen=True)

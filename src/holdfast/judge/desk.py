@@ -24,6 +24,7 @@ from holdfast.judge.asking import Model, ModelFault
 from holdfast.judge.gradients import Gradient, Gradients, Jacobian, input_gradient
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import HardLabelOracle, SoftLabelOracle, WhiteBoxOracle
+from holdfast.judge.outcome import Outcome
 from holdfast.judge.rows import first_of, rank, reads_freely
 from holdfast.judge.units import ScoreUnits
 from holdfast.models.queries_only import answers_gradients
@@ -175,6 +176,18 @@ class Desk:
         fallen = doubtful[(2 * votes <= asked) & (asked > 0)]
         self.found_at[fallen], self.distance[fallen] = -1, float("inf")
         self.witness[fallen] = p.x[fallen]
+
+    def outcome(self, slots: int) -> Outcome:
+        """What is known here, of a search in so many slots."""
+        trace = None
+        if self.trace:
+            costs, distances = zip(*self.trace, strict=True)
+            trace = torch.stack(costs), torch.stack(distances)
+        return Outcome(
+            x=self.witness, found=self.found, distance=self.distance, found_at=self.found_at, low_margin=self.low_margin,
+            ledger=self.ledger, slots=slots, trace=trace, gradients=self.gradients, failed=self.failed, fault=self.fault,
+            unusable=self.unusable, no_answer=self.no_answer, no_answer_at=self.no_answer_at,
+        )  # fmt: skip
 
     # what the oracles answer
 

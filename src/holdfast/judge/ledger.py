@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from holdfast.core.cost import Cost
 from holdfast.core.errors import BudgetError
 
 __all__ = ["Budget", "Ledger"]
@@ -51,6 +52,31 @@ class Ledger:
         self.forwards, self.backwards, self.queries = (
             torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3)
         )
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """What both cost, sample by sample."""
+        both = Ledger(len(self.forwards), self.forwards.device)
+        both.forwards = self.forwards + other.forwards
+        both.backwards = self.backwards + other.backwards
+        both.queries = self.queries + other.queries
+        return both
+
+    @property
+    def total(self) -> Cost:
+        """All samples together."""
+        return Cost(int(self.forwards.sum()), int(self.backwards.sum()), int(self.queries.sum()))
+
+    @property
+    def costs(self) -> list[Cost]:
+        """Sample by sample, on the host."""
+        counts = self.forwards.tolist(), self.backwards.tolist(), self.queries.tolist()
+        return [Cost(*each) for each in zip(*counts, strict=True)]
+
+    def spread(self, at: Tensor, n: int) -> Ledger:
+        """The ledger of n samples, of which those ``at`` (m,) cost what is here, and the others nothing."""
+        wide = Ledger(n, self.forwards.device)
+        wide.forwards[at], wide.backwards[at], wide.queries[at] = self.forwards, self.backwards, self.queries
+        return wide
 
     def left(self, budget: Budget) -> Tensor:
         """(n,) int64: how many more rows may be asked of each sample."""

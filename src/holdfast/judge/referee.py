@@ -40,31 +40,46 @@ class Ruling(StrEnum):
     REJECTED = "rejected"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Judgement:
     """Rulings on a batch of claimed witnesses.
 
     Attributes:
-        ruling: one for each sample.
         x: (n, \\*features) the witness, moved outward where that was needed.
+        holds: (n,) bool: it is upheld, in every way that the model was asked, and lies in the set.
+        inside: (n,) bool: it lies in the set, without any tolerance.
         margin: (n,) float64, the largest (worst) margin among the ways it was asked; negative where it holds.
         rounding: (n,) float64, how much the margins of the ways differ: a later flip within it is rounding, not a fault.
         distance: (n,) float64.
+        prediction: (n,) int64 the class that the model gives x at the referee's own batch (the most frequent one of fresh
+            draws); -1 where its answer names none.
         share: (n,) for randomised models the share of draws that broke; 1 or 0 for others.
         interval: (n, 2) its 95 % interval.
         forwards: samples sent through the model.
         runs: the ways in which the model was asked, in words.
+        arithmetics: the types in which it was asked, for example ``("float32", "float64")``.
     """
 
-    ruling: tuple[Ruling, ...]
     x: Tensor
+    holds: Tensor
+    inside: Tensor
     margin: Tensor
     rounding: Tensor
     distance: Tensor
+    prediction: Tensor
     share: Tensor
     interval: Tensor
     forwards: int
     runs: tuple[str, ...] = ()
+    arithmetics: tuple[str, ...] = ()
+
+    @property
+    def ruling(self) -> tuple[Ruling, ...]:
+        """The same in words, one for each sample."""
+        return tuple(
+            Ruling.HOLDS if holds else Ruling.MARGINAL if inside else Ruling.REJECTED
+            for holds, inside in zip(self.holds.tolist(), self.inside.tolist(), strict=True)
+        )
 
 
 class Referee:
@@ -107,55 +122,68 @@ class Referee:
         """Rules on the claim that each of x (n, \\*features) is a witness of its problem."""
         before = self.forwards
         if not len(x):  # not every model takes an empty batch
-            none = torch.zeros(0, dtype=torch.float64, device=x.device)
-            return Judgement((), x, none, none, none, none, none.view(0, 2), 0, self.runs)
+            return self._nothing(x)
         with torch.no_grad(), evaluating(self.model):
             if self.draws:
                 return self._vote(problem, x, before)
             inside = contains(problem.set, x, problem.x)
-            margin, rounding = self._margins(problem, x)
-            x, margin, rounding = self._outward(problem, x, margin, rounding, inside)
+            x, margin, rounding, prediction = self._outward(problem, x, inside)
         holds = (margin < 0) & inside
-        ruling = tuple(
-            Ruling.HOLDS if h else Ruling.MARGINAL if i else Ruling.REJECTED
-            for h, i in zip(holds.tolist(), inside.tolist(), strict=True)
-        )
         share = holds.double()
-        distance = measured(problem.set, x, problem.x)
         return Judgement(
-            ruling, x, margin, rounding, distance, share, torch.stack([share, share], 1), self.forwards - before,
-            self.runs,
+            x=x, holds=holds, inside=inside, margin=margin, rounding=rounding,
+            distance=measured(problem.set, x, problem.x), prediction=prediction, share=share,
+            interval=torch.stack([share, share], 1), forwards=self.forwards - before, runs=self.runs,
+            arithmetics=self._arithmetics(x),
         )  # fmt: skip
 
-    def _outward(
-        self, problem: Problem, x: Tensor, margin: Tensor, rounding: Tensor, inside: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Moves witnesses on the edge outward, a little more each time, as long as any does not hold."""
+    def _nothing(self, x: Tensor) -> Judgement:
+        none = torch.zeros(0, dtype=torch.float64, device=x.device)
+        return Judgement(
+            x=x, holds=none.bool(), inside=none.bool(), margin=none, rounding=none, distance=none, prediction=none.long(),
+            share=none, interval=none.view(0, 2), forwards=0, runs=self.runs, arithmetics=self._arithmetics(x),
+        )  # fmt: skip
+
+    def _arithmetics(self, x: Tensor) -> tuple[str, ...]:
+        """The types in which the model is asked about inputs x: its own, which is that of x where it has no parameters."""
+        module = self.model if isinstance(self.model, nn.Module) else nn.Module()
+        own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), x.dtype)
+        both = (own,) if self._double is None else (own, torch.float64)
+        return tuple(dict.fromkeys(str(kind).removeprefix("torch.") for kind in both))
+
+    def _outward(self, problem: Problem, x: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Moves witnesses on the edge outward, a little more each time, as long as any does not hold.
+
+        Returns:
+            The witnesses, their margins, the rounding of those, and the classes that they are given.
+        """
         x = x.clone()
+        margin, rounding, prediction = self._margins(problem, x)
         for move in _OUTWARD:
             rows = (inside & ~(margin < 0)).nonzero().squeeze(-1)
             if not len(rows):
                 break
             part = problem.select(rows.cpu().numpy())
             moved = project(part.set, part.x + (1 + move) * (x[rows] - part.x), part.x)
-            m, r = self._margins(part, moved)
+            m, r, label = self._margins(part, moved)
             better = (m < 0) & contains(part.set, moved, part.x)
             x[rows[better]], margin[rows[better]], rounding[rows[better]] = moved[better], m[better], r[better]
-        return x, margin, rounding
+            prediction[rows[better]] = label[better]
+        return x, margin, rounding, prediction
 
-    def _margins(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n,) the worst margin over the ways to ask, and how much they differ."""
+    def _margins(self, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n,) the worst margin over the ways to ask, how much they differ, and the class at the referee's own batch."""
         ways = [self._ask(self.model, x, self.batch), self._ask(self.model, x, 1)]
         double = self._ask_double(x)
         if double is not None and double.shape == ways[0].shape:
             ways.append(double)
-        margins = []
+        margins = list[Tensor]()
         for scores in ways:
             margin = problem.criterion.margin(scores.double(), problem.y, problem.target)
             broken = problem.criterion.holds(scores, problem.y, problem.target)
             margins.append(torch.where(broken, margin, margin.clamp_min(0).nan_to_num(nan=float("inf"))))
         stacked = torch.stack(margins)
-        return stacked.amax(0), stacked.amax(0) - stacked.amin(0)
+        return stacked.amax(0), stacked.amax(0) - stacked.amin(0), _classes(problem, ways[0])
 
     def _ask_double(self, x: Tensor) -> Tensor | None:
         """The scores in float64; a model that turns out not to run there is from then on judged in its own type."""
@@ -179,25 +207,32 @@ class Referee:
     def _vote(self, problem: Problem, x: Tensor, before: int) -> Judgement:
         """Randomised models: the majority of fresh draws, with its interval."""
         votes = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        margins = []
+        margins, classes = list[Tensor](), list[Tensor]()
         for draw in range(self.draws):
             torch.manual_seed(draw)
             scores = self._ask(self.model, x, self.batch)
             votes += problem.criterion.holds(scores, problem.y, problem.target)
             margins.append(problem.criterion.margin(scores.double(), problem.y, problem.target))
+            classes.append(_classes(problem, scores))
         inside = contains(problem.set, x, problem.x)
         share = votes / self.draws
         low, high = clopper_pearson(votes.cpu().numpy(), self.draws, 0.05)
         interval = torch.stack([torch.as_tensor(low), torch.as_tensor(high)], 1).to(x.device)
-        ruling = tuple(
-            Ruling.REJECTED if not i else Ruling.HOLDS if s > 0.5 else Ruling.MARGINAL
-            for s, i in zip(share.tolist(), inside.tolist(), strict=True)
-        )
         stacked = torch.stack(margins)
         return Judgement(
-            ruling, x, stacked.mean(0), stacked.std(0, correction=min(1, self.draws - 1)),
-            measured(problem.set, x, problem.x), share, interval, self.forwards - before, self.runs,
+            x=x, holds=(share > 0.5) & inside, inside=inside, margin=stacked.mean(0),
+            rounding=stacked.std(0, correction=min(1, self.draws - 1)), distance=measured(problem.set, x, problem.x),
+            prediction=torch.stack(classes).mode(0).values, share=share, interval=interval,
+            forwards=self.forwards - before, runs=self.runs, arithmetics=self._arithmetics(x),
         )  # fmt: skip
+
+
+def _classes(problem: Problem, scores: Tensor) -> Tensor:
+    """(n,) int64 the best class of each row of scores; -1 where they are numbers, or of several models."""
+    criterion = problem.criterion
+    if criterion.domains or not criterion.counts_classes:
+        return torch.full((len(scores),), -1, device=scores.device)
+    return (scores[..., :-1] if criterion.detector else scores).argmax(-1)
 
 
 def _in_double(model: Model) -> tuple[Callable[[Tensor], Tensor] | None, str]:

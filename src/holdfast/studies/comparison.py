@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.engine import Outcome, Settings, run
+from holdfast.attacks.engine import Settings, run
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method, names
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
+from holdfast.judge.outcome import Outcome
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.numerics.distance import box, distance
 from holdfast.numerics.evaluation import evaluating

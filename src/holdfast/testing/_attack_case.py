@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.engine import run
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.desk import Model
+from holdfast.judge.outcome import Outcome
 from holdfast.testing.contract import require
 from holdfast.testing.toys import Queried, digits, net
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.attacks.engine import Outcome
 from holdfast.core.cards import parameters_of
 from holdfast.core.criterion import Misclassified, WithDetector
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
+from holdfast.judge.outcome import Outcome
 from holdfast.testing._attack_case import EPS, SAMPLES, Case, breaks, of_digits
 from holdfast.testing.contract import ContractError, require
 from holdfast.testing.toys import digits, net

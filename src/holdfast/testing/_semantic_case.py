@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.engine import run
 from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, run_semantic
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
+from holdfast.judge.outcome import Outcome
 from holdfast.testing.toys import digits, net
 from holdfast.transforms.colour import from_hsv
 from holdfast.transforms.lifted import Lifted, lift

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.engine import Outcome
 from holdfast.audits.context import Context
 from holdfast.audits.evidence import Standing
 from holdfast.audits.journal import Payload
@@ -71,7 +70,7 @@ def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
         spent = {
             "forwards": desk.ledger.forwards.tolist(), "backwards": desk.ledger.backwards.tolist(),
             "queries": desk.ledger.queries.tolist(),
-        } | no_answers(context, problem, Outcome.of(desk, context.plan.slots), "diagnostics")  # fmt: skip
+        } | no_answers(context, problem, desk.outcome(context.plan.slots), "diagnostics")  # fmt: skip
     return {"findings": [f.as_dict() for f in found], **spent}
 
 

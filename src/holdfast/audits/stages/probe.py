@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.engine import Outcome
 from holdfast.audits.context import Context
 from holdfast.audits.journal import Payload
-from holdfast.audits.stages.suite import judged, standing_of
+from holdfast.audits.stages.suite import ruled, standing_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
@@ -58,7 +57,7 @@ def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Pa
             desk.logits(_one_step(desk, problem), problem.rows)
     return (
         payload
-        | judged(context, problem, Outcome.of(desk, context.plan.slots), "probe")
+        | ruled(context, problem, desk.outcome(context.plan.slots), "probe")
         | {"noise": noise, "one_step": int(desk.found.sum()) - noise}
     )
 

@@ -10,12 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.white.fab_t import FABT
 from holdfast.audits.context import Context
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.desk import Desk
+from holdfast.judge.outcome import Outcome
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.search import bisect
 
@@ -55,7 +56,7 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
             bisect(holds, torch.zeros_like(t), t, _HALVINGS)
     serves = FABT.supports(FABT.card, problem.set.norm, problem.goal) and context.differentiable
     if context.plan.access < Access.WHITE_BOX or not serves:
-        return replace(Outcome.of(desk, context.plan.slots), failed=None)
+        return replace(desk.outcome(context.plan.slots), failed=None)
     nearer = replace(problem, set=problem.set.with_eps(desk.distance))
     found = run(
         FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, first=False, clean=clean,
@@ -64,7 +65,7 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
     better = found.distance < desk.distance
     for name in ("forwards", "backwards", "queries"):
         getattr(found.ledger, name).add_(getattr(desk.ledger, name))
-    first = Outcome.of(desk, context.plan.slots)
+    first = desk.outcome(context.plan.slots)
     found = _nearer_no_answer(problem, first, found)
     return replace(
         found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,

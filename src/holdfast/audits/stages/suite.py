@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.engine import Outcome, run
+from holdfast.attacks.engine import run
 from holdfast.audits.context import Context
 from holdfast.audits.evidence import Standing, encoded
 from holdfast.audits.journal import Payload
@@ -27,8 +27,10 @@ from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import parse_eps, size_text
 from holdfast.judge.asking import Model, ModelFault, ask
+from holdfast.judge.judged import judged
 from holdfast.judge.ledger import Budget
-from holdfast.judge.referee import Judgement, Ruling
+from holdfast.judge.outcome import Outcome
+from holdfast.judge.referee import Judgement
 from holdfast.numerics.evaluation import evaluating
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
     "Stage",
     "as_number",
     "attacked",
-    "judged",
     "met_at",
     "no_answers",
     "on_levels",
@@ -209,29 +210,26 @@ def attack(
     failed, answered = outcome.failed, outcome.low_margin.isfinite() | outcome.found
     if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(answered.any()):
         raise ModelError(f"the model raises {outcome.fault}")  # whatever it is asked here: the stage's fault
-    return judged(context, problem, outcome, rung.name)
+    return ruled(context, problem, outcome, rung.name)
 
 
-def judged(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
+def ruled(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
     """The payload of an attack: its claims, ruled on by the referee, where the model had no answer, and what it spent."""
     payload = _spent(problem.ids, outcome) | no_answers(context, problem, outcome, name)
-    claimed = outcome.found & (outcome.distance > 0)
-    rows = claimed.nonzero().squeeze(-1).cpu().numpy()
-    if len(rows):
-        part = problem.select(rows)
-        ruling = context.referee().judge(part, outcome.x[part.rows])
-        payload["referee"] = ruling.forwards
-        for k, i in enumerate(part.ids.tolist()):
-            if ruling.ruling[k] is Ruling.REJECTED:
-                payload["rejected"].append(i)
-                continue
-            kind = "witnesses" if ruling.ruling[k] is Ruling.HOLDS else "marginal"
-            payload[kind][str(i)] = {
+    done = judged(context.referee(), problem, outcome.away_from_clean())
+    payload["referee"] = done.judging.forwards
+    payload["rejected"] = problem.ids[done.rejected.cpu().numpy()].tolist()
+    for kind, which in (("witnesses", done.broken), ("marginal", done.marginal)):
+        for row in which.nonzero().flatten().tolist():
+            prediction = int(done.prediction[row])
+            payload[kind][str(problem.ids[row])] = {
                 "attack": name,
-                "sha256": context.folder.store(ruling.x[k]),
-                "distance": float(ruling.distance[k]),
-                "margin": as_number(ruling.margin[k]),
-                "rounding": as_number(ruling.rounding[k]),
+                "sha256": context.folder.store(done.x[row]),
+                "distance": float(done.claimed_distance[row]),
+                "margin": as_number(done.margin[row]),
+                "rounding": as_number(done.rounding[row]),
+                "arithmetics": list(done.arithmetics),
+                "prediction": None if prediction < 0 else prediction,
             }
     return payload
 
@@ -370,7 +368,7 @@ def shrinking(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -
     has = torch.tensor([i in known for i in chosen.tolist()], device=context.device)
     scores = torch.from_numpy(standing.scores[standing.correct]).to(context.device, problem.x.dtype)
     outcome = shrink(context, problem, witness, has, scores)
-    payload = judged(context, problem, outcome, "shrink")
+    payload = ruled(context, problem, outcome, "shrink")
     for key, record in payload["witnesses"].items():
         if int(key) in known:
             record["attack"] = known[int(key)].attack
@@ -399,7 +397,7 @@ def on_grid(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> 
     if not len(chosen):
         return payload
     problem, ruling = on_levels(context, chosen, standing)
-    payload["broken_on_grid"] = [i for i, r in zip(chosen.tolist(), ruling.ruling, strict=True) if r is Ruling.HOLDS]
+    payload["broken_on_grid"] = chosen[ruling.holds.cpu().numpy()].tolist()
     payload["referee"] = ruling.forwards
     loaded = through_png(context, chosen, ruling.x)
     if loaded is not None:

@@ -1,0 +1,89 @@
+"""Where a witness lies inside a certified radius: what stops the run, and what is said of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from holdfast.audits.document import Contradiction
+from holdfast.core.findings import Finding, Severity
+from holdfast.core.threat import Guarantee
+from holdfast.core.verdict import Certificate, Clash, NoAnswer, Verdict, Witness, clash
+from holdfast.numerics.stats import binomial_p_value
+
+__all__ = ["contradictions", "doubts"]
+
+_SHOWN = 8  # ids in a message
+
+
+def contradictions(verdicts: Sequence[Verdict]) -> list[Contradiction]:
+    """Witnesses, and inputs without a decision, inside a radius that was proved in an arithmetic in which they hold."""
+    return [
+        Contradiction(
+            id=i, radius=c.radius, distance=end.distance, guarantee=c.guarantee, method=c.method, attack=end.attack,
+            sha256=end.sha256, message=f"{_named(end)} lies inside the certified radius: one of the two is wrong",
+        )
+        for i, end, c in _clashing(verdicts, Clash.CONTRADICTION)
+    ]  # fmt: skip
+
+
+def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
+    """What witnesses inside certified radii say where neither of the two need be wrong."""
+    unlikely, elsewhere = list[int](), list[int]()
+    for i, _, certificate in _clashing(verdicts, Clash.FINDING):
+        (unlikely if certificate.guarantee is Guarantee.PROBABILISTIC else elsewhere).append(i)
+    found = list[Finding]()
+    if ids := sorted(set(unlikely)):
+        found.append(_improbable(verdicts, ids))
+    if ids := sorted(set(elsewhere)):
+        found.append(
+            Finding(
+                "certificate.other_arithmetic", Severity.WARNING, "broken as it runs, where it is proved in another arithmetic",
+                f"samples {_some(ids)}: a witness lies inside the certified radius, and was not asked in the arithmetic that the "
+                "certificate speaks of; both may be right, the model as it runs is broken there",
+                "certify the model as it runs (--deployed), or deploy it in the arithmetic that was certified",
+                {"samples": len(ids)},
+            )
+        )  # fmt: skip
+    if ids := sorted({i for i, _, _ in _clashing(verdicts, Clash.NOTE)}):
+        found.append(
+            Finding(
+                "certificate.estimate", Severity.NOTE, "estimates above the distance of a witness",
+                f"samples {_some(ids)}: a witness lies inside the estimated radius; an estimate proves nothing",
+                data={"samples": len(ids)},
+            )
+        )  # fmt: skip
+    return found
+
+
+def _improbable(verdicts: Sequence[Verdict], ids: Sequence[int]) -> Finding:
+    """How likely it is that so many probabilistic certificates are wrong, if each is with its own small chance."""
+    chances = [
+        v.certificate.alpha or 0.0
+        for v in verdicts
+        if v.certificate is not None and v.certificate.guarantee is Guarantee.PROBABILISTIC
+    ]
+    most = max(chances)  # the largest chance of all makes the p-value too large at most, never too small
+    p = float(binomial_p_value(len(ids), len(chances), most, "greater"))
+    return Finding(
+        "certificate.improbable", Severity.WARNING, "witnesses inside radii that hold with high probability",
+        f"samples {_some(ids)}: a witness lies inside the certified radius. Each certificate is wrong with a chance of at most "
+        f"{most:g}; that {len(ids)} of {len(chances)} are has the p-value {p:.3g}",
+        "such samples count as broken; if the p-value is small, draw anew with another seed, and report what stays",
+        {"samples": len(ids), "certificates": len(chances), "alpha": most, "p_value": p},
+    )  # fmt: skip
+
+
+def _clashing(verdicts: Sequence[Verdict], kind: Clash) -> Iterator[tuple[int, Witness | NoAnswer, Certificate]]:
+    for v in verdicts:
+        for end in (v.witness, v.no_answer):
+            if end is not None and v.certificate is not None and clash(end, v.certificate) is kind:
+                yield v.id, end, v.certificate
+
+
+def _named(end: Witness | NoAnswer) -> str:
+    witness = isinstance(end, Witness)
+    return "a witness that the referee let stand" if witness else "an input that the model has no decision for"
+
+
+def _some(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
