@@ -105,12 +105,13 @@ def digits(split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
 def trained(model: nn.Module, epochs: int = 15) -> nn.Module:
     """The model, trained on the embedded digits; a second or two."""
     from holdfast.data.digits import load_digits
-    from holdfast.training.loop import Settings, fit
+    from holdfast.training.loop import fit
+    from holdfast.training.settings import TrainingSettings
 
     def loss(module: nn.Module, batch: object) -> Tensor:
         return F.cross_entropy(module(batch.x), batch.y)  # type: ignore[attr-defined]
 
-    fit(model, load_digits("train"), loss, settings=Settings(epochs=epochs, validation=0.0))
+    fit(model, load_digits("train"), loss, settings=TrainingSettings(epochs=epochs, validation=0.0))
     return model.eval()
 
 

@@ -28,7 +28,9 @@ from holdfast.data import load_data
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models import Bpda, InputTransform
 from holdfast.models.zoo import digits_cnn
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 LEVELS, SAMPLES, EPS, VOTES = 8, 60, 0.15, 25
 
@@ -75,7 +77,7 @@ def trained(defended: nn.Module, epochs: int = 12) -> nn.Module:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch.x), batch.y)
 
-    fit(defended, load_data("digits:train"), loss, settings=Settings(epochs=epochs, validation=0.0))
+    fit(defended, load_data("digits:train"), loss, settings=TrainingSettings(epochs=epochs, validation=0.0))
     return defended.eval()
 
 

@@ -17,8 +17,10 @@ from holdfast.audits.recheck import recheck
 from holdfast.audits.run import audit
 from holdfast.core.verdict import Status
 from holdfast.data import load_data
+from holdfast.training.batch import Batch
 from holdfast.training.checkpoint import save_weights
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 
 def network() -> nn.Module:
@@ -35,7 +37,7 @@ def main() -> None:
     """Trains, audits, reads the verdicts and rechecks them."""
     torch.manual_seed(0)
     model = network()
-    fit(model, load_data("digits:train"), loss, settings=Settings(epochs=15))
+    fit(model, load_data("digits:train"), loss, settings=TrainingSettings(epochs=15))
     folder = Path("runs/own")
     save_weights(model, folder / "model.safetensors")
 

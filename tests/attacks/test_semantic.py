@@ -33,8 +33,8 @@ from holdfast.models.zoo import digits_mlp
 from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._semantic_case import Case, colour_digits, colour_net
 from holdfast.testing.toys import digits, net
-from holdfast.training.loop import Settings as Training
 from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 from holdfast.transforms.lifted import lift
 
 
@@ -233,7 +233,7 @@ def careless() -> nn.Module:
         model = digits_mlp()
     data = load_data("digits:train").head(150)
     fit(model, data, lambda model, batch: F.cross_entropy(model(batch.x), batch.y),
-        settings=Training(epochs=20, batch=32, validation=0.0))  # fmt: skip
+        settings=TrainingSettings(epochs=20, batch=32, validation=0.0))  # fmt: skip
     return model.double()
 
 

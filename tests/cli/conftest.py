@@ -18,7 +18,8 @@ from holdfast.cli.main import main
 from holdfast.data.load import load_data
 from holdfast.models.zoo import digits_mlp
 from holdfast.training.checkpoint import save_weights
-from holdfast.training.loop import Settings, fit
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 ARCH = "holdfast.models.zoo:digits_mlp"
 
@@ -56,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = digits_mlp()
     fit(model, load_data("digits:train"), lambda model, batch: F.cross_entropy(model(batch.x), batch.y),
-        settings=Settings(epochs=4))  # fmt: skip
+        settings=TrainingSettings(epochs=4))  # fmt: skip
     save_weights(model, folder / "model.safetensors")
     for name in ("train", "test"):
         data = load_data(f"digits:{name}").head(100)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from holdfast.data.load import load_data
 from holdfast.models.zoo import digits_mlp
 from holdfast.training.checkpoint import save_weights
-from holdfast.training.loop import Settings, fit
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 ARCH = "holdfast.models.zoo:digits_mlp"
 
@@ -25,7 +26,7 @@ def others(place: Path) -> list[Path]:
         torch.manual_seed(seed)
         model = digits_mlp()
         fit(model, load_data("digits:train"), lambda model, batch: F.cross_entropy(model(batch.x), batch.y),
-            settings=Settings(epochs=3, seed=seed))  # fmt: skip
+            settings=TrainingSettings(epochs=3, seed=seed))  # fmt: skip
         files.append(place / f"other{seed}.safetensors")
         save_weights(model, files[-1])
     return files

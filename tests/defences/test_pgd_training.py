@@ -20,20 +20,25 @@ from holdfast.data.load import load_data
 from holdfast.defences.adversarial_training.pgd_training import PGDTraining
 from holdfast.models.zoo import digits_cnn, digits_mlp
 from holdfast.numerics.distance import contains
+from holdfast.training.batch import Batch
 from holdfast.training.draws import BatchDraws
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 
 def batch(n: int = 32) -> Batch:
     data = load_data("digits:train").head(n)
     ids = torch.arange(n)
-    return Batch(data.x, data.y, ids, BatchDraws.of(Draws(0, "training"), ids.numpy(), epoch=1, batch=0))
+    draws = BatchDraws.of(Draws(0, "training"), ids.numpy(), epoch=1, batch=0)
+    return Batch(x=data.x, y=data.y, ids=ids, draws=draws)
 
 
 def trained() -> nn.Module:
     torch.manual_seed(0)
     model = digits_mlp()
-    fit(model, load_data("digits:train"), lambda m, b: F.cross_entropy(m(b.x), b.y), settings=Settings(epochs=4))
+    fit(
+        model, load_data("digits:train"), lambda m, b: F.cross_entropy(m(b.x), b.y), settings=TrainingSettings(epochs=4)
+    )
     return model
 
 
@@ -86,10 +91,10 @@ def test_hardening_gains_twenty_points_on_the_digits() -> None:
 
     torch.manual_seed(0)
     model = digits_cnn()
-    fit(model, train, lambda m, b: F.cross_entropy(m(b.x), b.y), settings=Settings(epochs=6))
+    fit(model, train, lambda m, b: F.cross_entropy(m(b.x), b.y), settings=TrainingSettings(epochs=6))
     before = robust(model)
     defence = PGDTraining(eps=Fraction(1, 10), steps=7)
-    fit(model, train, defence.loss, score=defence.right, settings=Settings(epochs=12, rate=0.01))
+    fit(model, train, defence.loss, score=defence.score, settings=TrainingSettings(epochs=12, rate=0.01))
     with torch.no_grad():
         clean = float((model(test.x).argmax(1) == test.y).double().mean())
     assert robust(model) >= before + 0.2
@@ -98,7 +103,7 @@ def test_hardening_gains_twenty_points_on_the_digits() -> None:
 
 def test_a_sample_counts_as_right_only_if_both_answers_are() -> None:
     def right(model: nn.Module) -> Tensor:
-        return PGDTraining(steps=1).right(model, batch())
+        return PGDTraining(steps=1).score(model, batch())
 
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import JournalError, ModelError, UsageError
 from holdfast.data.dataset import Dataset
-from holdfast.training.loop import SCHEDULES, Batch, Epoch, Settings, fit, split
+from holdfast.training.batch import Batch
+from holdfast.training.hooks import Epoch, Hooks
+from holdfast.training.loop import fit, split
+from holdfast.training.settings import SCHEDULES, TrainingSettings
 
 
 class Killed(Exception):
@@ -43,23 +47,99 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def kill_at(epoch: int):
-    def hook(model: nn.Module, done: Epoch) -> None:
-        if done.number == epoch:
+def kill_at(epoch: int, batches: int) -> Callable[[int, int], None]:
+    """Dies at the first step after the epoch, whose checkpoint is there then."""
+
+    def told(done: int, total: int) -> None:
+        if done == epoch * batches + 1:
             raise Killed
 
-    return hook
+    return told
+
+
+class Saved(Hooks):
+    """Dies once an epoch's checkpoint is there: at the first step of the next one."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch, self.done = epoch, 0
+
+    def after_step(self, model: nn.Module, batch: Batch) -> None:
+        if self.done == self.epoch:
+            raise Killed
+
+    def after_epoch(self, model: nn.Module, epoch: Epoch) -> None:
+        self.done = epoch.number
+
+
+class Remembers(Hooks):
+    """Pulls the weights towards an average of its own after each step, and shrinks them after each epoch."""
+
+    def __init__(self) -> None:
+        self.mean: dict[str, Tensor] = {}
+
+    def after_step(self, model: nn.Module, batch: Batch) -> None:
+        assert model.training
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                mean = self.mean.setdefault(name, p.clone())
+                mean.lerp_(p, 0.1)
+                p.lerp_(mean, 0.3)
+
+    def after_epoch(self, model: nn.Module, epoch: Epoch) -> None:
+        assert not model.training
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(1 - 0.01 * epoch.number)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.mean
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        self.mean = dict(state)
+
+
+class Forgets(Remembers):
+    """As `Remembers`, and does not say what it remembers."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+
+def killed_and_resumed(file: Path, settings: TrainingSettings, make: Callable[[], list[Hooks]]) -> nn.Module:
+    with pytest.raises(Killed):
+        fit(network(), blobs(), loss, settings=settings, hooks=[*make(), Saved(2)], checkpoint=file)
+    fresh = network()
+    fit(fresh, blobs(), loss, settings=settings, hooks=[*make(), Saved(99)], checkpoint=file, resume=True)
+    return fresh
+
+
+def test_a_killed_training_resumes_with_what_its_hooks_remember(tmp_path: Path) -> None:
+    settings = TrainingSettings(epochs=4, batch=16, validation=0.2)
+    whole, plain = network(), network()
+    fit(whole, blobs(), loss, settings=settings, hooks=[Remembers(), Saved(99)])
+    fit(plain, blobs(), loss, settings=settings)
+    assert not same(weights(whole), weights(plain)), "the hooks change nothing"
+    assert same(weights(whole), weights(killed_and_resumed(tmp_path / "a", settings, lambda: [Remembers()])))
+    assert not same(weights(whole), weights(killed_and_resumed(tmp_path / "b", settings, lambda: [Forgets()])))
+
+
+def test_a_checkpoint_of_other_hooks_is_refused(tmp_path: Path) -> None:
+    settings = TrainingSettings(epochs=3)
+    with pytest.raises(Killed):
+        fit(network(), blobs(), loss, settings=settings, hooks=[Remembers(), Saved(1)], checkpoint=tmp_path / "c")
+    with pytest.raises(JournalError, match="hooks was"):
+        fit(network(), blobs(), loss, settings=settings, checkpoint=tmp_path / "c", resume=True)
 
 
 @pytest.mark.parametrize("optimiser", ["adam", "sgd"])
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_killed_and_resumed_training_ends_with_the_same_bits(tmp_path: Path, optimiser: str, at: int) -> None:
-    settings = Settings(epochs=5, batch=16, optimiser=optimiser, rate=0.05, validation=0.2)
+    settings = TrainingSettings(epochs=5, batch=16, optimiser=optimiser, rate=0.05, validation=0.2)
     whole = network()
     told = fit(whole, blobs(), loss, settings=settings)
     broken, file = network(), tmp_path / "c"
     with pytest.raises(Killed):
-        fit(broken, blobs(), loss, settings=settings, hooks=[kill_at(at)], checkpoint=file)
+        fit(broken, blobs(), loss, settings=settings, progress=kill_at(at, batches=5), checkpoint=file)
     fresh = network()
     torch.manual_seed(99)  # whatever the process drew before
     again = fit(fresh, blobs(), loss, settings=settings, checkpoint=file, resume=True)
@@ -69,7 +149,7 @@ def test_a_killed_and_resumed_training_ends_with_the_same_bits(tmp_path: Path, o
 
 
 def test_a_training_killed_in_the_middle_of_an_epoch_repeats_that_epoch(tmp_path: Path) -> None:
-    settings = Settings(epochs=3, batch=16)
+    settings = TrainingSettings(epochs=3, batch=16)
     whole, fresh = network(), network()
     fit(whole, blobs(), loss, settings=settings)
 
@@ -82,6 +162,14 @@ def test_a_training_killed_in_the_middle_of_an_epoch_repeats_that_epoch(tmp_path
     fit(fresh, blobs(), loss, settings=settings, checkpoint=tmp_path / "c", resume=True)
     assert same(weights(whole), weights(fresh))
     assert [p.name for p in tmp_path.iterdir()] == ["c"], "no draft is left behind"
+
+
+class Watch(Hooks):
+    def __init__(self, seen: dict[int, dict[str, Tensor]]) -> None:
+        self.seen = seen
+
+    def after_epoch(self, model: nn.Module, epoch: Epoch) -> None:
+        self.seen[epoch.number] = weights(model)
 
 
 def test_the_best_validation_epoch_is_kept() -> None:
@@ -97,8 +185,8 @@ def test_the_best_validation_epoch_is_kept() -> None:
     marks: dict[int, float] = {}
     model = network()
     done = fit(
-        model, blobs(), loss, score=score, settings=Settings(epochs=4, validation=0.5),
-        hooks=[lambda m, e: seen.__setitem__(e.number, weights(m))],
+        model, blobs(), loss, score=score, settings=TrainingSettings(epochs=4, validation=0.5),
+        hooks=[Watch(seen)],
     )  # fmt: skip
     assert done.best.number == 2
     assert same(weights(model), seen[2])
@@ -113,7 +201,7 @@ def test_held_out_rows_are_never_trained_on() -> None:
         seen.update(batch.ids.tolist())
         return loss(model, batch)
 
-    done = fit(network(), blobs(), watching, settings=Settings(epochs=2, validation=0.2, seed=4))
+    done = fit(network(), blobs(), watching, settings=TrainingSettings(epochs=2, validation=0.2, seed=4))
     assert len(done.held_out) == 18
     assert seen == set(range(90)) - set(done.held_out.tolist())
 
@@ -126,7 +214,7 @@ def test_epochs_shuffle_anew_and_the_seed_decides() -> None:
             found.append(batch.ids.tolist())
             return loss(model, batch)
 
-        fit(network(), blobs(), watching, settings=Settings(epochs=2, batch=90, validation=0, seed=seed))
+        fit(network(), blobs(), watching, settings=TrainingSettings(epochs=2, batch=90, validation=0, seed=seed))
         return found
 
     first = orders(0)
@@ -143,7 +231,7 @@ def test_a_last_row_alone_joins_the_batch_before() -> None:
         return loss(model, batch)
 
     told: list[tuple[int, int]] = []
-    settings = Settings(epochs=1, batch=16, validation=0.1)  # 81 rows
+    settings = TrainingSettings(epochs=1, batch=16, validation=0.1)  # 81 rows
     fit(network(), blobs(), watching, settings=settings, progress=lambda *at: told.append(at))
     assert sizes == [16, 16, 16, 16, 17]
     assert told[-1] == (5, 5)
@@ -154,23 +242,30 @@ def test_global_random_state_is_left_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    fit(model, blobs(), loss, settings=Settings(epochs=1))
+    fit(model, blobs(), loss, settings=TrainingSettings(epochs=1))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path: Path) -> None:
     file = tmp_path / "c"
     with pytest.raises(Killed):
-        fit(network(), blobs(), loss, settings=Settings(epochs=3), hooks=[kill_at(1)], checkpoint=file)
+        fit(
+            network(),
+            blobs(),
+            loss,
+            settings=TrainingSettings(epochs=3),
+            progress=kill_at(1, batches=1),
+            checkpoint=file,
+        )
     with pytest.raises(JournalError, match="rate was"):
-        fit(network(), blobs(), loss, settings=Settings(epochs=3, rate=0.5), checkpoint=file, resume=True)
+        fit(network(), blobs(), loss, settings=TrainingSettings(epochs=3, rate=0.5), checkpoint=file, resume=True)
     with pytest.raises(JournalError, match="data was"):
-        fit(network(), blobs(60), loss, settings=Settings(epochs=3), checkpoint=file, resume=True)
+        fit(network(), blobs(60), loss, settings=TrainingSettings(epochs=3), checkpoint=file, resume=True)
     with pytest.raises(JournalError, match="another architecture"):
-        fit(nn.Linear(4, 3), blobs(), loss, settings=Settings(epochs=3), checkpoint=file, resume=True)
+        fit(nn.Linear(4, 3), blobs(), loss, settings=TrainingSettings(epochs=3), checkpoint=file, resume=True)
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(JournalError, match="no checkpoint"):
-        fit(network(), blobs(), loss, settings=Settings(epochs=3), checkpoint=file, resume=True)
+        fit(network(), blobs(), loss, settings=TrainingSettings(epochs=3), checkpoint=file, resume=True)
 
 
 def test_divergence_is_told_and_not_saved(tmp_path: Path) -> None:
@@ -192,7 +287,7 @@ def test_schedules_end_at_zero_and_peak_at_one() -> None:
 )
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        Settings(**wrong)  # type: ignore[arg-type]
+        TrainingSettings(**wrong)  # type: ignore[arg-type]
 
 
 def test_too_few_samples_for_a_validation_split() -> None:

@@ -14,7 +14,9 @@ from holdfast.audits.folder import RunFolder
 from holdfast.audits.plan import Plan
 from holdfast.data.load import load_data
 from holdfast.models.zoo import substitute
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 __all__ = ["trained_surrogate"]
 
@@ -29,7 +31,7 @@ def trained_surrogate(plan: Plan, folder: RunFolder, classes: int) -> nn.Module:
         seed = plan.seed + k
         member = substitute(tuple(data.x.shape[1:]), classes, seed)
         fit(
-            member, data, _cross_entropy, settings=Settings(epochs=_EPOCHS, seed=seed),
+            member, data, _cross_entropy, settings=TrainingSettings(epochs=_EPOCHS, seed=seed),
             checkpoint=folder.path / f"surrogate{k}.safetensors", resume=True, device=plan.device,
         )  # fmt: skip
         members.append(member)

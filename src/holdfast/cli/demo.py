@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from holdfast.audits.document import Document
-    from holdfast.training.loop import Batch
+    from holdfast.training.batch import Batch
 
 __all__ = ["demo"]
 
@@ -43,7 +43,7 @@ def demo(
     from holdfast.data.load import load_data
     from holdfast.defences.adversarial_training.pgd_training import PGDTraining
     from holdfast.models.zoo import digits_cnn
-    from holdfast.training.loop import Settings
+    from holdfast.training.settings import TrainingSettings
 
     torch.set_num_threads(1)  # the network is so small that threads would only wait for each other
     for name in ("before", "after"):
@@ -55,7 +55,7 @@ def demo(
         model = digits_cnn()
     note("1 of 4: train a network on 1,297 digits")
     train(
-        model, digits, _cross_entropy, None, Settings(epochs=15, seed=seed),
+        model, digits, _cross_entropy, None, TrainingSettings(epochs=15, seed=seed),
         out / "before.safetensors", "training",
     )  # fmt: skip
     note(f"2 of 4: audit it at linf {_EPS} on {samples} test digits")
@@ -63,7 +63,7 @@ def demo(
     note("3 of 4: harden it by adversarial training")
     defence = PGDTraining(norm=Norm.LINF, eps=Fraction(_EPS))
     train(
-        model, digits, defence.loss, defence.right, Settings(epochs=30, rate=0.01, seed=seed),
+        model, digits, defence.loss, defence.score, TrainingSettings(epochs=30, rate=0.01, seed=seed),
         out / "after.safetensors", "hardening",
     )  # fmt: skip
     note("4 of 4: audit it again, and compare")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from holdfast.data.dataset import Dataset
-    from holdfast.training.loop import BatchLoss, BatchScore, Fit, Settings
+    from holdfast.training.batch import BatchLoss, BatchScore
+    from holdfast.training.hooks import Hooks
+    from holdfast.training.loop import Fit
+    from holdfast.training.settings import TrainingSettings
 
 __all__ = ["harden", "train"]
 
@@ -63,18 +66,20 @@ def harden(
     from holdfast.core.registry import method as named
     from holdfast.core.threat import Norm, ThreatModel, parse_eps
     from holdfast.data.load import load_data
+    from holdfast.defences.training_defence import TrainingDefence
     from holdfast.models.arch import build_arch
     from holdfast.models.load import load_model
     from holdfast.models.wrap import Normalisation, Normalised
-    from holdfast.training.loop import Settings
+    from holdfast.training.settings import TrainingSettings
 
     if out.exists() and not force and not (resume and _checkpoint(out).exists()):
         raise UsageError(f"{out} is there already; --force writes over it, or choose another --out")
     defence = named(method)
-    if not hasattr(defence, "loss"):
+    if not issubclass(defence, TrainingDefence):
         raise UsageError(f"{method} is no defence that trains; 'holdfast methods {method}' says what it is")
-    tool = defence(norm=norm or Norm.LINF, eps=parse_eps(eps or "0.1"), **o.assignments(set_, defence))
-    settings = Settings(
+    make: Any = defence
+    tool: TrainingDefence = make(norm=norm or Norm.LINF, eps=parse_eps(eps or "0.1"), **o.assignments(set_, defence))
+    settings = TrainingSettings(
         **given(
             epochs=epochs, batch=batch, rate=rate, optimiser=optimiser, schedule=schedule, weight_decay=weight_decay,
             validation=validation, seed=seed,
@@ -91,7 +96,16 @@ def harden(
     threat = ThreatModel(norm or Norm.LINF, parse_eps(eps or "0.1"))
     look(module, found, threat, anyway=anyway, trained=model is not None)
     done = train(
-        module, found, tool.loss, tool.right, settings, out, method, resume=resume, device=device_named(device) or "cpu"
+        module,
+        found,
+        tool.loss,
+        tool.score,
+        settings,
+        out,
+        method,
+        hooks=[tool.hooks()],
+        resume=resume,
+        device=device_named(device) or "cpu",
     )
     best = done.best
     chosen = "" if best.score is None else f", {best.score:.1%} robust on {len(done.held_out)} held-out samples"
@@ -99,8 +113,8 @@ def harden(
 
 
 def train(
-    module: nn.Module, data: Dataset, loss: BatchLoss, score: BatchScore | None, settings: Settings, out: Path,
-    title: str, *, resume: bool = False, device: str = "cpu",
+    module: nn.Module, data: Dataset, loss: BatchLoss, score: BatchScore | None, settings: TrainingSettings, out: Path,
+    title: str, *, hooks: Sequence[Hooks] = (), resume: bool = False, device: str = "cpu",
 ) -> Fit:  # fmt: skip
     """Trains with progress and a checkpoint beside ``out``; in the end the weights stand there, and it is gone."""
     from holdfast.models.wrap import Normalised
@@ -112,7 +126,7 @@ def train(
         note(f"starting anew; --resume would have continued from {checkpoint}")
     with progress("the same command with --resume goes on") as tell:
         done = fit(
-            module, data, loss, score=score, settings=settings, checkpoint=checkpoint, resume=resume, device=device,
+            module, data, loss, score=score, settings=settings, hooks=hooks, checkpoint=checkpoint, resume=resume, device=device,
             progress=lambda batches, total: tell(title, batches, total),
         )  # fmt: skip
     save_weights(module.module if isinstance(module, Normalised) else module, out)

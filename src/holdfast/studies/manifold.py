@@ -28,8 +28,9 @@ from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
-from holdfast.training.loop import Batch, fit
-from holdfast.training.loop import Settings as Training
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 __all__ = ["ManifoldRow", "ManifoldStudy", "manifold_study", "models_of_sizes", "rank_correlation"]
 
@@ -123,7 +124,7 @@ def models_of_sizes(
     for k, size in enumerate(sizes):
         model = substitute(tuple(known.x.shape[1:]), classes, seed)
         passes = round(epochs * ceil(max(sizes) / _BATCH) / ceil(size / _BATCH))
-        settings = Training(epochs=passes, batch=_BATCH, validation=0.0, seed=seed)
+        settings = TrainingSettings(epochs=passes, batch=_BATCH, validation=0.0, seed=seed)
         fit(model, known.head(size), loss, settings=settings, device=device)
         found[f"{size} samples"] = model
         if progress is not None:

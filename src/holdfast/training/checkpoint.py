@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import JournalError
 from holdfast.core.files import write_whole
+from holdfast.training.hooks import Hooks
 
 __all__ = ["Checkpoint", "save_weights"]
 
@@ -30,14 +31,24 @@ class Checkpoint:
     cannot disagree with itself.
     """
 
-    def __init__(self, model: nn.Module, optimiser: torch.optim.Optimizer, of: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        of: Mapping[str, object],
+        hooks: Sequence[Hooks] = (),
+    ) -> None:
         """Args:
         model: being trained.
         optimiser: of its parameters.
         of: what the training is of; a checkpoint of anything else is refused.
+        hooks: whose state is kept along.
         """
-        self.model, self.optimiser = model, optimiser
+        self.model, self.optimiser, self.hooks = model, optimiser, hooks
         self.of = {**of, "model": {k: list(v.shape) for k, v in model.state_dict().items()}}
+        acting = [type(hook).__name__ for hook in hooks if type(hook) is not Hooks]
+        if acting:
+            self.of["hooks"] = acting
         self._best = _apart(model.state_dict())
 
     def keep(self) -> None:
@@ -54,6 +65,8 @@ class Checkpoint:
         tensors |= {f"best.{k}": v for k, v in self._best.items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": v.contiguous() for name, v in slots.items() if v is not None}
+        for k, hook in enumerate(self.hooks):
+            tensors |= {f"hooks.{k}.{name}": v for name, v in _apart(hook.state()).items()}
         header = {"of": json.dumps(self.of, sort_keys=True), "history": json.dumps(history)}
         write_whole(path, save(tensors, header))
 
@@ -81,6 +94,8 @@ class Checkpoint:
             index, _, name = key.partition(".")
             slots.setdefault(int(index), {})[name] = tensor
         self.optimiser.load_state_dict({"state": slots, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        for k, hook in enumerate(self.hooks):
+            hook.load(_under(f"hooks.{k}.", tensors))
         return history
 
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from holdfast.core.errors import UsageError
 from holdfast.data.dataset import Dataset
 from holdfast.models.vae import Vae, seeded_vae
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 __all__ = ["codes_of", "learned_vae", "off_manifold"]
 
@@ -38,7 +40,7 @@ def learned_vae(
         return vae.loss(batch.x, batch.y, batch.draws.normal("latent", (latent,)).to(batch.x), beta)
 
     with torch.enable_grad():
-        fit(vae, data, loss, settings=Settings(epochs=epochs, batch=_BATCH, rate=_RATE, validation=0.0, seed=seed),
+        fit(vae, data, loss, settings=TrainingSettings(epochs=epochs, batch=_BATCH, rate=_RATE, validation=0.0, seed=seed),
             device=device)  # fmt: skip
     return vae.requires_grad_(False)
 

@@ -9,23 +9,25 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm, Phase
+from holdfast.defences.training_defence import TrainingDefence
 from holdfast.numerics.ascent import step
 from holdfast.numerics.evaluation import evaluation_mode
 from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import linf_bounds
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.training.loop import Batch
+from holdfast.training.batch import Batch
 
 __all__ = ["PGDTraining"]
 
 
 @dataclass(frozen=True)
-class PGDTraining:
+class PGDTraining(TrainingDefence):
     """The loss of a batch, and how a validation batch is scored; `holdfast.training.loop.fit` does the rest.
 
     The inner search sees the model in evaluation mode, so that batch norm's statistics are those that an attacker meets
@@ -34,10 +36,11 @@ class PGDTraining:
     Example:
         >>> from holdfast.data import load_data
         >>> from holdfast.models.zoo import digits_mlp
-        >>> from holdfast.training.loop import Settings, fit
+        >>> from holdfast.training.loop import fit
+        >>> from holdfast.training.settings import TrainingSettings
         >>> defence = PGDTraining(eps=Fraction(1, 10), steps=2)
-        >>> done = fit(digits_mlp(), load_data("digits:train").head(64), defence.loss, score=defence.right,
-        ...            settings=Settings(epochs=1))
+        >>> done = fit(digits_mlp(), load_data("digits:train").head(64), defence.loss, score=defence.score,
+        ...            settings=TrainingSettings(epochs=1))
         >>> done.best.number
         1
     """
@@ -83,11 +86,13 @@ class PGDTraining:
                 f"{self.relative_step}"
             )
 
+    @override
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross-entropy at the points that the inner search found; differentiable in the parameters."""
         return F.cross_entropy(model(self.worst(model, batch)), batch.y)
 
-    def right(self, model: nn.Module, batch: Batch) -> Tensor:
+    @override
+    def score(self, model: nn.Module, batch: Batch) -> Tensor:
         """(n,) bool: the prediction is right on the clean input and where the inner search ends."""
         worst = self.worst(model, batch)
         with torch.no_grad():

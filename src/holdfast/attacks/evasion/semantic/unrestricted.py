@@ -25,7 +25,9 @@ from holdfast.judge.desk import Model
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.numerics.evaluation import evaluating
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 from holdfast.transforms.transform import Transform
 
 __all__ = ["Judged", "Unrestricted", "WrongAndJudgedRight"]
@@ -147,7 +149,11 @@ class Unrestricted(SemanticAttack):
 
         with torch.enable_grad():
             done = fit(
-                judge, known, loss, settings=Settings(epochs=self.judge_epochs, batch=64, seed=seed), device=device
+                judge,
+                known,
+                loss,
+                settings=TrainingSettings(epochs=self.judge_epochs, batch=64, seed=seed),
+                device=device,
             )
         return judge.requires_grad_(False), float(done.best.score or 0.0)
 

@@ -26,7 +26,9 @@ from holdfast.judge.oracles import SoftLabelOracle
 from holdfast.models.zoo import substitute
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import complete
-from holdfast.training.loop import Batch, Settings, fit
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit
+from holdfast.training.settings import TrainingSettings
 
 __all__ = ["Substitute"]
 
@@ -153,7 +155,7 @@ class Substitute(SharedAttack):
             return -(wanted * model(batch.x).log_softmax(1)).sum(1).mean()
 
         data = Dataset.of(x.to(torch.float32).cpu(), answer.argmax(1).cpu(), name="answers of the attacked model")
-        settings = Settings(epochs=self.train_epochs, batch=_BATCH, validation=0.0, seed=seed)
+        settings = TrainingSettings(epochs=self.train_epochs, batch=_BATCH, validation=0.0, seed=seed)
         with torch.enable_grad():
             fit(model, data, loss, settings=settings, device=x.device)
 
