@@ -18,6 +18,7 @@ from holdfast.cli.audit import audit as audit_command
 from holdfast.cli.main import app
 from holdfast.core.registry import names
 from holdfast.models.load import load_model
+from holdfast.training.hooks import Hooks
 
 ARCH = "holdfast.models.zoo:digits_mlp"
 
@@ -167,22 +168,16 @@ def test_an_interrupted_hardening_resumes(holdfast, place: Path, tmp_path: Path,
         return ["harden", "--arch", ARCH, "--data", place / "train.npz", "--eps", "0.1", "--epochs", 3, "--set",
                 "steps=1", "--out", tmp_path / name]  # fmt: skip
 
-    from holdfast.training import loop
+    def killed(hooks, model, epoch):
+        if epoch.number == 2:
+            raise KeyboardInterrupt
 
     assert holdfast(*arguments("whole")).code == 0
-    real, calls = loop._score, []
-
-    def killed(*rest):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*rest)
-
-    monkeypatch.setattr(loop, "_score", killed)
-    said = holdfast(*arguments("again"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Hooks, "after_epoch", killed)
+        said = holdfast(*arguments("again"))
     assert said.code == 130
     assert "--resume goes on" in said.err
-    monkeypatch.setattr(loop, "_score", real)
     assert holdfast(*arguments("again"), "--resume").code == 0
     assert (tmp_path / "again").read_bytes() == (tmp_path / "whole").read_bytes()
 
