@@ -29,7 +29,6 @@ from _common import SHARED, parse, parser, report, table
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
 from holdfast.audits.plan import Plan
-from holdfast.audits.suites import rungs
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
@@ -91,13 +90,13 @@ def ours(norm: Norm, passes: int) -> dict[str, Job]:
 
         return job
 
-    suite = rungs(Plan.of(suite="minimal", norm=norm, certify="none"))
+    suite = Plan.of(suite="minimal", norm=norm, certify="none").entries
 
     def minimal(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         best, reach = x.clone(), torch.full((len(x),), float("inf"), dtype=torch.float64)
-        for rung in suite:
-            eps = None if rung.under is None else rung.under * reach.nan_to_num(posinf=0)  # just inside what is known
-            found = one(rung.attack(), passes // len(suite), eps)(model, x, y)
+        for entry in suite:
+            eps = None if entry.under is None else entry.under * reach.nan_to_num(posinf=0)  # just inside what is known
+            found = one(entry.attack(), passes // len(suite), eps)(model, x, y)
             d = between(norm, found, x)
             better = (d > 0) & (d < reach)
             best[better], reach[better] = found[better], d[better]

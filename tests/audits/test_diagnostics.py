@@ -7,6 +7,7 @@ from torch import nn
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.run import audit
+from holdfast.audits.suite import SuiteEntry
 
 
 class Quantised(nn.Module):
@@ -176,11 +177,15 @@ def test_findings_outlast_the_run(told, trained):
 
 def test_a_plain_ascent_that_beats_the_suite_is_told(trained, tmp_path, monkeypatch):
     """A suite that does nothing leaves samples standing that one walk, or one step, breaks."""
-    import holdfast.audits.suites as suites
+    from holdfast.audits.suites.fast import Fast
 
-    idle = (suites.Rung("idle", "cosine_margin", {"steps": 1, "targets": 1}, lambda s: s.ids < 0),)
-    monkeypatch.setattr(suites, "_FAST", idle)
-    monkeypatch.setattr(suites, "_blind", lambda plan: ())  # nor does anything take over
+    idle = SuiteEntry(
+        name="idle",
+        method="cosine_margin",
+        parameters={"steps": 1, "targets": 1},
+        wants=lambda known: known.ids < 0,
+    )
+    monkeypatch.setattr(Fast, "composition", lambda self, request: (idle,))  # nor does anything take over
     _, data, model = trained
     plan = Plan.of(data=str(data), samples=24, norm="linf", eps="1/16", suite="fast", certify="none", seed=1)
     document = audit(plan, tmp_path / "run", model=model)

@@ -44,17 +44,25 @@ def test_the_hash_is_that_of_what_is_read_back(tmp_path_factory, values):
     again = Plan.read(file)
     assert again.sha256 == plan.sha256
     assert again.decisive() == plan.decisive()
-    assert again.eps == plan.eps
+    assert (again.eps, again.eps_text) == (plan.eps, plan.eps_text)
     assert not again.trust
 
 
 @pytest.mark.parametrize("written", ["0.1", "1/10", "1e-1", 0.1, Fraction(1, 10), " 0.10"])
 def test_a_size_shows_as_it_was_typed_and_counts_as_what_it_is(written):
     plan = Plan.of(eps=written)
-    assert plan.eps == str(written).strip()
+    assert plan.eps_text == str(written).strip()
+    assert plan.eps == Fraction(1, 10)
+    assert pickle.loads(pickle.dumps(plan)).eps_text == plan.eps_text
     assert plan.sha256 == Plan.of().sha256
     assert plan.sha256 != Plan.of(eps="0.1000001").sha256
     assert plan.sha256 == Plan.of(radius_max=None, trust=True, max_queries=7).sha256
+
+
+@pytest.mark.parametrize("name", ["Fast", "autoattack", "black_box", "../plan", ""])
+def test_a_suite_that_is_not_there_is_refused_by_name(name):
+    with pytest.raises(UsageError, match=f"there is no suite '{name}'"):
+        Plan.of(suite=name)
 
 
 def test_an_old_plan_keeps_its_hash():

@@ -14,7 +14,7 @@ from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.reconcile import _verdict
 from holdfast.audits.run import audit, resume
-from holdfast.audits.suites import SPARED_SHARE, rungs
+from holdfast.audits.suite import SPARED_SHARE
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Status, Verdict, Witness
@@ -148,18 +148,18 @@ def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_pa
     out = tmp_path / "run"
     document = audit(small, out)
     right = {s.id for s in document.samples if s.prediction == s.label}
-    proved = _ids(entered, "triage", "proved")  # asked of what the first rung left standing
+    proved = _ids(entered, "triage", "proved")  # asked of what the first entry left standing
     assert proved
     assert proved < right
 
     # certified or not, the short attack sees all of them; the dear ones only their keyed share
-    first, *dear = rungs(small)
+    first, *dear = small.entries
     assert not first.spares
     assert all(r.spares != r.takes_over for r in dear)
     assert _ids(entered, first.stage) == right
     assert document.suite.certified_attacked == len(right)
-    for rung in dear:
-        assert len(_ids(entered, rung.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
+    for entry in dear:
+        assert len(_ids(entered, entry.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
 
     broken = {s.id for s in document.samples if s.status is Status.BROKEN}
     near = {

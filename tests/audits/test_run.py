@@ -20,7 +20,6 @@ from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.replay import Replay
 from holdfast.audits.run import audit, resume
-from holdfast.audits.suites import stamp
 from holdfast.core.errors import DataError, JournalError, UsageError
 from holdfast.core.verdict import Status, Witness
 from holdfast.report.text import plain
@@ -226,8 +225,12 @@ def test_a_witness_that_left_its_set_is_no_rounding(finished, margin, rounding):
 
 
 def test_standard_is_only_standard_whole():
-    assert stamp(Plan.of(suite="standard")).startswith("standard")
-    assert stamp(Plan.of(suite="standard", queries=100)).startswith("not standard")
+    def stamp(**given):
+        plan = Plan.of(suite="standard", **given)
+        return plan.composition.stamp(plan.suite_request)
+
+    assert stamp().startswith("standard")
+    assert stamp(queries=100).startswith("not standard")
 
 
 def test_a_journal_of_another_model_is_refused(finished, plan, trained, tmp_path):
@@ -302,7 +305,7 @@ def test_the_minimal_suite_gives_every_sample_its_nearest_witness(plan, tmp_path
     assert right
     for s in right:  # broken or not, each has a witness at some distance, and eps alone decides its status
         assert s.witness is not None
-        assert (s.status is Status.BROKEN) == (s.witness.distance <= float(Plan.of(**given).exact_eps))
+        assert (s.status is Status.BROKEN) == (s.witness.distance <= float(Plan.of(**given).eps))
     assert not recheck(tmp_path).problems
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from holdfast.audits.plan import Plan
-from holdfast.audits.suites import rungs
 from holdfast.core.errors import BudgetError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.registry import method
@@ -102,7 +101,7 @@ def need(plan: Plan, samples: int) -> Need:
     """
     look = min(samples, _LOOK[0]), min(plan.queries or _LOOK[1], _LOOK[1])
     return Need(
-        samples, len(rungs(plan)), _least(samples), _most(plan, samples, plan.queries), _most(plan, *look)
+        samples, len(plan.entries), _least(samples), _most(plan, samples, plan.queries), _most(plan, *look)
     )  # fmt: skip
 
 
@@ -111,7 +110,7 @@ def _least(samples: int) -> int:
 
 
 def _most(plan: Plan, samples: int, limit: int | None) -> int:
-    queries = [_queries(r.method, dict(r.parameters), limit) for r in rungs(plan)]
+    queries = [_queries(r.method, dict(r.parameters), limit) for r in plan.entries]
     curve = len(plan.eps_grid) * (queries[0] + JUDGED) if queries else 0
     each = sum(q + JUDGED for q in queries) + curve + _HALVINGS + JUDGED + (JUDGED + 1) * (plan.grid is not None)
     most = _least(samples) + samples * each

@@ -13,7 +13,6 @@ from typing_extensions import override
 
 from holdfast.audits.context import Context
 from holdfast.audits.stages.certificates import prove
-from holdfast.audits.suites import rungs
 from holdfast.core.errors import HoldfastError
 from holdfast.numerics.evaluation import evaluating
 
@@ -50,13 +49,13 @@ def outlook(context: Context) -> Outlook:
         context: the plan, opened; its model is asked about a few rows.
     """
     ids = np.arange(min(len(context.data), _ROWS))
-    passes = sum(rung.attack().passes for rung in rungs(context.plan))
+    passes = sum(entry.attack().passes for entry in context.plan.entries)
     a_pass = _timed(lambda: _ask(context, ids)) / len(ids)
     n = len(context.data)
     proofs = 0.0
     if context.plan.certify not in ("none", "smoothing") and context.differentiable:
         some = ids[:_PROVED]
-        radii = np.full(len(some), float(context.plan.exact_eps))
+        radii = np.full(len(some), float(context.plan.eps))
         try:
             proofs = _timed(lambda: prove(context, some, radii)) / len(some) * _SEARCHES
         except HoldfastError:

@@ -6,15 +6,28 @@ import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FieldSerializationInfo,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 from typing_extensions import override
 
+from holdfast.audits.suite import Suite, SuiteEntry, SuiteRequest, load_suite
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.files import read_yaml
-from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
+from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps, size_text
 from holdfast.data.table import Table
 from holdfast.models.wrap import Normalisation
 from holdfast.session.spec import ModelSpec, Surrogates
@@ -30,6 +43,10 @@ _FIRST = frozenset(
 )  # fmt: skip
 """The fields that plans had when the first runs were made; a later one counts in the hash only where it is no default, so
 that the hash of an old run stays what it was."""
+
+
+Size = Annotated[Fraction, BeforeValidator(parse_eps)]
+"""An exact size, however it was typed: ``8/255``, ``0.1``."""
 
 
 class Plan(BaseModel):
@@ -97,17 +114,17 @@ class Plan(BaseModel):
     surrogate_arch: str | tuple[str, ...] | None = None
     samples: int | None = Field(default=None, ge=1)
     norm: Norm = Norm.LINF
-    eps: str = "0.1"
+    eps: Size = Fraction(1, 10)
     low: float = 0.0
     high: float = 1.0
     goal: Goal = Goal.UNTARGETED
-    suite: Literal["fast", "standard", "minimal", "black-box"] = "fast"
+    suite: str = "fast"
     certify: Literal["crown", "ibp", "alpha-crown", "smoothing", "none"] = "crown"
-    radius_max: str | None = None
+    radius_max: Size | None = None
     sigma: float = Field(default=0.25, gt=0)
     smoothing_samples: int = Field(default=2000, ge=100)
-    grid: str | None = None
-    eps_grid: tuple[str, ...] = ()
+    grid: Size | None = None
+    eps_grid: tuple[Size, ...] = ()
     queries: int | None = Field(default=None, ge=1)
     top_k: int | None = Field(default=None, ge=1)
     answers: Literal["scores", "labels"] = "scores"
@@ -121,23 +138,41 @@ class Plan(BaseModel):
     slots: int = Field(default=256, ge=1)
     device: str = "cpu"
 
+    _typed: dict[str, str] = PrivateAttr(default_factory=dict)
     _theirs: frozenset[str] = PrivateAttr(default=frozenset())
     _may_ask: bool = PrivateAttr(default=False)
     _stepped_down: str = PrivateAttr(default="")
 
-    @field_validator("eps", "radius_max", "grid", mode="before")
-    @classmethod
-    def _exact(cls, value: Any) -> Any:
-        """The size as it was typed, since that is how its reader thinks of it; the hash is of `parse_eps`'s value."""
-        if value is None:
-            return None
-        exact = parse_eps(value)
-        return value.strip() if isinstance(value, str) else str(exact if isinstance(value, Fraction) else value)
-
     @field_validator("eps_grid", mode="before")
     @classmethod
-    def _exact_grid(cls, value: Any) -> Any:
-        return tuple(str(e) for e in sorted({parse_eps(v) for v in value or ()}))
+    def _in_order(cls, value: Any) -> Any:
+        """Each size once, by its value."""
+        return tuple(sorted({parse_eps(v) for v in value or ()}))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _remember_texts(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """The sizes as they were typed, since that is how their reader thinks of them; the hash is of the values."""
+        plan = handler(values)
+        if isinstance(values, dict):
+            plan._typed = {
+                k: str(values[k]).strip() for k in ("eps", "radius_max", "grid") if values.get(k) is not None
+            }
+        return plan
+
+    @field_serializer("eps", "radius_max", "grid")
+    def _as_typed(self, value: Fraction | None, info: FieldSerializationInfo) -> str | None:
+        return None if value is None else self._text(info.field_name, value)
+
+    @field_serializer("eps_grid")
+    def _as_fractions(self, value: tuple[Fraction, ...]) -> tuple[str, ...]:
+        return tuple(map(str, value))
+
+    @field_validator("suite", mode="after")
+    @classmethod
+    def _listed(cls, value: str) -> str:
+        load_suite(value)
+        return value
 
     @field_validator("table", mode="before")
     @classmethod
@@ -164,17 +199,14 @@ class Plan(BaseModel):
             raise UsageError("smoothing certifies l2; use --norm l2, or --certify crown")
         if self.goal is Goal.TARGETED and self.certify != "none":
             raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
-        if self.remote and (self.suite != "black-box" or self.certify != "none"):
+        if self.remote and (not self.composition.queries_only or self.certify != "none"):
             raise UsageError("a prediction API can only be asked queries: use --suite black-box --certify none")
         _ = self.spec
-        if self.suite == "standard" and (self.norm is Norm.L0 or self.goal is Goal.TARGETED):
-            raise UsageError("AutoAttack's composition is untargeted, in l1, l2 and linf; use --suite fast")
-        if self.suite == "black-box" and self.norm is Norm.L0 and self.answers == "labels":
-            raise UsageError("no attack that sees labels alone serves l0; use --answers scores, or another norm")
+        self.composition.refuse(self.suite_request)
         _ = self.surrogates
         if self.table is not None and (self.grid is not None or (self.low, self.high) != (0.0, 1.0)):
             raise UsageError("a table has ranges and whole numbers by column; leave out --grid, low and high")
-        if self.grid is not None and parse_eps(self.grid) == 0:
+        if self.grid is not None and self.grid == 0:
             raise UsageError("a grid of 0 has no distance between its points; for 8-bit images write --grid 1/255")
 
     @property
@@ -187,8 +219,8 @@ class Plan(BaseModel):
         """The threat model of the plan."""
         known = ("training-data",) * (self.train_data is not None) + ("surrogate",) * (self.surrogate is not None)
         return ThreatModel(
-            norm=self.norm, eps=parse_eps(self.eps), goal=self.goal, access=self.access, low=self.low, high=self.high,
-            grid=None if self.grid is None else parse_eps(self.grid), known=known,
+            norm=self.norm, eps=self.eps, goal=self.goal, access=self.access, low=self.low, high=self.high, grid=self.grid,
+            known=known,
         )  # fmt: skip
 
     @property
@@ -211,7 +243,7 @@ class Plan(BaseModel):
     @property
     def access(self) -> Access:
         """White-box, unless the suite only asks queries."""
-        if self.suite != "black-box":
+        if not self.composition.queries_only:
             return Access.WHITE_BOX
         return Access.HARD_LABEL if self.answers == "labels" else Access.SOFT_LABEL
 
@@ -221,14 +253,44 @@ class Plan(BaseModel):
         return self.model is not None and self.model.startswith(("http://", "https://"))
 
     @property
-    def exact_eps(self) -> Fraction:
-        """eps as a rational."""
-        return parse_eps(self.eps)
+    def composition(self) -> Suite:
+        """The suite itself."""
+        return load_suite(self.suite)
+
+    @property
+    def suite_request(self) -> SuiteRequest:
+        """What the suite is put together from."""
+        return SuiteRequest(
+            norm=self.norm,
+            goal=self.goal,
+            queries=self.queries,
+            labels_only=self.answers == "labels",
+            has_surrogate=self.surrogate is not None or self.train_data is not None,
+        )
+
+    @property
+    def entries(self) -> tuple[SuiteEntry, ...]:
+        """The attacks of the suite that serve the norm and the goal, in order."""
+        return self.composition.entries(self.suite_request)
+
+    @property
+    def eps_text(self) -> str:
+        """eps as it was typed."""
+        return self._text("eps", self.eps)
+
+    @property
+    def grid_text(self) -> str | None:
+        """The grid as it was typed."""
+        return None if self.grid is None else self._text("grid", self.grid)
+
+    def _text(self, name: str, value: Fraction) -> str:
+        typed = self._typed.get(name)
+        return size_text(value) if typed is None or parse_eps(typed) != value else typed
 
     @property
     def largest_radius(self) -> Fraction:
         """The largest radius that is searched for."""
-        return 2 * self.exact_eps if self.radius_max is None else parse_eps(self.radius_max)
+        return 2 * self.eps if self.radius_max is None else self.radius_max
 
     @property
     def theirs(self) -> frozenset[str]:
@@ -284,8 +346,8 @@ class Plan(BaseModel):
             UsageError: an unknown key or a wrong value; the message names it and the fix.
 
         Example:
-            >>> Plan.of(eps="8/255").exact_eps
-            Fraction(8, 255)
+            >>> Plan.of(eps="8/255").largest_radius
+            Fraction(16, 255)
         """
         unknown = [k for k in values if k not in cls.model_fields]
         if unknown:

@@ -18,7 +18,7 @@ from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.evidence import Standing
 from holdfast.audits.stages.suite import standing_of
-from holdfast.audits.suites import Rung, rungs, stamp, transfers
+from holdfast.audits.suite import SuiteEntry
 from holdfast.audits.units import Layout, Units
 from holdfast.core.cards import parameters_of
 from holdfast.core.files import read_json
@@ -47,7 +47,7 @@ def standings(context: Context, units: Units) -> list[Standing]:
 
 def verdicts(context: Context, parts: Iterable[Standing]) -> list[Verdict]:
     """Both sides of every sample."""
-    eps = float(context.plan.exact_eps)
+    eps = float(context.plan.eps)
     return [_verdict(s, k, eps) for s in parts for k in range(len(s.ids))]
 
 
@@ -93,7 +93,7 @@ def compose(
         facts: the journal's: the ``command`` and the ``environment`` of the run, as JSON.
         journal: hash of the journal's file.
     """
-    plan, eps = context.plan, float(context.plan.exact_eps)
+    plan, eps = context.plan, float(context.plan.eps)
     units = Layout.of(context).ordered(units)
     parts = standings(context, units)
     found = verdicts(context, parts)
@@ -107,7 +107,7 @@ def compose(
     # where both bounds meet, the upper one is exact, whatever hindered the attacks
     weak = _hindrances(findings) if count[Status.UNKNOWN] + count[Status.MARGINAL] else []
     clashes = contradictions(found)
-    attack_names = [r.stage for r in rungs(plan)]
+    attack_names = [r.stage for r in plan.entries]
     by_stage = _by_stage(units, seconds)
     top = [by_stage[name] for name in ["clean", *attack_names] if name in by_stage]
     complete = not unjudged and not missing(context, units) and not any("fault" in unit for unit in units.values())
@@ -137,8 +137,8 @@ def compose(
             "complete": complete and not clashes,
             "contradictions": clashes,
             "threat": {
-                "norm": plan.norm, "eps": plan.eps, "eps_value": float(plan.exact_eps), "goal": plan.goal,
-                "access": plan.access.label, "low": plan.low, "high": plan.high, "grid": plan.grid,
+                "norm": plan.norm, "eps": plan.eps_text, "eps_value": float(plan.eps), "goal": plan.goal,
+                "access": plan.access.label, "low": plan.low, "high": plan.high, "grid": plan.grid_text,
                 "known": list(plan.threat.known),
             },
             "subject": asdict(context.subject),
@@ -250,27 +250,27 @@ def _by_stage(units: Units, seconds: Mapping[str, float]) -> dict[str, dict[str,
 
 
 def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: Mapping[str, float]) -> dict[str, Any]:
-    rows, last = [], [r for r in rungs(context.plan) if not r.takes_over][-1]
-    eps = float(context.plan.exact_eps)
+    rows, last = [], [r for r in context.plan.entries if not r.takes_over][-1]
+    eps = float(context.plan.eps)
     proved = {i for s in parts for i in s.proved} | {
         i for s in parts for i, c in s.certificates.items() if c.guarantee is not Guarantee.ESTIMATE and c.radius >= eps
     }
     tried = _tried(context, parts)
-    for rung in rungs(context.plan):
-        mine = [u for (stage, _), u in units.items() if stage == rung.stage]
-        if not tried[rung.name]:
+    for entry in context.plan.entries:
+        mine = [u for (stage, _), u in units.items() if stage == entry.stage]
+        if not tried[entry.name]:
             continue
-        first = {i for s in parts for i, c in s.broken.items() if c.stage == rung.stage}
+        first = {i for s in parts for i, c in s.broken.items() if c.stage == entry.stage}
         rows.append(
             {
-                "name": rung.name, "title": method(rung.method).card.title, "broken": len(first),  # type: ignore[attr-defined]
-                "samples": len(tried[rung.name]), "note": _note_of(rung),
+                "name": entry.name, "title": entry.card.title, "broken": len(first),
+                "samples": len(tried[entry.name]), "note": _note_of(entry),
                 **{k: sum(sum(u[k]) for u in mine) for k in ("forwards", "backwards", "queries")},
-                "seconds": seconds.get(rung.stage, 0.0),
+                "seconds": seconds.get(entry.stage, 0.0),
             }
         )  # fmt: skip
     return {
-        "name": context.plan.suite, "stamp": stamp(context.plan), "attacks": rows,
+        "name": context.plan.suite, "stamp": context.plan.composition.stamp(context.plan.suite_request), "attacks": rows,
         "certified_attacked": len(proved & set().union(*tried.values())),
         "certified_full_ladder": len(proved & tried[last.name]),
     }  # fmt: skip
@@ -278,17 +278,17 @@ def _suite(context: Context, units: Units, parts: Sequence[Standing], seconds: M
 
 def _tried(context: Context, parts: Sequence[Standing]) -> dict[str, set[int]]:
     """The ids that each attack ran on."""
-    return {r.name: set().union(*(s.tried.get(r.stage, ()) for s in parts)) for r in rungs(context.plan)}
+    return {r.name: set().union(*(s.tried.get(r.stage, ()) for s in parts)) for r in context.plan.entries}
 
 
-def _note_of(rung: Rung) -> str:
+def _note_of(entry: SuiteEntry) -> str:
     """What sets an attack apart from others of its name."""
-    given = ", ".join(f"{name} {value}" for name, value in rung.parameters.items())
-    return "; ".join(filter(None, [given, "where gradients lead nowhere" if rung.takes_over else ""]))
+    given = ", ".join(f"{name} {value}" for name, value in entry.parameters.items())
+    return "; ".join(filter(None, [given, "where gradients lead nowhere" if entry.takes_over else ""]))
 
 
 def _eps_curve(context: Context, units: Units, found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    eps, n = float(context.plan.exact_eps), max(1, len(found))
+    eps, n = float(context.plan.eps), max(1, len(found))
     judged = [v for v in found if v.prediction == v.label and v.status not in _UNJUDGED]
     right = len(judged)
     ends = [[end.distance for end in (v.witness, v.no_answer) if end is not None] for v in judged]
@@ -299,7 +299,7 @@ def _eps_curve(context: Context, units: Units, found: Sequence[Verdict]) -> list
     for e in context.plan.eps_grid:
         mine = [u for (stage, _), u in units.items() if stage == f"eps-grid:{e}"]
         if mine:
-            value = float(context.plan.of(eps=e).exact_eps)
+            value = float(e)
             gone = {i for u in mine for i in (*u["broken_here"], *u.get("failed", ()))}
             gone |= {v.id for v in judged if v.no_answer is not None and v.no_answer.distance <= value}
             lost = len({v.id for v in judged} & gone)
@@ -321,17 +321,17 @@ def _query_curves(context: Context, units: Units, found: Sequence[Verdict]) -> l
     n = max(1, len(found))
     unjudged = {v.id for v in found if v.status in _UNJUDGED}
     curves = []
-    for rung in rungs(context.plan):
-        if method(rung.method).card.access is Access.WHITE_BOX:  # type: ignore[attr-defined]
+    for entry in context.plan.entries:
+        if entry.card.access is Access.WHITE_BOX:
             continue
-        mine = [u for (stage, _), u in units.items() if stage == rung.stage]
+        mine = [u for (stage, _), u in units.items() if stage == entry.stage]
         start = sum(i not in unjudged for u in mine for i in u["ids"]) / n
         if not start:
             continue
         at = sorted(q for u in mine for i, q in zip(u["ids"], u["found_at"], strict=True) if str(i) in u["witnesses"])
         end = max(q for u in mine for q in u["queries"])  # what withstood it withstood it that long
         points = [(0.0, start), *((float(q), start - (k + 1) / n) for k, q in enumerate(at))]
-        curves.append({"attack": rung.name, "points": [*points, (float(max([end, *at])), points[-1][1])]})
+        curves.append({"attack": entry.name, "points": [*points, (float(max([end, *at])), points[-1][1])]})
     return curves
 
 
@@ -343,7 +343,7 @@ def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str,
     lost = sum(len(u["broken_on_grid"]) for u in mine)
     n = max(1, len(found))
     return {
-        "grid": context.plan.grid or str(context.grid),
+        "grid": context.plan.grid_text or str(context.grid),
         "empirical_robust_accuracy": (n - wrong - lost) / n,
         "pictures_saved": sum(u["saved"] for u in mine),
         "pictures_still_breaking": sum(u["still_breaking"] for u in mine),
@@ -352,7 +352,7 @@ def _grid(context: Context, units: Units, found: Sequence[Verdict]) -> dict[str,
 
 def _methods(context: Context, parts: Sequence[Standing]) -> list[dict[str, Any]]:
     tried = _tried(context, parts)
-    ran = _distinct(r for r in rungs(context.plan) if tried[r.name])
+    ran = _distinct(r for r in context.plan.entries if tried[r.name])
     chosen: list[tuple[str, Mapping[str, Any]]] = [(r.method, r.parameters) for r in ran]
     certifier = {"none": None, "smoothing": "cohen"}.get(context.plan.certify, context.plan.certify.replace("-", "_"))
     if certifier is not None:
@@ -374,10 +374,10 @@ def _methods(context: Context, parts: Sequence[Standing]) -> list[dict[str, Any]
     return rows
 
 
-def _distinct(ladder: Iterable[Rung]) -> list[Rung]:
-    seen: dict[str, Rung] = {}
-    for rung in ladder:
-        seen.setdefault(rung.method, rung)
+def _distinct(entries: Iterable[SuiteEntry]) -> list[SuiteEntry]:
+    seen: dict[str, SuiteEntry] = {}
+    for entry in entries:
+        seen.setdefault(entry.method, entry)
     return list(seen.values())
 
 
@@ -388,7 +388,7 @@ def _not_tested(context: Context) -> list[str]:
         gaps.append("targeted attacks on a chosen class")
     if plan.suite != "black-box":
         gaps.append("attackers who can only query: their cost is not measured here (--suite black-box)")
-    elif not any(transfers(r) for r in rungs(plan)):
+    elif not any(r.transfers for r in plan.entries):
         gaps.append("transfer from a surrogate (--surrogate)")
     if plan.certify == "none":
         gaps.append("certificates (--certify crown): no lower bound is claimed")

@@ -23,7 +23,6 @@ from holdfast.audits.reconcile import missing
 from holdfast.audits.stages.certificates import form, prove, proved_at
 from holdfast.audits.stages.diagnostics import diagnose
 from holdfast.audits.stages.suite import ALONE, Stage, as_number, attacked, met_at, on_levels, still_breaking
-from holdfast.audits.suites import rungs
 from holdfast.audits.units import Layout
 from holdfast.audits.workers import Progress
 from holdfast.core.errors import JournalError, UnsupportedError
@@ -84,7 +83,7 @@ class Replay:
                     self._unit(stage, k, ids)
                 self._tell(stage.title, int(ids[-1]) + 1)
         for standing in parts:
-            self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.exact_eps))
+            self.judge([(i, c) for i, c in standing.broken.items()], float(self.context.plan.eps))
             self._certificates(standing)
         self._diagnostics(parts)
 
@@ -128,7 +127,7 @@ class Replay:
                 self._again(stage, k, ids, unit, before)
             if "clean" in before:
                 standing = Standing.of(ids, self.context.data.y.numpy()[ids], self._eps, before)
-                self._who(stage, k, unit, standing, {r.stage: r for r in rungs(self.context.plan)})
+                self._who(stage, k, unit, standing, {r.stage: r for r in self.context.plan.entries})
                 self._named(stage, k, unit, standing)
         self._unanswered(unit.get("no_answer", {}))
         if stage.name != "clean":
@@ -136,7 +135,7 @@ class Replay:
 
     @property
     def _eps(self) -> float:
-        return float(self.context.plan.exact_eps)
+        return float(self.context.plan.eps)
 
     def _again(self, stage: Stage, k: int, ids: np.ndarray, unit: Payload, before: Mapping[str, Payload]) -> None:
         """A unit that costs little, done again."""
@@ -199,7 +198,7 @@ class Replay:
         for key, record in [*unit.get("witnesses", {}).items(), *unit.get("no_answer", {}).items()]:
             due = stage.name.partition(":")[2] if stage.name.startswith("attack:") else stage.name
             if stage.name.startswith("eps-grid:"):
-                due = rungs(self.context.plan)[0].name
+                due = self.context.plan.entries[0].name
             if stage.name == "shrink" and "met" not in record and int(key) in standing.nearest:
                 due = standing.nearest[int(key)].witness.attack
             if record["attack"] != due:

@@ -218,7 +218,7 @@ def attack(
     wrong = distance == 0
     broken = np.isfinite(distance) & ~wrong
     answer: dict[str, Any] = {
-        "attack": name, "norm": str(plan.norm), "eps": plan.eps if eps is not None else None, "samples": len(ids),
+        "attack": name, "norm": str(plan.norm), "eps": plan.eps_text if eps is not None else None, "samples": len(ids),
         "adversarial_as_they_are": int(wrong.sum()), "broken": int(broken.sum()),
         "success": float(broken.sum() / max(1, (~wrong).sum())),
         "median_distance": float(np.median(distance[broken])) if broken.any() else None,

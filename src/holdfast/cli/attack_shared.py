@@ -69,7 +69,7 @@ def run_shared(name: str, tool: SharedAttack, context: Context, out: Path, how: 
     answer: dict[str, Any] = {
         "attack": name, "artefact": made.sha256, "facts": dict(made.facts), "seed": context.plan.seed,
         "subject": context.subject.sha256, "norm": str(context.plan.norm) if tool.card.norms else None,
-        "eps": context.plan.eps if tool.card.norms else None, "fitted_on": 0 if ledger is None else len(fitting),
+        "eps": context.plan.eps_text if tool.card.norms else None, "fitted_on": 0 if ledger is None else len(fitting),
         "held_out": len(held), "draws": how.draws,
         **{k: 0 if ledger is None else int(getattr(ledger, k).sum()) for k in ("forwards", "backwards", "queries")},
         "models": {source: _figures(e) for source, e in judged.items()},

@@ -161,7 +161,7 @@ def audit(
         note(_need(plan))
     if data is None and plan_file is None:
         note(f"no --data: the audit takes the embedded digits, {plan.data}")
-    if plan.exact_eps == 0:
+    if plan.eps == 0:
         note(
             "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
         )

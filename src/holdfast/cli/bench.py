@@ -93,7 +93,7 @@ def transfer(
         for tool in tools:
             matrices.append(
                 transfer_matrix(
-                    opened, problem, tool, eps=plan.eps, ensembles=ensembles, seed=plan.seed,
+                    opened, problem, tool, eps=plan.eps_text, ensembles=ensembles, seed=plan.seed,
                     settings=context.settings, progress=lambda done, total, title=tool.card.title: tell(title, done, total),
                 )
             )  # fmt: skip

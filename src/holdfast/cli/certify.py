@@ -181,8 +181,8 @@ def _save(context: Context, column: Column, out: Path) -> dict[str, Any]:
     if column.fit is not None:
         values["fit"] = column.fit
     np.savez(out / f"{column.name}.npz", **values)
-    at_eps = column.at_least(float(context.plan.exact_eps))
-    threat = {"norm": str(context.plan.norm), "eps": context.plan.eps, "at_eps": at_eps}
+    at_eps = column.at_least(float(context.plan.eps))
+    threat = {"norm": str(context.plan.norm), "eps": context.plan.eps_text, "at_eps": at_eps}
     return {**column.as_dict(), **threat, "subject": context.subject.sha256}
 
 
@@ -205,7 +205,7 @@ def _page(context: Context, columns: list[Column], out: Path) -> None:
     write_whole(out / "radii.csv", text.getvalue())
     about = f"{context.source}, {context.data.name}"
     page = render(
-        columns, labels, norm=str(context.plan.norm), eps=float(context.plan.exact_eps), about=about,
+        columns, labels, norm=str(context.plan.norm), eps=float(context.plan.eps), about=about,
         command=shlex.join(["holdfast", *sys.argv[1:]]), own=_in_own_units(context, columns),
     )  # fmt: skip
     write_whole(out / "radii.html", page)

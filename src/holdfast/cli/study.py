@@ -25,7 +25,7 @@ __all__ = ["posthoc", "study", "unseen"]
 
 study = typer.Typer(help="Study one question about a model.", no_args_is_help=True)
 
-_ATTACK = "cosine_margin"  # the first rung of the suite `fast`
+_ATTACK = "cosine_margin"  # the first attack of the suite `fast`
 
 
 @study.command()
@@ -81,7 +81,6 @@ def posthoc(
     """  # fmt: skip
     import numpy as np
 
-    from holdfast.audits.suites import rungs
     from holdfast.report.studies import posthoc_page
     from holdfast.studies.posthoc import ADJUSTMENTS
     from holdfast.studies.posthoc import posthoc as study_posthoc
@@ -101,7 +100,7 @@ def posthoc(
         judged, fitted = context.problem(ids), context.problem_of(held_out)
     names = o.several(attack)
     if names is None:
-        first = rungs(context.plan)[0]
+        first = context.plan.entries[0]
         chosen = {first.method: first.attack()}
     else:
         chosen = {name: _attack(name, set_ if len(names) == 1 else None) for name in names}
@@ -110,7 +109,7 @@ def posthoc(
     with progress() as tell:
         found = study_posthoc(
             module, judged, (fitted.x, fitted.y), chosen, adjustments=o.several(adjustments) or ADJUSTMENTS,
-            eps=context.plan.eps, seed=context.plan.seed, settings=context.settings, progress=tell,
+            eps=context.plan.eps_text, seed=context.plan.seed, settings=context.settings, progress=tell,
         )  # fmt: skip
     page = posthoc_page(found, f"{context.source}, {context.data.name}", _command())
     _save(out, "posthoc", {"subject": context.subject.sha256, **found.as_dict()}, page)

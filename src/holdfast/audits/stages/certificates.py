@@ -31,7 +31,7 @@ _RANDOM = (
 
 
 def triage(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
-    """Which open samples the plan's bounds prove at eps; `fast` may spare them its dear rungs."""
+    """Which open samples the plan's bounds prove at eps; `fast` may spare them its dear attacks."""
     standing = _standing(context, ids, units)
     chosen = ids[standing.open]
     if not len(chosen):
@@ -116,4 +116,4 @@ def _records(ids: np.ndarray, found: list[Certificate | None]) -> dict[str, dict
 
 
 def _standing(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:
-    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)
+    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.eps), units)

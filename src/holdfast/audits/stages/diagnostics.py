@@ -18,11 +18,9 @@ from holdfast.audits.evidence import Standing
 from holdfast.audits.journal import Payload
 from holdfast.audits.stages.gradients import difference_agrees, is_zero, margin_of
 from holdfast.audits.stages.suite import no_answers
-from holdfast.audits.suites import rungs
 from holdfast.core.draws import Draws
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
-from holdfast.core.registry import method
 from holdfast.core.threat import Access, Norm
 from holdfast.core.words import counted
 from holdfast.judge.desk import Desk
@@ -226,7 +224,7 @@ def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     """What a reader must know to judge the figure: which attacks ran, and on how many samples."""
     n = sum(len(s.ids) for s in parts)
     plan = context.plan
-    ran = {r.name: sum(len(s.tried.get(r.stage, ())) for s in parts) for r in rungs(plan)}
+    ran = {r.name: sum(len(s.tried.get(r.stage, ())) for s in parts) for r in plan.entries}
     ran = {name: tried for name, tried in ran.items() if tried}
     worst = (
         ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or "no attack: no sample was classified right"
@@ -234,7 +232,7 @@ def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     found = [
         Finding(
             "report.scope", Severity.NOTE, "what the upper bound stands on",
-            f"{plan.threat.describe(plan.eps)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
+            f"{plan.threat.describe(plan.eps_text)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
             f"worst case over {worst}",
             "", {"samples": n, "attacks": len(ran)},
         )
@@ -255,7 +253,7 @@ def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
 def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     """Weak attacks that break what strong ones did not: per sample, not on average."""
     n = max(1, sum(len(s.ids) for s in parts))
-    access = {r.stage: method(r.method).card.access for r in rungs(context.plan)}  # type: ignore[attr-defined]
+    access = {r.stage: r.card.access for r in context.plan.entries}
     white = [stage for stage, a in access.items() if a is Access.WHITE_BOX]
     found: list[Finding] = []
     by_queries = sum(

@@ -35,7 +35,7 @@ def hindered(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) ->
     of its set, if it disagrees with finite differences at both, or if the attack got less than a tenth of the way that
     the gradient promises. Of a model that answers at random only the first is asked: its differences are noise.
     """
-    standing = Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)
+    standing = Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.eps), units)
     chosen = ids[standing.open]
     if not len(chosen) or not context.differentiable:
         return {"ids": [], "hindered": [], "forwards": [], "backwards": [], "queries": []}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,11 @@ from holdfast.audits.evidence import Standing, encoded
 from holdfast.audits.journal import Payload
 from holdfast.audits.plan import Plan
 from holdfast.audits.stages.shrink import shrink
-from holdfast.audits.suites import SPARED_SHARE, Rung, rungs, transfers
+from holdfast.audits.suite import SPARED_SHARE, SuiteEntry
 from holdfast.core.criterion import Misclassified, usable
 from holdfast.core.errors import ModelError
 from holdfast.core.problem import Problem
-from holdfast.core.threat import parse_eps, size_text
+from holdfast.core.threat import size_text
 from holdfast.judge.asking import Model, ModelFault, ask
 from holdfast.judge.judged import judged
 from holdfast.judge.ledger import Budget
@@ -91,20 +92,18 @@ def stages(plan: Plan) -> list[Stage]:
     search = {"most": _DEAR if plan.remote else None, "most_if_heavy": _HEAVY}
     bounds = plan.certify in ("crown", "ibp", "alpha-crown")
     todo = [Stage("clean", clean, "clean predictions", **search)]
-    attacks = [_searching(plan, r, search) for r in rungs(plan)]
-    if plan.suite in ("fast", "minimal"):  # asked once there is something to compare with
+    attacks = [_searching(plan, entry, search) for entry in plan.entries]
+    if plan.composition.uses_gradients:  # asked once there is something to compare with
         attacks.insert(1, Stage("gradients", hindered, "use of the gradients", **search))
-    if plan.suite == "fast" and bounds:
-        # what the first rung breaks needs no proof, what is proved may be spared the dear rungs
+    if plan.composition.proves_early and bounds:
+        # what the first attack breaks needs no proof, what is proved may be spared the dear ones
         attacks.insert(1, Stage("triage", triage, "certificates at eps", most=_DEAR, bounds=True))
     todo += attacks
     todo.append(Stage("probe", probe, "random points and single steps", **search))
-    todo += [
-        Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {size_text(parse_eps(e))}", **search) for e in plan.eps_grid
-    ]
+    todo += [Stage(f"eps-grid:{e}", _at_eps(e), f"attack at eps {size_text(e)}", **search) for e in plan.eps_grid]
     todo.append(Stage("shrink", shrinking, "nearest witnesses", **search))
     if plan.grid is not None:
-        todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid}"))
+        todo.append(Stage("grid", on_grid, f"witnesses on the grid {plan.grid_text}"))
     elif plan.table is not None and plan.table.grid is not None:
         todo.append(Stage("grid", on_grid, "witnesses with whole numbers in integer columns"))
     if plan.certify != "none":
@@ -112,13 +111,13 @@ def stages(plan: Plan) -> list[Stage]:
     return todo
 
 
-def _searching(plan: Plan, rung: Rung, search: dict[str, int | None]) -> Stage:
-    """A rung that asks hundreds of times about nearly every sample is dear on any model."""
-    everyone = rung.takes_over or plan.suite in ("minimal", "black-box")
-    dear = everyone and rung.attack().passes >= _MANY
+def _searching(plan: Plan, entry: SuiteEntry, search: dict[str, int | None]) -> Stage:
+    """An attack that asks hundreds of times about nearly every sample is dear on any model."""
+    everyone = entry.takes_over or plan.composition.runs_on_everyone
+    dear = everyone and entry.attack().passes >= _MANY
     return Stage(
-        rung.stage, _attacking(rung), f"attack {rung.name}", most=search["most"] or (_HEAVY if dear else None),
-        most_if_heavy=_HEAVY, runs_on=_chosen(rung),
+        entry.stage, _attacking(entry), f"attack {entry.name}", most=search["most"] or (_HEAVY if dear else None),
+        most_if_heavy=_HEAVY, runs_on=_chosen(entry),
     )  # fmt: skip
 
 
@@ -130,7 +129,7 @@ def _certifying(plan: Plan, unit: Unit, bounds: bool) -> Stage:
 
 def standing_of(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Standing:
     """The standing of a chunk."""
-    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.exact_eps), units)
+    return Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.eps), units)
 
 
 def clean(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
@@ -185,7 +184,7 @@ def _raised(ids: np.ndarray, raised: Tensor | None, fault: str | None) -> Payloa
 
 def attack(
     context: Context,
-    rung: Rung,
+    entry: SuiteEntry,
     ids: np.ndarray,
     standing: Standing,
     *,
@@ -198,19 +197,19 @@ def attack(
     rows = np.searchsorted(standing.ids, ids)
     problem = context.problem(ids, eps)
     scores = torch.from_numpy(standing.scores[rows]).to(context.device, problem.x.dtype)
-    method = rung.attack()
-    judge = context.model if transfers(rung) else None
-    search = context.surrogate if transfers(rung) else context.search
+    method = entry.attack()
+    judge = context.model if entry.transfers else None
+    search = context.surrogate if entry.transfers else context.search
     outcome = run(
         method, problem, search, judge=judge, seed=plan.seed,
         budget=Budget(queries=plan.queries), top_k=plan.top_k, clean=scores, settings=context.settings, progress=context.progress,
     )  # fmt: skip
-    if transfers(rung) and context.subject.kind == "smoothed":  # g answers with not-a-number where it abstains
+    if entry.transfers and context.subject.kind == "smoothed":  # g answers with not-a-number where it abstains
         outcome = replace(outcome, no_answer=None)
     failed, answered = outcome.failed, outcome.low_margin.isfinite() | outcome.found
     if len(ids) > 1 and failed is not None and bool(failed.all()) and not bool(answered.any()):
         raise ModelError(f"the model raises {outcome.fault}")  # whatever it is asked here: the stage's fault
-    return ruled(context, problem, outcome, rung.name)
+    return ruled(context, problem, outcome, entry.name)
 
 
 def ruled(context: Context, problem: Problem, outcome: Outcome, name: str) -> Payload:
@@ -297,40 +296,40 @@ def _spent(ids: np.ndarray, outcome: Outcome | None) -> Payload:
     )
 
 
-def _attacking(rung: Rung) -> Unit:
+def _attacking(entry: SuiteEntry) -> Unit:
     def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
         standing, wanted = standing_of(context, ids, units), chosen(context, ids, units)
-        eps = _reach(context, rung, wanted, standing) if rung.nearest else None
-        return attack(context, rung, wanted, standing, eps=eps)
+        eps = _reach(context, entry, wanted, standing) if entry.nearest else None
+        return attack(context, entry, wanted, standing, eps=eps)
 
-    chosen = _chosen(rung)
+    chosen = _chosen(entry)
     return unit
 
 
-def _chosen(rung: Rung) -> RunsOn:
+def _chosen(entry: SuiteEntry) -> RunsOn:
     def chosen(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> np.ndarray:
-        return ids[attacked(context, rung, standing_of(context, ids, units))]
+        return ids[attacked(context, entry, standing_of(context, ids, units))]
 
     return chosen
 
 
-def attacked(context: Context, rung: Rung, standing: Standing) -> np.ndarray:
-    """(n,) bool: the samples of a chunk that a rung is run on, from what is known after the stages before it."""
-    wanted = rung.wants(standing)
-    if rung.spares:  # proved samples are spared, but for a keyed share that sees the whole ladder
+def attacked(context: Context, entry: SuiteEntry, standing: Standing) -> np.ndarray:
+    """(n,) bool: the samples of a chunk that an attack is run on, from what is known after the stages before it."""
+    wanted = entry.wants(standing)
+    if entry.spares:  # proved samples are spared, but for a keyed share that sees the whole suite
         proved = np.isin(standing.ids, list(standing.proved))
         wanted = np.where(proved, _keyed(standing.ids, context.plan.seed) % SPARED_SHARE == 0, wanted)
-    return wanted & (standing.correct if rung.nearest else standing.open)
+    return wanted & (standing.correct if entry.nearest else standing.open)
 
 
-def _reach(context: Context, rung: Rung, ids: np.ndarray, standing: Standing) -> Tensor | float:
-    """Where a rung looks that is after the nearest witness: anywhere, or just inside what is known."""
-    if rung.under is None:
+def _reach(context: Context, entry: SuiteEntry, ids: np.ndarray, standing: Standing) -> Tensor | float:
+    """Where an attack looks that is after the nearest witness: anywhere, or just inside what is known."""
+    if entry.under is None:
         return float("inf")
     known = [standing.nearest[i].witness.distance if i in standing.nearest else None for i in ids.tolist()]
-    eps = float(context.plan.exact_eps)
+    eps = float(context.plan.eps)
     return torch.tensor(
-        [eps if d is None else rung.under * d for d in known], dtype=torch.float64, device=context.device
+        [eps if d is None else entry.under * d for d in known], dtype=torch.float64, device=context.device
     )
 
 
@@ -340,13 +339,13 @@ def _keyed(ids: np.ndarray, seed: int) -> np.ndarray:
     return np.array(mixed, dtype=np.int64)
 
 
-def _at_eps(eps: str) -> Unit:
+def _at_eps(eps: Fraction) -> Unit:
     def unit(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
-        size = float(parse_eps(eps))
+        size = float(eps)
         standing = standing_of(context, ids, units)
         near = np.array([i in standing.nearest and standing.nearest[i].witness.distance <= size for i in ids.tolist()])
-        rung = rungs(context.plan)[0]
-        payload = attack(context, rung, ids[standing.correct & ~near], standing, eps=size)
+        entry = context.plan.entries[0]
+        payload = attack(context, entry, ids[standing.correct & ~near], standing, eps=size)
         held = ids[near & standing.correct].tolist() + [int(i) for i in payload["witnesses"]]
         return payload | {"broken_here": sorted(held)}
 
