@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from holdfast.audits import folder as folders
-from holdfast.audits.folder import RunFolder
 from holdfast.audits.journal import Journal
 from holdfast.audits.places import Places
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.run import audit, resume
 from holdfast.core.errors import BudgetError, DataError, HoldfastError, JournalError, UnsafeFileError, UsageError
+from holdfast.core.store import locked
 
 
 class Two(nn.Module):
@@ -107,7 +107,7 @@ def test_a_refusal_changes_no_byte(small, tmp_path, state):
         with pytest.raises(HoldfastError):
             refusal()
         assert _bytes(out) == before, k
-    with RunFolder(out).locked():  # another process is at work
+    with locked(out):  # another process is at work
         for call in (lambda: audit(small, out, model=Two()), lambda: resume(out, model=Two())):
             with pytest.raises(JournalError, match="another process"):
                 call()
@@ -208,7 +208,7 @@ def test_killed_at_a_chosen_moment_the_same_call_goes_on(small, tmp_path, moment
 
         match moment.split():
             case ["mkdir"]:
-                RunFolder.locked = end
+                folders.locked = end
             case ["about"]:
                 folders.write_whole = at("run.json")
             case ["plan"]:

@@ -7,7 +7,6 @@ between the caller opens the model and the data and looks at them, so that a sta
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import re
@@ -19,10 +18,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from holdfast.audits.journal import SIDECARS, Journal
+from holdfast.audits.journal import Journal
 from holdfast.audits.plan import Plan
 from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.files import read_json, write_whole
+from holdfast.core.store import LOCK, SIDECARS, locked
 
 __all__ = ["PREFLIGHT", "RunFolder"]
 
@@ -30,8 +30,8 @@ PREFLIGHT = ("preflight", -1)
 """The journal's key of the look at model and data; work begins after it."""
 
 _JOURNAL = "journal.sqlite"
-_LOCK, _ABOUT, _WITNESSES, _PLAN = ".lock", "run.json", "witnesses", "plan.yaml"
-_OURS = frozenset({_LOCK, _ABOUT, _WITNESSES, _PLAN, _JOURNAL, *(_JOURNAL + end for end in SIDECARS)})
+_ABOUT, _WITNESSES, _PLAN = "run.json", "witnesses", "plan.yaml"
+_OURS = frozenset({LOCK, _ABOUT, _WITNESSES, _PLAN, _JOURNAL, *(_JOURNAL + end for end in SIDECARS)})
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DRAFT = re.compile(r"\.[\w.:-]+\.\d+")  # what `write_whole` leaves when it is killed
 
@@ -62,7 +62,7 @@ class RunFolder:
         names = {entry.name for entry in self.path.iterdir()}
         if kind := self._other_kind():
             raise UsageError(f"{self.path} holds the results of 'holdfast {kind}'; choose another --out")
-        begun = bool(names & (_OURS - {_PLAN, _LOCK}))
+        begun = bool(names & (_OURS - {_PLAN, LOCK}))
         if not self.plan_file.exists():
             if not self._only_ours(names) or Journal.finished(self.journal_file):
                 raise UsageError(f"{self.path} is not empty and no run: it has no {_PLAN}; choose another --out")
@@ -107,7 +107,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.locked():
+            with locked(self.path):
                 if not self.check(plan):
                     known = self.about_file.exists() and self.plan_file.exists() and self.plan().sha256 == plan.sha256
                     self._clear(keep_plan=known)
@@ -150,20 +150,6 @@ class RunFolder:
         if not self.plan_file.exists():
             raise UsageError(f"{self.path} is no run: it has no {_PLAN}")
         return Plan.read(self.plan_file)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps other processes from working on the same run.
-
-        Raises:
-            JournalError: another process does.
-        """
-        with (self.path / _LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise JournalError(f"another process is working on {self.path}; wait for it or stop it") from None
-            yield
 
     def store(self, x: Tensor) -> str:
         """Stores one witness under the hash of its file, where the folder may be written to; returns the hash.

@@ -25,11 +25,11 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
-from holdfast.audits.folder import RunFolder
 from holdfast.audits.journal import Journal, Payload
 from holdfast.certifiers.verification.solver import Decision
 from holdfast.core.errors import DataError, HoldfastError, UsageError, did_you_mean
 from holdfast.core.files import write_whole
+from holdfast.core.store import locked
 from holdfast.verification.decide import Effort, decide, rerun
 
 __all__ = [
@@ -165,7 +165,7 @@ def run_instances(
         "list": hashlib.sha256(listed.read_bytes()).hexdigest(),
         "settings": json.dumps(asdict(effort) | {"for each": timeout}),
     }
-    with RunFolder(out).locked():
+    with locked(out):
         journal = Journal(out / "journal.sqlite", identity)
         try:
             done = {chunk: payload for (_, chunk), payload in journal.units().items()}
