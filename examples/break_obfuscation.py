@@ -25,7 +25,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data import load_data
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.referee import Referee
 from holdfast.models import Bpda, InputTransform
 from holdfast.models.zoo import digits_cnn
 from holdfast.training.batch import Batch
@@ -114,8 +114,8 @@ def accuracy(case: Case, attack: Attack[Any, Any] | None, search: nn.Module) -> 
     x = data.x
     if attack is not None:
         x = run(attack, problem, search).x
-    ruled = Referee(case.defended, draws=VOTES if case.randomised else 0).judge(problem, x)
-    return sum(r is not Ruling.HOLDS for r in ruled.ruling) / SAMPLES
+    ruling = Referee(case.defended, draws=VOTES if case.randomised else 0).judge(problem, x)
+    return int((~ruling.holds).sum()) / SAMPLES
 
 
 def main(say: Callable[[str], None] = print) -> None:

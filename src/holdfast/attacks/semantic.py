@@ -25,8 +25,9 @@ from holdfast.core.registry import method as registered
 from holdfast.core.threat import Goal, Norm
 from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model
+from holdfast.judge.judged import judged
 from holdfast.judge.ledger import Budget, Ledger
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.referee import Referee
 from holdfast.numerics.evaluation import evaluating
 from holdfast.transforms.lifted import Lifted, lift
 from holdfast.transforms.transform import ImageTransform, Transform
@@ -144,7 +145,7 @@ def gradient_search(name: str, **given: Any) -> Attack[Any, Any]:
     return make(**{k: v for k, v in given.items() if k in names})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SemanticOutcome:
     """What a semantic attack found, as the referee judged it.
 
@@ -240,23 +241,21 @@ def run_semantic(
     )  # fmt: skip
     search = method.search(setting.transform)
     out = run(search, problem, lifted, seed=seed, budget=budget, settings=settings, progress=progress)
-    rows = out.found.nonzero().squeeze(-1)
     referee = Referee(lifted, draws=draws, exact=lifted.differentiable and not draws)
-    judged = referee.judge(problem.select(rows.cpu().numpy()), out.x[rows])
-    holds = torch.tensor([r is Ruling.HOLDS for r in judged.ruling], dtype=torch.bool, device=x.device)
-    kept = rows[holds]
-    z = problem.x.index_copy(0, kept, judged.x[holds])
-    found = torch.zeros(len(x), dtype=torch.bool, device=x.device).index_fill(0, kept, True)
-    distance = torch.full_like(problem.set.eps, float("inf")).index_copy(0, kept, judged.distance[holds])
+    done = judged(referee, problem, out)
+    found = done.broken | done.clean_wrong
+    kept = found.nonzero().squeeze(-1)
+    z = torch.where(problem.flat(found), done.x, problem.x)
     with torch.no_grad(), evaluating(lifted):
         moved = torch.cat([lifted.transformed(z[kept][k : k + _ROWS]) for k in range(0, max(1, len(kept)), _ROWS)])
-        wrong = _wrong(model, problem, x, target) if setting.origin is not x and setting.refers else distance == 0
+        wrong = _wrong(model, problem, x, target) if setting.origin is not x and setting.refers else done.clean_wrong
     theta = lifted.theta(z)
     return SemanticOutcome(
-        x.index_copy(0, kept, moved.to(x.dtype)), theta, setting.transform.natural(theta),
-        {a.name: a.unit for a in setting.transform.axes}, found,
-        ~(wrong | (distance == 0)) if setting.refers else torch.ones_like(found), setting.refers,
-        int((~holds).sum()), distance, out.ledger, setting.facts, lifted, problem,
+        x=x.index_copy(0, kept, moved.to(x.dtype)), theta=theta, natural=setting.transform.natural(theta),
+        units={a.name: a.unit for a in setting.transform.axes}, found=found,
+        right=~(wrong | done.clean_wrong) if setting.refers else torch.ones_like(found), refers=setting.refers,
+        marginal=int((done.marginal | done.rejected).sum()), distance=done.distance, ledger=out.ledger,
+        facts=setting.facts, lifted=lifted, problem=problem,
     )  # fmt: skip
 
 

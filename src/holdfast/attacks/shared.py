@@ -29,7 +29,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.referee import Referee
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
@@ -346,12 +346,12 @@ def evaluate(
     first, distance = problem.x, torch.zeros_like(problem.set.eps)
     for k in range(draws):
         applied = attack.apply(artefact, bound.x, keyed.of(bound.ids, k), bound)
-        ruled = referee.judge(bound, applied.x)
-        hits.append(torch.tensor([r is Ruling.HOLDS for r in ruled.ruling], device=problem.x.device))
+        ruling = referee.judge(bound, applied.x)
+        hits.append(ruling.holds)
         for name, value in applied.conditions.items():
             conditions.setdefault(name, []).append(value)
         if k == 0:
-            first, distance = applied.x, ruled.distance
+            first, distance = applied.x, ruling.distance
     return Evaluation(
         torch.stack(hits, 1), right, {k: torch.stack(v, 1) for k, v in conditions.items()}, first, distance,
         referee.forwards,
@@ -380,29 +380,25 @@ def _identity(attack: SharedAttack, problem: Problem, seed: int) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _total(desks: Sequence[Desk], before: Tensor | None) -> Ledger:
+def _total(desks: Sequence[Desk], before: Ledger | None) -> Ledger:
     """What all desks charged, and what was charged before a resume."""
-    first = desks[0].ledger
-    total = Ledger(len(first.forwards), first.forwards.device)
-    for k, name in enumerate(("forwards", "backwards", "queries")):
-        counts = torch.stack([getattr(d.ledger, name) for d in desks]).sum(0)
-        setattr(total, name, counts if before is None else counts + before[k])
-    return total
+    ledgers = [desk.ledger for desk in desks] if before is None else [*(desk.ledger for desk in desks), before]
+    return sum(ledgers[1:], ledgers[0])
 
 
 def _keep(path: Path, of: str, step: int, state: SharedState, ledger: Ledger, units: Sequence[Tensor]) -> None:
     tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
-    tensors["ledger"] = torch.stack([ledger.forwards, ledger.backwards, ledger.queries]).cpu()
+    tensors["ledger"] = ledger.stacked.cpu()
     tensors["units"] = torch.stack(list(units)).cpu()
     write_whole(path, save(tensors, {"of": of, "step": str(step)}))
 
 
-def _resume(path: Path, of: str, device: torch.device) -> tuple[int, SharedState, Tensor, Tensor]:
+def _resume(path: Path, of: str, device: torch.device) -> tuple[int, SharedState, Ledger, Tensor]:
     tensors, header = _read(path, device)
     if header.get("of") != of or "units" not in tensors:
         raise JournalError(f"{path} is the checkpoint of another fit; remove it or name another file")
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return int(header["step"]), state, tensors["ledger"], tensors["units"]
+    return int(header["step"]), state, Ledger.of(tensors["ledger"]), tensors["units"]
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, str]]:

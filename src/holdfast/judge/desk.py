@@ -363,7 +363,7 @@ class Desk:
         if len(x):
             self._weigh(x, index, scores, answered)
         if self.trace is not None:
-            self.trace.append((self.ledger.forwards + self.ledger.backwards, self.distance.clone()))
+            self.trace.append((self.ledger.passes, self.distance.clone()))
 
     def _weigh(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor) -> None:
         p = self.problem

@@ -12,7 +12,7 @@ from holdfast.core.problem import Problem
 from holdfast.judge.outcome import Outcome
 from holdfast.judge.referee import Referee
 
-__all__ = ["Judged", "judged"]
+__all__ = ["Judged", "judged", "upheld"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +109,17 @@ def judged(referee: Referee, problem: Problem, outcome: Outcome) -> Judged:
         runs=ruling.runs,
         arithmetics=ruling.arithmetics,
     )
+
+
+def upheld(referee: Referee, problem: Problem, x: Tensor, claimed: Tensor) -> Tensor:
+    """(n,) bool: which claims the referee upholds, about inputs that another search or another model left behind.
+
+    Args:
+        referee: of the attacked model.
+        problem: the samples.
+        x: (n, \\*features) what is said to be adversarial.
+        claimed: (n,) bool: of which samples it is said.
+    """
+    rows = claimed.nonzero().squeeze(-1)
+    ruling = referee.judge(problem.select(rows.cpu().numpy()), x[rows])
+    return torch.zeros_like(claimed).index_copy(0, rows, ruling.holds)

@@ -62,6 +62,23 @@ class Ledger:
         return both
 
     @property
+    def passes(self) -> Tensor:
+        """(n,) int64 forwards and backwards together."""
+        return self.forwards + self.backwards
+
+    @classmethod
+    def of(cls, stacked: Tensor) -> Ledger:
+        """The ledger that `stacked` is of."""
+        ledger = cls(stacked.shape[1], stacked.device)
+        ledger.forwards, ledger.backwards, ledger.queries = stacked.clone().unbind()
+        return ledger
+
+    @property
+    def stacked(self) -> Tensor:
+        """(3, n) int64 forwards, backwards and queries, as a file keeps them."""
+        return torch.stack([self.forwards, self.backwards, self.queries])
+
+    @property
     def total(self) -> Cost:
         """All samples together."""
         return Cost(int(self.forwards.sum()), int(self.backwards.sum()), int(self.queries.sum()))
@@ -84,5 +101,5 @@ class Ledger:
         if budget.queries is not None:
             free = torch.minimum(free, budget.queries - self.queries)
         if budget.passes is not None:
-            free = torch.minimum(free, budget.passes - self.forwards - self.backwards)
+            free = torch.minimum(free, budget.passes - self.passes)
         return free.clamp_min(0)

@@ -134,17 +134,17 @@ class Referee:
             x=x, holds=holds, inside=inside, margin=margin, rounding=rounding,
             distance=measured(problem.set, x, problem.x), prediction=prediction, share=share,
             interval=torch.stack([share, share], 1), forwards=self.forwards - before, runs=self.runs,
-            arithmetics=self._arithmetics(x),
+            arithmetics=self.arithmetics(x),
         )  # fmt: skip
 
     def _nothing(self, x: Tensor) -> Judgement:
         none = torch.zeros(0, dtype=torch.float64, device=x.device)
         return Judgement(
             x=x, holds=none.bool(), inside=none.bool(), margin=none, rounding=none, distance=none, prediction=none.long(),
-            share=none, interval=none.view(0, 2), forwards=0, runs=self.runs, arithmetics=self._arithmetics(x),
+            share=none, interval=none.view(0, 2), forwards=0, runs=self.runs, arithmetics=self.arithmetics(x),
         )  # fmt: skip
 
-    def _arithmetics(self, x: Tensor) -> tuple[str, ...]:
+    def arithmetics(self, x: Tensor) -> tuple[str, ...]:
         """The types in which the model is asked about inputs x: its own, which is that of x where it has no parameters."""
         module = self.model if isinstance(self.model, nn.Module) else nn.Module()
         own = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), x.dtype)
@@ -223,7 +223,7 @@ class Referee:
             x=x, holds=(share > 0.5) & inside, inside=inside, margin=stacked.mean(0),
             rounding=stacked.std(0, correction=min(1, self.draws - 1)), distance=measured(problem.set, x, problem.x),
             prediction=torch.stack(classes).mode(0).values, share=share, interval=interval,
-            forwards=self.forwards - before, runs=self.runs, arithmetics=self._arithmetics(x),
+            forwards=self.forwards - before, runs=self.runs, arithmetics=self.arithmetics(x),
         )  # fmt: skip
 
 

@@ -18,14 +18,16 @@ from torch import Tensor
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
+from holdfast.core.cost import Cost
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method, names
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.desk import Desk, Model
-from holdfast.judge.ledger import Budget, Ledger
+from holdfast.judge.judged import judged
+from holdfast.judge.ledger import Budget
 from holdfast.judge.outcome import Outcome
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.referee import Referee
 from holdfast.numerics.distance import box, distance
 from holdfast.numerics.evaluation import evaluating
 
@@ -238,7 +240,7 @@ def _radius_search(
         part = replace(problem.select(rows), set=ball, rows=torch.arange(len(rows), device=size.device))
         out = run(each, part, model, seed=seed + trial, budget=Budget(passes=share), clean=clean[at], settings=settings)
         found.append(_spread(out, at, problem))
-        spent[rows] += (out.ledger.forwards + out.ledger.backwards).cpu().numpy()
+        spent[rows] += out.ledger.passes.cpu().numpy()
         high[at] = torch.where(out.found, torch.minimum(high[at], out.distance), high[at])
         low[at] = torch.where(out.found, low[at], torch.maximum(low[at], eps[at])).minimum(high[at])
         eps = torch.where(high.isfinite(), (low + high) / 2, (4 * eps).minimum(size))
@@ -252,9 +254,6 @@ def _radius_search(
 def _spread(out: Outcome, at: Tensor, problem: Problem) -> Outcome:
     """An outcome of some samples as one of all: the others found nothing and cost nothing."""
     n, device = len(problem), problem.x.device
-    ledger = Ledger(n, device)
-    for name in ("forwards", "backwards", "queries"):
-        getattr(ledger, name)[at] = getattr(out.ledger, name)
 
     def wide(values: Tensor, empty: float) -> Tensor:
         return torch.full((*values.shape[:-1], n), empty, dtype=values.dtype, device=device).index_copy(-1, at, values)
@@ -264,7 +263,7 @@ def _spread(out: Outcome, at: Tensor, problem: Problem) -> Outcome:
     trace = None if out.trace is None else (wide(out.trace[0], 0), wide(out.trace[1], float("inf")))
     return replace(
         out, x=x, found=wide(out.found, 0), distance=wide(out.distance, float("inf")), found_at=wide(out.found_at, -1),
-        low_margin=wide(out.low_margin, float("inf")), ledger=ledger, trace=trace,
+        low_margin=wide(out.low_margin, float("inf")), ledger=out.ledger.spread(at, n), trace=trace,
     )  # fmt: skip
 
 
@@ -285,30 +284,39 @@ def _reached(
     grid = _grid(passes)
     at = np.full((len(grid), n), np.inf)
     spent = np.zeros(n)
-    best = torch.full((n,), float("inf"), dtype=torch.float64, device=problem.x.device)
-    x = problem.x.clone()
+    distance = np.full(n, np.inf)
     for out in outcomes:
         if out.trace is not None:
-            cost, distance = (t.cpu().numpy() for t in out.trace)
+            cost, held = (t.cpu().numpy() for t in out.trace)
             for k, limit in enumerate(grid):
                 last = (cost + spent <= limit).sum(0) - 1
-                seen = np.where(last >= 0, distance[np.maximum(last, 0), np.arange(n)], np.inf)
+                seen = np.where(last >= 0, held[np.maximum(last, 0), np.arange(n)], np.inf)
                 at[k] = np.minimum(at[k], seen)
-        spent += (out.ledger.forwards + out.ledger.backwards).cpu().numpy()
-        better = out.found & (out.distance < best)
-        best = torch.where(better, out.distance, best)
-        x = torch.where(problem.flat(better), out.x, x)
-    distance = np.full(n, np.inf)
-    rows = best.isfinite().nonzero().squeeze(-1).cpu().numpy()
-    if len(rows):
-        ruled = Referee(model).judge(problem.select(rows), x[torch.from_numpy(rows).to(x.device)])
-        holds = np.array([r is Ruling.HOLDS for r in ruled.ruling], dtype=bool)
-        distance[rows[holds]] = ruled.distance.cpu().numpy()[holds]
+        spent += out.ledger.passes.cpu().numpy()
+    if outcomes:
+        distance = judged(Referee(model), problem, _nearest(outcomes, problem)).distance.cpu().numpy()
+    spent_by_all, each = sum((out.ledger.total for out in outcomes), Cost()), max(1, n)
+    return _Reached(
+        distance,
+        at,
+        spent_by_all.forwards / each,
+        spent_by_all.backwards / each,
+        spent_by_all.queries / each,
+        wall,
+        cpu,
+    )
 
-    def mean(cost: str) -> float:
-        return sum(float(getattr(o.ledger, cost).double().sum()) for o in outcomes) / max(1, n)
 
-    return _Reached(distance, at, mean("forwards"), mean("backwards"), mean("queries"), wall, cpu)
+def _nearest(outcomes: Sequence[Outcome], problem: Problem) -> Outcome:
+    """The last outcome with the nearest witness of all of them."""
+    best = outcomes[0]
+    for out in outcomes[1:]:
+        better = out.found & (out.distance < best.distance)
+        best = replace(
+            out, x=torch.where(problem.flat(better), out.x, best.x), found=best.found | out.found,
+            distance=torch.where(better, out.distance, best.distance),
+        )  # fmt: skip
+    return best
 
 
 def _grid(passes: int) -> np.ndarray:

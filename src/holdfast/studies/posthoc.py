@@ -26,7 +26,8 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
 from holdfast.core.errors import UnsupportedError, UsageError, did_you_mean
 from holdfast.core.problem import Problem
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.judged import upheld
+from holdfast.judge.referee import Referee
 from holdfast.models.wrap import Bpda
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
@@ -373,12 +374,12 @@ def posthoc(
         x, passes = (problem.x, 0) if not getattr(one, "differentiable", True) else _search(
             one, problem, right, attacks, seed, settings
         )  # fmt: skip
-        broken = upheld(one, problem, x, right)
+        broken = broken_by(one, problem, x, right)
         if original is None:
             original = x, broken, right
         both = (right & original[2]).cpu().numpy()
-        crossed = upheld(one, problem, original[0], right)
-        back = upheld(model, problem, x, original[2])
+        crossed = broken_by(one, problem, original[0], right)
+        back = broken_by(model, problem, x, original[2])
         survives = right.cpu().numpy() & ~broken
         asked = getattr(one, "differentiable", True)
         low, high = clopper_pearson(int(survives.sum()), len(problem))
@@ -417,7 +418,7 @@ def _search(
         out = run(attack, part, model, seed=seed, settings=settings)
         x[rows] = torch.where(part.flat(out.found), out.x, x[rows])
         left[rows] = ~out.found
-        passes += int((out.ledger.forwards + out.ledger.backwards).sum())
+        passes += out.ledger.total.passes
     return x, passes
 
 
@@ -427,12 +428,7 @@ def renumbered(problem: Problem, rows: Tensor) -> Problem:
     return replace(part, rows=torch.arange(len(rows), device=rows.device))
 
 
-def upheld(model: nn.Module, problem: Problem, x: Tensor, right: Tensor) -> np.ndarray:
+def broken_by(model: nn.Module, problem: Problem, x: Tensor, right: Tensor) -> np.ndarray:
     """(n,) bool on the host: right as it is, and the referee of this model finds x adversarial."""
-    found = np.zeros(len(problem), dtype=bool)
     claimed = right & problem.criterion.holds(scores_of(model, x), problem.y, problem.target)
-    rows = claimed.nonzero().squeeze(-1)
-    if len(rows):
-        ruled = Referee(model).judge(problem.select(rows.cpu().numpy()), x[rows]).ruling
-        found[rows.cpu().numpy()] = [r is Ruling.HOLDS for r in ruled]
-    return found
+    return upheld(Referee(model), problem, x, claimed).cpu().numpy()

@@ -22,7 +22,8 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access
 from holdfast.judge.desk import Model
-from holdfast.judge.referee import Referee, Ruling
+from holdfast.judge.judged import upheld
+from holdfast.judge.referee import Referee
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
@@ -132,8 +133,7 @@ def crafted(
         )
     job = _Craft(attack, problem, source, seed, settings or Settings())
     job.advance()
-    spent = job.desk.ledger
-    return job.last, int((spent.forwards + spent.backwards).sum())
+    return job.last, job.desk.ledger.total.passes
 
 
 def transfer_matrix(
@@ -218,6 +218,4 @@ def _holds(model: Model, problem: Problem, x: Tensor) -> Tensor:
 
 def _upheld(referee: Referee, problem: Problem, x: Tensor, right: Tensor) -> int:
     """How many of the samples that were right the referee finds broken; only claims are put before it."""
-    rows = (right & _holds(referee.model, problem, x)).nonzero().squeeze(-1)
-    ruled = referee.judge(problem.select(rows.cpu().numpy()), x[rows]).ruling
-    return sum(r is Ruling.HOLDS for r in ruled)
+    return int(upheld(referee, problem, x, right & _holds(referee.model, problem, x)).sum())

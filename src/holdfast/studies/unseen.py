@@ -25,10 +25,12 @@ from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import method
-from holdfast.core.threat import Access, Norm
+from holdfast.core.threat import Access, Guarantee, Norm
+from holdfast.core.verdict import Certificate, Clash, Witness, clash
+from holdfast.judge.referee import Referee
 from holdfast.models.believed import believed
 from holdfast.numerics.stats import clopper_pearson
-from holdfast.studies.posthoc import renumbered, scores_of, upheld
+from holdfast.studies.posthoc import broken_by, renumbered, scores_of
 
 __all__ = ["Bound", "Row", "Trial", "Unseen", "held_out", "matched_eps", "unseen"]
 
@@ -97,7 +99,10 @@ class Bound:
         worst: under all attacks in this set.
         interval: its 95 % Clopper-Pearson interval.
         certified: share of all samples that are proved; None where no certificate serves the model.
-        contradictions: samples that are proved and broken; any is a fault of a certificate or of the referee.
+        contradictions: samples that are proved and broken in the arithmetic of the proof; any is a fault of a certificate or
+            of the referee.
+        other_arithmetic: samples that are proved in real numbers and broken as the model runs, where the referee could not
+            ask it in float64; both may be right.
     """
 
     norm: str
@@ -107,6 +112,7 @@ class Bound:
     interval: tuple[float, float]
     certified: float | None
     contradictions: int
+    other_arithmetic: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,7 @@ def _broken(
     search = surrogate if transfers and surrogate is not None else model
     out = run(attack, part, search, judge=model if transfers else None, seed=seed, settings=settings)
     x[rows] = torch.where(part.flat(out.found), out.x, x[rows])
-    return upheld(model, problem, x, right), int((out.ledger.forwards + out.ledger.backwards).sum())
+    return broken_by(model, problem, x, right), out.ledger.total.passes
 
 
 def _row(trial: Trial, problem: Problem, kept: np.ndarray, broken: Mapping[Trial, np.ndarray], passes: int) -> Row:
@@ -291,16 +297,22 @@ def _bound(
 ) -> Bound:  # fmt: skip
     norm = problem.set.norm
     worst = kept & ~_any([b for t, b in broken.items() if t.norm is norm], kept)
+    eps = float(problem.set.eps.max()) if len(problem) else 0.0
     sure: np.ndarray | None = None
+    clashes: dict[Clash | None, int] = {}
     try:
         graph = believed(model, problem.x[:1], *problem.set.hull(problem.x)).graph
         sure = kept & CROWN().certify(graph, problem.x, problem.y, problem.set).cpu().numpy()
+        # what is broken lies in the set, and what is proved is the whole set: all clash alike
+        proof = Certificate(eps, Guarantee.SOUND, "crown", CROWN().arithmetic(graph))
+        witness = Witness(eps, "", "", -1.0, arithmetics=Referee(model).arithmetics(problem.x))
+        clashes = {clash(witness, proof): int((sure & ~worst).sum())}
     except (UnsupportedError, ModelError) as error:
         refused["crown"] = str(error)
     return Bound(
-        str(norm), float(problem.set.eps.max()) if len(problem) else 0.0,
-        _mean(kept & ~broken[known]) if norm is known.norm else None, _mean(worst), _interval(worst),
-        None if sure is None else _mean(sure), 0 if sure is None else int((sure & ~worst).sum()),
+        norm=str(norm), eps=eps, known=_mean(kept & ~broken[known]) if norm is known.norm else None, worst=_mean(worst),
+        interval=_interval(worst), certified=None if sure is None else _mean(sure),
+        contradictions=clashes.get(Clash.CONTRADICTION, 0), other_arithmetic=clashes.get(Clash.FINDING, 0),
     )  # fmt: skip
 
 

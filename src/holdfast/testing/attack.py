@@ -284,7 +284,7 @@ def _one_ledger(case: Case, budget: Budget | None, first: bool) -> None:
     if budget is not None and budget.queries is not None:
         require((asked <= budget.queries).all(), f"{what}: the attacked model was asked {asked.tolist()} times")
     if budget is not None and budget.passes is not None and not case.transfers:
-        total = out.ledger.forwards + out.ledger.backwards
+        total = out.ledger.passes
         require((total <= budget.passes).all(), f"{what}: {total.tolist()} passes were made")
 
 

@@ -63,13 +63,11 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
         settings=context.settings,
     )  # fmt: skip
     better = found.distance < desk.distance
-    for name in ("forwards", "backwards", "queries"):
-        getattr(found.ledger, name).add_(getattr(desk.ledger, name))
     first = desk.outcome(context.plan.slots)
     found = _nearer_no_answer(problem, first, found)
     return replace(
         found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,
-        distance=torch.minimum(found.distance, first.distance), failed=None,
+        distance=torch.minimum(found.distance, first.distance), ledger=found.ledger + desk.ledger, failed=None,
     )  # fmt: skip
 
 
