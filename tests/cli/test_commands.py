@@ -341,9 +341,16 @@ def test_an_estimate_never_stands_under_what_is_certified(monkeypatch):
     from holdfast.studies.radii import Column
 
     columns = [
-        Column("crown", "CROWN", "sound", np.array([0.2, 0.05]), 1.0),
-        Column("clever", "CLEVER", "estimate", np.array([0.3, 0.3]), 1.0, fit=np.array([0.5, 0.5])),
-        Column("fmn", "FMN", "witness", np.array([0.4, 0.4]), 1.0),
+        Column(name="crown", title="CROWN", guarantee="sound", radius=np.array([0.2, 0.05]), seconds=1.0),
+        Column(
+            name="clever",
+            title="CLEVER",
+            guarantee="estimate",
+            radius=np.array([0.3, 0.3]),
+            seconds=1.0,
+            fit=np.array([0.5, 0.5]),
+        ),
+        Column(name="fmn", title="FMN", guarantee="witness", radius=np.array([0.4, 0.4]), seconds=1.0),
     ]
     answers = [{**c.as_dict(), "eps": "1/10", "at_eps": c.at_least(0.1)} for c in columns]
     said = []

@@ -180,8 +180,9 @@ class GraphCertifier(ABC):
         """The certificate of each sample at its largest proved radius, None where nothing is proved; see `radius`."""
         name = type(self).__module__.rsplit(".", 1)[-1]
         radii = [float(r) for r in self.radius(graph, x, y, ball, radius_max, tolerance)]
-        arithmetic = self.arithmetic(graph)
-        return [None if r != r else Certificate(r, Guarantee.SOUND, name, arithmetic) for r in radii]
+        arithmetic, claimed = self.arithmetic(graph), _as_claimed(graph).deployed
+        deployed = None if claimed is None else str(claimed).removeprefix("torch.")
+        return [None if r != r else Certificate(r, Guarantee.SOUND, name, arithmetic, deployed=deployed) for r in radii]
 
     def arithmetic(self, graph: Graph) -> str:
         """The arithmetic in which a certificate for this graph holds, in words."""

@@ -266,12 +266,15 @@ def _show_own(context: Context, columns: list[Column]) -> None:
 
 
 def _refuse_crossings(columns: list[Column]) -> None:
+    from holdfast.core.verdict import Clash
     from holdfast.studies.radii import crossings
 
-    for low, up, i in crossings(columns):
-        raise ContradictionError(
-            f"sample {i} is proved by {low} beyond the distance at which {up} breaks it; report it"
-        )
+    for low, up, i, meaning in crossings(columns):
+        if meaning is Clash.CONTRADICTION:
+            raise ContradictionError(
+                f"sample {i} is proved by {low} beyond the distance at which {up} breaks it; report it"
+            )
+        note(f"sample {i}: {up} breaks it within the radius of {low}, and was not asked in the arithmetic of the proof")
 
 
 def _ranges(context: Context, tools: dict[str, Any], out: Path, format_: o.FormatName) -> None:

@@ -19,7 +19,8 @@ from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Guarantee, Norm
-from holdfast.core.verdict import Certificate
+from holdfast.core.verdict import Certificate, Clash, Witness, clash
+from holdfast.judge.judged import judged
 
 __all__ = ["Column", "by_column", "certified", "crossings", "distances"]
 
@@ -27,7 +28,7 @@ Array = NDArray[np.float64]
 Tell = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """What one method says of every sample.
 
@@ -41,6 +42,8 @@ class Column:
         alpha: for probabilistic ones.
         fit: (n,) p-values of an estimate's goodness of fit, or None.
         held_against: what the graph was compared with, for methods that bound one.
+        deployed: for sound ones, the type in whose arithmetic they hold of the model as it runs; None for real numbers.
+        arithmetics: for witnesses, the types in which the referee asked the model.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Column:
     alpha: float | None = None
     fit: Array | None = None
     held_against: str | None = None
+    deployed: str | None = None
+    arithmetics: tuple[str, ...] = ()
 
     def at_least(self, size: float) -> float:
         """Share of the samples that stand at this size: proved (or estimated) so far, or not broken within it."""
@@ -133,42 +138,51 @@ def certified(
     first = next((c for c in found if c is not None), None)
     fits = np.array([np.nan if c is None or c.fit is None else c.fit for c in found])
     return Column(
-        name, card.title, str(card.guarantee), np.array([np.nan if c is None else c.radius for c in found]),
-        perf_counter() - start, "" if first is None else first.arithmetic, None if first is None else first.alpha,
-        fits if card.guarantee is Guarantee.ESTIMATE and np.isfinite(fits).any() else None,
-        against,
+        name=name, title=card.title, guarantee=str(card.guarantee),
+        radius=np.array([np.nan if c is None else c.radius for c in found]), seconds=perf_counter() - start,
+        arithmetic="" if first is None else first.arithmetic, alpha=None if first is None else first.alpha,
+        fit=fits if card.guarantee is Guarantee.ESTIMATE and np.isfinite(fits).any() else None, held_against=against,
+        deployed=None if first is None else first.deployed,
     )  # fmt: skip
 
 
 def distances(context: Context, name: str, tool: Attack[Any, Any], tell: Tell) -> Column:
-    """The least distance at which an attack breaks each sample: 0 where the model is wrong as it is, NaN where it fails."""
+    """The least distance at which an attack breaks each sample, as the referee upholds it: 0 where the model is wrong as it
+    is, NaN where nothing is upheld.
+    """
     if not isinstance(context.model, nn.Module):
         raise UsageError("an attack beside certificates needs the model itself, not a prediction API")
     start, card = perf_counter(), tool.card
     problem = context.problem(np.arange(len(context.data)))
     # a method of minimal distortion searches the whole box, one with a budget its largest radius
     limit = float("inf") if card.affine_ratio else float(context.plan.largest_radius)
-    out = run(
-        tool, replace(problem, set=problem.set.with_eps(limit)), context.model, seed=context.plan.seed,
-        progress=lambda done, of: tell(name, done, of),
-    )  # fmt: skip
+    problem = replace(problem, set=problem.set.with_eps(limit))
+    out = run(tool, problem, context.model, seed=context.plan.seed, progress=lambda done, of: tell(name, done, of))
+    done = judged(context.referee(), problem, out)
+    distance = done.distance.cpu().numpy()
     return Column(
-        name, card.title, "witness", np.where(out.found.cpu().numpy(), out.distance.double().cpu().numpy(), np.nan),
-        perf_counter() - start,
+        name=name, title=card.title, guarantee="witness", radius=np.where(np.isfinite(distance), distance, np.nan),
+        seconds=perf_counter() - start, arithmetics=done.arithmetics,
     )  # fmt: skip
 
 
-def crossings(columns: Sequence[Column]) -> list[tuple[str, str, int]]:
-    """(certifier, attack, sample) wherever a sound radius reaches a witness; there must be none.
+def crossings(columns: Sequence[Column]) -> list[tuple[str, str, int, Clash]]:
+    """(certifier, attack, sample, what it means) wherever a sound radius reaches a witness that the referee upheld.
 
-    A witness in floating point may lie a few units inside a radius that was proved in real numbers, so a crossing
-    counts from one millionth on.
+    A contradiction must not be; a finding is a witness that was not asked in the arithmetic of the proof. Probabilistic
+    radii are about the smoothed model, another subject than the attack's, and estimates claim nothing: they cross nothing.
     """
-    return [
-        (low.name, up.name, int(i))
-        for low in columns
-        if low.guarantee == "sound"
-        for up in columns
-        if up.guarantee == "witness"
-        for i in np.flatnonzero(low.radius * (1 - 1e-6) > up.radius)
-    ]
+    found: list[tuple[str, str, int, Clash]] = []
+    for low in columns:
+        for up in columns:
+            if low.guarantee != "sound" or up.guarantee != "witness":
+                continue
+            for i in np.flatnonzero(low.radius >= up.radius).tolist():
+                proof = Certificate(
+                    float(low.radius[i]), Guarantee.SOUND, low.name, low.arithmetic, deployed=low.deployed
+                )
+                witness = Witness(float(up.radius[i]), up.name, "", -1.0, arithmetics=up.arithmetics)
+                meaning = clash(witness, proof)
+                if meaning is not None:
+                    found.append((low.name, up.name, i, meaning))
+    return found
