@@ -25,7 +25,7 @@ from _common import SHARED, mnist, parse, parser, report, table
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph
+from holdfast.graph import trace
 
 FOLDER = SHARED / "verification"
 NETWORKS = {
@@ -95,7 +95,7 @@ def _forget() -> float:
 def _measure(name: str, setting: tuple[str, float], samples: int, threads: int, answer: Any) -> None:
     torch.set_num_threads(threads)
     x, y = images(samples)
-    graph, ball = Graph.from_module(network(setting[0]), x[:1]), LpBall.uniform(Norm.LINF, setting[1], len(x))
+    graph, ball = trace(network(setting[0]), x[:1]), LpBall.uniform(Norm.LINF, setting[1], len(x))
     certifier = method(name)()
     if name not in SLOW:  # once before: what is loaded or compiled first
         certifier.margins(graph, x[:1], y[:1], ball.select(torch.tensor([0])))
@@ -156,7 +156,7 @@ def compared(arguments: Any) -> str:
 def wong_kolter(count: int) -> str:
     """Certified accuracy of the published network on MNIST's test set, with the method and the ball of the paper."""
     x, y = mnist(10_000)
-    graph, certifier = Graph.from_module(network("kw_mnist"), x[:1]), method("wong_kolter")(batch=16)
+    graph, certifier = trace(network("kw_mnist"), x[:1]), method("wong_kolter")(batch=16)
     with torch.no_grad():
         right = (graph.as_module()(x).argmax(1) == y).double().mean().item()
     chosen = torch.arange(0, len(x), len(x) // count)[

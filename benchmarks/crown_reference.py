@@ -22,7 +22,7 @@ from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.graph_certifier import margin_rows
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph.capture import capture
+from holdfast.graph import trace
 from holdfast.models.zoo import digits_cnn
 
 
@@ -139,7 +139,7 @@ def main() -> None:
         skipped = ""
     rows: list[list[object]] = []
     for name, model, x, y, sizes in models:
-        layers, graph = chain(model), capture(model, x[:1])
+        layers, graph = chain(model), trace(model, x[:1])
         for eps in arguments.eps or sizes:
             ball = LpBall.uniform(Norm.LINF, eps, len(x))
             found: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph, Node
+from holdfast.graph import Graph, Node, trace
 
 METHODS = [IBP(), CROWN(), AlphaCROWN(iterations=4, deep_iterations=2)]
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
@@ -26,7 +26,7 @@ RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
 def _case(name, seed, norm, n=3):
     net, shape = make(name, seed)
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
-    return net, Graph.from_module(net, x[:1]), x, LpBall.uniform(norm, RADII[norm], n)
+    return net, trace(net, x[:1]), x, LpBall.uniform(norm, RADII[norm], n)
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
@@ -110,7 +110,7 @@ def test_linear_models_are_bounded_exactly(norm):
     ball = LpBall.uniform(norm, RADII[norm], 6, dtype=torch.float64)
     w, b = net.weight.detach().double().numpy(), net.bias.detach().double().numpy()
     exact = np.array([[_least_linear(w[k], x[i], ball, norm) + b[k] for k in range(4)] for i in range(6)])
-    graph = Graph.from_module(net, torch.zeros(1, 20))
+    graph = trace(net, torch.zeros(1, 20))
     for method in METHODS:
         bound = method.bounds(graph, ball, x, torch.eye(4)).detach().numpy()
         assert (bound <= exact + 1e-15).all()
@@ -164,7 +164,7 @@ def test_never_above_the_exact_optimum():
         c = margin_rows(torch.tensor([0]), 3)
         exact = [_milp_minimum(net, low, high, row.numpy()) for row in c[0]]
         for method in METHODS:
-            bound = method.bounds(Graph.from_module(net, x), ball, x, c).detach()[0]
+            bound = method.bounds(trace(net, x), ball, x, c).detach()[0]
             for b, e in zip(bound.tolist(), exact, strict=True):
                 assert b <= e + 1e-7
                 gaps[type(method).__name__].append(e - b)
@@ -259,7 +259,7 @@ def test_rounding_is_paid_for_and_is_cheap():
     generator = torch.Generator().manual_seed(0)
     net = nn.Linear(300, 50)
     x = torch.rand(20, 300, generator=generator)
-    graph = Graph.from_module(net, x[:1]).to(torch.float64)
+    graph = trace(net, x[:1]).to(torch.float64)
     from fractions import Fraction
 
     found = Propagation(graph, Region(LpBall.uniform(Norm.LINF, 0.0, 20), x))

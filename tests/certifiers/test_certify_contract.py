@@ -12,7 +12,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
-from holdfast.graph import Graph
+from holdfast.graph import trace
 
 
 def _linear():
@@ -21,7 +21,7 @@ def _linear():
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
         net.bias.copy_(torch.tensor([-1.0, 0.0]))
-    return Graph.from_module(net, torch.zeros(1, 2))
+    return trace(net, torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("kind", [IBP, CROWN, AlphaCROWN])
@@ -43,7 +43,7 @@ def test_radii_count_pixels_for_l0():
     with torch.no_grad():
         net.weight.copy_(torch.stack([torch.ones(6), torch.zeros(6)]))
         net.bias.copy_(torch.tensor([-2.5, 0.0]))
-    graph = Graph.from_module(net, torch.zeros(1, 6))
+    graph = trace(net, torch.zeros(1, 6))
     ball = LpBall.uniform(Norm.L0, 1.0, 1)
     assert CROWN().radius(graph, torch.ones(1, 6), torch.tensor([0]), ball, radius_max=6).tolist() == [3.0]
 
@@ -61,7 +61,7 @@ def test_a_radius_is_itself_proved_and_the_next_one_is_not():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 3))
     x = torch.rand(20, 4)
-    graph, y = Graph.from_module(net, x), net(x).argmax(1)
+    graph, y = trace(net, x), net(x).argmax(1)
     ball = LpBall.uniform(Norm.LINF, 0.02, 20)
     crown = CROWN(batch=7)
     found = crown.radius(graph, x, y, ball, radius_max=0.5, tolerance=0.01)
@@ -76,7 +76,7 @@ def test_the_batch_does_not_change_a_verdict():
     torch.manual_seed(1)
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
     x = torch.rand(9, 1, 6, 6)
-    graph, y = Graph.from_module(net, x), net(x).argmax(1)
+    graph, y = trace(net, x), net(x).argmax(1)
     ball = LpBall.uniform(Norm.L2, 0.2, 9)
     whole, one = (CROWN(batch=b).margins(graph, x, y, ball) for b in (9, 1))
     small = CROWN(memory=1).margins(graph, x, y, ball)
@@ -88,7 +88,7 @@ def test_a_softmax_at_the_end_keeps_the_order():
     net = nn.Sequential(nn.Linear(2, 3), nn.Softmax(1))
     x = torch.rand(3, 2)
     ball = LpBall.uniform(Norm.LINF, 0.01, 3)
-    with_it, without = (Graph.from_module(m, x) for m in (net, net[0]))
+    with_it, without = (trace(m, x) for m in (net, net[0]))
     y = net(x).argmax(1)
     assert torch.equal(CROWN().margins(with_it, x, y, ball), CROWN().margins(without, x, y, ball))
 
@@ -100,9 +100,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="samples"):
         CROWN().margins(_linear(), torch.zeros(2, 2), torch.tensor([0, 1]), ball.select(torch.tensor([0])))
     with pytest.raises(UsageError, match="scores"):
-        CROWN().margins(
-            Graph.from_module(nn.Linear(2, 1), torch.zeros(1, 2)), torch.zeros(1, 2), torch.tensor([0]), ball
-        )
+        CROWN().margins(trace(nn.Linear(2, 1), torch.zeros(1, 2)), torch.zeros(1, 2), torch.tensor([0]), ball)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("ibp", IBP), ("crown", CROWN), ("alpha_crown", AlphaCROWN)])

@@ -15,7 +15,7 @@ from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph
+from holdfast.graph import trace
 
 pytestmark = pytest.mark.shared
 NETWORKS = {
@@ -45,7 +45,7 @@ def test_conv_networks(shared_data, network, eps):
     folder = shared_data / "verification"
     reference = json.loads((folder / "lirpa_reference_b8.json").read_text())
     x, y = _first_images(folder, 8)
-    graph = Graph.from_module(_network(folder, network), x[:1])
+    graph = trace(_network(folder, network), x[:1])
     ball = LpBall.uniform(Norm.LINF, eps, 8)
     methods = {"IBP": IBP(), "backward": CROWN(), "CROWN-Optimized": AlphaCROWN(deep_iterations=0, settle=False)}
     for name, method in methods.items():
@@ -126,7 +126,7 @@ def test_a_real_network_is_certified_as_published(shared_data):
     finally:
         sys.path.pop(0)
     x, y = zoo.images("mnist", limit=60)
-    graph = Graph.from_module(zoo.load("mnist_wk17a_linf0.1"), x[:1])
+    graph = trace(zoo.load("mnist_wk17a_linf0.1"), x[:1])
     ball = LpBall.uniform(Norm.LINF, 0.1, len(x))
     crown = CROWN().certify(graph, x, y, ball)
     assert 52 <= int(crown.sum()) <= 59

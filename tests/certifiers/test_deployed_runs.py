@@ -24,6 +24,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.graph import trace
 from holdfast.graph.model import Graph, Node
 
 NARROW = [torch.float16, torch.bfloat16]
@@ -132,7 +133,7 @@ def _net(seed: int) -> tuple[nn.Module, tuple[int, ...]]:
 @lru_cache
 def _read(seed: int) -> tuple[nn.Module, tuple[int, ...], Graph]:
     net, shape = _net(seed)
-    return net, shape, Graph.from_module(net, torch.zeros(1, *shape))
+    return net, shape, trace(net, torch.zeros(1, *shape))
 
 
 class _Normalise(nn.Module):
@@ -196,7 +197,7 @@ def test_every_order_of_summation_is_contained_of_float16_in_the_type_itself(dty
     torch.manual_seed(1)
     net = nn.Linear(64, 3, bias=False)
     x = torch.randn(1, 64)
-    graph = replace(Graph.from_module(net, x), deployed=dtype)
+    graph = replace(trace(net, x), deployed=dtype)
     rows = torch.cat([torch.eye(3), -torch.eye(3)]).double()
     found = CROWN().bounds(graph, LpBall.uniform(Norm.LINF, 0.0, 1, -9, 9), x, rows)[0]
     weight, given, seen = net.weight.detach().to(dtype), x.to(dtype), set[float]()
@@ -254,7 +255,7 @@ def test_a_step_that_was_folded_counts(
     for tool in ("crown", "ibp", "alpha_crown", "fast_lin", "crown_ibp"):
         for y in (1 - label, label) if not ran.isfinite().all() else (1 - label,):
             try:
-                graph = replace(Graph.from_module(net, given), deployed=dtype)
+                graph = replace(trace(net, given), deployed=dtype)
                 assert not method(tool)().certify(graph, given, y, ball).any(), tool
             except UnsupportedError:
                 continue
@@ -270,7 +271,7 @@ def test_the_input_is_rounded_first() -> None:
     with torch.no_grad():
         ran = copy.deepcopy(net).half()(x.half())
     assert ran[0, 0] == ran[0, 1]
-    graph, ball, y = Graph.from_module(net, x), LpBall.uniform(Norm.LINF, 0.0, 1), torch.tensor([0])
+    graph, ball, y = trace(net, x), LpBall.uniform(Norm.LINF, 0.0, 1), torch.tensor([0])
     assert CROWN().certify(graph, x, y, ball).all()
     assert not CROWN().certify(replace(graph, deployed=torch.float16), x, y, ball).any()
     assert CROWN().certify(replace(graph, deployed=torch.float32), x, y, ball).all()
@@ -286,7 +287,7 @@ def test_a_softmax_may_tie_where_logits_do_not(dtype: torch.dtype) -> None:
             net[0].weight.copy_(torch.tensor([[0.0], [gap]]))
         x = torch.ones(1, 1)
         ran = copy.deepcopy(net).to(dtype)(x.to(dtype))
-        graph = replace(Graph.from_module(net, x), deployed=dtype)
+        graph = replace(trace(net, x), deployed=dtype)
         ball, y = LpBall.uniform(Norm.LINF, 0.0, 1), torch.tensor([1])
         assert bool(ran[0, 0] == ran[0, 1]) is not proved
         assert bool(CROWN().certify(graph, x, y, ball)) is proved
@@ -344,7 +345,7 @@ class _Scores(nn.Module):
 )
 def test_what_is_not_known_to_round_is_refused_by_name(net: nn.Module, named: str) -> None:
     x = torch.rand(1, 4)
-    graph = Graph.from_module(net.eval(), x)
+    graph = trace(net.eval(), x)
     ball, y = LpBall.uniform(Norm.LINF, 0.01, 1), torch.tensor([0])
     CROWN().margins(graph, x, y, ball)  # in real numbers it is served
     for dtype in TYPES:
@@ -355,7 +356,7 @@ def test_what_is_not_known_to_round_is_refused_by_name(net: nn.Module, named: st
 def test_a_folded_graph_whose_steps_are_lost_is_refused() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).eval()
     x = torch.rand(1, 4)
-    graph = Graph.from_module(net, x)
+    graph = trace(net, x)
     other = replace(graph, written=None)
     with pytest.raises(UnsupportedError, match="chain of operations"):
         CROWN().margins(replace(other, deployed=torch.float16), x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.0, 1))
@@ -366,7 +367,7 @@ def test_certificates_of_a_model_in_a_narrow_type_are_about_the_model_as_it_runs
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval().to(dtype)
     x = torch.rand(6, 4).to(dtype)
-    graph, y = Graph.from_module(net, x), net(x).argmax(1)
+    graph, y = trace(net, x), net(x).argmax(1)
     ball = LpBall.uniform(Norm.LINF, 0.01, 6, dtype=dtype)
     tool = CROWN()
     as_run = tool.margins(replace(graph, deployed=dtype), x, y, ball)

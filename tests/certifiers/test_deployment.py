@@ -12,6 +12,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.graph import trace
 from holdfast.graph.model import Graph, Node
 
 
@@ -45,7 +46,7 @@ def test_a_point_s_bounds_contain_what_the_network_computes_there(name: str, dty
     net, shape = _nets()[name]
     net = net.eval().to(dtype)
     x = torch.randn(50, *shape).to(dtype)
-    exact = Graph.from_module(net.float(), torch.zeros(1, *shape))  # the narrow weights, as they are stored
+    exact = trace(net.float(), torch.zeros(1, *shape))  # the narrow weights, as they are stored
     with torch.no_grad():
         ran = net.to(dtype)(x).double()
         alone = torch.cat([net(row[None]) for row in x]).double()
@@ -63,7 +64,7 @@ def test_every_order_of_summation_is_contained() -> None:
     with torch.no_grad():
         net.weight.copy_(weight.expand(3, -1))
         net.bias.zero_()
-    lower, upper = _ends(_as_run(Graph.from_module(net, x), torch.float32), x, 0.0)
+    lower, upper = _ends(_as_run(trace(net, x), torch.float32), x, 0.0)
     seen = set[float]()
     for seed in range(200):
         order = torch.randperm(200, generator=torch.Generator().manual_seed(seed))
@@ -102,7 +103,7 @@ def test_a_margin_that_only_float32_loses_is_proved_in_real_numbers_alone() -> N
 def test_a_robust_network_is_certified_as_it_runs() -> None:
     net, shape = _nets()["dense"]
     x = torch.randn(8, *shape)
-    graph = Graph.from_module(net.eval(), x)
+    graph = trace(net.eval(), x)
     ball = LpBall.uniform(Norm.LINF, 1e-3, 8, low=-9.0, high=9.0)
     y = net(x).argmax(1)
     real = CROWN().margins(graph, x, y, ball)

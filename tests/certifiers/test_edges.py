@@ -18,7 +18,7 @@ from holdfast.core.errors import HoldfastError, UnsupportedError
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph
+from holdfast.graph import Graph, trace
 from holdfast.graph.build import Builder
 
 F64 = torch.float64
@@ -117,7 +117,7 @@ def test_a_layer_in_which_nothing_is_live_is_no_crash(act, name, norm):
     x = torch.rand(1, 3)
     y = 1 - net(x).argmax(1)  # the other class: nothing to prove
     tool = method(name)(seconds=0.5) if issubclass(method(name), Solver) else method(name)()
-    found = tool.margins(Graph.from_module(net, x), x, y, LpBall.uniform(norm, 0.1, 1))
+    found = tool.margins(trace(net, x), x, y, LpBall.uniform(norm, 0.1, 1))
     assert not (found > 0).any()
 
 

@@ -28,7 +28,7 @@ from holdfast.certifiers.relaxation.projected_bound import projected_bound
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph, Node
+from holdfast.graph import Graph, Node, trace
 from holdfast.graph.ops import compute
 from holdfast.numerics.distance import dual_norm
 
@@ -48,7 +48,7 @@ RADII = {Norm.LINF: 0.1, Norm.L2: 0.4, Norm.L1: 0.8, Norm.L0: 2.0}
 def _case(name, seed, norm, n=3):
     net, shape = make(name, seed)
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(seed))
-    return net, Graph.from_module(net, x[:1]), x, LpBall.uniform(norm, RADII[norm], n)
+    return net, trace(net, x[:1]), x, LpBall.uniform(norm, RADII[norm], n)
 
 
 @pytest.mark.parametrize("norm", list(Norm))
@@ -72,7 +72,7 @@ def test_every_method_contains_ten_thousand_points(name, norm):
 def test_linear_models_lose_nothing(norm):
     """Every method is then the dual norm inside the box, which CROWN's own tests hold to its closed form."""
     net, x = nn.Linear(12, 4), torch.rand(5, 12)
-    graph, ball = Graph.from_module(net, x), LpBall.uniform(norm, RADII[norm], 5)
+    graph, ball = trace(net, x), LpBall.uniform(norm, RADII[norm], 5)
     exact = CROWN().bounds(graph, ball, x, torch.eye(4)).detach()
     for method in METHODS:
         torch.testing.assert_close(method.bounds(graph, ball, x, torch.eye(4)).detach(), exact, rtol=0, atol=1e-9)
@@ -129,7 +129,7 @@ def test_fast_lip_of_one_layer_is_the_formula_of_the_paper():
     )
     free = torch.tensor(torch.inf, dtype=torch.float64)
     ball = LpBall(Norm.L2, torch.full((1,), eps, dtype=torch.float64), -free, free)
-    graph, rows = Graph.from_module(net, x), torch.tensor([[1.0, -1.0]]).double()
+    graph, rows = trace(net, x), torch.tensor([[1.0, -1.0]]).double()
     assert 3 <= unstable.sum() <= 17
     expected = np.linalg.norm(largest)
     assert FastLip().lipschitz(graph, ball, x, rows).item() == pytest.approx(expected, rel=1e-9)
@@ -139,7 +139,7 @@ def test_fast_lip_of_one_layer_is_the_formula_of_the_paper():
 
 def test_fast_lip_refuses_what_it_has_no_slope_for():
     x = torch.rand(2, 3)
-    graph = Graph.from_module(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), x)
+    graph = trace(nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)), x)
     ball = LpBall.uniform(Norm.LINF, 0.1, 2)
     with pytest.raises(UnsupportedError, match="'gelu'"):
         FastLip().bounds(graph, ball, x, torch.eye(2))
@@ -207,7 +207,7 @@ def test_projections_cost_the_same_whatever_the_width(monkeypatch):
     for width in (8, 500):
         net = nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3))
         found = projected_bound(
-            Graph.from_module(net, x), LpBall.uniform(Norm.LINF, 0.1, 2), x, torch.eye(3), generator=torch.Generator(),
+            trace(net, x), LpBall.uniform(Norm.LINF, 0.1, 2), x, torch.eye(3), generator=torch.Generator(),
             projections=10,
         )  # fmt: skip
         assert found.margins.requires_grad  # it is there to be trained on
@@ -217,7 +217,7 @@ def test_projections_cost_the_same_whatever_the_width(monkeypatch):
 
 def test_projections_refuse_what_they_do_not_estimate():
     x = torch.rand(2, 3)
-    smooth = Graph.from_module(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), x)
+    smooth = trace(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), x)
     draws = torch.Generator()
     with pytest.raises(UnsupportedError, match="'tanh'"):
         projected_bound(smooth, LpBall.uniform(Norm.LINF, 0.1, 2), x, torch.eye(2), generator=draws)
@@ -274,7 +274,7 @@ def test_between_the_start_and_the_triangle_program():
     start, left, alpha_left = [], [], []
     for seed in range(5):
         net, x = _random_net(seed)
-        ball, graph = LpBall.uniform(Norm.LINF, 0.15, 1, dtype=torch.float64), Graph.from_module(net, x)
+        ball, graph = LpBall.uniform(Norm.LINF, 0.15, 1, dtype=torch.float64), trace(net, x)
         with torch.no_grad():
             found = Propagation(graph, Region(ball, x))
             found.run(refine=lambda _: True)
@@ -356,7 +356,7 @@ def test_cnn_cert_is_crown_on_the_unrolled_network():
     y = net(x).argmax(1)
     for norm in (Norm.LINF, Norm.L2, Norm.L1):
         ball = LpBall.uniform(norm, RADII[norm], 3, dtype=torch.float64)
-        ours = CNNCert().margins(Graph.from_module(net, x), x, y, ball)
+        ours = CNNCert().margins(trace(net, x), x, y, ball)
         flat = CROWN().margins(unrolled, x.flatten(1), y, ball)
         torch.testing.assert_close(ours, flat, rtol=1e-6, atol=1e-9)
 
@@ -429,7 +429,7 @@ def test_real_networks_as_auto_lirpa_bounds_them(shared_data):
     reference = json.loads((folder / "lirpa_reference_b8.json").read_text())
     for network, eps in (("kw_mnist", 0.1), ("mnist_a_adv", 0.3)):
         x, y = _first_images(folder, 8)
-        graph, ball = Graph.from_module(_network(folder, network), x[:1]), LpBall.uniform(Norm.LINF, eps, 8)
+        graph, ball = trace(_network(folder, network), x[:1]), LpBall.uniform(Norm.LINF, eps, 8)
         margins = CrownIBP().margins(graph, x, y, ball).amin(1)
         theirs = torch.tensor(reference[f"{network}|{eps}|IBP+backward"]["per_image_min"]).double()
         assert (margins >= theirs - 1e-4 * theirs.abs()).all()

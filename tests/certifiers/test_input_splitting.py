@@ -17,6 +17,7 @@ from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.graph import trace
 from holdfast.graph.model import Graph, Node
 
 
@@ -162,7 +163,7 @@ def test_a_tree_can_be_checked_leaf_by_leaf():
 def test_smooth_activations_are_served():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 1)).double()
-    graph = Graph.from_module(net, torch.zeros(1, 2).double())
+    graph = trace(net, torch.zeros(1, 2).double())
     axis = torch.linspace(-1, 1, 201, dtype=torch.float64)
     least = float(net(torch.cartesian_prod(axis, axis)).detach().min())
     holds = InputSplitting().solve(graph, _query([[1.0]], [0.01 - least]), SearchLimit.seconds(300))

@@ -15,7 +15,7 @@ from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph, Node
+from holdfast.graph import Graph, Node, trace
 
 ONE = torch.zeros(1, dtype=torch.int64)
 
@@ -23,7 +23,7 @@ ONE = torch.zeros(1, dtype=torch.int64)
 def _case(name, eps=0.04):
     module, shape = make(name, 4)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(4))
-    return Graph.from_module(module, x).to(torch.float64), x.double(), LpBall.uniform(Norm.LINF, eps, 1)
+    return trace(module, x).to(torch.float64), x.double(), LpBall.uniform(Norm.LINF, eps, 1)
 
 
 @pytest.mark.parametrize("name", ["dense", "conv", "conv1d", "max_pool", "residual"])
@@ -43,7 +43,7 @@ def test_max_pools_become_relus_of_the_same_function():
     for stride, padding, dilation, ceil in ((1, 0, 1, False), (2, 1, 1, True), (1, 1, 2, False), (3, 1, 1, True)):
         module = torch.nn.MaxPool2d(3, stride, padding, dilation, ceil_mode=ceil)
         x = torch.randn(5, 2, 7, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        graph = lower_max_pools(Graph.from_module(module, x))
+        graph = lower_max_pools(trace(module, x))
         assert all(node.op != "max_pool" for node in graph.nodes)
         torch.testing.assert_close(graph.as_module()(x), module(x), rtol=0, atol=1e-14)
 

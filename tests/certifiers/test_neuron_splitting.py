@@ -24,6 +24,7 @@ from holdfast.certifiers.verification.tree import Leaf, Split, Tree
 from holdfast.certifiers.verification.verifier import broken
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.graph import trace
 from holdfast.graph.model import Graph
 
 
@@ -37,7 +38,7 @@ def dense(*sizes: int, seed: int = 0, act: type[nn.Module] = nn.ReLU, scale: flo
 
 
 def graph_of(net: nn.Module, inputs: int) -> Graph:
-    return Graph.from_module(net, torch.zeros(1, inputs))
+    return trace(net, torch.zeros(1, inputs))
 
 
 def box_query(graph: Graph, shift: float = 0.0, rows: int = 1, seed: int = 0, half: float = 1.0) -> Query:
@@ -368,7 +369,7 @@ def test_max_pools_are_split_as_relus_of_differences() -> None:
     )
     for layer in (net[0], net[4], net[6]):
         layer.weight.data *= 1.5
-    graph = Graph.from_module(net, torch.zeros(1, 1, 5, 5))
+    graph = trace(net, torch.zeros(1, 1, 5, 5))
     size = torch.full((1, 5, 5), 0.3)
     query = Query.of_box(-size, size, torch.tensor([[1.0, -1.0]]), torch.zeros(1))
     points = (torch.rand(100000, 1, 5, 5, dtype=torch.float64) * 2 - 1).sign() * 0.3

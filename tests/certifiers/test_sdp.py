@@ -19,7 +19,7 @@ from holdfast.certifiers.relaxation.semidefinite import Multipliers, Semidefinit
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph
+from holdfast.graph import trace
 
 ZERO = torch.zeros(len(C), dtype=torch.float64)
 OPEN = [s for s in range(40) if len(relaxation(net(s)).kinks.node) >= 4][:6]  # nets in which something is relaxed
@@ -117,7 +117,7 @@ def test_any_multipliers_are_sound(name):
     module, shape = make(name, 3)
     stream = torch.Generator().manual_seed(0)
     x = torch.rand(1, *shape, generator=stream)
-    ball, graph = LpBall.uniform(Norm.LINF, 0.05, 1), Graph.from_module(module, x).to(torch.float64)
+    ball, graph = LpBall.uniform(Norm.LINF, 0.05, 1), trace(module, x).to(torch.float64)
     c = torch.cat([torch.eye(3), -torch.eye(3)]).double()
     with torch.no_grad():
         values = module.double()(inside(ball, x, 300, 0)[:, 0])
@@ -153,7 +153,7 @@ def test_large_samples_keep_crown_and_smooth_activations_their_lines():
     for name in ("smooth", "residual"):
         module, shape = make(name, 1)
         x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(1))
-        graph, ball = Graph.from_module(module, x[:1]), LpBall.uniform(Norm.LINF, 0.1, 2)
+        graph, ball = trace(module, x[:1]), LpBall.uniform(Norm.LINF, 0.1, 2)
         crown = CROWN().bounds(graph, ball, x, torch.eye(3))
         for certifier in (SDP(), SDPFirstOrder(iterations=20)):
             assert (certifier.bounds(graph, ball, x, torch.eye(3)) >= crown).all()

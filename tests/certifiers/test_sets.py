@@ -17,6 +17,7 @@ from holdfast.certifiers.sets.weight_perturbation import WeightPerturbation, qua
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import AffineImage, LpBall
 from holdfast.core.threat import Norm
+from holdfast.graph import trace
 from holdfast.graph.model import Graph
 from holdfast.testing.toys import digits
 from holdfast.transforms.colour import BrightnessContrast, HueSaturation, Lightness
@@ -42,7 +43,7 @@ def _trained() -> tuple[nn.Module, Graph, Tensor, Tensor]:
         optimiser.step()
     net.eval()
     right = (net(x).argmax(1) == y).nonzero().flatten()[:6]
-    return net, Graph.from_module(net, x[:1]), x[right], y[right]
+    return net, trace(net, x[:1]), x[right], y[right]
 
 
 # weights
@@ -52,7 +53,7 @@ def test_one_perturbed_layer_is_exact() -> None:
     """z = W a + b with |dW| <= eps: the least row is <c, z> - eps |c|_1 |a|_1, attained by signs."""
     torch.manual_seed(0)
     net, a = nn.Linear(6, 3), torch.rand(4, 6)
-    graph = Graph.from_module(net, a)
+    graph = trace(net, a)
     c = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
     for tool in (CROWN(), IBP()):
         found = tool.bounds(WeightPerturbation().perturbed(graph, 0.01), _point(a), a, c)
@@ -69,7 +70,7 @@ def test_sampled_networks_lie_inside(layers: tuple[int, ...] | None) -> None:
         nn.Conv2d(1, 3, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(27, 8), nn.Tanh(), nn.Linear(8, 3)
     ).eval()
     x = torch.rand(5, 1, 8, 8)
-    graph = Graph.from_module(net, x)
+    graph = trace(net, x)
     eps = 0.02
     ball = LpBall.uniform(Norm.LINF, 0.01, 5)
     rows = torch.eye(3, dtype=torch.float64)
@@ -141,7 +142,7 @@ def test_a_patch_over_a_linear_model_is_exact() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     x = torch.rand(12, 1, 6, 6)
     y = net(x).argmax(1)
-    graph = Graph.from_module(net, x)
+    graph = trace(net, x)
     found = PatchAnywhere(largest=3).certify(graph, x, y)
     rows = margin_rows(y, 3)
     weight, bias = net[1].weight.detach().double(), net[1].bias.detach().double()
@@ -219,7 +220,7 @@ def test_an_affine_image_is_bounded_through_its_parameters() -> None:
     torch.manual_seed(0)
     net = nn.Linear(50, 3)
     x, g = torch.rand(1, 50).double(), 0.1 * torch.randn(1, 1, 50).double()
-    graph = Graph.from_module(net, x.float())
+    graph = trace(net, x.float())
     image = AffineImage.of(x, g, torch.zeros_like(x))
     c = torch.eye(3).double()
     found = CROWN().bounds(graph, image, x, c)

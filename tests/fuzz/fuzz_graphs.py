@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from holdfast.graph import Graph
+from holdfast.graph import Graph, trace
 from holdfast.graph.build import Builder
 
 F64 = torch.float64
@@ -344,7 +344,7 @@ class Draw:
                 m.running_mean.normal_()
                 m.running_var.uniform_(0.2, 3.0)
         model.eval()
-        return Case(Graph.from_module(model, torch.zeros(1, *shape, dtype=F64)).to(F64), "module", model)
+        return Case(trace(model, torch.zeros(1, *shape, dtype=F64)).to(F64), "module", model)
 
 
 def draw(seed: int, number: int) -> Case:

@@ -12,10 +12,10 @@ from aten_settings import SIZE, Setting, settings
 from torch import Tensor, nn
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
-from holdfast.graph import Graph
+from holdfast.graph import Graph, trace
 from holdfast.graph.aten import CALLS
-from holdfast.graph.capture import exported, read
 from holdfast.graph.rounding import differing
+from holdfast.graph.tracing import exported, read
 
 _GROUP = 30
 
@@ -155,7 +155,7 @@ def test_single_settings_through_the_whole_capture_are_equal_or_refused(capsys):
     for name in sorted(CALLS):
         for setting in [s for s in settings(name, 2, seed=1) if _runs(s)]:
             try:
-                graph = Graph.from_module(_One(setting), _points(3)[1])
+                graph = trace(_One(setting), _points(3)[1])
             except HoldfastError:
                 counts["refused"] += 1
             else:

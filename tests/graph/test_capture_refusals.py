@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
-from holdfast.graph import Graph
+from holdfast.graph import trace
 from holdfast.graph.onnx import read_onnx
 
 
@@ -65,7 +65,7 @@ def _no_grad(h):
 @pytest.mark.parametrize("name", sorted(WRITES))
 def test_what_is_written_through_a_view_is_in_the_graph(name):
     net, x = _Function(WRITES[name]), 3 * torch.randn(9, 3)
-    found = Graph.from_module(net, x).as_module()(x)
+    found = trace(net, x).as_module()(x)
     torch.testing.assert_close(found, net(x.clone()))
 
 
@@ -85,12 +85,12 @@ RANDOM = {
 @pytest.mark.parametrize("name", sorted(RANDOM))
 def test_a_random_model_has_no_graph_and_hears_that_it_is_random(name):
     with pytest.raises(UnsupportedError, match=r"random.*line \d+ of test_capture_refusals.py"):
-        Graph.from_module(_Function(RANDOM[name]), torch.zeros(1, 3))
+        trace(_Function(RANDOM[name]), torch.zeros(1, 3))
 
 
 def test_a_dropout_that_is_off_is_no_randomness():
     net = nn.Sequential(nn.Linear(3, 3), nn.Dropout(), nn.RReLU(), nn.AlphaDropout(), nn.Linear(3, 2))
-    Graph.from_module(nn.Sequential(net[0], net[1], net[3], net[4]), torch.zeros(1, 3))
+    trace(nn.Sequential(net[0], net[1], net[3], net[4]), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_dropout_that_is_off_is_no_randomness():
 )
 def test_randomness_and_batches_that_no_operation_shows_are_found_by_asking_the_model(f):
     with pytest.raises(HoldfastError):
-        Graph.from_module(_Function(f), torch.zeros(1, 3))
+        trace(_Function(f), torch.zeros(1, 3))
 
 
 class _Keeps(nn.Module):
@@ -146,7 +146,7 @@ def _remember(part):
 def test_what_python_counts_or_draws_is_found_however_seldom_it_shows(model, words):
     example = torch.ones(1, 3) if not isinstance(model, nn.Sequential) else torch.ones(1, 3, dtype=torch.int64)
     with pytest.raises(UnsupportedError, match=words):
-        Graph.from_module(model, example)
+        trace(model, example)
 
 
 def test_what_a_model_keeps_from_its_first_call_on_is_no_change():
@@ -156,19 +156,19 @@ def test_what_a_model_keeps_from_its_first_call_on_is_no_change():
             self.last = super().forward(input)
             return self.last
 
-    Graph.from_module(Caches(3, 2), torch.zeros(1, 3))
+    trace(Caches(3, 2), torch.zeros(1, 3))
 
 
 def test_a_model_whose_answer_depends_on_the_place_in_the_batch_hears_so():
     f = _Function(lambda m, x: x + torch.arange(x.shape[0]).float().unsqueeze(1))
     with pytest.raises(ModelError, match="depends on the others in the batch"):
-        Graph.from_module(f, torch.zeros(1, 3))
+        trace(f, torch.zeros(1, 3))
 
 
 def test_a_model_that_decides_by_whether_gradients_are_on_hears_so():
     f = _Function(lambda m, x: torch.tanh(x) if torch.is_grad_enabled() else 2 * x)
     with pytest.raises(ModelError, match="runs otherwise than it was recorded"):
-        Graph.from_module(f, torch.zeros(1, 3))
+        trace(f, torch.zeros(1, 3))
 
 
 def test_batch_statistics_are_refused_by_name():
@@ -179,7 +179,7 @@ def test_batch_statistics_are_refused_by_name():
     ]
     for net in nets:
         with pytest.raises(UnsupportedError, match=r"statistics of the batch|writes into its buffer"):
-            Graph.from_module(net, torch.zeros(1, 3))
+            trace(net, torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize(
@@ -209,19 +209,19 @@ def test_batch_statistics_are_refused_by_name():
 )
 def test_what_the_graph_would_drop_is_refused_by_name(f, word):
     with pytest.raises(UnsupportedError, match=word) as refusal:
-        Graph.from_module(_Function(f), torch.zeros(1, 3))
+        trace(_Function(f), torch.zeros(1, 3))
     assert "; " in str(refusal.value)  # what is served, or what to do
 
 
 def test_one_output_in_a_dictionary_is_served():
     x = torch.randn(4, 3)
     net = _Function(lambda m, x: {"logits": x * m.c})
-    torch.testing.assert_close(Graph.from_module(net, x).as_module()(x), net(x)["logits"])
+    torch.testing.assert_close(trace(net, x).as_module()(x), net(x)["logits"])
 
 
 def test_a_model_that_decides_by_its_input_hears_so_in_one_sentence_with_the_line(capfd):
     with pytest.raises(ModelError, match=r"decides by the values of the input \(line \d+ of test_capture") as told:
-        Graph.from_module(_Function(_decides), torch.zeros(1, 3))
+        trace(_Function(_decides), torch.zeros(1, 3))
     assert len(str(told.value).splitlines()) == 1
     assert capfd.readouterr() == ("", "")
 
@@ -235,7 +235,7 @@ def _decides(m, x):
 def test_powers_by_a_tensor_of_one_exponent_are_those_of_negative_numbers_too():
     x = torch.tensor([[-1.0, -0.5, -2.0]])
     net = _Function(lambda m, x: x.pow(torch.tensor([3.0, 3.0, 3.0])))
-    torch.testing.assert_close(Graph.from_module(net, x).as_module()(x), net(x))
+    torch.testing.assert_close(trace(net, x).as_module()(x), net(x))
 
 
 MASKS = {
@@ -258,14 +258,14 @@ def test_constant_masks_of_attention(name):
             return F.scaled_dot_product_attention(q, k, v, mask, is_causal=name == "causal")[:, 0]
 
     net, x = Attention(), torch.randn(3, 4, 5)
-    torch.testing.assert_close(Graph.from_module(net, x).as_module()(x), net(x))
+    torch.testing.assert_close(trace(net, x).as_module()(x), net(x))
 
 
 def test_a_mask_that_hides_all_keys_of_a_query_is_refused():
     mask = torch.tensor([[True, True], [False, False]])
     net = _Function(lambda m, x: F.scaled_dot_product_attention(x, x, x, mask))
     with pytest.raises(UnsupportedError, match="hides all keys"):
-        Graph.from_module(net, torch.zeros(1, 2, 3))
+        trace(net, torch.zeros(1, 2, 3))
 
 
 def test_a_module_that_captures_as_another_function_is_refused_with_the_operation():
@@ -274,7 +274,7 @@ def test_a_module_that_captures_as_another_function_is_refused_with_the_operatio
             return 2 * x if torch.compiler.is_compiling() else x.abs()
 
     with pytest.raises(ModelError, match="is not the model"):
-        Graph.from_module(Turned(), torch.zeros(1, 3))
+        trace(Turned(), torch.zeros(1, 3))
 
 
 def test_an_exported_program_is_captured_in_the_mode_in_which_it_was_exported():
@@ -282,21 +282,21 @@ def test_an_exported_program_is_captured_in_the_mode_in_which_it_was_exported():
     net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Dropout(), nn.Linear(3, 2)).eval()
     batch = torch.export.Dim("n")
     exported = torch.export.export(net, (x,), dynamic_shapes=({0: batch},)).module()
-    torch.testing.assert_close(Graph.from_module(exported, x).as_module()(x), net(x))
+    torch.testing.assert_close(trace(exported, x).as_module()(x), net(x))
     training = torch.export.export(net.train(), (x,), dynamic_shapes=({0: batch},)).module()
     with pytest.raises(HoldfastError):
-        Graph.from_module(training, x)
+        trace(training, x)
 
 
 @pytest.mark.parametrize("f", [lambda s, x: x if len(x) == 1 else -x, lambda s, x: x * len(x)])
 def test_a_model_that_decides_by_the_size_of_the_batch_hears_so(f):
     with pytest.raises(ModelError, match="by the number of inputs in the batch"):
-        Graph.from_module(_Function(f), torch.zeros(1, 3))
+        trace(_Function(f), torch.zeros(1, 3))
 
 
 def test_a_model_that_cannot_run_on_the_type_of_its_inputs_is_a_refusal_and_no_traceback():
     with pytest.raises(ModelError, match="cannot run on inputs in float32 of shape"):
-        Graph.from_module(nn.Linear(4, 2).bfloat16(), torch.zeros(1, 4))
+        trace(nn.Linear(4, 2).bfloat16(), torch.zeros(1, 4))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_a_model_that_cannot_run_on_the_type_of_its_inputs_is_a_refusal_and_no_t
 )
 def test_a_refusal_says_what_was_met_what_is_served_and_what_to_do(f, words):
     with pytest.raises(HoldfastError, match=words) as refusal:
-        Graph.from_module(_Function(f), torch.zeros(1, 4))
+        trace(_Function(f), torch.zeros(1, 4))
     assert "'" in str(refusal.value)  # the operation by its name
 
 

@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
-from holdfast.graph import Graph
+from holdfast.graph import trace
 from holdfast.graph.ops import compute
 from holdfast.graph.survey import survey
 
 
 def _same(net, x, tolerance=1e-5):
-    graph = Graph.from_module(net, x[:1])
+    graph = trace(net, x[:1])
     net.eval()
     with torch.no_grad():
         _shapes_hold(graph, x)
@@ -157,7 +157,7 @@ def test_the_module_is_left_as_it_was():
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Dropout()).train()
     net[1].eval()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    Graph.from_module(net, torch.zeros(1, 3))
+    trace(net, torch.zeros(1, 3))
     assert [m.training for m in net.modules()] == [True, True, False, True]
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters())
@@ -165,20 +165,20 @@ def test_the_module_is_left_as_it_was():
 
 def test_tensors_are_the_modules_own_until_something_folds():
     net = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    graph = Graph.from_module(net, torch.zeros(1, 3))
+    graph = trace(net, torch.zeros(1, 3))
     assert graph.nodes[1].tensors["weight"] is net[0].weight
 
 
 def test_the_graph_as_a_module():
     net = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
     x = torch.randn(4, 1, 6)
-    module = Graph.from_module(net, x).as_module()
+    module = trace(net, x).as_module()
     assert sorted(module.state_dict()) == ["conv_1_bias", "conv_1_weight", "linear_4_bias", "linear_4_weight"]
     module(x).sum().backward()
     assert all(p.grad is not None for p in module.parameters())
     assert net[0].weight.grad is None
     torch.testing.assert_close(module.double()(x.double()), net.double()(x.double()))
-    again = Graph.from_module(module, x.double())
+    again = trace(module, x.double())
     torch.testing.assert_close(again.as_module()(x.double()), module(x.double()))
 
 
@@ -284,7 +284,7 @@ def test_layout_of_images_and_tokens_costs_nothing():
 def test_gradients_of_lowered_operations_reach_the_parameters():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.PReLU(), nn.Linear(4, 2))
-    graph = Graph.from_module(net, torch.zeros(1, 3))
+    graph = trace(net, torch.zeros(1, 3))
     held = {id(t) for n in graph.nodes for t in n.tensors.values()}
     assert {id(net[0].weight), id(net[3].bias)} <= held
     reached = torch.autograd.grad(
@@ -309,7 +309,7 @@ def test_gradients_of_lowered_operations_reach_the_parameters():
 )
 def test_what_it_does_not_know_is_refused_by_name(f, word):
     with pytest.raises(UnsupportedError, match=word):
-        Graph.from_module(_Function(f), torch.zeros(1, 3))
+        trace(_Function(f), torch.zeros(1, 3))
 
 
 def test_the_survey_names_everything_at_once():
@@ -326,9 +326,9 @@ def test_the_survey_names_everything_at_once():
 
 def test_models_that_cannot_be_captured():
     with pytest.raises(ModelError, match="capture"):
-        Graph.from_module(_Function(lambda m, x: x if x.sum() > 0 else -x), torch.zeros(1, 3))
+        trace(_Function(lambda m, x: x if x.sum() > 0 else -x), torch.zeros(1, 3))
     with pytest.raises(ModelError, match="does not depend"):
-        Graph.from_module(_Function(lambda m, x: m.c * 2), torch.zeros(1, 3))
+        trace(_Function(lambda m, x: m.c * 2), torch.zeros(1, 3))
 
 
 @pytest.mark.shared

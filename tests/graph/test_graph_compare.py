@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import ModelError
-from holdfast.graph.compare import Trace, compare
+from holdfast.graph import trace
+from holdfast.graph.compare import Recording, compare
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.probes import Probes
 
@@ -47,7 +48,7 @@ def test_a_model_is_its_own_graph_whatever_it_rounds(name, box, dtype):
     if dtype == torch.float16 and max(map(abs, box)) > 1:
         pytest.skip("overflows")
     net = NETS[name].eval() if name != "deep" else nn.Sequential(nn.Linear(4, 8), *NETS[name]).eval()
-    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    graph = replace(trace(net, torch.zeros(1, 4)), dtype=dtype)
     low, high = _box(*box)
     compare(graph, net.to(dtype), low, high)
     net.to(torch.float32)
@@ -57,7 +58,7 @@ def test_a_model_is_its_own_graph_whatever_it_rounds(name, box, dtype):
 @pytest.mark.parametrize("part", ["scale", "shift", "nan", "infinity"])
 def test_a_model_that_is_another_function_by_a_thousandth_is_found(part, dtype):
     net = _net()
-    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    graph = replace(trace(net, torch.zeros(1, 4)), dtype=dtype)
     net = net.to(dtype)
     change = {
         "scale": lambda y: y * 1.001,
@@ -71,7 +72,7 @@ def test_a_model_that_is_another_function_by_a_thousandth_is_found(part, dtype):
 
 def test_double_precision_shows_what_single_precision_hides():
     net = _net()
-    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=torch.float64)
+    graph = replace(trace(net, torch.zeros(1, 4)), dtype=torch.float64)
     net = net.double()
     with pytest.raises(ModelError, match="not the model"):
         compare(graph, lambda x: net(x) * (1 + 1e-11), *_box(-1, 1))
@@ -86,7 +87,7 @@ def test_a_difference_deep_inside_that_few_inputs_reach_is_found():
         def forward(self, x):
             return F.softplus((x * 4).sum(1, keepdim=True))
 
-    graph = Graph.from_module(Believed(), torch.zeros(1, 4))
+    graph = trace(Believed(), torch.zeros(1, 4))
     with pytest.raises(ModelError, match="not the model"):
         compare(graph, Net(), *_box(-1, 1))
 
@@ -97,17 +98,17 @@ def test_a_difference_deep_inside_that_few_inputs_reach_is_found():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_softplus_falls_at_its_threshold_as_pytorchs_does(beta, threshold, dtype):
     net = nn.Sequential(nn.Linear(4, 8), nn.Softplus(beta, threshold), nn.Linear(8, 3)).eval()
-    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    graph = replace(trace(net, torch.zeros(1, 4)), dtype=dtype)
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(8)[:, :4])
         net[0].bias.fill_(threshold / beta)
-    graph = replace(Graph.from_module(net, torch.zeros(1, 4)), dtype=dtype)
+    graph = replace(trace(net, torch.zeros(1, 4)), dtype=dtype)
     for width in (0.0, 1e-9, 1e-7, 1e-3, 1.0, 300.0):  # at the threshold to within rounding, and on both sides of it
         compare(graph, net.to(dtype), *_box(-width, width))
 
 
 def test_a_threshold_that_was_read_as_another_is_found(monkeypatch):
-    graph = Graph.from_module(nn.Sequential(nn.Linear(4, 8), nn.Softplus(1, 5), nn.Linear(8, 3)), torch.zeros(1, 4))
+    graph = trace(nn.Sequential(nn.Linear(4, 8), nn.Softplus(1, 5), nn.Linear(8, 3)), torch.zeros(1, 4))
     nodes = [replace(n, attributes={"threshold": 4.9}) if n.op == "softplus" else n for n in graph.nodes]
     wrong = replace(graph, nodes=tuple(nodes))
     with pytest.raises(ModelError, match="not the model"):
@@ -132,7 +133,7 @@ class _Bumped(nn.Module):
 def test_a_difference_in_a_corner_that_draws_miss_is_climbed_to(seed, monkeypatch):
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(32, 16), nn.SiLU(), nn.Linear(16, 3)).eval()
-    graph, bumped = Graph.from_module(net, torch.zeros(1, 32)), _Bumped(net, 32)
+    graph, bumped = trace(net, torch.zeros(1, 32)), _Bumped(net, 32)
     with pytest.raises(ModelError, match="not the model"):
         compare(graph, bumped, *_box(-1, 1, 32))
     monkeypatch.setattr(Probes, "uphill", lambda self, best, truth: None)
@@ -164,7 +165,7 @@ def test_a_difference_in_a_slice_of_the_box_is_found(part):
 )
 def test_a_refusal_says_whether_it_is_the_model_or_the_reading(change, word):
     net, counter = _net(), itertools.count(1)
-    graph = Graph.from_module(net, torch.zeros(1, 4))
+    graph = trace(net, torch.zeros(1, 4))
     with pytest.raises(ModelError, match=word):
         compare(graph, lambda x: change(net(x), counter), *_box(0, 1))
 
@@ -175,13 +176,13 @@ def test_a_sign_that_rounding_may_turn_is_no_difference():
     with torch.no_grad():
         net[1].bias.sub_(net(x[None])[0])  # every score is 0 to within rounding
     signed = _Signed(net).eval()
-    compare(Graph.from_module(signed, torch.zeros(1, 4)), signed, x, x)
+    compare(trace(signed, torch.zeros(1, 4)), signed, x, x)
 
 
 def test_outputs_of_another_shape_are_found():
     net = _net()
     with pytest.raises(ModelError, match="shape"):
-        compare(Graph.from_module(net, torch.zeros(1, 4)), lambda x: net(x)[:, :2], *_box(0, 1))
+        compare(trace(net, torch.zeros(1, 4)), lambda x: net(x)[:, :2], *_box(0, 1))
 
 
 def test_the_first_operation_that_differs_is_named():
@@ -199,7 +200,7 @@ def test_the_first_operation_that_differs_is_named():
         return [("Linear", 1, x), ("Tanh", 2, a), ("Exp", 3, a.exp())]
 
     with pytest.raises(ModelError, match="first operation that differs is Tanh"):
-        compare(graph, lambda x: torch.sigmoid(x).exp(), *_box(0, 1), trace=lambda: Trace(graph, steps))
+        compare(graph, lambda x: torch.sigmoid(x).exp(), *_box(0, 1), recording=lambda: Recording(graph, steps))
 
 
 def test_whole_inputs_are_whole_at_every_point():
@@ -221,7 +222,7 @@ def test_whole_inputs_are_whole_at_every_point():
 
 def test_the_points_are_the_same_at_every_call():
     net, seen = _net(), [[], []]
-    graph = Graph.from_module(net, torch.zeros(1, 4))
+    graph = trace(net, torch.zeros(1, 4))
     for found in seen:
         compare(graph, lambda x, found=found: (found.append(x), net(x))[1], *_box(0, 1))
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from holdfast.core.errors import ModelError
-from holdfast.graph.model import Graph
+from holdfast.graph import trace
 from holdfast.models.image_processing import Processed, measured
 from holdfast.models.load import load_model
 
@@ -73,7 +73,7 @@ def test_a_resizing_step_is_captured_with_its_gradient():
     ).eval()
     x = torch.rand(2, 3, 7, 7, requires_grad=True)
     assert torch.autograd.grad(module(x).sum(), x)[0].abs().sum() > 0
-    graph = Graph.from_module(module, x.detach())
+    graph = trace(module, x.detach())
     assert torch.allclose(graph.as_module()(x), module(x), atol=1e-5)
 
 

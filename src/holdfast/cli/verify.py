@@ -246,9 +246,9 @@ def _operations(net: str, arch: str | None, shape: str | None, trust: bool, kind
 def _captured(found: Unread) -> Graph:
     import torch
 
-    from holdfast.graph.model import Graph
+    from holdfast.graph import trace
 
-    return Graph.from_module(found.module, torch.zeros(1, *found.shape))
+    return trace(found.module, torch.zeros(1, *found.shape))
 
 
 def _opened(net: str, arch: str | None, shape: str | None, trust: bool) -> Path | Unread:

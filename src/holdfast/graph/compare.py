@@ -18,7 +18,7 @@ from holdfast.graph.model import Graph
 from holdfast.graph.probes import Probes
 from holdfast.graph.rounding import apart, differing, rounded, values
 
-__all__ = ["Trace", "compare"]
+__all__ = ["Recording", "compare"]
 
 Truth = Callable[[Tensor], Tensor]
 """The thing itself: outputs (n, ...) for inputs (n, \\*features) in the graph's type."""
@@ -27,7 +27,7 @@ _LOOKED_AT = 2  # of the points of a batch, those that lie apart most, for which
 
 
 @dataclass(frozen=True)
-class Trace:
+class Recording:
     """What finds the operation at which a graph and the truth part.
 
     Attributes:
@@ -47,7 +47,7 @@ def compare(
     high: Tensor,
     *,
     whole: bool = False,
-    trace: Callable[[], Trace] | None = None,
+    recording: Callable[[], Recording] | None = None,
 ) -> None:
     """Holds that the graph computes what the truth does on points of a box.
 
@@ -61,7 +61,7 @@ def compare(
         low: (\\*features), the smallest inputs; where they are infinite, numbers are taken instead.
         high: (\\*features), the largest.
         whole: the inputs are whole numbers.
-        trace: gives what finds the first operation that differs, asked only where something does.
+        recording: gives what finds the first operation that differs, asked only where something does.
 
     Raises:
         ModelError: the two differ by more than rounding; the message names where.
@@ -70,7 +70,7 @@ def compare(
     for x in search.points():
         worst = search.worst(x)
         if worst is not None:
-            raise ModelError(_told(search, worst, trace))
+            raise ModelError(_told(search, worst, recording))
 
 
 def _finite(low: Tensor, high: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
@@ -140,7 +140,7 @@ class _Search:
         return list(found)
 
 
-def _told(search: _Search, x: Tensor, trace: Callable[[], Trace] | None) -> str:
+def _told(search: _Search, x: Tensor, recording: Callable[[], Recording] | None) -> str:
     """What is said of a difference at a point."""
     with torch.no_grad():
         mine = values(search.graph, x)[-1].flatten()
@@ -163,17 +163,17 @@ def _told(search: _Search, x: Tensor, trace: Callable[[], Trace] | None) -> str:
         _, spread = rounded(search.graph, search.dtype, x)
     at = int((apart(mine, real) / (spread[-1].flatten() + torch.finfo(torch.float64).tiny)).argmax())
     said = f"output {at} is {float(real[at]):.9g}, the graph gives {float(mine[at]):.9g}"
-    where = "" if trace is None else _first(search, x, trace(), real)
+    where = "" if recording is None else _first(search, x, recording(), real)
     return (
         f"the graph that was read is not the model: at an input of the set {said}, more than rounding explains{where}; "
         "nothing is said about a model that was read wrongly"
     )
 
 
-def _first(search: _Search, x: Tensor, trace: Trace, real: Tensor) -> str:
+def _first(search: _Search, x: Tensor, recording: Recording, real: Tensor) -> str:
     """The first operation whose value differs."""
-    steps = list(trace.steps(search.given(x)))
-    fine = trace.graph.to(torch.float64)
+    steps = list(recording.steps(search.given(x)))
+    fine = recording.graph.to(torch.float64)
     shapes = [fine.nodes[i].shape for _, i, _ in steps]
     for (name, _, value), shape in zip(steps, shapes, strict=True):
         if value.numel() != torch.Size(shape).numel():

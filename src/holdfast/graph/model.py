@@ -94,30 +94,6 @@ class Graph:
         """Shape of one sample's output."""
         return self.nodes[-1].shape
 
-    @staticmethod
-    def from_module(module: nn.Module, example: Tensor) -> Graph:
-        """Captures a module through ``torch.export``, in eval mode; the module itself is left as it was.
-
-        Args:
-            module: the model.
-            example: (n, \\*features), any n of at least 1; only its shape, type and device matter.
-
-        Returns:
-            The simplified graph: batch norms folded, dropout and the like gone, any batch size.
-
-        Raises:
-            UnsupportedError: an operation outside the vocabulary; the message names it.
-            ModelError: the model cannot be captured for any batch size.
-
-        Example:
-            >>> graph = Graph.from_module(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
-            >>> [node.op for node in graph.nodes]
-            ['input', 'linear', 'relu']
-        """
-        from holdfast.graph.capture import capture
-
-        return capture(module, example)
-
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> Graph:
         """The same graph with its floating-point tensors in another type or on another device (differentiably)."""
 
@@ -179,7 +155,8 @@ class GraphModule(nn.Module):
         source: the file that it stands for, if it was read from one.
 
     Example:
-        >>> graph = Graph.from_module(nn.Linear(2, 1, bias=False), torch.zeros(1, 2))
+        >>> from holdfast.graph import trace
+        >>> graph = trace(nn.Linear(2, 1, bias=False), torch.zeros(1, 2))
         >>> list(graph.as_module().state_dict())
         ['linear_1_weight']
     """

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError
-from holdfast.graph.compare import Trace, compare
+from holdfast.graph.compare import Recording, compare
 from holdfast.graph.model import Graph
 from holdfast.graph.onnx import parsed, read_onnx, reading
 
@@ -54,10 +54,10 @@ def believe(path: Path, graph: Graph, low: Tensor, high: Tensor, output: str | N
         def truth(x: Tensor) -> Tensor:
             return torch.cat([y[0] for y in _fed(run, one, names, x, graph)])
 
-        def trace() -> Trace:
-            return _trace(path, graph, output)
+        def recording() -> Recording:
+            return _recording(path, graph, output)
 
-        compare(graph, truth, low, high, whole=graph.whole, trace=trace)
+        compare(graph, truth, low, high, whole=graph.whole, recording=recording)
         import onnxruntime
 
         return f"onnxruntime {onnxruntime.__version__}"
@@ -137,7 +137,7 @@ def _rows(value: Any, rows: int) -> Tensor:
     return value.reshape(rows, -1) if value.numel() % rows == 0 else value.reshape(1, -1)
 
 
-def _trace(path: Path, graph: Graph, output: str | None) -> Trace:
+def _recording(path: Path, graph: Graph, output: str | None) -> Recording:
     """Every value of the file that depends on its input, by onnxruntime and in the graph before it was made smaller."""
     import onnx
 
@@ -155,7 +155,7 @@ def _trace(path: Path, graph: Graph, output: str | None) -> Trace:
             place, operation = read.places[name]
             yield operation, place, value
 
-    return Trace(read.traced, steps)
+    return Recording(read.traced, steps)
 
 
 def _second(path: Path) -> Callable[[Tensor], Tensor] | None:

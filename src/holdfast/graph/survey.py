@@ -47,7 +47,7 @@ def survey(model: str | Path | nn.Module, example: Tensor | None = None) -> list
     if isinstance(model, nn.Module):
         if example is None:
             raise UsageError("the operations of a module need an example: survey(module, example)")
-        from holdfast.graph.capture import calls
+        from holdfast.graph.tracing import calls
 
         found = calls(model, example)
     else:

@@ -42,9 +42,9 @@ def believed(module: nn.Module, example: Tensor, low: Tensor, high: Tensor) -> B
         UnsupportedError: an operation outside the vocabulary; the message names it.
         ModelError: the module cannot be captured, or a graph is another function than what it was read from.
     """
-    from holdfast.graph.capture import capture  # torch.export takes seconds to import
+    from holdfast.graph.tracing import trace  # torch.export takes seconds to import
 
-    graph = capture(module, example, (low, high))
+    graph = trace(module, example, (low, high))
     against = [
         part.source.hold(*_reached(module, part, example, low, high))
         for part in module.modules()

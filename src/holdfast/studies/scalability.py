@@ -24,7 +24,7 @@ from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.digits import load_digits
-from holdfast.graph.model import Graph
+from holdfast.graph import trace
 
 __all__ = ["BASE", "Measured", "Scalability", "network", "scalability"]
 
@@ -159,7 +159,7 @@ def scalability(
         net, x, y, accuracy[f"{axis} {size}"] = network(**shape, seed=seed)
         right = (net(x).argmax(1) == y).nonzero().flatten()[:samples]
         x, y = x[right], y[right]
-        graph = Graph.from_module(net, x)
+        graph = trace(net, x)
         ball = LpBall.uniform(norm, float("inf"), len(x))
         broken = run(method(_ATTACK)(), Problem.of(x, y, ball), net, seed=seed).distance.double().clamp(max=1e9)
         top = float(broken[broken < 1e9].max()) if bool((broken < 1e9).any()) else 1.0

@@ -18,6 +18,7 @@ from holdfast.core.cards import Card
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
+from holdfast.graph import trace
 from holdfast.graph.model import Graph, Node
 from holdfast.numerics.ascent import step
 from holdfast.numerics.project import project
@@ -104,7 +105,7 @@ def captured(name: str) -> tuple[nn.Module, Graph, Tensor, Tensor]:
         head = net.head if isinstance(net, Residual) else net[-1]
         head.bias -= net(x).median(0).values  # so that every class is near for some sample
         y = net(x).argmax(1)
-    return net, Graph.from_module(net, x[:1]), x, y
+    return net, trace(net, x[:1]), x, y
 
 
 def balls(norm: Norm, n: int, eps: float | None = None) -> LpBall:

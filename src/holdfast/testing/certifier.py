@@ -29,6 +29,7 @@ from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
+from holdfast.graph import trace
 from holdfast.graph.model import Graph
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import dual_norm
@@ -337,7 +338,7 @@ def _batch(case: Case) -> None:
 def _untouched(case: Case) -> None:
     if isinstance(case.whole, GraphCertifier):
         net, _, x, y = captured("dense")
-        graph, ball = Graph.from_module(net, x[:1]), balls(case.norms[0], len(x))
+        graph, ball = trace(net, x[:1]), balls(case.norms[0], len(x))
         held: list[Tensor] = [*net.state_dict().values(), *(t for node in graph.nodes for t in node.tensors.values())]
         held += [x, y, ball.eps, ball.lower, ball.upper]
 

@@ -19,27 +19,39 @@ from holdfast.graph.aten import CALLS, WHOLE, known
 from holdfast.graph.aten_call import call_name, where_of
 from holdfast.graph.aten_reader import Reader
 from holdfast.graph.build import Builder
-from holdfast.graph.compare import Trace, compare
+from holdfast.graph.compare import Recording, compare
 from holdfast.graph.kept import unchanged_by_answers
 from holdfast.graph.model import Graph
 from holdfast.graph.program import exported, first_line
 from holdfast.graph.refusals import advised
 from holdfast.graph.simplify import lifted, simplify
 
-__all__ = ["calls", "capture", "exported", "read"]
+__all__ = ["calls", "exported", "read", "trace"]
 
 # where a graph is compared while no set is known: what activations bend at, images in [0, 255], and tables
 _REGIONS = ((-3.0, 3.0), (0.0, 1.0), (-300.0, 300.0))
 
 
-def capture(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None = None) -> Graph:
-    """See `holdfast.graph.Graph.from_module`.
+def trace(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None = None) -> Graph:
+    """Reads a module's graph through ``torch.export``, in eval mode; the module itself is left as it was.
 
     Args:
         module: the model.
-        example: see there.
+        example: (n, \\*features), any n of at least 1; only its shape, type and device matter.
         box: where the graph is compared with the module, the least and the largest inputs (\\*features); None: the set is
             not known yet, and several wide regions stand for it.
+
+    Returns:
+        The simplified graph: batch norms folded, dropout and the like gone, any batch size.
+
+    Raises:
+        UnsupportedError: an operation outside the vocabulary; the message names it.
+        ModelError: the model cannot be captured for any batch size, or the graph is another function than the module.
+
+    Example:
+        >>> graph = trace(nn.Sequential(nn.Linear(2, 3), nn.ReLU()), torch.zeros(1, 2))
+        >>> [node.op for node in graph.nodes]
+        ['input', 'linear', 'relu']
     """
     with _eval_mode(module):
         _refuse_memory(module, example)
@@ -99,18 +111,18 @@ def _captured(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | N
         raise UnsupportedError(_outputs(outputs))
     reader, graph = read(program, example, lead)
 
-    def trace() -> Trace:
-        return Trace(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
+    def recording() -> Recording:
+        return Recording(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
 
     whole, shape = not example.dtype.is_floating_point, graph.input_shape
     if box is not None:
-        compare(graph, lambda x: _scores(module, x), *box, whole=whole, trace=trace)
+        compare(graph, lambda x: _scores(module, x), *box, whole=whole, recording=recording)
         return graph
     compared = _Compared(graph, module)
     regions = ((0.0, _words(graph) - 1.0),) if whole else _REGIONS
     for low, high in regions:
         ends = (torch.full(shape, v, dtype=torch.float64, device=example.device) for v in (low, high))
-        compare(graph, compared, *ends, whole=whole, trace=trace)
+        compare(graph, compared, *ends, whole=whole, recording=recording)
     return graph
 
 
