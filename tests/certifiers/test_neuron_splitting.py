@@ -1,7 +1,7 @@
 """Neuron splitting: against exact optima, its bounds on the way, its proofs, its limits."""
 
 import itertools
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 
 import numpy as np
@@ -11,7 +11,8 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
 from holdfast.certifiers.branch_and_bound.choice import Choice
-from holdfast.certifiers.branch_and_bound.pool import Pool
+from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.pool import OldestFirst, Pool
 from holdfast.certifiers.branch_and_bound.reduced import Cuts, Reduced, State
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.sound import sound_bounds, sound_units
@@ -271,8 +272,20 @@ def test_boxes_refined_by_splits_contain_every_sample() -> None:
     values = model_values(graph, torch.rand(50000, 6, dtype=torch.float64) * 2 - 1)[layer.source]
     previous = found.boxes[layer.source]
     for splits in (0, 4, 16):
-        refined = Refinement(found, reduced, query, choice, 2, 0.1, 0.97, monotonic() + 30)
-        box: Box = refined.run(20, splits, 12, 64)
+        box: Box = Refinement(
+            propagation=found,
+            reduced=reduced,
+            query=query,
+            choice=choice,
+            depth=2,
+            step=0.1,
+            decay=0.97,
+            until=monotonic() + 30,
+            iterations=20,
+            splits=splits,
+            split_iterations=12,
+            batch=64,
+        ).run()
         assert (values >= box.lower).all()
         assert (values <= box.upper).all()
         assert (box.upper - box.lower).sum() < (previous.upper - previous.lower).sum()
@@ -413,18 +426,39 @@ def test_proofs_about_the_network_as_it_runs_know_what_it_loses() -> None:
     assert "bfloat16" in answer.arithmetic
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CutDomains(Domains):
+    cut: torch.Tensor
+    row: torch.Tensor
+
+
+def cut_domains(bound: torch.Tensor, depth: int, cut: float) -> CutDomains:
+    n = len(bound)
+    vertex = torch.zeros(n, dtype=torch.int64)
+    return CutDomains(bound=bound, vertex=vertex, cut=torch.full((n, depth), cut), row=torch.ones(n, 2, depth))
+
+
 def test_what_waits_comes_worst_first_and_grows() -> None:
-    pool = Pool()
+    pool = Pool[CutDomains]()
     for depth in (1, 3, 2):
-        bound = torch.arange(5.0) + depth
-        pool.add({"bound": bound, "cut": torch.full((5, depth), float(depth)), "row": torch.ones(5, 2, depth)})
+        pool.add(cut_domains(torch.arange(5.0) + depth, depth, float(depth)))
     assert len(pool) == 15
     assert pool.worst == 1.0
     first = pool.take(4)
-    assert first["bound"].tolist() == [1.0, 2.0, 2.0, 3.0]
-    for bound, cut in zip(first["bound"], first["cut"], strict=True):
+    assert first.bound.tolist() == [1.0, 2.0, 2.0, 3.0]
+    for bound, cut in zip(first.bound, first.cut, strict=True):
         assert cut.tolist() in ([1, 0, 0], [2, 2, 0], [3, 3, 3]), bound
-    pool.add({"bound": torch.zeros(2), "cut": torch.full((2, 1), 9.0), "row": torch.ones(2, 2, 1)})
+    pool.add(cut_domains(torch.zeros(2), 1, 9.0))
     assert len(pool) == 13
-    assert pool.take(2)["cut"].tolist() == [[9.0, 0.0, 0.0]] * 2
-    assert pool.take(1, best=True)["bound"].tolist() == [7.0]
+    assert pool.take(2).cut.tolist() == [[9.0, 0.0, 0.0]] * 2
+    assert pool.take(1, best=True).bound.tolist() == [7.0]
+
+
+def test_of_equal_bounds_the_oldest_come_first_where_that_is_asked() -> None:
+    pool = OldestFirst[CutDomains]()
+    for name in range(40):
+        pool.add(cut_domains(torch.tensor([0.0, 1.0]), 1, float(name)))
+        if name % 3 == 2:  # places of what is taken are used again
+            assert pool.take(1).cut.tolist() == [[float(name // 3)]]
+    assert pool.take(27).cut.flatten().tolist() == [float(name) for name in range(13, 40)]
+    assert pool.take(2).bound.tolist() == [1.0, 1.0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import monotonic
 
 import torch
@@ -17,14 +18,15 @@ from holdfast.certifiers.verification.query import Query
 __all__ = ["Refinement"]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Refinement:
     """The box of one layer's arguments.
 
     Each end of each entry is a small branch and bound of its own, all of them side by side: in each round every end
     splits its worst part. An entry that is found to be stable is left alone.
 
-    Args:
-        found: the propagation of the whole region.
+    Attributes:
+        propagation: of the whole region.
         reduced: the same, reduced.
         query: whose set the region is.
         choice: of splits.
@@ -32,88 +34,83 @@ class Refinement:
         step: Adam's learning rate.
         decay: what it is multiplied by at each step.
         until: on the clock of `time.monotonic`.
+        iterations: on the slopes of each end.
+        splits: of each end.
+        split_iterations: on what a split made.
+        batch: ends at a time.
     """
 
-    def __init__(
-        self,
-        found: Propagation,
-        reduced: Reduced,
-        query: Query,
-        choice: Choice,
-        depth: int,
-        step: float,
-        decay: float,
-        until: float,
-    ) -> None:
-        self._found, self._reduced, self._query, self._choice = found, reduced, query, choice
-        self._depth, self._step, self._decay, self._until = depth, step, decay, until
+    propagation: Propagation
+    reduced: Reduced
+    query: Query
+    choice: Choice
+    depth: int
+    step: float
+    decay: float
+    until: float
+    iterations: int
+    splits: int
+    split_iterations: int
+    batch: int
 
-    def run(self, steps: int, splits: int, split_steps: int, batch: int) -> Box:
-        """The box, (1, \\*shape), sound.
-
-        Args:
-            steps: on the slopes of each end.
-            splits: of each end.
-            split_steps: on what a split made.
-            batch: ends at a time.
-        """
-        layer = self._reduced.layers[self._depth]
-        own = Linear(*(t[layer.span] for t in self._reduced.values))
-        box = self._found.boxes[layer.source]
+    def run(self) -> Box:
+        """The box, (1, \\*shape), sound."""
+        layer = self.reduced.layers[self.depth]
+        own = Linear(*(t[layer.span] for t in self.reduced.values))
+        box = self.propagation.boxes[layer.source]
         low, high = box.lower.flatten().clone(), box.upper.flatten().clone()
-        for i in torch.split(torch.arange(len(layer.index)), max(batch // 2, 1)):
-            if monotonic() > self._until:
+        for i in torch.split(torch.arange(len(layer.index)), max(self.batch // 2, 1)):
+            if monotonic() > self.until:
                 break
             rows = Linear(*(torch.cat([t[i], -t[i]]) for t in own))
-            least, negated = self._ends(rows, layer.index[i], steps, splits, split_steps).chunk(2)
+            least, negated = self._ends(rows, layer.index[i]).chunk(2)
             index = layer.index[i]
             low[index] = torch.fmax(low[index], least)
             high[index] = torch.fmin(high[index], -negated)
         return Box(low.view_as(box.lower), high.view_as(box.upper))
 
-    def _ends(self, rows: Linear, index: Tensor, steps: int, splits: int, split_steps: int) -> Tensor:
+    def _ends(self, rows: Linear, index: Tensor) -> Tensor:
         """Sound lower bounds of the rows: first those of the entries, then those of their negatives."""
         count = len(index)
-        bound, state = self._ascend(rows, self._reduced.state(len(rows.c)), steps)
+        bound, state = self._ascend(rows, self.reduced.state(len(rows.c)), self.iterations)
         owner = torch.arange(len(rows.c))
-        for _ in range(splits):
+        for _ in range(self.splits):
             settled = torch.full((2 * count,), torch.inf).scatter_reduce_(0, owner, bound, "amin") > 0
             settled = (settled[:count] | settled[count:]).repeat(2)
             chosen = self._worst(bound, owner, 2 * count)
             chosen = chosen[~settled[owner[chosen]]]
-            if not len(chosen) or monotonic() > self._until:
+            if not len(chosen) or monotonic() > self.until:
                 break
-            found = self._reduced.evaluate(rows[owner[chosen]], state.pick(chosen), depth=self._depth)
-            best, unit = self._choice.scores(state.pick(chosen), found, 1).max(1)
+            last = self.reduced.evaluate(rows[owner[chosen]], state.pick(chosen), depth=self.depth)
+            best, unit = self.choice.scores(state.pick(chosen), last, 1).max(1)
             useful, unit = best > 1e-6, unit.unsqueeze(1)
-            chosen, unit, a = chosen[useful], unit[useful], found.a.gather(1, unit)[useful]
+            chosen, unit, a = chosen[useful], unit[useful], last.a.gather(1, unit)[useful]
             if not len(chosen):
                 break
             owners = owner[chosen].repeat(2)
-            more, children = self._ascend(rows[owners], self._split(state.pick(chosen), unit, a), split_steps)
+            halves = self._split(state.pick(chosen), unit, a)
+            more, children = self._ascend(rows[owners], halves, self.split_iterations)
             # nothing that is found below a part is worse than what is known of it
             more = torch.maximum(more, bound[chosen].repeat(2))
             kept = torch.ones(len(bound), dtype=torch.bool).index_fill_(0, chosen, False)
             keep = kept.nonzero().squeeze(1)
             state = State.join([_widened(state.pick(keep)), children])
             bound, owner = torch.cat([bound[keep], more]), torch.cat([owner[keep], owners])
-        sign = torch.where(owner < count, 1.0, -1.0)
-        layer = self._reduced.layers[self._depth]
-        sound = sound_units(
-            self._found, self._reduced, self._query, layer.source, index[owner % count], sign.double(), state
-        )
+        sign = torch.where(owner < count, 1.0, -1.0).double()
+        source = self.reduced.layers[self.depth].source
+        sound = sound_units(self.propagation, self.reduced, self.query, source, index[owner % count], sign, state)
         return torch.full((2 * count,), torch.inf, dtype=torch.float64).scatter_reduce_(0, owner, sound, "amin")
 
-    def _ascend(self, rows: Linear, state: State, steps: int) -> tuple[Tensor, State]:
-        return self._reduced.ascend(
+    def _ascend(self, rows: Linear, state: State, iterations: int) -> tuple[Tensor, State]:
+        return self.reduced.ascend(
             rows,
             state,
-            steps,
-            step=self._step,
-            decay=self._decay,
-            depth=self._depth,
+            iterations,
+            step=self.step,
+            decay=self.decay,
+            depth=self.depth,
             target=0.0,
-            until=self._until,
+            until=self.until,
         )
 
     def _worst(self, bound: Tensor, owner: Tensor, count: int) -> Tensor:
@@ -126,14 +123,14 @@ class Refinement:
 
     def _split(self, state: State, unit: Tensor, a: Tensor) -> State:
         """Both children of each part, first all lower ones, at units with these coefficients."""
-        point = self._choice.points(state, unit)
+        point = self.choice.points(state, unit)
         low, high, cuts, slope = state.low, state.high, state.cuts, state.slope.gather(1, unit)
         sides = [
             Cuts(
                 torch.cat([cuts.unit, unit], 1),
                 torch.cat([cuts.side, torch.full_like(point, side)], 1),
                 torch.cat([cuts.point, point], 1),
-                torch.cat([cuts.multiplier, self._choice.multiplier(a, slope, unit, side)], 1),
+                torch.cat([cuts.multiplier, self.choice.multiplier(a, slope, unit, side)], 1),
             )
             for side in (-1, 1)
         ]

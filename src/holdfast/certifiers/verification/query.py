@@ -141,6 +141,11 @@ class Query:
         best = rows.new_full((len(rows), count), -torch.inf)
         return best.scatter_reduce(1, self.groups.to(rows.device).expand(len(rows), -1), rows, "amax").amin(1)
 
+    def best_rows(self, rows: Tensor) -> tuple[int, ...]:
+        """For each group its row with the largest bound, of (rows,)."""
+        groups = self.groups.to(rows.device)
+        return tuple(int(torch.where(groups == g, rows, -torch.inf).argmax()) for g in range(int(groups[-1]) + 1))
+
     def select(self, group: int) -> Query:
         """The same question about one group alone."""
         return self.keep(self.groups == group)
