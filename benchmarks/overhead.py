@@ -166,7 +166,7 @@ def main() -> None:
         x, y = samples(model, dataset, n)
         rows: list[list[object]] = []
         for name in chosen:
-            norms: tuple[Norm, ...] = method(name).card.norms  # type: ignore[attr-defined]
+            norms: tuple[Norm, ...] = method(name).card.norms
             for norm in norms if arguments.norms == "all" else norms[-1:]:
                 row = measured(
                     name, norm, model, x, y, arguments.passes // share, arguments.queries // share, arguments.rounds

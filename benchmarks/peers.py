@@ -102,7 +102,7 @@ def ours(norm: Norm, passes: int) -> dict[str, Job]:
             best[better], reach[better] = found[better], d[better]
         return best
 
-    able = {n: method(n)() for n in OURS if norm in method(n).card.norms}  # type: ignore[attr-defined]
+    able = {n: method(n)() for n in OURS if norm in method(n).card.norms}
     return {n: one(a, passes) for n, a in able.items()} | {"minimal": minimal}
 
 

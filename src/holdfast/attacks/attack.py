@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.arrays import on_device
-from holdfast.core.cards import Card
+from holdfast.core.cards import Card, refuse
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Formulation, Goal, Norm
@@ -161,8 +161,7 @@ class Attack(ABC, Generic[O_contra, S]):
             UnsupportedError: norm or goal are not on the card.
         """
         card = self.card
-        if problem.set.norm not in card.norms:
-            raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
+        refuse(card, problem.set.norm, problem.goal)
         if problem.criterion.detector and not self.serves_detectors:
             raise UnsupportedError(
                 f"{card.title} knows no detector and would take its score for a class; use an attack that does, for example "
@@ -172,8 +171,6 @@ class Attack(ABC, Generic[O_contra, S]):
             raise UnsupportedError(f"{card.title} attacks one model; to break several with one input use min_max")
         if card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):
             raise UnsupportedError(f"{card.title} searches inside a budget; give a finite eps")
-        if problem.goal not in card.goals:
-            raise UnsupportedError(f"{card.title} has no {problem.goal} form; use one of {', '.join(card.goals)}")
         for f in fields(self):  # type: ignore[arg-type]
             value = getattr(self, f.name)
             if f.name in ("steps", "restarts", "queries") and (not isinstance(value, int) or value < 1):

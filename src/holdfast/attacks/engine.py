@@ -20,6 +20,7 @@ from holdfast.attacks.attack import Attack, State
 from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Formulation
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget
@@ -91,7 +92,7 @@ class Run:
         given, problem = problem, problem.in_units()
         attack.check(problem)
         self.attack, self.settings, self.progress = attack, settings or Settings(), progress
-        draws = Draws(seed, type(attack).__module__.rsplit(".", 1)[-1], problem.x.device)
+        draws = Draws(seed, name_of(attack), problem.x.device)
         self.problem = replace(problem, draws=draws.of(problem.ids, problem.round))
         self._draws = draws
         self.first = attack.card.formulation is Formulation.BUDGET if first is None else first

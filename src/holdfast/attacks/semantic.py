@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
-from holdfast.core.cards import Card
+from holdfast.core.cards import Card, refuse
 from holdfast.core.criterion import Criterion, Misclassified, Targeted
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -104,8 +104,7 @@ class SemanticAttack(ABC):
             UnsupportedError: no images, values outside [0, 1], or a goal that is not on the card.
         """
         title = self.card.title
-        if goal not in self.card.goals:
-            raise UnsupportedError(f"{title} has no {goal} form; use one of {', '.join(self.card.goals)}")
+        refuse(self.card, goal=goal)
         if x.ndim != 4:
             raise UnsupportedError(f"{title} needs images (n, C, H, W), these inputs have the shape {tuple(x.shape)}")
         if len(x) and (float(x.min()) < 0 or float(x.max()) > 1):

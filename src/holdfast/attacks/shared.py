@@ -21,11 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from holdfast.core.cards import Card
+from holdfast.core.cards import Card, refuse
 from holdfast.core.draws import Draws, SampleDraws
 from holdfast.core.errors import JournalError, UnsafeFileError, UnsupportedError, UsageError
 from holdfast.core.files import write_whole
 from holdfast.core.problem import Problem
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Formulation
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
@@ -167,10 +168,7 @@ class SharedAttack(ABC):
             )
         if problem.criterion.domains:
             raise UnsupportedError(f"{card.title} takes several models as they are, not as domains of one")
-        if card.norms and problem.set.norm not in card.norms:
-            raise UnsupportedError(f"{card.title} has no {problem.set.norm} form; it serves {', '.join(card.norms)}")
-        if problem.goal not in card.goals:
-            raise UnsupportedError(f"{card.title} has no {problem.goal} form; use one of {', '.join(card.goals)}")
+        refuse(card, problem.set.norm if card.norms else None, problem.goal)
 
 
 @dataclass(frozen=True)
@@ -225,7 +223,7 @@ def fit(
     if not group:
         raise UsageError("a shared attack needs at least one model")
     attack.check(problem, len(group))
-    name = method_name(attack)
+    name = name_of(attack)
     draws = Draws(seed, name, problem.x.device)
     whole = replace(problem, draws=draws.of(problem.ids, 0))
     access = attack.card.access or Access.WHITE_BOX
@@ -335,7 +333,7 @@ def evaluate(
     draws = attack.draws if draws is None else draws
     if draws < 1:
         raise UsageError(f"an evaluation needs at least 1 draw, got {draws}")
-    keyed = Draws(seed, method_name(attack) + ".judge", problem.x.device)
+    keyed = Draws(seed, name_of(attack) + ".judge", problem.x.device)
     bound = problem if attack.card.norms else replace(problem, set=replace(problem.set.unbounded(), mask=None))
     referee = Referee(model)
     with torch.no_grad(), evaluating(model):
@@ -358,11 +356,6 @@ def evaluate(
     )  # fmt: skip
 
 
-def method_name(attack: object) -> str:
-    """The registry's name of a method: its module's."""
-    return type(attack).__module__.rsplit(".", 1)[-1]
-
-
 def _batch(attack: SharedAttack, whole: Problem, draws: Draws, step: int) -> Problem:
     """The samples of a step: all, or the next of a keyed order that is shuffled anew for each pass over the data."""
     size = attack.samples_a_step
@@ -376,7 +369,7 @@ def _batch(attack: SharedAttack, whole: Problem, draws: Draws, step: int) -> Pro
 
 def _identity(attack: SharedAttack, problem: Problem, seed: int) -> str:
     told = {f.name: repr(getattr(attack, f.name)) for f in fields(attack)}  # type: ignore[arg-type]
-    facts = [method_name(attack), told, problem.set.describe(), list(problem.x.shape), problem.ids.tolist(), seed]
+    facts = [name_of(attack), told, problem.set.describe(), list(problem.x.shape), problem.ids.tolist(), seed]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 

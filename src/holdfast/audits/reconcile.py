@@ -360,7 +360,7 @@ def _methods(context: Context, parts: Sequence[Standing]) -> list[dict[str, Any]
     rows = []
     for name, given in chosen:
         kind = method(name)
-        card = kind.card  # type: ignore[attr-defined]
+        card = kind.card
         rows.append(
             {
                 "name": name, "title": card.title, "paper": card.paper, "section": card.section, "summary": card.summary,

@@ -18,7 +18,7 @@ from holdfast.audits.evidence import Standing
 from holdfast.audits.suites import suite_names
 from holdfast.core.cards import Card
 from holdfast.core.errors import UsageError, did_you_mean
-from holdfast.core.registry import card, method
+from holdfast.core.registry import card, create
 from holdfast.core.threat import Access, Goal, Norm
 
 __all__ = ["SPARED_SHARE", "Suite", "SuiteEntry", "SuiteRequest", "came_close", "load_suite", "where_gradients_fail"]
@@ -62,7 +62,7 @@ class SuiteEntry:
 
     def attack(self) -> Attack[Any, Any]:
         """The attack with its parameters."""
-        return method(self.method)(**self.parameters)
+        return create(self.method, Attack, **self.parameters)
 
     @property
     def card(self) -> Card:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from holdfast.certifiers.propagation.deployment import tie
 from holdfast.certifiers.proved import numbers, proved
-from holdfast.core.cards import Card, parameter
+from holdfast.core.cards import Card, parameter, refuse
 from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.registry import name_of
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
@@ -96,9 +97,7 @@ class GraphCertifier(ABC):
             UsageError: shapes that do not fit the graph.
             UnsupportedError: an operation without a bound, or a norm that the card lacks.
         """
-        if region.norm not in self.card.norms:
-            serves = ", ".join(self.card.norms)
-            raise UnsupportedError(f"{self.card.title} does not serve {region.norm}; it serves {serves}")
+        refuse(self.card, region.norm)
         graph = _as_claimed(graph)
         self.check_deployed(graph)
         least = tie(graph)
@@ -178,7 +177,7 @@ class GraphCertifier(ABC):
         self, graph: Graph, x: Tensor, y: Tensor, ball: LpBall, radius_max: float, tolerance: float = 0.01
     ) -> list[Certificate | None]:
         """The certificate of each sample at its largest proved radius, None where nothing is proved; see `radius`."""
-        name = type(self).__module__.rsplit(".", 1)[-1]
+        name = name_of(self)
         radii = [float(r) for r in self.radius(graph, x, y, ball, radius_max, tolerance)]
         arithmetic, claimed = self.arithmetic(graph), _as_claimed(graph).deployed
         deployed = None if claimed is None else str(claimed).removeprefix("torch.")

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.cards import Card
+from holdfast.core.cards import Card, refuse
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
@@ -130,8 +130,7 @@ class OracleCertifier(ABC):
             UnsupportedError: the method does not serve this norm, or not a model that answers at random.
             UsageError: x, y and ids do not agree, or radius_max is not positive.
         """
-        if norm not in self.card.norms:
-            raise UnsupportedError(f"{self.card.title} does not serve {norm}; it serves {', '.join(self.card.norms)}")
+        refuse(self.card, norm)
         if not x.is_floating_point():
             raise UsageError(f"inputs must be floating-point numbers, got {x.dtype}")
         if y.shape != (len(x),) or len(ids) != len(x):

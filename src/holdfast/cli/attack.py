@@ -144,10 +144,10 @@ def attack(
     from holdfast.attacks.attack import Attack
     from holdfast.attacks.engine import run
     from holdfast.attacks.semantic import SemanticAttack
-    from holdfast.attacks.shared import SharedAttack, method_name
+    from holdfast.attacks.shared import SharedAttack
     from holdfast.audits.export import ROWS, own_values
     from holdfast.core.files import write_whole
-    from holdfast.core.registry import method
+    from holdfast.core.registry import method, name_of
     from holdfast.core.threat import Access, Formulation
     from holdfast.judge.referee import Referee, Ruling
     from holdfast.models.fingerprint import fingerprint
@@ -182,10 +182,10 @@ def attack(
     if isinstance(tool, SharedAttack):
         more = opened_models(also, also_arch, plan)
         how = SharedRun(train_data, more, artefact, draws or tool.draws)
-        run_shared(method_name(tool), tool, context, out, how, as_json=format_ is o.FormatName.JSON)
+        run_shared(name_of(tool), tool, context, out, how, as_json=format_ is o.FormatName.JSON)
         return
     if isinstance(tool, SemanticAttack):
-        run_and_save(method_name(tool), tool, context, out, train_data, as_json=format_ is o.FormatName.JSON)
+        run_and_save(name_of(tool), tool, context, out, train_data, as_json=format_ is o.FormatName.JSON)
         return
     problem = context.problem(ids, None if eps is not None else float("inf"))
     if detector:

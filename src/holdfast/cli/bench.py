@@ -66,7 +66,7 @@ def transfer(
     from holdfast.audits.plan import Plan
     from holdfast.cli.opening import device_named, given, look_at_all, opened_models
     from holdfast.core.files import write_whole
-    from holdfast.core.registry import cards, method
+    from holdfast.core.registry import cards, create, method
     from holdfast.core.threat import Access
     from holdfast.report.matrix import render
     from holdfast.studies.transfer import transfer_matrix
@@ -81,10 +81,7 @@ def transfer(
         raise UsageError("--set needs one method; name it with --methods")
     tools = []
     for name in wanted:
-        kind = method(name)
-        if not issubclass(kind, Attack):
-            raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
-        tools.append(kind(**o.assignments(set_, kind)))
+        tools.append(create(name, Attack, **o.assignments(set_, method(name))))
     context = Context.open(plan, RunFolder(out), next(iter(opened.values())))
     look_at_all(opened, context.data, plan.threat, anyway=anyway)
     problem = context.problem(np.arange(len(context.data)))

@@ -55,10 +55,11 @@ def attacks(
 
     import numpy as np
 
+    from holdfast.attacks.attack import Attack
     from holdfast.audits.needs import JUDGED
     from holdfast.core.errors import BudgetError, UsageError
     from holdfast.core.files import write_whole
-    from holdfast.core.registry import method
+    from holdfast.core.registry import create
     from holdfast.core.threat import Access
     from holdfast.models.http import HttpModel
     from holdfast.report.comparison import write_comparison
@@ -92,7 +93,7 @@ def attacks(
     problem = context.problem(np.arange(len(context.data)), float("inf"))
     with progress() as tell:
         found = compare(
-            context.model, problem, {name: method(name)() for name in chosen}, passes=passes, seed=plan.seed,
+            context.model, problem, {name: create(name, Attack) for name in chosen}, passes=passes, seed=plan.seed,
             settings=context.settings, progress=tell,
         )  # fmt: skip
     about = f"{context.source}, {context.data.name}, seed {plan.seed}"

@@ -120,7 +120,7 @@ def _chosen(names: list[str], context: Context) -> list[str]:
     def asked(name: str) -> bool:
         kind = method(name)
         listed = issubclass(kind, GraphCertifier) and not issubclass(kind, Solver)
-        return (listed or name == "clever") and context.plan.norm in kind.card.norms  # type: ignore[attr-defined]
+        return (listed or name == "clever") and context.plan.norm in kind.card.norms
 
     return [name for name in registered("certifier") if asked(name)]
 
@@ -147,7 +147,7 @@ def _columns(
 
     from holdfast.attacks.attack import Attack
     from holdfast.core.errors import UnsupportedError
-    from holdfast.core.registry import method
+    from holdfast.core.registry import create
     from holdfast.studies.radii import certified, distances
 
     columns: list[Column] = []
@@ -163,10 +163,7 @@ def _columns(
         if not columns:
             raise UsageError("none of the methods serves this model and norm; see the notes above")
         if attack:
-            kind = method(attack)
-            if not issubclass(kind, Attack):
-                raise UsageError(f"{attack} is no attack; 'holdfast methods {attack}' says what it is")
-            columns.append(distances(context, attack, kind(), _told(tell)))
+            columns.append(distances(context, attack, create(attack, Attack), _told(tell)))
     return columns
 
 

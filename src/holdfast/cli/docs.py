@@ -22,6 +22,10 @@ __all__ = ["build", "pages", "shown"]
 _NOTICE = "<!-- written by `make docs`; do not edit -->\n"
 _ARCH = "--arch holdfast.models.zoo:digits_cnn"
 _EPS = {"l0": "5", "l1": "3", "l2": "0.5", "linf": "0.1"}
+_VERBS = {
+    "attack": "attack {}", "shared attack": "attack {}", "semantic attack": "attack {}",
+    "certifier": "certify {}", "set certifier": "certify {}", "training defence": "harden",
+}  # fmt: skip
 _SIGNS = {"works": "works", "part": "in part", "open": "open"}
 
 
@@ -70,7 +74,7 @@ def _index(cards: dict[str, dict[str, Any]]) -> str:
     out = [_NOTICE, "# Methods\n"]
     for group in dict.fromkeys(c["kind"] for c in cards.values()):
         out += [
-            f"## {group.capitalize()}s\n",
+            f"## {_plural(group).capitalize()}\n",
             "| name | | access or guarantee | norms | rows |",
             "|---|---|---|---|---|",
         ]
@@ -82,6 +86,10 @@ def _index(cards: dict[str, dict[str, Any]]) -> str:
         ]
         out.append("")
     return "\n".join(out)
+
+
+def _plural(kind: str) -> str:
+    return f"{kind[:-1]}ies" if kind.endswith("y") else f"{kind}s"
 
 
 def _coverage(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
@@ -128,8 +136,10 @@ def shown(name: str, of: str, norms: list[str], access: str | None) -> str:
         given += " --surrogate runs/demo/after.safetensors --surrogate-arch holdfast.models.zoo:digits_cnn"
     if of == "shared attack":
         given = f"--train-data digits:train {given}"
-    verbs = {"attack": f"attack {name}", "certifier": f"certify {name}", "defence": "harden"}
-    verb = verbs[of.rsplit(" ", 1)[-1]]  # the particular kinds are named after the general
+    verb = _VERBS.get(of)
+    if verb is None:  # a kind that no command serves yet
+        return ""
+    verb = verb.format(name)
     return f"holdfast {verb} {model} {given} --out /tmp/{name}"
 
 

@@ -224,9 +224,7 @@ def _attack(name: str, set_: list[str] | None) -> Any:
     from holdfast.attacks.attack import Attack
     from holdfast.core.registry import method
 
-    kind = method(name)
-    if not issubclass(kind, Attack):
-        raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
+    kind: Any = method(name, Attack)
     return kind(**o.assignments(set_, kind))
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
+from holdfast.core.errors import UnsupportedError
 from holdfast.core.threat import Access, Formulation, Goal, Guarantee, Norm, Phase
 
-__all__ = ["Card", "Parameter", "parameter", "parameters_of"]
+__all__ = ["Card", "Parameter", "parameter", "parameters_of", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -84,3 +85,20 @@ def parameters_of(method: type) -> tuple[Parameter, ...]:
         for f in fields(method)
         if "meaning" in f.metadata
     )
+
+
+def refuse(card: Card, norm: Norm | None = None, goal: Goal | None = None) -> None:
+    """Refuses, in words, a norm or a goal that the card lacks; what is None is not asked for.
+
+    Raises:
+        UnsupportedError: the message names what the method serves.
+
+    Example:
+        >>> refuse(Card("Toy", (), "", "", "", norms=(Norm.L1, Norm.L2)), Norm.LINF)
+        Traceback (most recent call last):
+        holdfast.core.errors.UnsupportedError: Toy has no linf form; it serves l1, l2
+    """
+    if norm is not None and norm not in card.norms:
+        raise UnsupportedError(f"{card.title} has no {norm} form; it serves {', '.join(card.norms)}")
+    if goal is not None and goal not in card.goals:
+        raise UnsupportedError(f"{card.title} has no {goal} form; use one of {', '.join(card.goals)}")

@@ -113,8 +113,9 @@ def candidates(norm: Norm, goal: Goal, access: Access, patterns: Sequence[str] =
     found = {n for pattern in patterns for n in names("attack", pattern.replace("-", "_").lower())}
     able: list[str] = []
     for name in sorted(found):
-        card = method(name).card  # type: ignore[attr-defined]
-        if Attack.supports(card, norm, goal) and Access.TRANSFER < card.access <= access:
+        card = method(name).card
+        asks = card.access is not None and Access.TRANSFER < card.access <= access
+        if asks and Attack.supports(card, norm, goal):
             able.append(name)
     return able
 

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.registry import method
+from holdfast.core.registry import create, method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.digits import load_digits
@@ -143,12 +144,12 @@ def scalability(
     Raises:
         UsageError: a method is no graph certifier, or an axis is unknown.
     """
-    tools = {name: method(name) for name in methods}
-    wrong = [name for name, kind in tools.items() if not issubclass(kind, GraphCertifier)]
+    wrong = [name for name in methods if not issubclass(method(name), GraphCertifier)]
     if wrong or set(axes) - set(BASE):
         raise UsageError(
             f"{', '.join(wrong) or sorted(set(axes) - set(BASE))}: graph certifiers and depth, width, side only"
         )
+    tools = {name: create(name, GraphCertifier) for name in methods}
     rows: list[Measured] = []
     left_out: list[tuple[str, str, int, str]] = []
     accuracy: dict[str, float] = {}
@@ -161,16 +162,16 @@ def scalability(
         x, y = x[right], y[right]
         graph = trace(net, x)
         ball = LpBall.uniform(norm, float("inf"), len(x))
-        broken = run(method(_ATTACK)(), Problem.of(x, y, ball), net, seed=seed).distance.double().clamp(max=1e9)
+        broken = run(create(_ATTACK, Attack), Problem.of(x, y, ball), net, seed=seed).distance.double().clamp(max=1e9)
         top = float(broken[broken < 1e9].max()) if bool((broken < 1e9).any()) else 1.0
-        for name, kind in tools.items():
+        for name, tool in tools.items():
             if (name, axis) in tired:
                 left_out.append((name, axis, size, f"took more than {limit:g} s at the size before"))
                 continue
             start = process_time()
             try:
                 with _memory() as rise:
-                    radius = kind().radius(graph, x, y, ball.with_eps(top / 4), top, tolerance=0.02)
+                    radius = tool.radius(graph, x, y, ball.with_eps(top / 4), top, tolerance=0.02)
             except UnsupportedError as refusal:
                 left_out.append((name, axis, size, str(refusal)))
                 continue

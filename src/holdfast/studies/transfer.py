@@ -20,6 +20,7 @@ from holdfast.attacks.engine import Run, Settings
 from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Access
 from holdfast.judge.desk import Model
 from holdfast.judge.judged import upheld
@@ -197,7 +198,7 @@ def transfer_matrix(
             progress(k + 1, len(sources))
     n = max(1, len(problem))
     return TransferMatrix(
-        attack=type(attack).__module__.rsplit(".", 1)[-1], title=attack.card.title,
+        attack=name_of(attack), title=attack.card.title,
         parameters={p.name: getattr(attack, p.name) for p in parameters_of(type(attack))},
         norm=str(problem.set.norm), eps=eps or f"{float(problem.set.eps.max()) if len(problem) else 0:g}",
         goal=str(problem.goal), samples=len(problem), seed=seed, sources=tuple(sources), targets=tuple(models),

@@ -24,7 +24,7 @@ from holdfast.attacks.engine import Settings, run
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.registry import method
+from holdfast.core.registry import create, method
 from holdfast.core.threat import Access, Guarantee, Norm
 from holdfast.core.verdict import Certificate, Clash, Witness, clash
 from holdfast.judge.referee import Referee
@@ -58,7 +58,7 @@ class Trial:
 
     def attack(self) -> Attack[Any, Any]:
         """The attack with its parameters."""
-        return method(self.method)(**self.parameters)
+        return create(self.method, Attack, **self.parameters)
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def held_out(norm: Norm, known: Trial, *, transfer: bool = False, queries: int =
     if norm is not Norm.L0:  # whose sets have no volume to match
         found += [Trial("apgd_ce", "other norm", other, {"steps": 50}) for other in _NORMS if other is not norm]
     same = (known.method, known.norm, dict(known.parameters))
-    cards = [(t, method(t.method).card) for t in found]  # type: ignore[attr-defined]
+    cards = [(t, method(t.method).card) for t in found]
     return tuple(t for t, c in cards if t.norm in c.norms and (t.method, t.norm, dict(t.parameters)) != same)
 
 
@@ -283,7 +283,7 @@ def _row(trial: Trial, problem: Problem, kept: np.ndarray, broken: Mapping[Trial
     survives = kept & ~broken[trial]
     rest = [b for t, b in broken.items() if t is not trial and t.norm is trial.norm]
     only = int((broken[trial] & ~_any(rest, kept)).sum())
-    title: str = method(trial.method).card.title  # type: ignore[attr-defined]
+    title: str = method(trial.method).card.title
     loss = trial.parameters.get("loss")
     return Row(
         trial.method, title if loss is None else f"{title}, {loss} loss", trial.kind, str(trial.norm),

@@ -441,7 +441,7 @@ def check_attack(attack: str | type[Attack[Any, Any]] | Attack[Any, Any], *, onl
     Example:
         >>> check_attack("pgd", only=["card", "eps-zero"])
     """
-    given = method(attack) if isinstance(attack, str) else attack
+    given: Any = method(attack, Attack) if isinstance(attack, str) else attack
     whole: Attack[Any, Any] = given() if isinstance(given, type) else given
     norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
     case = Case(whole, reduced(whole, FEW_STEPS), norm)

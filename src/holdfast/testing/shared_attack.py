@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.attacks.shared import Artefact, Fit, SharedAttack, evaluate, fit, method_name
+from holdfast.attacks.shared import Artefact, Fit, SharedAttack, evaluate, fit
 from holdfast.core.cards import parameters_of
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
-from holdfast.core.registry import method
+from holdfast.core.registry import method, name_of
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.distance import contains, within
@@ -78,7 +78,7 @@ def _card(case: _Case) -> None:
 
 def _artefact(case: _Case) -> None:
     made = case.fit().artefact
-    require(made.method == method_name(case.whole), f"the artefact names '{made.method}' as its method")
+    require(made.method == name_of(case.whole), f"the artefact names '{made.method}' as its method")
     with TemporaryDirectory() as folder:
         made.save(Path(folder) / "a.safetensors")
         again = Artefact.load(Path(folder) / "a.safetensors")

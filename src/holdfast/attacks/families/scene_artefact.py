@@ -18,11 +18,12 @@ from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.grid import valid
-from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState, method_name
+from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
 from holdfast.core.cards import parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Goal
 from holdfast.judge.gradients import Gradient
 from holdfast.judge.oracles import WhiteBoxOracle
@@ -205,7 +206,7 @@ class PhysicalAttack(SharedAttack):
 
     @override
     def artefact(self, state: SharedState) -> Artefact:
-        return Artefact(method_name(self), {k: state[k] for k in self.shown}, self.geometry())
+        return Artefact(name_of(self), {k: state[k] for k in self.shown}, self.geometry())
 
     @torch.no_grad()
     @override

@@ -18,7 +18,7 @@ from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.oracle_certifier import ModuleAsk
 from holdfast.certifiers.smoothing.cohen import Cohen
 from holdfast.core.errors import UnsupportedError, UsageError
-from holdfast.core.registry import method
+from holdfast.core.registry import create
 from holdfast.core.verdict import Certificate
 
 __all__ = ["certificates", "form", "prove", "proved_at", "triage"]
@@ -104,7 +104,7 @@ def _smoothing(context: Context, ids: np.ndarray) -> Payload:
 
 
 def _certifier(name: str) -> GraphCertifier:
-    return method(name)()
+    return create(name, GraphCertifier)
 
 
 def _records(ids: np.ndarray, found: list[Certificate | None]) -> dict[str, dict[str, Any]]:

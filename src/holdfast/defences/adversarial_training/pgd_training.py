@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.core.cards import Card, parameter
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.cards import Card, parameter, refuse
+from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm, Phase
 from holdfast.defences.training_defence import TrainingDefence
@@ -78,8 +78,7 @@ class PGDTraining(TrainingDefence):
     )
 
     def __post_init__(self) -> None:
-        if self.norm not in self.card.norms:
-            raise UnsupportedError(f"{self.card.title} has no {self.norm} form; it serves {', '.join(self.card.norms)}")
+        refuse(self.card, self.norm)
         if not self.eps > 0 or self.steps < 1 or not self.relative_step > 0:
             raise UsageError(
                 f"adversarial training needs eps, steps and step above 0, got {self.eps}, {self.steps} and "

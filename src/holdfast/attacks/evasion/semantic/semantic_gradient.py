@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.semantic import ImageAttack, gradient_search
-from holdfast.core.cards import Card, parameter
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.cards import Card, parameter, refuse
+from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.transforms.colour import BrightnessContrast, HueSaturation
 from holdfast.transforms.geometry import RotationTranslation
@@ -88,6 +88,5 @@ class SemanticGradient(ImageAttack):
     @override
     def search(self, transform: Transform) -> Attack[Any, Any]:
         made = gradient_search(self.attack, steps=self.steps, restarts=self.restarts)
-        if self.p not in made.card.norms:
-            raise UnsupportedError(f"{made.card.title} has no {self.p} form; it serves {', '.join(made.card.norms)}")
+        refuse(made.card, self.p)
         return made
