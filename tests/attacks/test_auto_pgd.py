@@ -25,6 +25,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.judge.desk import Desk
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.affine import affine_optimum
@@ -114,8 +115,8 @@ def watched(attack: AutoPGD, watch: Watch) -> AutoPGD:
     """The attack, with its states after each step kept."""
 
     class Watched(type(attack)):  # type: ignore[misc]
-        def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:
-            after = super().step(oracle, problem, state)
+        def step(self, ask: WhiteBoxAsk, state: State) -> State:
+            after = super().step(ask, state)
             watch.states.append(after)
             return after
 
@@ -166,9 +167,9 @@ def test_targets_are_the_nearest_classes_one_a_round() -> None:
     seen: dict[int, Tensor] = {}
 
     class Noting(APGDT):
-        def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
-            aims = super().aim(oracle, problem)
-            seen[int(problem.round[0])] = aims
+        def aim(self, ask: WhiteBoxAsk) -> Tensor:
+            aims = super().aim(ask)
+            seen[int(ask.problem.round[0])] = aims
             return aims
 
     tiny = ball_of(Norm.LINF, torch.full((len(x),), 1e-9, dtype=torch.float64))
@@ -225,11 +226,11 @@ def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[
     problem = Problem.of(x, model(x).argmax(1), ball)
     problem = replace(problem, draws=Draws(0, "test").of(problem.ids))
     desk = Desk(noting, problem, clean=model(x))
-    oracle = WhiteBoxOracle(desk)
-    state = attack.start(oracle, problem)
+    ask = WhiteBoxOracle(desk).on(problem)
+    state = attack.start(ask)
     for k in range(attack.iterations):
-        state = replace(attack.step(oracle, problem, state), step=np.full(len(x), k + 1))
-    attack.conclude(oracle, problem, state)
+        state = replace(attack.step(ask, state), step=np.full(len(x), k + 1))
+    attack.finalize(ask, state)
     assert len(asked) == attack.iterations + 1
     assert all(bool(contains(ball, batch, x).all()) for batch in asked)
     # FGSM in 40 steps of half a grid step gets as far as in one.

@@ -103,7 +103,7 @@ def test_tighten_finds_the_crossing_of_a_curved_margin():
     problem = minimal(Norm.LINF, x, y)
     desk = Desk(Curved(), problem, first=False)
     end = torch.ones(1, dtype=torch.float64)
-    tighten(desk.oracle(Access.WHITE_BOX), problem, lambda t: t.view(1, 1), end, torch.tensor([-0.973]), 20)
+    tighten(desk.oracle(Access.WHITE_BOX).on(problem), lambda t: t.view(1, 1), end, torch.tensor([-0.973]), 20)
     assert 0.3 <= desk.distance.item() < 0.35
 
 

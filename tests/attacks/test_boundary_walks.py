@@ -83,9 +83,9 @@ def test_the_estimate_nears_the_true_normal():
     x = torch.zeros(1, 32, dtype=torch.float64)
     problem, angles = drawn(free(Norm.L2, x), "geoda"), []
     for count in (50, 500, 20_000):
-        oracle = Desk(model, problem, first=False).oracle(Access.HARD_LABEL)
+        ask = Desk(model, problem, first=False).oracle(Access.HARD_LABEL).on(problem)
         normal, blocks = mean_direction(
-            oracle, problem, x, np.array([count]), torch.tensor([1e-3]).double(), GeoDA()._directions, np.zeros(1, int)
+            ask, x, np.array([count]), torch.tensor([1e-3]).double(), GeoDA()._directions, np.zeros(1, int)
         )
         assert blocks[0] == -(-count // 64)
         angles.append(float(torch.rad2deg(torch.acos((normal @ w / normal.norm()).clamp(max=1)))))
@@ -98,15 +98,15 @@ def test_the_estimates_of_geoda_grow_and_spend_what_is_left():
     problem, attack = drawn(free(Norm.L2, x), "geoda"), GeoDA(queries=6000, ratio=0.6, each=600, fewest=1)
     model, _ = plane(16, 0.7)
     desk = Desk(model, problem, first=False, budget=attack.budget)
-    oracle, counts = desk.oracle(Access.HARD_LABEL), []
-    state = attack.start(oracle, problem)
+    ask, counts = desk.oracle(Access.HARD_LABEL).on(problem), []
+    state = attack.start(ask)
     for k in range(attack.iterations):
         state.step[:] = k
-        counts.append(int(attack._directions_now(oracle.left(problem.rows), problem, state)))
-        state = attack.step(oracle, problem, state)
+        counts.append(int(attack._directions_now(ask.left, problem, state)))
+        state = attack.step(ask, state)
     ratios = [b / a for a, b in pairwise(counts[3:])]
     assert all(abs(r - 0.6 ** (-2 / 3)) < 0.1 for r in ratios)
-    assert 0 <= int(oracle.left(problem.rows)) < 40
+    assert 0 <= int(ask.left) < 40
 
 
 def test_candidates_lie_on_the_sphere_and_inward_of_it():
@@ -135,11 +135,11 @@ def test_step_sizes_follow_the_rates(always, grows):
     state = BoundaryState.at(
         x + 1, sideways=size, inward=size, asked=none, held=none, over=torch.zeros(2, dtype=torch.bool)
     )
-    oracle = Desk(Constant(), problem, first=False, budget=Budget(queries=1000)).oracle(Access.HARD_LABEL)
+    ask = Desk(Constant(), problem, first=False, budget=Budget(queries=1000)).oracle(Access.HARD_LABEL).on(problem)
     for k in range(attack.window * attack.every):
         state.step[:] = k
-        state = attack.step(oracle, problem, state)
-    assert (oracle.left(problem.rows) == 1000 - attack.window * (attack.every + 1)).all()
+        state = attack.step(ask, state)
+    assert (ask.left == 1000 - attack.window * (attack.every + 1)).all()
     assert bool((state.sideways > 0.01).all()) is grows
     assert bool((state.inward > 0.01).all()) is grows
 

@@ -49,11 +49,11 @@ def plane(norm, n=3):
 @pytest.mark.parametrize("off", [0.6, 0.999, 1.001, 1.7])
 def test_g_is_the_closed_form_on_a_plane(norm, off):
     _, problem, desk, unit, g = plane(norm)
-    oracle = desk.oracle(Access.HARD_LABEL)
-    low, high = bracket(oracle, problem, unit, off * g, 0.01 * g, outward=True)
+    ask = desk.oracle(Access.HARD_LABEL).on(problem)
+    low, high = bracket(ask, unit, off * g, 0.01 * g, outward=True)
     assert (low < g).all()
     assert (high >= g).all()
-    low, high = narrow(oracle, problem, unit, low, high, 1e-6 * g)
+    low, high = narrow(ask, unit, low, high, 1e-6 * g)
     assert (high >= g * (1 - 1e-12)).all()
     assert (high - g <= 1e-6 * g).all()
     assert torch.allclose(distance(norm, way(problem, unit, high) - problem.x), high)
@@ -61,7 +61,7 @@ def test_g_is_the_closed_form_on_a_plane(norm, off):
 
 def test_a_guess_that_is_not_adversarial_costs_one_query_inward():
     _, problem, desk, unit, g = plane(Norm.L2)
-    low, high = bracket(desk.oracle(Access.HARD_LABEL), problem, unit, 0.9 * g, 0.01 * g, outward=False)
+    low, high = bracket(desk.oracle(Access.HARD_LABEL).on(problem), unit, 0.9 * g, 0.01 * g, outward=False)
     assert high.isinf().all()
     assert torch.equal(low, 0.9 * g)
     assert desk.ledger.queries.tolist() == [1, 1, 1]
@@ -71,7 +71,7 @@ def test_each_sample_asks_what_its_own_interval_needs():
     _, problem, desk, unit, g = plane(Norm.L2)
     low = g - torch.tensor([0.5, 0.1, 0.1]).double()
     high = g + torch.tensor([0.5, 0.1, float("inf")]).double()
-    narrow(desk.oracle(Access.HARD_LABEL), problem, unit, low, high, torch.tensor([1 / 64, 0.11, 0.01]).double())
+    narrow(desk.oracle(Access.HARD_LABEL).on(problem), unit, low, high, torch.tensor([1 / 64, 0.11, 0.01]).double())
     assert desk.ledger.queries.tolist() == [6, 1, 0]
 
 
@@ -79,11 +79,11 @@ def test_each_sample_asks_what_its_own_interval_needs():
 def test_a_label_is_the_sign_of_the_derivative_of_g(norm):
     w, problem, desk, unit, g = plane(norm)
     turn = torch.full_like(g, 1e-3)
-    oracle, agree = desk.oracle(Access.HARD_LABEL), []
+    ask, agree = desk.oracle(Access.HARD_LABEL).on(problem), []
     for k in range(40):
         new = turned(problem, unit, g, numbers(k + 10, *unit.shape), turn)
         falls = new @ w - unit @ w  # g = gap / <w, unit>
-        agree.append(SignOPT().weigh(oracle, problem, new, g, turn) == falls.sign())
+        agree.append(SignOPT().weigh(ask, new, g, turn) == falls.sign())
     assert torch.stack(agree).all()
     assert desk.ledger.queries.tolist() == [40] * 3
 
@@ -92,7 +92,7 @@ def test_a_measured_distance_is_the_difference_of_g():
     w, problem, desk, unit, g = plane(Norm.L2)
     turn = torch.full_like(g, 1e-3)
     new = turned(problem, unit, g, numbers(5, *unit.shape), turn)
-    gain = OPT().weigh(desk.oracle(Access.HARD_LABEL), problem, new, g, turn)
+    gain = OPT().weigh(desk.oracle(Access.HARD_LABEL).on(problem), new, g, turn)
     true = (g - (2.0 - problem.x @ w) / (new @ w)) / (g * turn)
     assert (gain - true).abs().max() <= 2 / 500
 
@@ -105,9 +105,9 @@ def test_the_estimate_approaches_the_gradient_of_g(kind, directions):
     angles = []
     for count in (directions // 16, directions):
         attack = kind(directions=count, queries=10**6)
-        oracle = desk.oracle(Access.HARD_LABEL)
-        state = replace(attack.start(oracle, problem), x=way(problem, unit, g * (1 + 1e-9)))
-        better = attack.estimate(oracle, problem, state, g, np.full(3, count))
+        ask = desk.oracle(Access.HARD_LABEL).on(problem)
+        state = replace(attack.start(ask), x=way(problem, unit, g * (1 + 1e-9)))
+        better = attack.estimate(ask, state, g, np.full(3, count))
         angles.append(torch.nn.functional.cosine_similarity(better, true))
     assert (angles[1] > angles[0]).all()
     assert (angles[1] > 0.95).all()
@@ -190,7 +190,7 @@ def test_rays_flips_ever_smaller_blocks_of_the_free_features():
     ball = LpBall.uniform(Norm.LINF, 1.0, 1, mask=mask)
     problem = Problem.of(torch.full((1, 6), 0.5), torch.tensor([0]), ball)
     model = Affine(torch.zeros(2, 6), torch.tensor([1.0, 0.0]))
-    state = RayS().start(Desk(model, problem).oracle(Access.HARD_LABEL), problem)
+    state = RayS().start(Desk(model, problem).oracle(Access.HARD_LABEL).on(problem))
     seen = []
     for _ in range(12):
         sign, last, level, block = _flip(state)

@@ -66,8 +66,9 @@ class TestGradient:
             job = Run(attack, problem, Noisy(), first=False)
             with torch.random.fork_rng():
                 torch.manual_seed(3)
-                state = attack.start(job.oracle, job.problem)
-                grad, _ = attack.ascent(job.oracle, job.problem, state)
+                ask = job.oracle.on(job.problem)
+                state = attack.start(ask)
+                grad, _ = attack.ascent(ask, state)
             assert torch.allclose(grad.mean(), torch.ones(()).double(), atol=5 / (n * d * draws) ** 0.5)
             spread[draws] = float(grad.var())
         assert spread[1] == pytest.approx(1.0, rel=0.1)

@@ -31,9 +31,9 @@ def test_the_angle_to_the_true_normal_falls():
     problem = Problem(**{**vars(problem), "draws": Draws(0, "hopskipjump").of(problem.ids)})
     attack, angles = HopSkipJump(), []
     for count in (50, 500, 20_000):
-        oracle = Desk(model, problem, first=False).oracle(Access.HARD_LABEL)
+        ask = Desk(model, problem, first=False).oracle(Access.HARD_LABEL).on(problem)
         state = HopSkipJumpState.at(x, over=torch.zeros(1, dtype=torch.bool), blocks=np.zeros(1, dtype=np.int64))
-        normal, blocks = attack._normal(oracle, problem, state, np.array([count]), torch.tensor([1e-3]).double())
+        normal, blocks = attack._normal(ask, state, np.array([count]), torch.tensor([1e-3]).double())
         assert blocks[0] == -(-count // 64)
         angles.append(float(torch.rad2deg(torch.acos((normal @ w / w.norm()).clamp(max=1)))))
     assert angles[0] > angles[1] > angles[2]

@@ -122,8 +122,8 @@ def test_a_start_asks_only_for_samples_that_need_one():
     job = Run(FMN(), minimal(Norm.LINF, x, torch.zeros(2, dtype=torch.int64)), Dead())
     one = job.problem.select(torch.tensor([0]).numpy())
     job.oracle.logits(torch.full_like(one.x, 0.9), one.rows)
-    point, found = adversarial_start(job.oracle, job.problem)
-    assert found.all()
+    point, started = adversarial_start(job.oracle.on(job.problem))
+    assert started.all()
     assert (point[0] == 0.9).all()
     assert job.desk.ledger.forwards[0] == 1
     assert job.desk.ledger.forwards[1] > 1
@@ -134,9 +134,9 @@ def test_the_walk_back_shortens_and_stays_in_the_set(norm):
     x, y = digits(20)
     job = Run(FMN(), minimal(norm, x, y), net())
     net().eval()
-    adversarial_start(job.oracle, job.problem)
+    adversarial_start(job.oracle.on(job.problem))
     before = job.desk.distance.clone()
-    finish(job.oracle, job.problem, 12)
+    finish(job.oracle.on(job.problem), 12)
     net().train()
     after = job.desk.distance
     assert after.isfinite().all()

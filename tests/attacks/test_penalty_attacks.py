@@ -105,7 +105,7 @@ def test_the_search_brackets_the_weight():
 def test_the_hinge_is_that_of_the_paper(target):
     scores = torch.tensor([[-5.0, -7.0, -9.0], [1.0, 3.0, 2.0]])  # negative logits: a mask of 0 would win
     p = boundless(Norm.L2, scores, torch.tensor([0, 1]), target)
-    f = hinge(Desk(lambda x: x, p).oracle(Access.WHITE_BOX), p, p.x, 0.5)
+    f = hinge(Desk(lambda x: x, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
     expected = [2.5, 1.5] if target is None else [4.5, 2.5]
     assert f.value.tolist() == expected
 
@@ -194,10 +194,10 @@ def test_lbfgs_finds_the_minimum_that_scipy_finds():
     two = Affine(model.weight.detach()[[0, 1]], model.bias.detach()[[0, 1]])
     y = two(x).argmax(1)
     problem, attack = free(Norm.L2, x, y), LBFGS(steps=400, searches=1, c=0.3)
-    oracle = Desk(two, problem, first=False).oracle(Access.WHITE_BOX)
-    state = attack.start(oracle, problem)
+    ask = Desk(two, problem, first=False).oracle(Access.WHITE_BOX).on(problem)
+    state = attack.start(ask)
     for _ in range(60):
-        state = attack.step(oracle, problem, state)
+        state = attack.step(ask, state)
     w, b = two.weight.detach().numpy(), two.bias.detach().numpy()
     for k in range(4):
         clean, own = x[k].flatten().numpy(), int(y[k])
@@ -242,10 +242,10 @@ def test_nearer_than_deepfool_on_a_network():
 def test_confidence_is_kept_for_transfer():
     (x, y), model = digits(6), affine_digits()
     problem, attack = free(Norm.L2, x, y), CarliniWagner(kappa=2.0, steps=100)
-    oracle = Desk(model, problem, first=False).oracle(Access.WHITE_BOX)
-    state = attack.start(oracle, problem)
+    ask = Desk(model, problem, first=False).oracle(Access.WHITE_BOX).on(problem)
+    state = attack.start(ask)
     for _ in range(300):
-        state = attack.step(oracle, problem, state)
+        state = attack.step(ask, state)
     margin = problem.criterion.margin(model(state.x), y, problem.target)
     assert state.reach.isfinite().all()
     assert (margin <= -2.0).all()

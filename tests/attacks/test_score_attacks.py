@@ -280,9 +280,9 @@ def test_low_frequencies_come_first_and_none_twice() -> None:
     model = model_of((2, 8, 8))
     x, y = points(model, (2, 8, 8), 2)
     problem = bound(Problem.of(x, y, ball(Norm.L2, 1.0, 2)), "simba")
-    oracle: Any = Desk(model, problem).oracle(Access.SOFT_LABEL)
+    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = SimBA()
-    order = attack.start(oracle, problem).order.long()
+    order = attack.start(ask).order.long()
     assert bool((order.sort(1).values == torch.arange(128)).all())
     assert not torch.equal(order[0], order[1])
     ring = torch.maximum(order % 64 // 8, order % 8)
@@ -316,9 +316,9 @@ def test_spsa_follows_adam_on_a_linear_model() -> None:
     x = torch.full((2, 4), 0.5).double()
     y = model(x).argmax(1)
     problem = bound(Problem.of(x, y, ball(Norm.LINF, 0.1, 2)), "spsa")
-    oracle: Any = Desk(model, problem).oracle(Access.SOFT_LABEL)
+    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = SPSA(queries=100_000, directions=400, rate=0.25)
-    state = attack.step(oracle, problem, attack.start(oracle, problem))
+    state = attack.step(ask, attack.start(ask))
     way = (model.weight[1 - y] - model.weight[y]).sign()
     torch.testing.assert_close(state.x - x, 0.025 * way, rtol=0, atol=1e-6)
     # few queries: as many steps, with fewer directions
@@ -342,11 +342,11 @@ def test_the_prior_of_bandits_turns_to_the_gradient(norm: Norm) -> None:
     x = torch.full((3, 20), 0.5).double()
     y = model(x).argmax(1)
     problem = bound(Problem.of(x, y, ball(norm, 1e-3, 3)), "bandits")
-    oracle: Any = Desk(model, problem).oracle(Access.SOFT_LABEL)
+    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = Bandits(queries=2000)
-    state = attack.start(oracle, problem)
+    state = attack.start(ask)
     for k in range(200):
-        state = replace(attack.step(oracle, problem, state), step=np.full(3, k + 1))
+        state = replace(attack.step(ask, state), step=np.full(3, k + 1))
     true = model.weight[1 - y] - model.weight[y]
     cosine = torch.cosine_similarity(_primal(norm, state.dual), true, dim=1)
     assert bool((cosine > 0.7).all()), cosine

@@ -15,7 +15,7 @@ from holdfast.attacks.evasion.soft.square import Square, SquareState, _extent, _
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import between, contains
 from holdfast.numerics.project import linf_bounds
 
@@ -131,8 +131,8 @@ def test_same_result_whatever_the_slots(norm: Norm) -> None:
 class Watched(Square):
     values: list[Tensor]
 
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: State) -> State:
-        after = super().step(oracle, problem, state)
+    def step(self, ask: SoftLabelAsk, state: State) -> State:
+        after = super().step(ask, state)
         assert isinstance(after, SquareState)
         self.values.append(after.value)
         return after

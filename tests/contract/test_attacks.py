@@ -45,25 +45,25 @@ def test_an_unknown_check_is_refused():
 class Idle(PGD):
     """Asks about the clean input for ever."""
 
-    def step(self, oracle, problem, state):
-        oracle.logits(problem.x, problem.rows)
-        return replace(state, x=problem.x)
+    def step(self, ask, state):
+        ask.scores(ask.problem.x)
+        return replace(state, x=ask.problem.x)
 
 
 @dataclass(frozen=True)
 class GlobalNoise(PGD):
     """Draws from the global generator."""
 
-    def step(self, oracle, problem, state):
-        return super().step(oracle, problem, replace(state, x=state.x + 0.01 * torch.rand_like(state.x)))
+    def step(self, ask, state):
+        return super().step(ask, replace(state, x=state.x + 0.01 * torch.rand_like(state.x)))
 
 
 @dataclass(frozen=True)
 class Shared(PGD):
     """Lets one sample's step depend on the others."""
 
-    def step(self, oracle, problem, state):
-        after = super().step(oracle, problem, state)
+    def step(self, ask, state):
+        after = super().step(ask, state)
         return replace(after, x=torch.where(after.x.mean() > 0.31, after.x, state.x))
 
 
@@ -71,13 +71,13 @@ class Shared(PGD):
 class Backward(PGD):
     """Leaves gradients in the model."""
 
-    def step(self, oracle, problem, state):
-        def loss(scores):
+    def step(self, ask, state):
+        def loss(scores, y, target):
             scores.sum().backward(retain_graph=True)
             return scores.sum(1)
 
-        oracle.gradient(state.x, problem.rows, loss)
-        return super().step(oracle, problem, state)
+        ask.gradient(state.x, loss)
+        return super().step(ask, state)
 
 
 @dataclass(frozen=True)
@@ -98,19 +98,18 @@ class Undeclared(PGD):
 class Crashes(PGD):
     """Cannot take inputs that are no images."""
 
-    def step(self, oracle, problem, state):
+    def step(self, ask, state):
         assert state.x.ndim == 4
-        return super().step(oracle, problem, state)
+        return super().step(ask, state)
 
 
 @dataclass(frozen=True)
 class Proud(PGD):
     """Takes a large spread of the scores for a reason to stop."""
 
-    def step(self, oracle, problem, state):
-        scores, _ = oracle.logits(state.x, problem.rows)
-        spread = scores.std(1)
-        after = super().step(oracle, problem, state)
+    def step(self, ask, state):
+        spread = ask.scores(state.x).scores.std(1)
+        after = super().step(ask, state)
         return replace(after, x=torch.where((spread < 100).view(-1, 1, 1, 1), after.x, state.x))
 
 
@@ -118,8 +117,8 @@ class Proud(PGD):
 class Narrow(PGD):
     """Knows no other inputs than those in [0, 1]."""
 
-    def step(self, oracle, problem, state):
-        after = super().step(oracle, problem, state)
+    def step(self, ask, state):
+        after = super().step(ask, state)
         return replace(after, x=after.x.clamp(0, 1))
 
 
@@ -131,10 +130,9 @@ class Content(PGD):
     random_start: bool = parameter(False, "whether it starts elsewhere", "planted")
     relative_step: float = parameter(0.05, "step as a share of eps", "planted")
 
-    def step(self, oracle, problem, state):
-        after = super().step(oracle, problem, state)
-        scores, _ = oracle.logits(state.x, problem.rows)
-        right = scores.argmax(1) == problem.y
+    def step(self, ask, state):
+        after = super().step(ask, state)
+        right = ask.scores(state.x).scores.argmax(1) == ask.problem.y
         return replace(after, x=torch.where(right.view(-1, *(1,) * (state.x.ndim - 1)), after.x, state.x))
 
 

@@ -48,7 +48,7 @@ def _problem(grid: Fraction | None = None) -> Problem:
 def test_an_ask_has_no_method_beyond_its_access(access: Access, has: tuple[str, ...], lacks: tuple[str, ...]) -> None:
     p = _problem()
     ask = Desk(Seen(), p).oracle(access).on(p)
-    for one in (ask, ask.at(np.array([1])), ask.off_grid):
+    for one in (ask, ask.at(np.array([1])), ask.as_given):
         assert all(hasattr(one, name) for name in has)
         assert not any(hasattr(one, name) for name in lacks)
 
@@ -103,7 +103,7 @@ def test_the_model_is_only_shown_valid_points_unless_the_grid_is_left_out_by_nam
     assert torch.equal(asked, ask.valid(off))
     assert not torch.equal(asked, off)
     model.inputs.clear()
-    assert torch.equal(ask.off_grid.gradient(off).x, off)
+    assert torch.equal(ask.as_given.gradient(off).x, off)
     assert torch.equal(model.inputs[0], off)
 
 

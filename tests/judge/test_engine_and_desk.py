@@ -18,9 +18,10 @@ from holdfast.core.errors import BudgetError, UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.judge.desk import Desk
 from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle, WhiteBoxOracle
+from holdfast.judge.oracles import WhiteBoxOracle
 
 
 class Counting(nn.Module):
@@ -277,17 +278,17 @@ def test_precision_is_confirmed(model, problem):
 
 
 @dataclass(frozen=True)
-class _Peeks(Attack[HardLabelOracle, State]):
+class _Peeks(Attack[HardLabelAsk, State]):
     card: ClassVar[Card] = Card(
         "Peeks", (), "", "", "", access=Access.HARD_LABEL, formulation=Formulation.BUDGET, norms=(Norm.LINF,)
     )
     iterations = 1
 
-    def start(self, oracle, problem):
-        return State.at(problem.x)
+    def start(self, ask):
+        return State.at(ask.problem.x)
 
-    def step(self, oracle, problem, state):
-        oracle.gradient(state.x, problem.rows, None)
+    def step(self, ask, state):
+        ask.gradient(state.x)
         return state
 
 

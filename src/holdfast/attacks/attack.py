@@ -15,12 +15,12 @@ from holdfast.core.cards import Card, refuse
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Formulation, Goal, Norm
+from holdfast.judge.asks import HardLabelAsk, WhiteBoxAsk
 from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
 
 __all__ = ["Attack", "State"]
 
-O_contra = TypeVar("O_contra", bound=HardLabelOracle, contravariant=True)
+A_contra = TypeVar("A_contra", bound=HardLabelAsk, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _join(a: Any, b: Any) -> Any:
 S = TypeVar("S", bound=State)
 
 
-class Attack(ABC, Generic[O_contra, S]):
+class Attack(ABC, Generic[A_contra, S]):
     """An attack is a frozen dataclass of its parameters with the paper's loop in `start` and `step`; the engine owns
     everything else: who is in the batch, what is settled, budgets, restarts, witnesses.
 
@@ -96,18 +96,27 @@ class Attack(ABC, Generic[O_contra, S]):
 
     @property
     def rounds(self) -> int:
-        """How often a sample may be started anew: restarts, or targets, or both. `problem.round` tells which it is."""
-        return 1
+        """How often a sample may be started anew: restarts, or targets, or both; the field ``restarts``, if there is one.
+        `problem.round` tells which it is.
+        """
+        return int(getattr(self, "restarts", 1))
 
     @property
-    @abstractmethod
     def iterations(self) -> int:
-        """Steps of one round."""
+        """Steps of one round: the field ``steps``, else ``queries``, for a step asks one at least.
+
+        Raises:
+            UsageError: the attack has neither field and does not override this.
+        """
+        made = getattr(self, "steps", getattr(self, "queries", None))
+        if made is None:
+            raise UsageError(f"{type(self).__name__} must have a field steps or queries, or say its iterations")
+        return int(made)
 
     @property
     def budget(self) -> Budget:
-        """The attack's own limits for a sample over all rounds."""
-        return Budget()
+        """The attack's own limits for a sample over all rounds: the field ``queries``, if there is one."""
+        return Budget(queries=getattr(self, "queries", None))
 
     @property
     def passes(self) -> int:
@@ -140,15 +149,19 @@ class Attack(ABC, Generic[O_contra, S]):
         return changed
 
     @abstractmethod
-    def start(self, oracle: O_contra, problem: Problem) -> S:
-        """The state of new samples, with ``step`` 0."""
+    def start(self, ask: A_contra) -> S:
+        """The state of new samples, those of ``ask.problem``, with ``step`` 0."""
 
     @abstractmethod
-    def step(self, oracle: O_contra, problem: Problem, state: S) -> S:
-        """One iteration for the samples in the slots; ``problem`` and ``state`` are aligned row by row."""
+    def step(self, ask: A_contra, state: S) -> S:
+        """One iteration for the samples in the slots; ``ask.problem`` and ``state`` are aligned row by row."""
 
-    def conclude(self, oracle: O_contra, problem: Problem, state: S) -> None:
-        """Asks what is left to ask when a round is up, as a rule the last iterate; nothing by default."""
+    def finalize(self, ask: A_contra, state: S) -> None:
+        """Asks what is left to ask when a round is up: the last iterate, which a step has moved since its gradient was
+        asked. Nothing where labels or scores lead the search, for what such a search keeps has been asked.
+        """
+        if isinstance(ask, WhiteBoxAsk):
+            ask.scores(state.x)
 
     def finished(self, state: S) -> Tensor | None:
         """(n,) bool: samples whose round has converged before its steps are up; None if the attack cannot tell."""

@@ -166,7 +166,7 @@ class Run:
         rows, rounds = np.array([self._queue.popleft() for _ in range(min(free, len(self._queue)))]).T
         fresh = self.problem.select(rows)
         fresh = replace(fresh, round=rounds, draws=self._draws.of(fresh.ids, rounds))
-        state = self.attack.start(self.oracle, fresh)
+        state = self.attack.start(self.oracle.on(fresh))
         if self._state is None or self._view is None or used == 0:
             self._view, self._state = fresh, state
         else:
@@ -177,7 +177,7 @@ class Run:
     def _step(self) -> None:
         if self._state is None or self._view is None or not len(self._state.step):
             return
-        state = self.attack.step(self.oracle, self._view, self._state)
+        state = self.attack.step(self.oracle.on(self._view), self._state)
         self._state = replace(state, step=self._state.step + 1)
         self._tick += 1
         self._leave(force=self._tick % self._every == 0)
@@ -212,7 +212,7 @@ class Run:
         if self.transfer:
             self.judge.logits(state.x, view.rows)
         else:
-            self.attack.conclude(self.oracle, view, state)
+            self.attack.finalize(self.oracle.on(view), state)
 
     def _report(self) -> None:
         if self.progress is not None:

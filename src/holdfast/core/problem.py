@@ -114,6 +114,11 @@ class Problem:
             raise UsageError("this problem has no draws; run it through the engine")
         return self.draws
 
+    @property
+    def ball(self) -> LpBall:
+        """The set without its grid, to search in: projecting on a grid after each step would undo every smaller step."""
+        return self.set if self.set.grid is None else replace(self.set, grid=None)
+
     def in_units(self) -> Problem:
         """The same problem counted in the width of its box (`LpBall.unit`), so that no step or radius depends on it.
 

@@ -217,8 +217,10 @@ class HardLabelAsk:
         return type(self)(self._oracle, self.problem.select(rows), snaps=self._snaps)
 
     @property
-    def off_grid(self) -> Self:
-        """The same ask without a grid, for questions about the model between valid points; what they find is no witness."""
+    def as_given(self) -> Self:
+        """The same ask, which takes points as they are: those that are valid already, and questions about the model between
+        valid points, whose answers are no witnesses.
+        """
         return type(self)(self._oracle, self.problem, snaps=False)
 
     def valid(self, points: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ def _untouched(case: Case) -> None:
     case.run(problem)
     require(_state_of(model)[0] == before[0][0], "parameters or buffers of the model were changed")
     require(_state_of(model)[1] == before[0][1], "training mode or requires_grad of a part of the model was changed")
-    require(all(p.grad is None for p in model.parameters()), "gradients were left in the model: use the oracle's")
+    require(all(p.grad is None for p in model.parameters()), "gradients were left in the model: use those of the ask")
     after = _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
     require(after == before[1], "an input of the problem was changed in place")
     require(problem.x.grad is None and not problem.x.requires_grad, "requires_grad was switched on in the input")
@@ -306,13 +306,14 @@ def _access(case: Case) -> None:
     else:
         out = case.run(problem, Queried(net(), tells))
         job = Run(case.small, problem, Queried(net(), tells))
-        more = [name for name in _MORE[access] if hasattr(job.oracle, name)]
+        ask = job.oracle.on(job.problem)
+        more = [name for name in _MORE[access] if hasattr(job.oracle, name) or hasattr(ask, name)]
         require(not more, f"the oracle of {access.label} access must not have {more}")
     same(base, out, f"through an interface that shows no more than {access.label} access")
 
 
 _MORE = {
-    Access.HARD_LABEL: ("log_probs", "clean", "logits", "gradient", "jacobian", "features"),
+    Access.HARD_LABEL: ("log_probs", "clean", "scores", "losses", "logits", "gradient", "jacobian", "features"),
     Access.SOFT_LABEL: ("logits", "gradient", "jacobian", "features"),
 }
 

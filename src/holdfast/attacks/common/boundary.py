@@ -7,16 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.attacks.common.grid import valid
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import distance
 from holdfast.numerics.hyperplane import affine_distance, project_on_hyperplane
 
-__all__ = ["criterion_plane", "deepfool_step", "leave_a_class", "nearest_plane", "onto_plane", "rivals", "tighten"]
+__all__ = ["deepfool_step", "leave_a_class", "nearest_plane", "onto_plane", "rivals", "tighten"]
 
 _IN_BOX = 3
 _PAST = 0.05
@@ -31,16 +30,6 @@ def leave_a_class(title: str, problem: Problem) -> None:
     if not isinstance(problem.criterion, Misclassified):
         name = type(problem.criterion).__name__
         raise UnsupportedError(f"{title} walks on the boundaries between a class and others; it cannot serve {name}")
-
-
-def criterion_plane(oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The criterion's margin at x (n,) and its gradient (n, \\*features): one forward and one backward.
-
-    Targeted, where the margin vanishes is the boundary between the target and whichever class is best at x. What
-    rounding may move it by counts as still to go: a walk that ends at a tie has crossed nothing.
-    """
-    scores, margin, normal, _ = oracle.gradient(x, problem.rows, problem.criterion.margin, problem.y, problem.target)
-    return margin + problem.criterion.unsure(scores, problem.y, problem.target), normal.nan_to_num(0.0)
 
 
 def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -124,30 +113,27 @@ def onto_plane(norm: Norm, x: Tensor, value: Tensor, normal: Tensor, low: Tensor
     return (x + project_on_hyperplane(norm, x, normal, offset, low, high)).clamp(low, high)
 
 
-def tighten(
-    oracle: WhiteBoxOracle, problem: Problem, path: Callable[[Tensor], Tensor], high: Tensor, margin: Tensor, steps: int
-) -> None:
+def tighten(ask: WhiteBoxAsk, path: Callable[[Tensor], Tensor], high: Tensor, margin: Tensor, steps: int) -> None:
     """Asks points of a ray from x to an adversarial point, ever nearer to where it crosses the boundary.
 
     Each step asks a little past the crossing that the margins at both ends foretell (regula falsi), so that on an
     affine model the excess falls twentyfold a step. The desk keeps the nearest witness among the points.
 
     Args:
-        oracle: of the model.
-        problem: the samples.
+        ask: about the samples.
         path: (n,) float64 -> (n, \\*features); ``path(0)`` is x.
         high: (n,) float64 where the ray is adversarial.
         margin: (n,) the criterion's margin there, negative.
         steps: forwards a sample.
     """
+    problem = ask.problem
     low = torch.zeros_like(high)
-    at_low = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
+    at_low = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
     at_high = margin.double()
     for _ in range(steps):
         share = (at_low / (at_low - at_high)).nan_to_num(0.5).clamp(0.0, 1.0)
         middle = low + (high - low) * (share + _PAST * (1 - share))
-        scores, answered = oracle.logits(valid(problem, path(middle)), problem.rows)
-        value = problem.criterion.margin(scores, problem.y, problem.target).double()
-        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
+        answer = ask.scores(path(middle))
+        value, over = answer.margin.double(), answer.adversarial
         low, at_low = torch.where(over, low, middle), torch.where(over, at_low, value.clamp_min(0))
         high, at_high = torch.where(over, middle, high), torch.where(over, value, at_high)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from holdfast.attacks.common.canvas import canvas
+from holdfast.attacks.common.image_view import image_view
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
@@ -141,14 +141,14 @@ def resizing(problem: Problem, probability: float, least: float, asked: np.ndarr
     Returns:
         (n, H, H) and (n, W, W), the dtype of x.
     """
-    _, h, w = canvas(problem)
+    _, h, w = image_view(problem)
     u = problem.keyed.uniform("resize", (4,), asked).to(problem.x.device, torch.float64)
     size, dtype = torch.where(u[:, 0] < probability, u[:, 1], 1.0), problem.x.dtype
     return placing(h, least, size, u[:, 2]).to(dtype), placing(w, least, size, u[:, 3]).to(dtype)
 
 
 def _mapped(problem: Problem, x: Tensor, down: Tensor, across: Tensor) -> Tensor:
-    return resized(x.reshape(-1, *canvas(problem)), down, across).reshape(x.shape)
+    return resized(x.reshape(-1, *image_view(problem)), down, across).reshape(x.shape)
 
 
 def gaussian(kernel: int) -> Tensor:
@@ -167,7 +167,7 @@ def smoothed(problem: Problem, grad: Tensor, kernel: int | None) -> Tensor:
     """(n, \\*features) each channel convolved with the Gaussian of two dimensions (of one, for a strip)."""
     if kernel == 1:
         return grad
-    _, h, w = canvas(problem)
+    _, h, w = image_view(problem)
     if kernel is None:
         kernel = max(3, 2 * round((_KERNEL_SHARE * max(h, w) - 1) / 2) + 1)
     weights, half = gaussian(kernel).to(grad.device, grad.dtype), kernel // 2

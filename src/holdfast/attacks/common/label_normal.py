@@ -10,7 +10,7 @@ from torch import Tensor
 
 from holdfast.core.arrays import on_device
 from holdfast.core.problem import Problem
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["mean_direction"]
@@ -22,8 +22,7 @@ Directions = Callable[[Problem, int, np.ndarray], Tensor]
 
 
 def mean_direction(
-    oracle: HardLabelOracle,
-    problem: Problem,
+    ask: HardLabelAsk,
     x: Tensor,
     count: np.ndarray,
     radius: Tensor,
@@ -34,8 +33,7 @@ def mean_direction(
     explains (HopSkipJump's estimate). Asked block by block.
 
     Args:
-        oracle: charged for every direction.
-        problem: the samples.
+        ask: about the samples, which are charged for every direction.
         x: (n, \\*features) next to the boundary.
         count: (n,) on the host, directions of each sample.
         radius: (n,) float64 how far to look.
@@ -45,6 +43,7 @@ def mean_direction(
     Returns:
         (n, \\*features) float64, not scaled, and the blocks drawn.
     """
+    problem = ask.problem
     shape = tuple(x.shape[1:])
     length = max(1, min(_LENGTH, _NUMBERS // max(1, problem.x[0].numel() if len(x) else 1)))
     moments, seen = x.new_zeros((2, *x.shape), dtype=torch.float64), x.new_zeros((2, len(x)), dtype=torch.float64)
@@ -52,13 +51,13 @@ def mean_direction(
         rows = np.flatnonzero(count > j * length)
         part, at = problem.select(rows), on_device(rows, x.device)
         u, z = _looked_at(part, x[at], radius[at], directions(part, length, blocks[rows] + j))
-        keep = on_device(np.arange(length) < (count[rows] - j * length)[:, None], x.device)
-        sample, which = keep.nonzero().unbind(1)
-        labels, answered = oracle.labels(z[sample, which], part.rows[sample])
-        yes = problem.criterion.holds_label(labels, part.y[sample], part.target[sample])
+        drawn, column = (np.arange(length) < (count[rows] - j * length)[:, None]).nonzero()
+        sample, which = on_device(drawn, x.device), on_device(column, x.device)
+        # The directions of an estimate may be shorter than a step of the grid: on it, they would all be asked at x.
+        told = ask.as_given.at(rows[drawn]).labels(z[sample, which])
         weight = torch.zeros((2, len(rows), length), dtype=torch.float64, device=x.device)
-        weight[0, sample, which] = answered.double()
-        weight[1, sample, which] = torch.where(yes, 1.0, -1.0).double() * answered
+        weight[0, sample, which] = told.answered.double()
+        weight[1, sample, which] = torch.where(told.adversarial, 1.0, -1.0).double() * told.answered
         moments[:, at] += torch.einsum("man,anf->maf", weight, u.flatten(2).double()).view(2, -1, *shape)
         seen[:, at] += weight.sum(2)
     mean = seen[1] / seen[0].clamp_min(1)

@@ -9,29 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.attacks.common.grid import valid
 from holdfast.core.arrays import on_device
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.search import bisect
 
-__all__ = ["adversarial_starts", "halvings", "holds", "host_rows", "ray", "to_boundary"]
+__all__ = ["adversarial_starts", "halvings", "host_rows", "ray", "to_boundary"]
 
 _COARSE = 6  # halvings of a start that is compared with others
 
 
 def adversarial_starts(
-    oracle: HardLabelOracle, problem: Problem, *, tries: int, candidates: int, starts: Tensor | None = None
+    ask: HardLabelAsk, *, tries: int, candidates: int, starts: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """An adversarial point of each sample: of several starts, the one that is nearest once it is drawn toward x.
 
     A later start first has to be adversarial where it is as near as the best so far. Reads the draws named "start".
 
     Args:
-        oracle: charged for every row.
-        problem: the samples.
+        ask: about the samples, which are charged for every point.
         tries: starts tried at most.
         candidates: starts that are compared: so many tries are made from the one on that found the first.
         starts: None, or (K, \\*features), an input of each class to start from.
@@ -40,21 +38,22 @@ def adversarial_starts(
         (n, \\*features) the points, near the boundary and asked (x where there is none), and (n,) bool, where there is
         one.
     """
+    problem = ask.problem
     x, norm = problem.x.clone(), problem.set.norm
     nearest, compared = torch.full_like(problem.set.eps, float("inf")), np.zeros(len(x), dtype=np.int64)
     for k in range(tries):
         rows = np.flatnonzero(compared < candidates)
         if not len(rows):
             break
-        part, at = problem.select(rows), on_device(rows, x.device)
-        path, far = ray(part, _try(part, k, starts))
-        reach = between(norm, path(far), part.x)
-        limit = torch.where(nearest[at] < reach, far * nearest[at] / reach, far)
-        yes = holds(oracle, part, path(limit))
+        some, at = ask.at(rows), on_device(rows, x.device)
+        path, far = ray(some.problem, _try(some.problem, k, starts))
+        end = between(norm, path(far), some.problem.x)
+        limit = torch.where(nearest[at] < end, far * nearest[at] / end, far)
+        yes = some.adversarial(path(limit))
         better = host_rows(yes)
         if len(better):
-            x[at[yes]] = to_boundary(oracle, part.select(better), path(limit)[yes], _COARSE)
-            nearest[at[yes]] = between(norm, x[at[yes]], part.x[yes])
+            x[at[yes]] = to_boundary(some.at(better), path(limit)[yes], _COARSE)
+            nearest[at[yes]] = between(norm, x[at[yes]], some.problem.x[yes])
         compared[rows] += nearest[at].isfinite().cpu().numpy()
     return x, nearest.isfinite()
 
@@ -82,10 +81,11 @@ def halvings(problem: Problem, gamma: float = 1.0) -> int:
     return max(1, ceil(log2(d ** (2.0 if problem.set.norm is Norm.LINF else 1.5) / gamma)))
 
 
-def to_boundary(oracle: HardLabelOracle, problem: Problem, x: Tensor, halvings: int) -> Tensor:
+def to_boundary(ask: HardLabelAsk, x: Tensor, halvings: int) -> Tensor:
     """The adversarial end of a bisection between the clean input and the adversarial x, ``halvings`` queries each."""
+    problem = ask.problem
     path, far = ray(problem, x)
-    _, end = bisect(lambda s: holds(oracle, problem, path(s)), torch.zeros_like(far), far, halvings)
+    _, end = bisect(lambda s: ask.adversarial(path(s)), torch.zeros_like(far), far, halvings)
     return torch.where(problem.flat(end < far), path(end), x)
 
 
@@ -100,12 +100,6 @@ def ray(problem: Problem, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor
         return (wide + move).to(x.dtype).clamp(*edges)
 
     return path, distance(Norm.LINF, delta) if problem.set.norm is Norm.LINF else torch.ones_like(problem.set.eps)
-
-
-def holds(oracle: HardLabelOracle, problem: Problem, x: Tensor) -> Tensor:
-    """(n,) bool: x, put on the grid if there is one, is adversarial; False where a budget left it unanswered."""
-    labels, answered = oracle.labels(valid(problem, x), problem.rows)
-    return problem.criterion.holds_label(labels, problem.y, problem.target) & answered
 
 
 def host_rows(flags: Tensor) -> np.ndarray:

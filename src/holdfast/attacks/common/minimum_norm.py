@@ -9,23 +9,20 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.common.boundary import tighten
-from holdfast.attacks.common.grid import valid
 from holdfast.core.arrays import on_device
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between, box, distance
-from holdfast.numerics.losses import Loss
 
 __all__ = [
     "START_PASSES",
+    "adversarial_restart",
     "adversarial_start",
-    "beyond",
     "cosine",
     "finish",
     "geometric",
     "reach_of_box",
-    "rescue",
     "walk_back",
 ]
 
@@ -35,11 +32,6 @@ _NOISE = 8  # points of the box that are tried after them
 
 START_PASSES = 2 * _CLIMB + 2 + _NOISE
 """Forwards and backwards that `adversarial_start` costs a sample at most."""
-
-
-def beyond(problem: Problem) -> Loss:
-    """How far an answer is past the boundary: less the criterion's margin, for any criterion there is."""
-    return lambda scores, y, target: -problem.criterion.margin(scores, y, target)
 
 
 def reach_of_box(problem: Problem) -> Tensor:
@@ -62,7 +54,7 @@ def geometric(problem: Problem, step: np.ndarray, steps: int, first: float, last
     return torch.as_tensor(value, dtype=torch.float64).to(problem.x.device)
 
 
-def adversarial_start(oracle: WhiteBoxOracle, problem: Problem) -> tuple[Tensor, Tensor]:
+def adversarial_start(ask: WhiteBoxAsk) -> tuple[Tensor, Tensor]:
     """An adversarial point of the box for each sample, however far.
 
     It is the nearest witness where one is known. Otherwise it is the first that comes up of: eight sign steps on the
@@ -70,63 +62,54 @@ def adversarial_start(oracle: WhiteBoxOracle, problem: Problem) -> tuple[Tensor,
     Only the samples that are still without one are asked.
 
     Args:
-        oracle: of the model.
-        problem: the samples; eps is not looked at.
+        ask: about the samples; eps is not looked at.
 
     Returns:
         (n, \\*features) the point that was asked, or the clean input; (n,) bool: it is adversarial.
     """
-    x_adv, reach = oracle.best(problem.rows)
-    found = reach.isfinite()
+    problem = ask.problem
+    x_adv, distance_known = ask.best
+    crossed = distance_known.isfinite()
     low, high = box(problem.set, problem.x)
     scale = torch.where((high - low).isfinite(), high - low, 1.0)
     least, most = torch.maximum(low, problem.x - scale), torch.minimum(high, problem.x + scale)
     span = (most - least).expand_as(problem.x)
     here = problem.x
 
-    def keep(at: np.ndarray, asked: Tensor, scores: Tensor, answered: Tensor) -> None:
-        nonlocal x_adv, found
-        part, rows = problem.select(at), on_device(at, here.device)
-        over = part.criterion.certain(scores, part.y, part.target) & answered
-        x_adv = x_adv.index_copy(0, rows, torch.where(part.flat(over), asked, x_adv[rows]))
-        found = found.index_copy(0, rows, over)
-
     for k in range(_CLIMB + 2 + _NOISE):
-        at = np.flatnonzero(~found.cpu().numpy())  # read each time, so that nobody pays for others
+        at = np.flatnonzero(~crossed.cpu().numpy())  # read each time, so that nobody pays for others
         if not len(at):
             break
-        part, rows = problem.select(at), on_device(at, here.device)
+        some, rows = ask.at(at), on_device(at, here.device)
+        part = some.problem
         if k < _CLIMB:
-            asked = valid(part, here[rows])
-            g = oracle.gradient(asked, part.rows, beyond(part), part.y, part.target)
-            keep(at, asked, g.scores, g.answered)
-            moved = here[rows] + _FIRST * 2**k * span[rows] * g.grad.sign()
+            answer = some.gradient(here[rows])
+            moved = here[rows] + _FIRST * 2**k * span[rows] * answer.grad.sign()
             here = here.index_copy(0, rows, moved.clamp(*box(part.set, part.x)))
-            continue
-        if k == _CLIMB:
-            point = here[rows]  # where the last step led
-        elif k == _CLIMB + 1:
-            middle = (least + most) / 2
-            point = torch.where(problem.x < middle, most, least)[rows]  # the corner that is farthest
         else:
-            noise = part.keyed.uniform("start", tuple(problem.x.shape[1:]), k).to(problem.x)
-            point = least.expand_as(here)[rows] + noise * span[rows]
-        asked = valid(part, point.clamp(*box(part.set, part.x)))
-        keep(at, asked, *oracle.logits(asked, part.rows))
-    return x_adv, found
+            if k == _CLIMB:
+                point = here[rows]  # where the last step led
+            elif k == _CLIMB + 1:
+                middle = (least + most) / 2
+                point = torch.where(problem.x < middle, most, least)[rows]  # the corner that is farthest
+            else:
+                noise = part.keyed.uniform("start", tuple(problem.x.shape[1:]), k).to(problem.x)
+                point = least.expand_as(here)[rows] + noise * span[rows]
+            answer = some.scores(point.clamp(*box(part.set, part.x)))
+        over = answer.adversarial
+        x_adv = x_adv.index_copy(0, rows, torch.where(part.flat(over), answer.x, x_adv[rows]))
+        crossed = crossed.index_copy(0, rows, over)
+    return x_adv, crossed
 
 
-def rescue(
-    oracle: WhiteBoxOracle, problem: Problem, due: np.ndarray, crossed: Tensor, steps: int
-) -> tuple[Tensor, Tensor] | None:
+def adversarial_restart(ask: WhiteBoxAsk, due: np.ndarray, crossed: Tensor, steps: int) -> tuple[Tensor, Tensor] | None:
     """Where a sample that has not crossed in time may go on: an adversarial start, walked back to the boundary.
 
     On a model whose gradients are small or masked, a start and the walk back put a search where it would get late or
     never by itself (the starting points of Pintor et al. 2021).
 
     Args:
-        oracle: of the model.
-        problem: the samples.
+        ask: about the samples.
         due: (n,) bool on the host: samples whose time is up at this step.
         crossed: (n,) bool: an iterate was adversarial.
         steps: forwards of the walk back.
@@ -135,62 +118,60 @@ def rescue(
         (n, \\*features) the points, (n,) float64 their distance, infinite for samples without one or not in need of
         one; None if nobody is due.
     """
+    problem = ask.problem
     rows = np.flatnonzero(due)
     if not len(rows):
         return None
     at = rows[~crossed.cpu().numpy()[rows]]
-    part, index = problem.select(at), on_device(at, problem.x.device)
-    point, found = adversarial_start(oracle, part)
-    walk_back(oracle, part, point, found, steps)
-    best, size = oracle.best(part.rows)
-    point = torch.where(part.flat(size.isfinite()), best, point)  # the walk's end, unless eps is too small for it
-    reach = torch.where(found, between(part.set.norm, point, part.x), float("inf"))
-    return problem.x.index_copy(0, index, point), torch.full_like(problem.set.eps, float("inf")).index_copy(
-        0, index, reach
-    )
+    some, index = ask.at(at), on_device(at, problem.x.device)
+    part = some.problem
+    point, started = adversarial_start(some)
+    walk_back(some, point, started, steps)
+    best, nearest = some.best
+    point = torch.where(part.flat(nearest.isfinite()), best, point)  # the walk's end, unless eps is too small for it
+    far = torch.where(started, between(part.set.norm, point, part.x), float("inf"))
+    nowhere = torch.full_like(problem.set.eps, float("inf"))
+    return problem.x.index_copy(0, index, point), nowhere.index_copy(0, index, far)
 
 
-def finish(oracle: WhiteBoxOracle, problem: Problem, steps: int, *, start: bool = True) -> None:
+def finish(ask: WhiteBoxAsk, steps: int, *, start: bool = True) -> None:
     """The end of a minimum-norm search: the walk back from the nearest witness; where there is none, from a start.
 
     Args:
-        oracle: of the model.
-        problem: the samples.
+        ask: about the samples.
         steps: forwards of the walk; 0 leaves it out.
         start: look for an adversarial start where no witness is known.
     """
-    x_adv, reach = oracle.best(problem.rows)
-    known = reach.isfinite()
+    x_adv, best_distance = ask.best
+    crossed = best_distance.isfinite()
     if start:
-        at = np.flatnonzero(~known.cpu().numpy())
+        at = np.flatnonzero(~crossed.cpu().numpy())
         if len(at):
-            rows = on_device(at, problem.x.device)
-            point, found = adversarial_start(oracle, problem.select(at))
-            x_adv, known = x_adv.index_copy(0, rows, point), known.index_copy(0, rows, found)
-    walk_back(oracle, problem, x_adv, known & (reach > 0), steps)
+            rows = on_device(at, x_adv.device)
+            point, started = adversarial_start(ask.at(at))
+            x_adv, crossed = x_adv.index_copy(0, rows, point), crossed.index_copy(0, rows, started)
+    walk_back(ask, x_adv, crossed & (best_distance > 0), steps)
 
 
-def walk_back(oracle: WhiteBoxOracle, problem: Problem, x_adv: Tensor, known: Tensor, steps: int) -> None:
+def walk_back(ask: WhiteBoxAsk, x_adv: Tensor, crossed: Tensor, steps: int) -> None:
     """Asks points ever nearer to where the way from x to x_adv crosses the boundary.
 
     The way is a straight line in l1 and l2; in linf a box around x that grows until it holds x_adv; in l0 the features
     of x_adv one by one, those with the largest effect first, each pushed to the edge of the box that serves it.
 
     Args:
-        oracle: of the model.
-        problem: the samples.
+        ask: about the samples.
         x_adv: (n, \\*features) adversarial points.
-        known: (n,) bool: which of them are.
+        crossed: (n,) bool: which of them are.
         steps: forwards a sample, one of them at x_adv; l0 takes a gradient besides.
     """
-    at = np.flatnonzero(known.cpu().numpy())
+    at = np.flatnonzero(crossed.cpu().numpy())
     if steps < 2 or not len(at):
         return
-    found, end = problem.select(at), x_adv[on_device(at, x_adv.device)]
-    way = _by_feature(oracle, found, end) if problem.set.norm is Norm.L0 else _by_size(found, end)
-    whole = torch.ones_like(found.set.eps)
-    scores, _ = oracle.logits(valid(found, way(whole)), found.rows)
-    tighten(oracle, found, way, whole, found.criterion.margin(scores, found.y, found.target), steps - 1)
+    some, end = ask.at(at), x_adv[on_device(at, x_adv.device)]
+    way = _by_feature(some, end) if some.problem.set.norm is Norm.L0 else _by_size(some.problem, end)
+    whole = torch.ones_like(some.problem.set.eps)
+    tighten(some, way, whole, some.scores(way(whole)).margin, steps - 1)
 
 
 def _by_size(problem: Problem, end: Tensor) -> Callable[[Tensor], Tensor]:
@@ -208,9 +189,10 @@ def _by_size(problem: Problem, end: Tensor) -> Callable[[Tensor], Tensor]:
     return way
 
 
-def _by_feature(oracle: WhiteBoxOracle, problem: Problem, end: Tensor) -> Callable[[Tensor], Tensor]:
+def _by_feature(ask: WhiteBoxAsk, end: Tensor) -> Callable[[Tensor], Tensor]:
     """x with the features that make the given share of the linearised effect of all that changed."""
-    grad = oracle.gradient(end, problem.rows, beyond(problem), problem.y, problem.target).grad.nan_to_num(0.0)
+    problem = ask.problem
+    grad = ask.as_given.gradient(end).grad.nan_to_num(0.0)
     low, high = box(problem.set, problem.x)
     edge = torch.where(grad > 0, high, low)
     changed = end != problem.x

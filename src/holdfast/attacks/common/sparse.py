@@ -7,7 +7,7 @@ from torch import Tensor
 from holdfast.attacks.common.minimum_norm import finish, walk_back
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 
 __all__ = ["finite_box", "settle"]
 
@@ -22,19 +22,18 @@ def finite_box(title: str, problem: Problem) -> None:
         raise UnsupportedError(f"{title} moves features by shares of the box; give finite least and largest values")
 
 
-def settle(oracle: WhiteBoxOracle, problem: Problem, x_adv: Tensor, known: Tensor, steps: int) -> None:
+def settle(ask: WhiteBoxAsk, x_adv: Tensor, crossed: Tensor, steps: int) -> None:
     """The end of an l0 search: two searches for features that need not change.
 
     The first starts at the attack's own best point, which may lie outside the ball; the second at the nearest witness,
     where the effect of each feature is measured anew. Samples without any adversarial point get a start.
 
     Args:
-        oracle: of the model.
-        problem: the samples.
+        ask: about the samples.
         x_adv: (n, \\*features) adversarial points.
-        known: (n,) bool: which of them are.
+        crossed: (n,) bool: which of them are.
         steps: forwards of each search; 0 leaves both out.
     """
     if steps:
-        walk_back(oracle, problem, x_adv, known, steps)
-        finish(oracle, problem, steps)
+        walk_back(ask, x_adv, crossed, steps)
+        finish(ask, steps)

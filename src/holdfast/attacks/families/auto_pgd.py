@@ -2,7 +2,7 @@
 steps of adaptive sparsity (Croce & Hein 2021, algorithm 1).
 
 A step evaluates the iterate that it finds and then moves on, so that a start costs nothing, and the last iterate is
-asked by `conclude`: N steps are N gradients and one forward more.
+asked by `finalize`: N steps are N gradients and one forward more.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between
 from holdfast.numerics.losses import Loss
 from holdfast.numerics.project import linf_bounds, project
@@ -50,14 +49,14 @@ def checkpoints(steps: int) -> tuple[int, ...]:
         >>> checkpoints(100)
         (22, 41, 57, 70, 80, 87, 93, 99)
     """
-    found: list[int] = []
+    marks: list[int] = []
     at, window = _FIRST, _FIRST
     while (step := -(-at * steps // 100)) < steps:
-        if not found or step > found[-1]:
-            found.append(step)
+        if not marks or step > marks[-1]:
+            marks.append(step)
         window = max(window - _SHORTER, _LEAST)
         at += window
-    return tuple(found)
+    return tuple(marks)
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class AutoPGDState(State):
 
 
 @dataclass(frozen=True)
-class AutoPGD(Attack[WhiteBoxOracle, AutoPGDState]):
+class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
     """``z = project(x + size * steepest(grad))``, ``x <- project(x + 0.75 (z - x) + 0.25 (x - previous))``; at
     checkpoints a sample whose loss rises too rarely goes back to its best iterate with half the step.
     """
@@ -109,27 +108,18 @@ class AutoPGD(Attack[WhiteBoxOracle, AutoPGDState]):
         0.75, "share of the steps of a window that must raise the loss, in (0, 1)", "Croce & Hein 2020b, section 3.4"
     )
 
-    @property
-    @override
-    def rounds(self) -> int:
-        return self.restarts
-
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
-
     @abstractmethod
     def loss(self, problem: Problem, classes: int) -> Loss:
         """What is maximised, of scores, y and the targets."""
 
     @abstractmethod
-    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
+    def aim(self, ask: WhiteBoxAsk) -> Tensor:
         """(n,) int64 the class that each sample heads for in its round; -1 for none."""
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> AutoPGDState:
-        x0, ball = problem.x, gridless(problem)
+    def start(self, ask: WhiteBoxAsk) -> AutoPGDState:
+        problem = ask.problem
+        x0, ball = problem.x, problem.ball
         sparse, boxed = ball.norm is Norm.L1, ball.norm is Norm.LINF
         step = np.zeros(len(x0), dtype=np.int64)
         if sparse:
@@ -141,22 +131,21 @@ class AutoPGD(Attack[WhiteBoxOracle, AutoPGDState]):
         never = x0.new_full((len(x0),), -inf)
         support = between(Norm.L0, x, x0)
         return AutoPGDState(
-            x, step, target=self.aim(oracle, problem), previous=x, best_x=x, best_grad=torch.zeros_like(x),
+            x, step, target=self.aim(ask), previous=x, best_x=x, best_grad=torch.zeros_like(x),
             best_loss=never, loss=-never, size=torch.full_like(ball.eps, 1.0 if sparse else _FULL_SIZE),
             rises=torch.zeros_like(problem.y), mark=never, halved=torch.zeros_like(problem.y, dtype=torch.bool),
             share=_share(support, x0), support=support, low=low, high=high,
         )  # fmt: skip
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: AutoPGDState) -> AutoPGDState:
-        ball = gridless(problem)
+    def step(self, ask: WhiteBoxAsk, state: AutoPGDState) -> AutoPGDState:
+        problem = ask.problem
+        ball = problem.ball
         sparse = ball.norm is Norm.L1
         if sparse:
             ball = self._radius(ball, state.step)
             state = self._enter(problem, ball, state)
-        asked = valid(problem, state.x)
-        loss = self.loss(problem, oracle.classes)
-        g = oracle.gradient(asked, problem.rows, loss, problem.y, state.target)
+        g = ask.gradient(state.x, self.loss(problem, ask.classes), target=state.target)
         better = g.value > state.best_loss
         wide = problem.flat(better)
         state = replace(
@@ -170,10 +159,6 @@ class AutoPGD(Attack[WhiteBoxOracle, AutoPGDState]):
         if sparse:
             return _sparse_move(problem, ball, *self._sparsify(problem, state, g.grad))
         return _dense_move(problem, ball, *self._halve(problem, state, g.grad))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: AutoPGDState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
 
     def _halve(self, problem: Problem, state: AutoPGDState, grad: Tensor) -> tuple[AutoPGDState, Tensor]:
         """At a checkpoint: half the step and back to the best iterate, if the loss rose too rarely since the last one,

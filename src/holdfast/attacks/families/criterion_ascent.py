@@ -5,23 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.project import project
-from holdfast.numerics.steps import steepest
 
 __all__ = ["CriterionAscent"]
 
 
 @dataclass(frozen=True)
-class CriterionAscent(Attack[WhiteBoxOracle, State]):
+class CriterionAscent(Attack[WhiteBoxAsk, State]):
     """``z <- project(z - step * steepest(grad margin))`` from Gaussian starts; the step falls to 0 over a start."""
 
     reads_margin: ClassVar[bool] = True
@@ -48,32 +45,16 @@ class CriterionAscent(Attack[WhiteBoxOracle, State]):
         checked_by="the unrestricted attack's contract",
     )
 
-    @property
     @override
-    def rounds(self) -> int:
-        return self.restarts
-
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:
+    def start(self, ask: WhiteBoxAsk) -> State:
+        problem = ask.problem
         noise = problem.keyed.normal("start", tuple(problem.x.shape[1:])).to(problem.x)
-        return State.at(project(gridless(problem), problem.x + self.spread * noise, problem.x))
+        return State.at(project(problem.ball, problem.x + self.spread * noise, problem.x))
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:
-        def loss(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
-            return -problem.criterion.margin(scores, y, target)
-
-        g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
-        left = problem.flat(problem.set.eps.new_tensor(1 - state.step / self.steps)).to(g.grad.dtype)
-        size = self.relative_step * problem.flat(problem.set.eps).to(g.grad.dtype) * left
-        x = state.x + size * steepest(problem.set.norm, g.grad)
-        return replace(state, x=project(gridless(problem), x, problem.x))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
+    def step(self, ask: WhiteBoxAsk, state: State) -> State:
+        problem = ask.problem
+        grad = ask.gradient(state.x).grad
+        left = problem.flat(problem.set.eps.new_tensor(1 - state.step / self.steps)).to(grad.dtype)
+        length = self.relative_step * problem.flat(problem.set.eps).to(grad.dtype) * left
+        return replace(state, x=ascent.step(problem.ball, state.x, grad, problem.x, length))

@@ -11,13 +11,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.label_walk import adversarial_starts, holds, host_rows
+from holdfast.attacks.common.label_walk import adversarial_starts, host_rows
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box, difference, distance
 
 __all__ = ["DirectionSearch", "DirectionState", "bracket", "exact", "narrow", "turned", "way"]
@@ -48,7 +47,7 @@ class DirectionState(State):
 
 
 @dataclass(frozen=True)
-class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
+class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
     """Each step: an estimate of how g falls, and a line search for how far to turn the direction that way."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours; the papers' curves go to 40 000")
@@ -68,29 +67,16 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
     )
 
     @property
-    @override
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @property
     @abstractmethod
     def price(self) -> int:
         """Queries that one direction of an estimate costs at most, nearly."""
 
     @abstractmethod
-    def weigh(
-        self, oracle: HardLabelOracle, problem: Problem, unit: Tensor, reach: Tensor, smoothing: Tensor
-    ) -> Tensor:
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
         """How much better than the current direction each of some others is.
 
         Args:
-            oracle: charged for every row.
-            problem: one row for each direction; samples repeat.
+            ask: one row for each direction; samples repeat, and are charged for every point.
             unit: (m, \\*features) the directions.
             reach: (m,) g of the sample's current direction.
             smoothing: (m,) how far they are turned away from it.
@@ -100,26 +86,28 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
         """
 
     @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> DirectionState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        rows = host_rows(found)
+    def start(self, ask: HardLabelAsk) -> DirectionState:
+        problem = ask.problem
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
+        rows = host_rows(started)
         if len(rows):
-            part, at = problem.select(rows), on_device(rows, x.device)
-            reach, unit = between(part.set.norm, x[at], part.x), _unit(part, difference(x[at], part.x))
-            low, high = bracket(oracle, part, unit, reach, reach / 64, outward=False)
-            _, high = narrow(oracle, part, unit, low, high, exact(reach * self.smoothing))
+            some, at = ask.at(rows), on_device(rows, x.device)
+            part = some.problem
+            radius, unit = between(part.set.norm, x[at], part.x), _unit(part, difference(x[at], part.x))
+            low, high = bracket(some, unit, radius, radius / 64, outward=False)
+            _, high = narrow(some, unit, low, high, exact(radius * self.smoothing))
             x[at] = torch.where(part.flat(high.isfinite()), way(part, unit, high), x[at])
         full = torch.ones_like(problem.set.eps)
-        return DirectionState.at(x, size=full * self.size, smoothing=full * self.smoothing, over=~found)
+        return DirectionState.at(x, size=full * self.size, smoothing=full * self.smoothing, over=~started)
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: DirectionState) -> DirectionState:
-        left = oracle.left(problem.rows)
-        count = ((left - _TO_SEARCH) // self.price).clamp_max(self.directions)
+    def step(self, ask: HardLabelAsk, state: DirectionState) -> DirectionState:
+        problem = ask.problem
+        count = ((ask.left - _TO_SEARCH) // self.price).clamp_max(self.directions)
         active = (count >= 2) & ~state.over
         reach = between(problem.set.norm, state.x, problem.x)
-        better = self.estimate(oracle, problem, state, reach, count.masked_fill(~active, 0).cpu().numpy())
-        x, size, gained = self._turn(oracle, problem, state, reach, better, active)
+        better = self.estimate(ask, state, reach, count.masked_fill(~active, 0).cpu().numpy())
+        x, size, gained = self._turn(ask, state, reach, better, active)
         floor = max(_FINEST, 100 * torch.finfo(x.dtype).eps)
         stalled = active & ~gained
         finer = torch.where(state.smoothing > floor, (0.1 * state.smoothing).clamp_min(floor), self.smoothing)
@@ -135,12 +123,11 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
     def finished(self, state: DirectionState) -> Tensor:
         return state.over
 
-    def estimate(
-        self, oracle: HardLabelOracle, problem: Problem, state: DirectionState, reach: Tensor, count: np.ndarray
-    ) -> Tensor:
+    def estimate(self, ask: HardLabelAsk, state: DirectionState, reach: Tensor, count: np.ndarray) -> Tensor:
         """(n, \\*features) float64 the turn of the direction that makes g fall, of l2 size 1 (l2) or root mean square 1
         (linf): the covariance of random turns, as the ball and the box let them be, with what they gain.
         """
+        problem = ask.problem
         shape, d = tuple(state.x.shape[1:]), max(1, state.x[0].numel()) if len(state.x) else 1
         length = max(1, min(self.directions, _NUMBERS // d))
         blocks = -(-self.directions // length)
@@ -152,14 +139,15 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
             keep = np.arange(length) < (count[rows] - j * length)[:, None]
             which = on_device(np.flatnonzero(keep.reshape(-1)), state.x.device)
             at = on_device(np.repeat(rows, keep.sum(1)), state.x.device)
-            part = problem.select(np.repeat(rows, keep.sum(1)))
+            some = ask.at(np.repeat(rows, keep.sum(1)))
+            part = some.problem
             u = problem.select(rows).keyed.normal("turn", (length, *shape), step=state.step[rows] * blocks + j)
             u = u.to(state.x.device).double().flatten(0, 1)[which]
             origin = _unit(part, difference(state.x[at], part.x))
             u = u * part.flat(distance(Norm.L2, origin) / distance(Norm.L2, u).clamp_min(_TINY))
             turn = state.smoothing[at]
             unit = turned(part, origin, reach[at], u, turn)
-            gain = self.weigh(oracle, part, unit, reach[at], turn)
+            gain = self.weigh(some, unit, reach[at], turn)
             u = (unit - origin) / part.flat(turn)
             products.index_add_(0, at, u * part.flat(gain))
             turns.index_add_(0, at, u)
@@ -176,7 +164,7 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
         return better * problem.flat(size / distance(Norm.L2, better).clamp_min(_TINY))
 
     def _turn(
-        self, oracle: HardLabelOracle, problem: Problem, state: DirectionState, reach: Tensor, better: Tensor,
+        self, ask: HardLabelAsk, state: DirectionState, reach: Tensor, better: Tensor,
         active: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The line search: turns twice as far as long as that is nearer, or half as far until it is.
@@ -186,15 +174,16 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
         Returns:
             the new points, the sizes of their turns, and whether they are nearer by more than is measured.
         """
+        problem = ask.problem
         origin = _unit(problem, difference(state.x, problem.x))
         fine = exact(reach * state.smoothing)
         unit, low, high = origin.clone(), torch.zeros_like(reach), reach.clone()
         size, trial, gained, open_ = state.size.clone(), state.size.clone(), torch.zeros_like(active), active.clone()
         while len(rows := host_rows(open_)):
-            part, at = problem.select(rows), on_device(rows, state.x.device)
-            new = turned(part, origin[at], reach[at], better[at], trial[at])
-            a, b = bracket(oracle, part, new, high[at], high[at] * _NEAR, outward=False)
-            a, b = narrow(oracle, part, new, a, b, torch.maximum(fine[at], _COARSE * (high[at] - a)))
+            some, at = ask.at(rows), on_device(rows, state.x.device)
+            new = turned(some.problem, origin[at], reach[at], better[at], trial[at])
+            a, b = bracket(some, new, high[at], high[at] * _NEAR, outward=False)
+            a, b = narrow(some, new, a, b, torch.maximum(fine[at], _COARSE * (high[at] - a)))
             nearer, before = b <= high[at], gained[at]
             won = at[nearer]
             unit[won], low[won], high[won], size[won] = new[nearer], a[nearer], b[nearer], trial[won]
@@ -203,13 +192,13 @@ class DirectionSearch(Attack[HardLabelOracle, DirectionState]):
             gained[at] = before | nearer
             trial[at] = torch.where(nearer, 2 * trial[at], trial[at] / 2)
             more = torch.where(nearer, ~halved & (trial[at] <= _LARGEST), ~before & (trial[at] >= _LEAST))
-            open_[at] = more & (oracle.left(part.rows) > 0)
+            open_[at] = more & (some.left > 0)
         x = state.x.clone()
         rows = host_rows(gained)
         if len(rows):
-            part, at = problem.select(rows), on_device(rows, x.device)
-            _, end = narrow(oracle, part, unit[at], low[at], high[at], fine[at])
-            x[at] = way(part, unit[at], end)
+            some, at = ask.at(rows), on_device(rows, x.device)
+            _, end = narrow(some, unit[at], low[at], high[at], fine[at])
+            x[at] = way(some.problem, unit[at], end)
             gained[at] = reach[at] - end > fine[at]
         return x, size, gained
 
@@ -249,14 +238,11 @@ def exact(turn: Tensor) -> Tensor:
     return turn / _SHARE
 
 
-def bracket(
-    oracle: HardLabelOracle, problem: Problem, unit: Tensor, guess: Tensor, width: Tensor, *, outward: bool
-) -> tuple[Tensor, Tensor]:
+def bracket(ask: HardLabelAsk, unit: Tensor, guess: Tensor, width: Tensor, *, outward: bool) -> tuple[Tensor, Tensor]:
     """Radii around the boundary next to a guess: from it, steps of ``width``, then ever four times as wide.
 
     Args:
-        oracle: charged for every row.
-        problem: the samples; they may repeat.
+        ask: about the samples, which may repeat and are charged for every point.
         unit: (n, \\*features) directions.
         guess: (n,) float64 the radius to ask first.
         width: (n,) float64 the first step.
@@ -268,26 +254,23 @@ def bracket(
     low, high = torch.zeros_like(guess), torch.full_like(guess, float("inf"))
     at_radius, width, active = guess.clone(), width.clone(), torch.ones_like(guess, dtype=torch.bool)
     while len(rows := host_rows(active)):
-        part, at = _part(problem, rows), on_device(rows, guess.device)
+        some, at = _some(ask, rows), on_device(rows, guess.device)
         here = at_radius[at]
-        yes = holds(oracle, part, way(part, unit[at], here))
+        yes = some.adversarial(way(some.problem, unit[at], here))
         low[at], high[at] = torch.where(yes, low[at], here), torch.where(yes, here, high[at])
         inward = torch.isfinite(high[at])
         at_radius[at] = torch.where(inward, high[at] - width[at], (low[at] + width[at]).clamp_max(2 * guess[at]))
         width[at] = 4 * width[at]
         more = torch.where(inward, (low[at] == 0) & (at_radius[at] > 0), outward & (here < 2 * guess[at]))
-        active[at] = more & (oracle.left(part.rows) > 0)
+        active[at] = more & (some.left > 0)
     return low, high
 
 
-def narrow(
-    oracle: HardLabelOracle, problem: Problem, unit: Tensor, low: Tensor, high: Tensor, tolerance: Tensor
-) -> tuple[Tensor, Tensor]:
+def narrow(ask: HardLabelAsk, unit: Tensor, low: Tensor, high: Tensor, tolerance: Tensor) -> tuple[Tensor, Tensor]:
     """Bisects each finite interval of radii until it is no wider than its tolerance; only those that are wider ask.
 
     Args:
-        oracle: charged for every row.
-        problem: the samples; they may repeat.
+        ask: about the samples, which may repeat and are charged for every point.
         unit: (n, \\*features) directions.
         low: (n,) float64 radii that are not adversarial.
         high: (n,) float64 radii that are; inf is left alone.
@@ -296,17 +279,17 @@ def narrow(
     low, high = low.clone(), high.clone()
     active = (high - low > tolerance) & high.isfinite()
     while len(rows := host_rows(active)):
-        part, at = _part(problem, rows), on_device(rows, low.device)
+        some, at = _some(ask, rows), on_device(rows, low.device)
         middle = (low[at] + high[at]) / 2
-        yes = holds(oracle, part, way(part, unit[at], middle))
+        yes = some.adversarial(way(some.problem, unit[at], middle))
         low[at], high[at] = torch.where(yes, low[at], middle), torch.where(yes, middle, high[at])
-        active[at] = (high[at] - low[at] > tolerance[at]) & (oracle.left(part.rows) > 0)
+        active[at] = (high[at] - low[at] > tolerance[at]) & (some.left > 0)
     return low, high
 
 
-def _part(problem: Problem, rows: np.ndarray) -> Problem:
+def _some(ask: HardLabelAsk, rows: np.ndarray) -> HardLabelAsk:
     """The samples that still ask: as a rule all, and then there is nothing to select."""
-    return problem if len(rows) == len(problem) else problem.select(rows)
+    return ask if len(rows) == len(ask.problem) else ask.at(rows)
 
 
 def _unit(problem: Problem, delta: Tensor) -> Tensor:

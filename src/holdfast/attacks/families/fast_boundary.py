@@ -13,12 +13,11 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import leave_a_class, tighten
-from holdfast.attacks.common.grid import valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.hyperplane import project_on_hyperplane
 from holdfast.numerics.sampling import uniform_in_ball
@@ -34,6 +33,15 @@ class Plane(NamedTuple):
 
     value: Tensor
     normal: Tensor
+
+    @classmethod
+    def of_criterion(cls, ask: WhiteBoxAsk, x: Tensor) -> Plane:
+        """The criterion's margin, linearised at x: one forward and one backward.
+
+        Targeted, where the margin vanishes is the boundary between the target and whichever class is best at x.
+        """
+        g = ask.gradient(x, ask.problem.criterion.margin)
+        return cls(g.value + g.unsure, g.grad.nan_to_num(0.0))
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class FastBoundaryState(State):
 
 
 @dataclass(frozen=True)
-class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
+class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
     """Projects the iterate and the clean input on the nearest linearised boundary in the box, mixes the two with a bias
     toward the clean input, and steps back toward it whenever the boundary was crossed.
     """
@@ -69,13 +77,8 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
         """(n,) which start the round of each sample is; 0 starts at x."""
 
     @abstractmethod
-    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:
+    def plane(self, ask: WhiteBoxAsk, x: Tensor) -> Plane:
         """The linearised boundary that each sample walks to."""
-
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
 
     @override
     def check(self, problem: Problem) -> None:
@@ -84,23 +87,24 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
             leave_a_class(self.card.title, problem)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:
+    def start(self, ask: WhiteBoxAsk) -> FastBoundaryState:
+        problem = ask.problem
         x = problem.x
         again = np.flatnonzero(self.restart(problem) > 0)
         if len(again):
-            x = x.index_copy(0, on_device(again, x.device), _random_start(oracle, problem.select(again)))
+            x = x.index_copy(0, on_device(again, x.device), _random_start(ask.at(again)))
         nothing = torch.zeros_like(problem.set.eps)
         return FastBoundaryState.at(
             x, best=problem.x, reach=nothing + float("inf"), margin=nothing, over=torch.zeros_like(problem.y).bool()
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState) -> FastBoundaryState:
+    def step(self, ask: WhiteBoxAsk, state: FastBoundaryState) -> FastBoundaryState:
+        problem = ask.problem
         low, high = (edge.expand_as(state.x) for edge in box(problem.set, problem.x))
-        x = self._mix(oracle, problem, state, low, high).clamp(low, high)
-        scores, answered = oracle.logits(valid(problem, x), problem.rows)
-        crossed = problem.criterion.certain(scores, problem.y, problem.target) & answered
-        margin = problem.criterion.margin(scores, problem.y, problem.target).double()
+        x = self._mix(ask, state, low, high).clamp(low, high)
+        answer = ask.scores(x)
+        crossed, margin = answer.adversarial, answer.margin.double()
         size = between(problem.set.norm, x, problem.x)
         better = crossed & (size < state.reach)
         back = problem.x + self.beta * (x - problem.x)
@@ -117,23 +121,23 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
         return state.over
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState) -> None:
+    def finalize(self, ask: WhiteBoxAsk, state: FastBoundaryState) -> None:
         rows = np.flatnonzero(state.reach.isfinite().cpu().numpy())
-        found, at = problem.select(rows), state.select(rows)
-        low, high = box(found.set, found.x)
+        some, at = ask.at(rows), state.select(rows)
+        part = some.problem
+        low, high = box(part.set, part.x)
 
         def path(share: Tensor) -> Tensor:
-            wide = found.x.double()
-            return (wide + found.flat(share) * (at.best.double() - wide)).to(found.x.dtype).clamp(low, high)
+            wide = part.x.double()
+            return (wide + part.flat(share) * (at.best.double() - wide)).to(part.x.dtype).clamp(low, high)
 
-        tighten(oracle, found, path, torch.ones_like(at.reach), at.margin, self.search)
+        tighten(some, path, torch.ones_like(at.reach), at.margin, self.search)
 
-    def _mix(
-        self, oracle: WhiteBoxOracle, problem: Problem, state: FastBoundaryState, low: Tensor, high: Tensor
-    ) -> Tensor:
+    def _mix(self, ask: WhiteBoxAsk, state: FastBoundaryState, low: Tensor, high: Tensor) -> Tensor:
         """The biased mean of where the iterate and the clean input reach the boundary, both a little past it."""
+        problem = ask.problem
         norm, clean, x, n = problem.set.norm, problem.x, state.x, len(state.x)
-        value, normal = self.plane(oracle, problem, x)
+        value, normal = self.plane(ask.as_given, x)  # of the model between valid points too
         normal = normal.nan_to_num(0.0)
         offset = value.double() - (normal.double() * x.double()).flatten(1).sum(1)
         twice = (torch.cat([t, t]) for t in (normal, offset, low, high))
@@ -152,10 +156,11 @@ class FastBoundary(Attack[WhiteBoxOracle, FastBoundaryState]):
         return (1 - alpha) * (x + eta * delta[:n]) + alpha * (clean + eta * delta[n:])
 
 
-def _random_start(oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
+def _random_start(ask: WhiteBoxAsk) -> Tensor:
     """Half as far as the nearest point known, or as eps, whichever is less; half-way to noise if neither is known."""
+    problem = ask.problem
     draws, (low, high) = problem.keyed, box(problem.set, problem.x)
-    radius = torch.minimum(oracle.best(problem.rows)[1], problem.set.eps)
+    radius = torch.minimum(ask.best[1], problem.set.eps)
     ball = problem.set.with_eps(torch.where(radius.isfinite(), radius / 2, 1.0))
     near = uniform_in_ball(ball, problem.x, draws, "start")
     noise = draws.uniform("far", tuple(problem.x.shape[1:])).to(problem.x)

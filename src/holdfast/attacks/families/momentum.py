@@ -11,11 +11,10 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.gradient_transform import GradientTransform, ahead
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import distance
 from holdfast.numerics.losses import Loss, pick_loss
 from holdfast.numerics.project import project
@@ -40,7 +39,7 @@ class MomentumState(State):
 
 
 @dataclass(frozen=True)
-class MomentumSteps(Attack[WhiteBoxOracle, MomentumState]):
+class MomentumSteps(Attack[WhiteBoxAsk, MomentumState]):
     """``v <- mu v + g / ||g||_1``; ``x <- project(x + step * steepest(v))``, where g is the transformed gradient.
 
     `run(attack, problem, model=surrogate, judge=attacked)`: the attacked model is asked once, about the last iterate.
@@ -61,11 +60,6 @@ class MomentumSteps(Attack[WhiteBoxOracle, MomentumState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps * self.transform.asks + 2
 
@@ -75,34 +69,32 @@ class MomentumSteps(Attack[WhiteBoxOracle, MomentumState]):
         self.transform.check(self.card.title)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MomentumState:
+    def start(self, ask: WhiteBoxAsk) -> MomentumState:
+        problem = ask.problem
         zero = torch.zeros_like(problem.x)
         even = self.transform.neighbours == 0
         variance = zero.new_empty(len(zero), 0) if even else zero
         return MomentumState.at(problem.x, point=problem.x, velocity=zero, variance=variance)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> MomentumState:
-        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
+    def step(self, ask: WhiteBoxAsk, state: MomentumState) -> MomentumState:
+        problem = ask.problem
+        loss, _ = pick_loss(self.loss, problem.goal, ask.classes)
         change = self.transform
 
-        def ask(x: Tensor) -> Tensor:
-            return oracle.gradient(x, problem.rows, loss, problem.y, problem.target).grad
+        def gradient(x: Tensor) -> Tensor:
+            return ask.as_given.gradient(x, loss).grad  # of the surrogate between valid points too
 
         share = self.relative_step or 1 / self.steps
         size = share * problem.flat(problem.set.eps).to(state.x.dtype)
         at = state.point + ahead(problem, state.velocity, self.momentum, size) if change.look_ahead else state.point
         asked = state.step * change.asks
-        grad, variance = change.gradient(ask, problem, at, asked), state.variance
+        grad, variance = change.gradient(gradient, problem, at, asked), state.variance
         follow = grad
         if change.neighbours:
             follow = grad + variance
-            variance = change.spread(ask, problem, at, asked) - grad
+            variance = change.spread(gradient, problem, at, asked) - grad
         weight = distance(Norm.L1, follow).clamp_min(torch.finfo(torch.float64).tiny)
         velocity = self.momentum * state.velocity + (follow.double() / problem.flat(weight)).to(follow.dtype)
-        point = project(gridless(problem), state.point + size * steepest(problem.set.norm, velocity), problem.x)
-        return replace(state, x=valid(problem, point), point=point, velocity=velocity, variance=variance)
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: MomentumState) -> None:
-        oracle.logits(state.x, problem.rows)
+        point = project(problem.ball, state.point + size * steepest(problem.set.norm, velocity), problem.x)
+        return replace(state, x=ask.valid(point), point=point, velocity=velocity, variance=variance)

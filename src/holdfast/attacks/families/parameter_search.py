@@ -17,13 +17,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.project import linf_bounds, project
 
@@ -65,7 +64,7 @@ class SearchState(State):
 
 
 @dataclass(frozen=True)
-class ParameterSearch(Attack[HardLabelOracle, SearchState]):
+class ParameterSearch(Attack[HardLabelAsk, SearchState]):
     """Asks numbered trials, ``block`` of each sample in a step; a trial is a point of the unit cube of the free features."""
 
     block: int = parameter(8, "trials of a sample that one step asks, at least 1", "ours: memory against calls")
@@ -109,7 +108,8 @@ class ParameterSearch(Attack[HardLabelOracle, SearchState]):
             )
 
     @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> SearchState:
+    def start(self, ask: HardLabelAsk) -> SearchState:
+        problem = ask.problem
         mask = _mask(problem)
         axes = int(mask[:1].sum())
         free = mask.nonzero()[:, 1].view(-1, axes) if axes else problem.y.new_zeros(len(mask), 0)
@@ -118,19 +118,21 @@ class ParameterSearch(Attack[HardLabelOracle, SearchState]):
         return SearchState.at(problem.x, free=free, low=low, high=high)
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: SearchState) -> SearchState:
+    def step(self, ask: HardLabelAsk, state: SearchState) -> SearchState:
+        problem = ask.problem
         trial = state.step[:, None] * self.block + np.arange(self.block)
         u = self.points(problem, state.step, trial, state.free.shape[1]).to(problem.x)
         # How many trials are left is known on the host: nothing waits for the device.
         which, column = (trial < self.count).nonzero()
-        part, at = problem.select(which), on_device(which, u.device)
+        some, at = ask.at(which), on_device(which, u.device)
+        part = some.problem
         low, high = state.low[at], state.high[at]
         value = torch.lerp(low, high, u[at, on_device(column, u.device)])
         z = part.x.flatten(1).scatter(1, state.free[at], torch.minimum(torch.maximum(value, low), high))
         z = z.view_as(part.x)
         if problem.set.norm is not Norm.LINF:  # the bounds hold the linf ball alone
-            z = project(gridless(part), z, part.x)
-        oracle.labels(valid(part, z), part.rows)
+            z = project(part.ball, z, part.x)
+        some.labels(z)
         return state
 
 

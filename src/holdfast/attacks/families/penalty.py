@@ -19,15 +19,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.minimum_norm import START_PASSES, finish, rescue
+from holdfast.attacks.common.minimum_norm import START_PASSES, adversarial_restart, finish
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import Answer, WhiteBoxAsk
 from holdfast.numerics.capped import settled
 from holdfast.numerics.distance import between, box
 
-__all__ = ["Boxed", "Hinge", "Penalty", "PenaltyState", "falling_rate", "hinge", "next_weight", "success"]
+__all__ = ["Boxed", "Hinge", "Penalty", "PenaltyState", "falling_rate", "hinge", "next_weight"]
 
 _LOOKS = 10  # how often a search looks whether its objective still falls
 _LEAST_LOOK = 10  # steps between two looks: the first steps of a search may not lower it yet
@@ -68,7 +68,7 @@ P = TypeVar("P", bound=PenaltyState)
 
 
 @dataclass(frozen=True)
-class Penalty(Attack[WhiteBoxOracle, P]):
+class Penalty(Attack[WhiteBoxAsk, P]):
     """The frame of a penalty attack: ``searches`` searches of at most ``steps`` steps, each with its own weight c."""
 
     reads_margin: ClassVar[bool] = True
@@ -107,7 +107,7 @@ class Penalty(Attack[WhiteBoxOracle, P]):
             raise UsageError(f"{self.card.title} needs c > 0 and kappa >= 0, got {self.c} and {self.kappa}")
 
     @abstractmethod
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
+    def advance(self, ask: WhiteBoxAsk, state: P) -> P:
         """One step. Where a round is over it must ask a point that was asked before, as the start of a search is."""
 
     @override
@@ -117,10 +117,10 @@ class Penalty(Attack[WhiteBoxOracle, P]):
         return super(Penalty, replace(self, searches=searches)).within(passes)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
+    def step(self, ask: WhiteBoxAsk, state: P) -> P:
         if self.kappa == 0:
-            state = self._rescued(oracle, problem, state)
-        after = self.advance(oracle, problem, state)
+            state = self._restarted(ask, state)
+        after = self.advance(ask, state)
         over = self.finished(state)
         if settled(over):
             return after
@@ -133,16 +133,17 @@ class Penalty(Attack[WhiteBoxOracle, P]):
         }
         return replace(after, **kept)
 
-    def _rescued(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
+    def _restarted(self, ask: WhiteBoxAsk, state: P) -> P:
         """Where a third of the steps brought no success, the later searches know one from an adversarial start."""
-        known = state.reach.isfinite()
-        found = rescue(oracle, problem, state.step == max(1, self.iterations // 3), known, self.walk)
-        if found is None:
+        problem = ask.problem
+        crossed = state.reach.isfinite()
+        restart = adversarial_restart(ask, state.step == max(1, self.iterations // 3), crossed, self.walk)
+        if restart is None:
             return state
-        point, reach = found
-        use = ~known & reach.isfinite() & (state.search < self.searches)
+        point, far = restart
+        use = ~crossed & far.isfinite() & (state.search < self.searches)
         return replace(
-            state, x=torch.where(problem.flat(use), point, state.x), reach=torch.where(use, reach, state.reach)
+            state, x=torch.where(problem.flat(use), point, state.x), reach=torch.where(use, far, state.reach)
         )
 
     @override
@@ -150,11 +151,11 @@ class Penalty(Attack[WhiteBoxOracle, P]):
         return state.search >= self.searches
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> None:
+    def finalize(self, ask: WhiteBoxAsk, state: P) -> None:
         if self.kappa == 0:
-            finish(oracle, problem, self.walk)
+            finish(ask, self.walk)
 
-    def open(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
+    def initial(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
         """The state of a round at its start; ``more`` are the fields of the method's own."""
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
@@ -164,15 +165,17 @@ class Penalty(Attack[WhiteBoxOracle, P]):
         }  # fmt: skip
         return kind(x=problem.x, step=np.zeros(len(problem), dtype=np.int64), **{**shared, **more})
 
-    def note(self, problem: Problem, state: P, x: Tensor, scores: Tensor, answered: Tensor) -> tuple[P, Tensor]:
-        """The state with x kept where it is the nearest success so far, and (n,) which rows are a success."""
-        good = success(problem, scores, answered, self.kappa)
-        size = between(problem.set.norm, x, problem.x)
-        nearer = good & (size < state.reach)
+    def note(self, state: P, answer: Answer) -> tuple[P, Tensor]:
+        """The state with the point kept where it is the nearest success so far, and (n,) which points are a success."""
+        problem, good = answer.problem, answer.adversarial
+        if self.kappa:
+            good = good & (answer.margin <= -self.kappa)
+        distance = between(problem.set.norm, answer.x, problem.x)
+        nearer = good & (distance < state.reach)
         noted = replace(
             state,
-            x=torch.where(problem.flat(nearer), x, state.x),
-            reach=torch.where(nearer, size, state.reach),
+            x=torch.where(problem.flat(nearer), answer.x, state.x),
+            reach=torch.where(nearer, distance, state.reach),
             worked=state.worked | good,
         )
         return noted, good
@@ -227,51 +230,38 @@ def next_weight(c: Tensor, failed: Tensor, served: Tensor, worked: Tensor) -> tu
     return torch.where(served.isinf(), up, torch.where(failed == 0, down, mean)), failed, served
 
 
-def success(problem: Problem, scores: Tensor, answered: Tensor, kappa: float = 0.0) -> Tensor:
-    """(n,) bool: adversarial, with a margin of at least kappa."""
-    good = problem.criterion.certain(scores, problem.y, problem.target) & answered
-    if kappa == 0:
-        return good
-    return good & (problem.criterion.margin(scores, problem.y, problem.target) <= -kappa)
-
-
 class Hinge(NamedTuple):
     """``f = max(margin + kappa, 0)`` at a point, f of Carlini & Wagner 2017 (their f_6) with the criterion's own margin:
     targeted and untargeted alike, and no class is masked by a number that could win.
 
     Attributes:
-        scores: (n, K).
         value: (n,) f.
         grad: (n, \\*features) gradient of f; 0 where f is.
         slope: (n, \\*features) gradient of the margin, also where f is 0.
-        answered: (n,) bool.
+        answer: that of the model.
     """
 
-    scores: Tensor
     value: Tensor
     grad: Tensor
     slope: Tensor
-    answered: Tensor
+    answer: Answer
 
 
-def hinge(oracle: WhiteBoxOracle, problem: Problem, x: Tensor, kappa: float = 0.0) -> Hinge:
-    """Asks for the hinge of the margin and its gradient, one forward and one backward a row.
+def hinge(ask: WhiteBoxAsk, x: Tensor, kappa: float = 0.0) -> Hinge:
+    """Asks for the hinge of the margin and its gradient, one forward and one backward a sample.
 
     Example:
         >>> from holdfast.core.sets import LpBall
         >>> from holdfast.core.threat import Access, Norm
         >>> from holdfast.judge.desk import Desk
         >>> p = Problem.of(torch.tensor([[-3.0, -4.0]]), torch.tensor([0]), LpBall.uniform(Norm.L2, 1.0, 1, -9.0))
-        >>> f = hinge(Desk(lambda scores: scores, p).oracle(Access.WHITE_BOX), p, p.x, 0.5)
+        >>> f = hinge(Desk(lambda scores: scores, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
         >>> f.value.item(), f.grad.tolist()
         (1.5, [[1.0, -1.0]])
     """
-    scores, value, grad, answered = oracle.gradient(
-        x, problem.rows, problem.criterion.margin, problem.y, problem.target
-    )
-    slope = grad.nan_to_num(0.0)
-    value = value.nan_to_num(0.0) + kappa
-    return Hinge(scores, value.clamp_min(0), slope * problem.flat(value >= 0), slope, answered)
+    g = ask.gradient(x, ask.problem.criterion.margin)
+    slope, value = g.grad.nan_to_num(0.0), g.value.nan_to_num(0.0) + kappa
+    return Hinge(value.clamp_min(0), slope * ask.problem.flat(value >= 0), slope, g)
 
 
 def falling_rate(first: float, last: float, inner: Tensor, steps: int) -> Tensor:

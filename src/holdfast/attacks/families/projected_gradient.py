@@ -6,20 +6,19 @@ from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.losses import Loss
-from holdfast.numerics.project import linf_bounds, project
+from holdfast.numerics.project import linf_bounds
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import pinned_by_box, steepest
+from holdfast.numerics.steps import pinned_by_box
 
 __all__ = ["ProjectedGradient", "ProjectedState"]
 
@@ -41,7 +40,7 @@ P = TypeVar("P", bound=ProjectedState)
 
 
 @dataclass(frozen=True)
-class ProjectedGradient(Attack[WhiteBoxOracle, P]):
+class ProjectedGradient(Attack[WhiteBoxAsk, P]):
     """``x <- project(x + step * steepest(gradient))``, from a random point of the set, ``restarts`` times."""
 
     steps: int = parameter(40, "gradient steps of a restart, at least 1", "Madry et al. 2018, MNIST")
@@ -57,49 +56,31 @@ class ProjectedGradient(Attack[WhiteBoxOracle, P]):
         0.02, "l1: share of the features that a step moves, in (0, 1]", "ours; SLIDE (Tramer & Boneh 2019) moves 1 %"
     )
 
-    @property
-    @override
-    def rounds(self) -> int:
-        return self.restarts
-
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
-
     @abstractmethod
-    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> tuple[Tensor, P]:
+    def ascent(self, ask: WhiteBoxAsk, state: P) -> tuple[Tensor, P]:
         """(n, \\*features) the gradient to follow at the iterate, and the state with what was learned on the way."""
 
-    def opening(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """First iterate, and the bounds of the state."""
-        ball, x = gridless(problem), problem.x
+    def initial(self, problem: Problem) -> ProjectedState:
+        """The state of new samples, but for what a method knows beside."""
+        ball, x = problem.ball, problem.x
         low = high = x.new_empty(len(x), 0)
         if ball.norm is Norm.LINF:
             low, high = linf_bounds(ball, x)
-        return (uniform_in_ball(ball, x, problem.keyed, "start") if self.random_start else x), low, high
+        start = uniform_in_ball(ball, x, problem.keyed, "start") if self.random_start else x
+        return ProjectedState.at(start, low=low, high=high)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> P:
-        grad, state = self.ascent(oracle, problem, state)
-        x = state.x + self._move(problem, state.x, grad)
-        if problem.set.norm is Norm.LINF:
-            return replace(state, x=x.clamp_(state.low, state.high))  # the projection, its bounds computed once
-        return replace(state, x=project(gridless(problem), x, problem.x))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: P) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-
-    def _move(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
-        norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
-        if norm is Norm.L0:
-            # No step is steepest for l0: the gradient, scaled so that its largest entry crosses the box; shorter steps
-            # never displace a feature that is in. The projection keeps those that gain most (Croce & Hein 2019).
-            largest = problem.flat(grad.flatten(1).abs().amax(1)).clamp_min(torch.finfo(grad.dtype).tiny)
-            return (self.relative_step or 1.0) * (problem.set.upper - problem.set.lower) * grad / largest
-        eps = problem.flat(problem.set.eps).to(grad.dtype)
-        if norm is not Norm.L1:
-            return share * eps * steepest(norm, grad)
-        pinned = pinned_by_box(problem.set, x, problem.x, grad)
-        return share * eps * steepest(norm, grad, share=self.sparsity, pinned=pinned)
+    def step(self, ask: WhiteBoxAsk, state: P) -> P:
+        problem = ask.problem
+        grad, state = self.ascent(ask, state)
+        ball, share = problem.ball, self.relative_step or 2.5 / self.steps
+        length, pinned = share * problem.flat(ball.eps).to(grad.dtype), None
+        if ball.norm is Norm.L0:  # as long as crosses the box, for shorter ones never displace a feature that is in
+            length = (self.relative_step or 1.0) * (ball.upper - ball.lower)
+        elif ball.norm is Norm.L1:
+            pinned = pinned_by_box(ball, state.x, problem.x, grad)
+        bounds = (state.low, state.high) if ball.norm is Norm.LINF else None
+        x = ascent.step(
+            ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned, bounds=bounds
+        )  # fmt: skip
+        return replace(state, x=x)

@@ -24,8 +24,7 @@ from holdfast.core.arrays import on_device
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import between, per_sample
 
 __all__ = ["SoftPenalty", "SoftPenaltyState", "rooted"]
@@ -60,7 +59,7 @@ P = TypeVar("P", bound=SoftPenaltyState)
 
 
 @dataclass(frozen=True)
-class SoftPenalty(Attack[SoftLabelOracle, P]):
+class SoftPenalty(Attack[SoftLabelAsk, P]):
     """Steps until the queries are up, then a bisection from the nearest witness toward the clean input."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours")
@@ -71,16 +70,6 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
     kappa: float = parameter(0.0, "margin at which the loss stops to grow, at least 0", "Chen et al. 2017")
     walk: int = parameter(8, "queries that bring the result back toward x, at least 0", "ours: takes the excess out")
 
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.queries  # an upper bound: a sample is finished once its queries are up
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
     @override
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -88,13 +77,14 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
             raise UsageError(f"{self.card.title} needs c > 0, kappa >= 0 and adapt in [0, 1)")
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> P:
+    def step(self, ask: SoftLabelAsk, state: P) -> P:
+        problem = ask.problem
         rows = host_rows(~state.over)  # the engine may notice the end of a sample later: it must ask nothing more
         if len(rows) == len(problem):
-            return self.move(oracle, problem, state)
+            return self.move(ask, state)
         if not len(rows):
             return state
-        part, at = self.move(oracle, problem.select(rows), state.select(rows)), on_device(rows, state.x.device)
+        part, at = self.move(ask.at(rows), state.select(rows)), on_device(rows, state.x.device)
         changed: dict[str, Any] = {}
         for f in fields(state):
             old, new = getattr(state, f.name), getattr(part, f.name)
@@ -103,7 +93,7 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
         return replace(state, **changed)
 
     @abstractmethod
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> P:
+    def move(self, ask: SoftLabelAsk, state: P) -> P:
         """One step of the samples that are not over."""
 
     @override
@@ -111,14 +101,15 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
         return state.over
 
     @override
-    def conclude(self, oracle: SoftLabelOracle, problem: Problem, state: P) -> None:
-        witness, distance = oracle.best(problem.rows)
+    def finalize(self, ask: SoftLabelAsk, state: P) -> None:
+        problem = ask.problem
+        witness, distance = ask.best
         x = torch.where(problem.flat(distance < state.reach), witness, state.nearest)
         rows = host_rows(torch.minimum(distance, state.reach).isfinite() & (distance > 0))
         if len(rows) and self.walk:
-            to_boundary(oracle, problem.select(rows), x[on_device(rows, x.device)], self.walk)
+            to_boundary(ask.at(rows), x[on_device(rows, x.device)], self.walk)
 
-    def open(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
+    def initial(self, kind: Callable[..., P], problem: Problem, **more: Any) -> P:
         """The state at its start; ``more`` are the fields of the method's own."""
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
@@ -127,22 +118,22 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
             nearest=problem.x, reach=none + torch.inf, over=zero.bool(), **more,
         )  # fmt: skip
 
-    def turn(self, oracle: SoftLabelOracle, problem: Problem, state: P, x: Tensor, margin: Tensor, cost: int) -> P:
+    def turn(self, ask: SoftLabelAsk, state: P, x: Tensor, margin: Tensor, cost: int) -> P:
         """Counts a step, sets the weight, and ends once the queries are up.
 
         Args:
-            oracle: knows what is left.
-            problem: the samples.
+            ask: knows the samples, and what is left.
             state: before the step.
             x: (n, \\*features) the iterate.
             margin: (n,) the loss there, kappa where it is a success; not a number where it is not known.
             cost: queries of another step.
         """
+        problem = ask.problem
         good = margin >= self.kappa
-        size = torch.where(good, between(problem.set.norm, x, problem.x), torch.inf)
-        reach, nearer = torch.minimum(state.reach, size), size < state.reach
+        distance = torch.where(good, between(problem.set.norm, x, problem.x), torch.inf)
+        reach, nearer = torch.minimum(state.reach, distance), distance < state.reach
         boost = (state.boost * torch.where(good, 1 / (1 + self.adapt), 1 + self.adapt)).clamp(1.0, _MOST_BOOST)
-        clean = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
+        clean = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
         weight = _DUTY * 2 * reach.square() / clean.abs().clamp_min(torch.finfo(torch.float64).tiny)
         return replace(
             state,
@@ -152,7 +143,7 @@ class SoftPenalty(Attack[SoftLabelOracle, P]):
             inner=state.inner + 1,
             nearest=torch.where(problem.flat(nearer), x, state.nearest),
             reach=reach,
-            over=oracle.left(problem.rows) < cost + self.walk,
+            over=ask.left < cost + self.walk,
         )
 
 

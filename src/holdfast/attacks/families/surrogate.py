@@ -32,9 +32,9 @@ def searched(model: nn.Module, problem: Problem, steps: int) -> Tensor:
     """(n, \\*features) the last iterates of MI-FGSM on a model of one's own; nobody else is asked."""
     alone = replace(problem, rows=torch.arange(len(problem), device=problem.x.device))
     attack = PlainMomentum(steps=steps)
-    oracle = WhiteBoxOracle(Desk(model, alone, first=False, judges=False, scales=True))
+    ask = WhiteBoxOracle(Desk(model, alone, first=False, judges=False, scales=True)).on(alone)
     with evaluating(model):
-        state = attack.start(oracle, alone)
+        state = attack.start(ask)
         for _ in range(steps):
-            state = replace(attack.step(oracle, alone, state), step=state.step + 1)
+            state = replace(attack.step(ask, state), step=state.step + 1)
     return state.x

@@ -16,12 +16,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
+from holdfast.attacks.common.grid import valid
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import (
     Loss,
@@ -35,7 +34,17 @@ from holdfast.numerics.project import linf_bounds, project, snap_to_grid
 from holdfast.numerics.steps import steepest
 from holdfast.numerics.zeroth import Estimate, Estimator, Values
 
-__all__ = ["Ascent", "AscentState", "Plan", "Probe", "askable", "coarse", "edges", "inward", "soft_loss"]
+__all__ = [
+    "Ascent",
+    "AscentParameters",
+    "AscentState",
+    "askable",
+    "coarse",
+    "edges",
+    "inward",
+    "soft_loss",
+    "soft_losses",
+]
 
 
 def soft_loss(goal: Goal, name: str = "log-margin", kappa: float = inf) -> Loss:
@@ -58,49 +67,10 @@ def soft_loss(goal: Goal, name: str = "log-margin", kappa: float = inf) -> Loss:
     return lambda scores, y, target: inner(complete(scores), y, target)
 
 
-@dataclass(frozen=True)
-class Probe:
-    """Asks a loss at many points of each sample.
-
-    Attributes:
-        oracle: answers.
-        problem: the samples.
-        loss: of scores, labels and targets; see `soft_loss`.
-    """
-
-    oracle: SoftLabelOracle
-    problem: Problem
-    loss: Loss
-
-    def scores(self, points: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(n, q, K) log-probabilities at points (n, q, \\*features), which must be askable; not a number where a point
-        was not answered. One oracle call; with ``keep`` (n, q) bool only those points are asked.
-        """
-        p, (n, q) = self.problem, points.shape[:2]
-        which = torch.arange(n * q, device=points.device) if keep is None else keep.flatten().nonzero().squeeze(1)
-        flat = points.flatten(0, 1)
-        scores, answered = self.oracle.log_probs(
-            flat if keep is None else flat[which], p.rows[which.div(max(1, q), rounding_mode="floor")]
-        )
-        scores = scores.masked_fill(~answered.unsqueeze(1), torch.nan)
-        if keep is not None:
-            scores = scores.new_full((n * q, scores.shape[1]), torch.nan).index_copy_(0, which, scores)
-        return scores.view(n, q, scores.shape[1])
-
-    def of(self, scores: Tensor) -> Tensor:
-        """(n, q) float64 the loss of scores (n, q, K)."""
-        n, q = scores.shape[:2]
-        y, target = (t.repeat_interleave(q) for t in (self.problem.y, self.problem.target))
-        return self.loss(scores.flatten(0, 1), y, target).double().view(n, q)
-
-    def __call__(self, points: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(n, q) float64 the loss at points; see `scores`."""
-        return self.of(self.scores(points, keep))
-
-    def at(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(n,) the loss at one point of each sample, rounded on the grid if there is one."""
-        asked = valid(self.problem, x).unsqueeze(1)
-        return self(asked, None if keep is None else keep.unsqueeze(1))[:, 0]
+def soft_losses(ask: SoftLabelAsk, name: str = "log-margin", kappa: float = inf) -> Values:
+    """`soft_loss` as a function of points (n, q, \\*features) that may be asked, (n, q) float64; see `askable`."""
+    loss = soft_loss(ask.problem.goal, name, kappa)
+    return lambda points: ask.as_given.losses(points, loss)
 
 
 def askable(problem: Problem, low: Tensor, high: Tensor) -> Callable[[Tensor], Tensor]:
@@ -128,7 +98,7 @@ def inward(problem: Problem, x: Tensor, low: Tensor, high: Tensor, reach: float)
 
 def edges(problem: Problem) -> tuple[Tensor, Tensor]:
     """Least and largest values (n, \\*features) that may be asked: of the linf ball if there is one, else of the box."""
-    ball, x = gridless(problem), problem.x
+    ball, x = problem.ball, problem.x
     if ball.norm is Norm.LINF:
         return linf_bounds(ball, x)
     low, high = (edge.expand_as(x) for edge in box(ball, x))
@@ -160,8 +130,8 @@ class AscentState(State):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The parameters of `Ascent`.
+class AscentParameters:
+    """What the loop of `Ascent` takes.
 
     Attributes:
         queries: most queries of a sample.
@@ -181,7 +151,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Ascent(Attack[SoftLabelOracle, AscentState]):
+class Ascent(Attack[SoftLabelAsk, AscentState]):
     """``x <- project(x + rate * eps * steepest(direction))``, the direction from an estimate of the loss's gradient.
 
     A step asks the estimate's points around x and then the next iterate itself. The rate halves when the loss is less
@@ -192,72 +162,64 @@ class Ascent(Attack[SoftLabelOracle, AscentState]):
 
     @property
     @abstractmethod
-    def plan(self) -> Plan:
-        """The parameters of the loop."""
+    def parameters(self) -> AscentParameters:
+        """What the loop takes."""
 
     @abstractmethod
     def estimator(self, problem: Problem) -> Estimator:
         """The estimator of the loss's gradient."""
 
-    def values(self, probe: Probe) -> Values:
+    def values(self, ask: SoftLabelAsk) -> Values:
         """What the estimator asks: the loss, or several values (n, q, K) of which the first is the loss."""
-        return probe
+        return soft_losses(ask, self.parameters.loss)
 
     def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:
         """The direction to go, (n, \\*features), and the momentum: by default a mean of the estimates that decays."""
-        decay = self.plan.momentum
+        decay = self.parameters.momentum
         momentum = decay * state.momentum + (1 - decay) * estimate.grad
         return steepest(problem.set.norm, momentum), momentum
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.plan.queries  # an upper bound: the engine takes a sample out once its budget is spent
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.plan.queries)
-
-    @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AscentState:
+    def start(self, ask: SoftLabelAsk) -> AscentState:
+        problem = ask.problem
         low, high = edges(problem)
         eps = problem.set.eps
         return AscentState.at(
             problem.x,
             momentum=torch.zeros_like(problem.x),
-            rate=torch.full_like(eps, self.plan.rate),
-            history=eps.new_full((len(eps), max(1, self.plan.patience)), -inf),
+            rate=torch.full_like(eps, self.parameters.rate),
+            history=eps.new_full((len(eps), max(1, self.parameters.patience)), -inf),
             low=low,
             high=high,
         )
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> AscentState:
-        probe, estimate = self.estimate(oracle, problem, state)
+    def step(self, ask: SoftLabelAsk, state: AscentState) -> AscentState:
+        problem = ask.problem
+        estimate = self.estimate(ask, state)
         move, momentum = self.direction(problem, state, estimate)
         rate, history = self._slow(state, estimate.value if estimate.value.ndim == 1 else estimate.value[:, 0])
         x = state.x + problem.flat(rate * problem.set.eps).to(move.dtype) * move
         if problem.set.norm is Norm.LINF:
             x = torch.minimum(torch.maximum(x, state.low), state.high)  # the projection, its bounds computed once
         else:
-            x = project(gridless(problem), x, problem.x)
-        probe.at(x)
+            x = project(problem.ball, x, problem.x)
+        ask.scores(x)
         return replace(state, x=x, momentum=momentum, rate=rate, history=history)
 
-    def estimate(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> tuple[Probe, Estimate]:
+    def estimate(self, ask: SoftLabelAsk, state: AscentState) -> Estimate:
         """Asks around the iterate."""
+        problem = ask.problem
         estimator, shape = self.estimator(problem), tuple(state.x.shape[1:])
-        probe = Probe(oracle, problem, soft_loss(problem.goal, self.plan.loss))
         centre = inward(problem, state.x, state.low, state.high, estimator.reach(shape))
         clip = askable(problem, state.low, state.high)
-        return probe, estimator(self.values(probe), centre, problem.keyed, state.step, clip)
+        return estimator(self.values(ask), centre, problem.keyed, state.step, clip)
 
     def _slow(self, state: AscentState, value: Tensor) -> tuple[Tensor, Tensor]:
         """The rate, halved where the loss fell over the last steps, and the history, which then starts anew."""
-        if not self.plan.patience:
+        if not self.parameters.patience:
             return state.rate, state.history
         history = torch.cat([value.unsqueeze(1), state.history[:, :-1]], dim=1)
         fell = (value < state.history[:, -1]) & state.history[:, -1].isfinite()
-        rate = torch.where(fell, (state.rate / 2).clamp_min(self.plan.least_rate), state.rate)
+        rate = torch.where(fell, (state.rate / 2).clamp_min(self.parameters.least_rate), state.rate)
         return rate, history.masked_fill(fell.unsqueeze(1), -inf)

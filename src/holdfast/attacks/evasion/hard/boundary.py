@@ -10,13 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.label_walk import adversarial_starts, halvings, holds, host_rows, to_boundary
+from holdfast.attacks.common.label_walk import adversarial_starts, halvings, host_rows, to_boundary
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import box, distance
 
 __all__ = ["BoundaryAttack", "BoundaryState"]
@@ -44,7 +43,7 @@ class BoundaryState(State):
 
 
 @dataclass(frozen=True)
-class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
+class BoundaryAttack(Attack[HardLabelAsk, BoundaryState]):
     """Each step: a random move on the sphere around the clean input, then one toward it; kept if adversarial. Half of
     the moves on the sphere are to be adversarial, as of a boundary that is flat at their scale, and a quarter of the
     whole steps: both sizes follow these rates.
@@ -82,41 +81,33 @@ class BoundaryAttack(Attack[HardLabelOracle, BoundaryState]):
         checked_by="the exact affine oracle; candidates on their sphere; the logs of Sign-OPT on its MNIST network",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> BoundaryState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        rows = host_rows(found)
+    def start(self, ask: HardLabelAsk) -> BoundaryState:
+        problem = ask.problem
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
+        rows = host_rows(started)
         if len(rows):
             at = on_device(rows, x.device)
-            x = x.index_copy(0, at, to_boundary(oracle, problem.select(rows), x[at], halvings(problem)))
-        none = found.new_zeros((len(x), 2), dtype=torch.int64)
+            x = x.index_copy(0, at, to_boundary(ask.at(rows), x[at], halvings(problem)))
+        none = started.new_zeros((len(x), 2), dtype=torch.int64)
         size = torch.zeros_like(problem.set.eps)
         return BoundaryState.at(
-            x, sideways=size + self.sideways, inward=size + self.inward, asked=none, held=none, over=~found
+            x, sideways=size + self.sideways, inward=size + self.inward, asked=none, held=none, over=~started
         )
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: BoundaryState) -> BoundaryState:
+    def step(self, ask: HardLabelAsk, state: BoundaryState) -> BoundaryState:
+        problem = ask.problem
         sphere, candidate = self._candidates(problem, state)
         asked, held = state.asked, state.held
         due = state.step % self.every == 0
         if due.any():
             rows = on_device(due.nonzero()[0], state.x.device)
-            part = problem.select(due.nonzero()[0])
+            some = ask.at(due.nonzero()[0])
             asked, held = asked.clone(), held.clone()
             asked[rows, 0] += 1
-            held[rows, 0] += holds(oracle, part, sphere[rows]).long()
-        yes = holds(oracle, problem, candidate) & ~state.over
+            held[rows, 0] += some.adversarial(sphere[rows]).long()
+        yes = ask.adversarial(candidate) & ~state.over
         one = torch.zeros_like(asked)
         one[:, 1] = 1
         asked, held = asked + one, held + one * yes.long().unsqueeze(1)

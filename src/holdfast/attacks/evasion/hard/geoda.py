@@ -14,13 +14,12 @@ from typing_extensions import override
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.frequencies import band, from_band
 from holdfast.attacks.common.label_normal import mean_direction
-from holdfast.attacks.common.label_walk import adversarial_starts, halvings, holds, host_rows, to_boundary
+from holdfast.attacks.common.label_walk import adversarial_starts, halvings, host_rows, to_boundary
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.hyperplane import least_move
 from holdfast.numerics.search import bisect
@@ -47,7 +46,7 @@ class GeoDAState(State):
 
 
 @dataclass(frozen=True)
-class GeoDA(Attack[HardLabelOracle, GeoDAState]):
+class GeoDA(Attack[HardLabelAsk, GeoDAState]):
     """Each step: the boundary's normal from the labels around x; then the point at which the way from the clean input
     that is shortest to the plane with this normal crosses the boundary.
     """
@@ -91,34 +90,31 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
     def iterations(self) -> int:
         return max(1, round(self.queries / self.each))
 
-    @property
     @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> GeoDAState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        rows = host_rows(found)
+    def start(self, ask: HardLabelAsk) -> GeoDAState:
+        problem = ask.problem
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
+        rows = host_rows(started)
         if len(rows):
-            at, part = on_device(rows, x.device), problem.select(rows)
-            x = x.index_copy(0, at, to_boundary(oracle, part, x[at], halvings(part, self.gamma)))
-        return GeoDAState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
+            at = on_device(rows, x.device)
+            x = x.index_copy(0, at, to_boundary(ask.at(rows), x[at], halvings(problem, self.gamma)))
+        return GeoDAState.at(x, over=~started, blocks=np.zeros(len(x), dtype=np.int64))
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: GeoDAState) -> GeoDAState:
+    def step(self, ask: HardLabelAsk, state: GeoDAState) -> GeoDAState:
+        problem = ask.problem
         x = state.x
-        count = self._directions_now(oracle.left(problem.rows), problem, state)
+        count = self._directions_now(ask.left, problem, state)
         over = count < _FEWEST
         count = count.masked_fill(over, 0)
         low, high = box(problem.set, problem.x)
         free = (high > low).expand_as(x).flatten(1).sum(1).clamp_min(1).double()
         reach = between(Norm.L2, x, problem.x)
         normal, blocks = mean_direction(
-            oracle, problem, x, count.cpu().numpy(), self.gamma * reach / free, self._directions, state.blocks
+            ask, x, count.cpu().numpy(), self.gamma * reach / free, self._directions, state.blocks
         )
         normal = normal / problem.flat(distance(Norm.L2, normal).clamp_min(torch.finfo(torch.float64).tiny))
-        return replace(state, x=self._through(oracle, problem, x, normal, count > 0), over=over, blocks=blocks)
+        return replace(state, x=self._through(ask, x, normal, count > 0), over=over, blocks=blocks)
 
     @override
     def finished(self, state: GeoDAState) -> Tensor:
@@ -140,11 +136,12 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
         low = problem.keyed.normal("direction", (count, *band(shape, self.frequencies)), step=block).to(problem.x)
         return from_band(low.flatten(0, 1), shape).view(*low.shape[:2], *shape)
 
-    def _through(self, oracle: HardLabelOracle, problem: Problem, x: Tensor, normal: Tensor, active: Tensor) -> Tensor:
+    def _through(self, ask: HardLabelAsk, x: Tensor, normal: Tensor, active: Tensor) -> Tensor:
         """The nearest point found where ways from the clean input cross the boundary: the way to the point of the
         estimated plane that is nearest inside the box, then, in case the boundary is curved, ways ever nearer to the
         one to x. Each way first has to be adversarial where it is as near as the best so far.
         """
+        problem = ask.problem
         norm, (low, high) = problem.set.norm, (edge.double() for edge in box(problem.set, problem.x))
         wide = problem.x.double()
         here = x.double() - wide
@@ -155,30 +152,29 @@ class GeoDA(Attack[HardLabelOracle, GeoDAState]):
         rows = host_rows(active & (gap > 0))
         if not len(rows):
             return best
-        part, at = problem.select(rows), on_device(rows, x.device)
+        some, at = ask.at(rows), on_device(rows, x.device)
         for k in range(_WAYS):
             way = here[at] + (foot[at] - here[at]) / 2**k
             far = _SHORTER * nearest[at] / distance(norm, way).clamp_min(torch.finfo(torch.float64).tiny)
-            yes = holds(oracle, part, _along(part, way, far))
+            yes = some.adversarial(_along(some.problem, way, far))
             better = host_rows(yes)
             if not len(better):
                 continue
-            some, yes_far = part.select(better), far[yes]
-            path = partial(_along, some, way[yes])
+            nearer, yes_far = some.at(better), far[yes]
+            path = partial(_along, nearer.problem, way[yes])
             low, end = bisect(
-                lambda s, p=some, q=path: holds(oracle, p, q(s)), torch.zeros_like(yes_far), yes_far, _COARSE
+                lambda s, a=nearer, q=path: a.adversarial(q(s)), torch.zeros_like(yes_far), yes_far, _COARSE
             )
             best[at[yes]] = path(end)
-            nearest[at[yes]] = between(norm, best[at[yes]], some.x)
+            nearest[at[yes]] = between(norm, best[at[yes]], nearer.problem.x)
             ways[at[yes]], bracket[0, at[yes]], bracket[1, at[yes]] = way[yes], low, end
         rows = host_rows(bracket[1] > 0)
         if len(rows):
-            part, at = problem.select(rows), on_device(rows, x.device)
+            last, at = ask.at(rows), on_device(rows, x.device)
             fine = halvings(problem, self.gamma) - _COARSE
-            _, end = bisect(
-                lambda s: holds(oracle, part, _along(part, ways[at], s)), bracket[0, at], bracket[1, at], fine
-            )
-            best[at] = _along(part, ways[at], end)
+            path = partial(_along, last.problem, ways[at])
+            _, end = bisect(lambda s: last.adversarial(path(s)), bracket[0, at], bracket[1, at], fine)
+            best[at] = path(end)
         return best
 
 

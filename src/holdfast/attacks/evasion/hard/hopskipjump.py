@@ -12,13 +12,12 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.label_normal import mean_direction
-from holdfast.attacks.common.label_walk import adversarial_starts, halvings, holds, host_rows, to_boundary
+from holdfast.attacks.common.label_walk import adversarial_starts, halvings, host_rows, to_boundary
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box, distance
 
 __all__ = ["HopSkipJump", "HopSkipJumpState"]
@@ -42,7 +41,7 @@ class HopSkipJumpState(State):
 
 
 @dataclass(frozen=True)
-class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
+class HopSkipJump(Attack[HardLabelAsk, HopSkipJumpState]):
     """Each step: the boundary's normal from the labels around x, a move along it, a bisection back to the boundary."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours; the paper reports up to 25 000")
@@ -78,34 +77,25 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
         checked_by="the exact affine oracle; the angle to the true normal; the logs of Sign-OPT on its MNIST network",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> HopSkipJumpState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        rows = host_rows(found)
+    def start(self, ask: HardLabelAsk) -> HopSkipJumpState:
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
+        rows = host_rows(started)
         if len(rows):
-            part, at = problem.select(rows), on_device(rows, x.device)
-            x = x.index_copy(0, at, to_boundary(oracle, part, x[at], halvings(part, self.gamma)))
-        return HopSkipJumpState.at(x, over=~found, blocks=np.zeros(len(x), dtype=np.int64))
+            at = on_device(rows, x.device)
+            x = x.index_copy(0, at, to_boundary(ask.at(rows), x[at], halvings(ask.problem, self.gamma)))
+        return HopSkipJumpState.at(x, over=~started, blocks=np.zeros(len(x), dtype=np.int64))
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: HopSkipJumpState) -> HopSkipJumpState:
+    def step(self, ask: HardLabelAsk, state: HopSkipJumpState) -> HopSkipJumpState:
+        problem = ask.problem
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         reach = between(norm, state.x, problem.x)
         made = on_device(state.step, state.x.device)
         root = (made + 1).double().sqrt()
         back = halvings(problem, self.gamma)
         count = (root * self.first_directions).long().clamp_max(self.most_directions)
-        count = torch.minimum(count, oracle.left(problem.rows) - back - _TO_JUMP)
+        count = torch.minimum(count, ask.left - back - _TO_JUMP)
         over = count < _FEWEST
         count = count.masked_fill(over, 0)
 
@@ -113,13 +103,13 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
         width = (high - low).expand_as(problem.x).flatten(1).amax(1).double()
         first = torch.where(width.isfinite(), 0.1 * width, reach)
         radius = torch.where(made == 0, first, self.gamma * reach / free)
-        normal, blocks = self._normal(oracle, problem, state, count.cpu().numpy(), radius)
-        moved = self._jump(oracle, problem, state.x, normal, reach / root, count > 0)
+        normal, blocks = self._normal(ask, state, count.cpu().numpy(), radius)
+        moved = self._jump(ask, state.x, normal, reach / root, count > 0)
         x = state.x.clone()
         rows = host_rows((moved != state.x).flatten(1).any(1))
         if len(rows):
             at = on_device(rows, x.device)
-            x[at] = to_boundary(oracle, problem.select(rows), moved[at], back)
+            x[at] = to_boundary(ask.at(rows), moved[at], back)
         return replace(state, x=x, over=over, blocks=blocks)
 
     @override
@@ -127,12 +117,13 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
         return state.over
 
     def _normal(
-        self, oracle: HardLabelOracle, problem: Problem, state: HopSkipJumpState, count: np.ndarray, radius: Tensor
+        self, ask: HardLabelAsk, state: HopSkipJumpState, count: np.ndarray, radius: Tensor
     ) -> tuple[Tensor, np.ndarray]:
         """The direction into the adversarial side, of unit l2 size or signs, and the blocks drawn: the mean of random
         directions, each signed by whether it leads there, less what the mean sign explains. Asked block by block.
         """
-        estimate, blocks = mean_direction(oracle, problem, state.x, count, radius, self._directions, state.blocks)
+        problem = ask.problem
+        estimate, blocks = mean_direction(ask, state.x, count, radius, self._directions, state.blocks)
         if problem.set.norm is Norm.LINF:
             normal = estimate.sign()
         else:
@@ -145,10 +136,9 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
             return 2 * problem.keyed.uniform("direction", shape, step=block).to(problem.x) - 1
         return problem.keyed.normal("direction", shape, step=block).to(problem.x)
 
-    def _jump(
-        self, oracle: HardLabelOracle, problem: Problem, x: Tensor, normal: Tensor, size: Tensor, active: Tensor
-    ) -> Tensor:
+    def _jump(self, ask: HardLabelAsk, x: Tensor, normal: Tensor, size: Tensor, active: Tensor) -> Tensor:
         """x + size * normal for the first of the sizes, halved again and again, that stays adversarial; else x."""
+        problem = ask.problem
         low, high = (edge.expand_as(x) for edge in box(problem.set, problem.x))
         moved, waiting = x.clone(), active.clone()
         for k in range(_HALVINGS):
@@ -156,10 +146,10 @@ class HopSkipJump(Attack[HardLabelOracle, HopSkipJumpState]):
             if not len(rows):
                 break
             at = on_device(rows, x.device)
-            part = problem.select(rows)
-            z = x[at] + part.flat(size[at] / 2**k).to(x.dtype) * normal[at]
+            some = ask.at(rows)
+            z = x[at] + problem.flat(size[at] / 2**k).to(x.dtype) * normal[at]
             z = torch.minimum(torch.maximum(z, low[at]), high[at])
-            yes = holds(oracle, part, z)
-            moved[at] = torch.where(part.flat(yes), z, moved[at])
-            waiting[at] = ~yes & (oracle.left(part.rows) > 0)
+            yes = some.adversarial(z)
+            moved[at] = torch.where(problem.flat(yes), z, moved[at])
+            waiting[at] = ~yes & (some.left > 0)
         return moved

@@ -10,14 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.approach import FIRST_SHRINK, approach
 from holdfast.attacks.common.label_walk import adversarial_starts
+from holdfast.attacks.common.line_search import FIRST_SHRINK, line_search
 from holdfast.attacks.families.zeroth import askable, coarse
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box
 from holdfast.numerics.steps import steepest
 from holdfast.numerics.zeroth import Antithetic
@@ -43,7 +41,7 @@ class NESLabelOnlyState(State):
 
 
 @dataclass(frozen=True)
-class NESLabelOnly(Attack[HardLabelOracle, NESLabelOnlyState]):
+class NESLabelOnly(Attack[HardLabelAsk, NESLabelOnlyState]):
     """Ascent on the share of noisy copies that are adversarial, in a ball that shrinks from an adversarial start."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours; Ilyas et al. 2018: millions")
@@ -79,57 +77,38 @@ class NESLabelOnly(Attack[HardLabelOracle, NESLabelOnlyState]):
         checked_by="the direction into the adversarial side of a plane; exact query counts",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.queries  # an upper bound: the engine takes a sample out once its budget is spent
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> NESLabelOnlyState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
+    def start(self, ask: HardLabelAsk) -> NESLabelOnlyState:
+        problem = ask.problem
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
         reach = torch.maximum(between(problem.set.norm, x, problem.x), problem.set.eps)
         return NESLabelOnlyState.at(
-            x, momentum=torch.zeros_like(x), reach=reach, shrink=FIRST_SHRINK * reach, over=~found
+            x, momentum=torch.zeros_like(x), reach=reach, shrink=FIRST_SHRINK * reach, over=~started
         )
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: NESLabelOnlyState) -> NESLabelOnlyState:
+    def step(self, ask: HardLabelAsk, state: NESLabelOnlyState) -> NESLabelOnlyState:
+        problem = ask.problem
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         clip = askable(problem, low, high)
         noise = 2 * problem.keyed.uniform("copies", (self.copies, *state.x.shape[1:]), state.step).to(state.x) - 1
 
         def score(points: Tensor) -> Tensor:
             # The same noise for all points: what they share cancels in the differences.
-            parts = [self._holds(oracle, problem, clip(points + self.mu * e.unsqueeze(1))) for e in noise.unbind(1)]
-            return torch.stack(parts).mean(0)
+            told = [ask.as_given.labels(clip(points + self.mu * e.unsqueeze(1))) for e in noise.unbind(1)]
+            votes = [t.adversarial.double().masked_fill(~t.answered, torch.nan) for t in told]
+            return torch.stack(votes).mean(0)
 
         grad = Antithetic(self.q, coarse(problem, self.sigma))(score, state.x, problem.keyed, state.step, clip).grad
         momentum = self.momentum * state.momentum + (1 - self.momentum) * grad
         move = steepest(problem.set.norm, momentum)
 
-        def keeps(z: Tensor, waiting: Tensor) -> Tensor:
-            at = waiting.nonzero().squeeze(1)
-            labels, answered = oracle.labels(z[at], problem.rows[at])
-            yes = problem.criterion.holds_label(labels, problem.y[at], problem.target[at]) & answered
-            return torch.zeros_like(waiting).index_copy_(0, at, yes)
-
         rate = torch.full_like(state.reach, self.relative_step)
-        x, reach, shrink = approach(problem, state.x, move, rate, state.reach, state.shrink, keeps)
+        x, reach, shrink = line_search(
+            ask, state.x, move, rate, state.reach, state.shrink, lambda some, z: some.adversarial(z)
+        )
         return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)
 
     @override
     def finished(self, state: NESLabelOnlyState) -> Tensor:
         return state.over
-
-    def _holds(self, oracle: HardLabelOracle, problem: Problem, points: Tensor) -> Tensor:
-        """(n, q) float64: 1 where a point is adversarial, 0 where not, not a number where it was not answered."""
-        n, q = points.shape[:2]
-        rows, y, target = (t.repeat_interleave(q) for t in (problem.rows, problem.y, problem.target))
-        labels, answered = oracle.labels(points.flatten(0, 1), rows)
-        yes = problem.criterion.holds_label(labels, y, target).double()
-        return yes.masked_fill(~answered, torch.nan).view(n, q)

@@ -10,9 +10,8 @@ from typing_extensions import override
 
 from holdfast.attacks.families.direction_search import DirectionSearch, bracket, exact, narrow
 from holdfast.core.cards import Card
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 
 __all__ = ["OPT"]
 
@@ -50,12 +49,10 @@ class OPT(DirectionSearch):
         return 12
 
     @override
-    def weigh(
-        self, oracle: HardLabelOracle, problem: Problem, unit: Tensor, reach: Tensor, smoothing: Tensor
-    ) -> Tensor:
-        features = max(1, problem.x[0].numel()) if len(problem) else 1
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
+        features = max(1, ask.problem.x[0].numel()) if len(ask.problem) else 1
         turn = reach * smoothing
         # A turn moves g by about a feature's share of it.
-        low, high = bracket(oracle, problem, unit, reach, turn / features**0.5, outward=True)
-        _, end = narrow(oracle, problem, unit, low, high, exact(turn))
+        low, high = bracket(ask, unit, reach, turn / features**0.5, outward=True)
+        _, end = narrow(ask, unit, low, high, exact(turn))
         return (reach - end.clamp_max(2 * reach)) / turn

@@ -14,12 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import valid
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import between, box
 
 __all__ = ["RayS", "RaySState"]
@@ -57,7 +55,7 @@ class RaySState(State):
 
 
 @dataclass(frozen=True)
-class RayS(Attack[HardLabelOracle, RaySState]):
+class RayS(Attack[HardLabelAsk, RaySState]):
     """Flips the signs of ever smaller blocks; one query rejects a flip that is no nearer, a bisection measures others."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "Chen and Gu 2020, section 5.1")
@@ -85,18 +83,9 @@ class RayS(Attack[HardLabelOracle, RaySState]):
         checked_by="the exact affine oracle, whose nearest point is along a sign vector; the authors' median queries",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> RaySState:
+    def start(self, ask: HardLabelAsk) -> RaySState:
+        problem = ask.problem
         low, high = box(problem.set, problem.x)
         free = (high > low).expand_as(problem.x).flatten(1)
         nothing, never = torch.zeros_like(problem.set.eps), torch.zeros_like(problem.rows, dtype=torch.bool)
@@ -107,14 +96,14 @@ class RayS(Attack[HardLabelOracle, RaySState]):
         )  # fmt: skip
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: RaySState) -> RaySState:
+    def step(self, ask: HardLabelAsk, state: RaySState) -> RaySState:
+        problem = ask.problem
         sign, last, next_level, next_block = _flip(state)
         known, measuring = state.radius.isfinite(), state.high - state.low > self.tolerance
         first, endless = _first_radius(problem, state.turn)
         reach = torch.where(measuring, (state.low + state.high) / 2, torch.where(known, state.radius, first))
         z = _end(problem, sign, reach)
-        labels, answered = oracle.labels(valid(problem, z), problem.rows)
-        yes = problem.criterion.holds_label(labels, problem.y, problem.target) & answered
+        yes = ask.adversarial(z)
 
         low = torch.where(measuring & ~yes, reach, torch.where(measuring, state.low, 0.0))
         high = torch.where(yes, reach, torch.where(measuring, state.high, 0.0))

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.label_walk import holds
 from holdfast.attacks.families.direction_search import DirectionSearch, way
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 
 __all__ = ["SignOPT"]
 
@@ -54,7 +52,5 @@ class SignOPT(DirectionSearch):
         return 1
 
     @override
-    def weigh(
-        self, oracle: HardLabelOracle, problem: Problem, unit: Tensor, reach: Tensor, smoothing: Tensor
-    ) -> Tensor:
-        return torch.where(holds(oracle, problem, way(problem, unit, reach)), 1.0, -1.0).double()
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
+        return torch.where(ask.adversarial(way(ask.problem, unit, reach)), 1.0, -1.0).double()

@@ -13,13 +13,12 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.frequencies import band, from_band, to_band
-from holdfast.attacks.common.label_walk import adversarial_starts, halvings, holds, host_rows, to_boundary
+from holdfast.attacks.common.label_walk import adversarial_starts, halvings, host_rows, to_boundary
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import HardLabelOracle
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import box, distance, per_sample
 
 __all__ = ["SurFree", "SurFreeState"]
@@ -57,7 +56,7 @@ class SurFreeState(State):
 
 
 @dataclass(frozen=True)
-class SurFree(Attack[HardLabelOracle, SurFreeState]):
+class SurFree(Attack[HardLabelAsk, SurFreeState]):
     """Round after round: a random direction v; on the circle that has the clean input and x as ends of a diameter, in
     the plane of both and v, the point furthest from x that is still adversarial.
     """
@@ -97,23 +96,14 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
         "MNIST network",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: HardLabelOracle, problem: Problem) -> SurFreeState:
-        x, found = adversarial_starts(oracle, problem, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        rows = host_rows(found)
+    def start(self, ask: HardLabelAsk) -> SurFreeState:
+        problem = ask.problem
+        x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
+        rows = host_rows(started)
         if len(rows):
             at = on_device(rows, x.device)
-            x = x.index_copy(0, at, to_boundary(oracle, problem.select(rows), x[at], halvings(problem)))
+            x = x.index_copy(0, at, to_boundary(ask.at(rows), x[at], halvings(problem)))
         n, features = len(x), tuple(x.shape[1:])
         d = prod(features)
         # Directions that filled the space would leave none to draw.
@@ -122,11 +112,12 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
         return SurFreeState.at(
             x, v=torch.zeros_like(x), past=x.new_zeros((n, kept, *features)),
             drawn=np.zeros(n, dtype=np.int64), phase=zeros.long() - 1, inner=zeros, lowest=x, outer=zeros,
-            widest=zeros + radians(self.angle), over=~found,
+            widest=zeros + radians(self.angle), over=~started,
         )  # fmt: skip
 
     @override
-    def step(self, oracle: HardLabelOracle, problem: Problem, state: SurFreeState) -> SurFreeState:
+    def step(self, ask: HardLabelAsk, state: SurFreeState) -> SurFreeState:
+        problem = ask.problem
         state = self._renewed(problem, state)
         phase, tries = state.phase, 2 * self.angles
         searches = phase < tries
@@ -134,7 +125,7 @@ class SurFree(Attack[HardLabelOracle, SurFreeState]):
         side = 1.0 - 2.0 * (phase % 2)
         angle = torch.where(searches, side * share * state.widest, (state.inner + state.outer) / 2)
         point = self._on_circle(problem, state, angle)
-        yes = holds(oracle, problem, point) & ~state.over
+        yes = ask.adversarial(point) & ~state.over
 
         # The next larger angle on this side has failed, but for the largest: beyond that one nothing is known.
         inner = torch.where(yes, angle, state.inner)

@@ -13,12 +13,12 @@ from holdfast.attacks.common.adam import adam
 from holdfast.attacks.common.label_walk import host_rows
 from holdfast.attacks.common.space import Bilinear, Pixels, Space
 from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState, rooted
-from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.zeroth import askable, coarse, soft_losses
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.zeroth import Estimate, OneSided
 
@@ -76,40 +76,43 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
     )
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AutoZOOMState:
+    def start(self, ask: SoftLabelAsk) -> AutoZOOMState:
+        problem = ask.problem
         shape = self._space(problem).shape(tuple(problem.x.shape[1:]))
         zero = problem.x.new_zeros((len(problem), *shape))
-        return self.open(AutoZOOMState, problem, u=zero, mean=zero, square=zero)
+        return self.initial(AutoZOOMState, problem, u=zero, mean=zero, square=zero)
 
     @override
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: AutoZOOMState) -> AutoZOOMState:
+    def move(self, ask: SoftLabelAsk, state: AutoZOOMState) -> AutoZOOMState:
+        problem = ask.problem
         margin, slope = state.c.new_zeros(len(problem)), torch.zeros_like(state.u)
         before = host_rows(state.reach.isinf())
         for rows, q in ((before, self.first_q), (host_rows(state.reach.isfinite()), self.q)):
             if len(rows):
                 at = on_device(rows, slope.device)
-                found = self._estimate(oracle, problem.select(rows), state.select(rows), q)
-                slope, margin = slope.index_copy(0, at, found.grad), margin.index_copy(0, at, found.value)
+                estimate = self._estimate(ask.at(rows), state.select(rows), q)
+                slope, margin = slope.index_copy(0, at, estimate.grad), margin.index_copy(0, at, estimate.value)
         grad = self._pull(problem, state.u) - state.c.to(slope.dtype).view(-1, *[1] * (slope.ndim - 1)) * slope
         direction, mean, square = adam(grad, state.mean, state.square, state.inner)
         rate = rooted(self.rate, state.inner, direction)
         cost = (self.q if len(before) < len(problem) else self.first_q) + 1
         x = problem.x + self._lifted(problem, state.u)
-        after = self.turn(oracle, problem, state, x.clamp(*box(problem.set, problem.x)), margin, cost)
+        after = self.turn(ask, state, x.clamp(*box(problem.set, problem.x)), margin, cost)
         return replace(after, u=state.u - rate * direction, mean=mean, square=square)
 
-    def _estimate(self, oracle: SoftLabelOracle, problem: Problem, state: AutoZOOMState, q: int) -> Estimate:
+    def _estimate(self, ask: SoftLabelAsk, state: AutoZOOMState, q: int) -> Estimate:
         """The gradient of the loss in the space; the value is the loss at the iterate."""
-        probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
+        problem = ask.problem
+        loss = soft_losses(ask, kappa=self.kappa)
         features = tuple(problem.x.shape[1:])
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         clip = askable(problem, low, high)
 
-        def ask(u: Tensor) -> Tensor:
+        def values(u: Tensor) -> Tensor:
             delta = self._lifted(problem, u.flatten(0, 1)).view(*u.shape[:2], *features)
-            return probe(clip(problem.x.unsqueeze(1) + delta))
+            return loss(clip(problem.x.unsqueeze(1) + delta))
 
-        return OneSided(q, coarse(problem, self.beta), "sphere")(ask, state.u, problem.keyed, state.step)
+        return OneSided(q, coarse(problem, self.beta), "sphere")(values, state.u, problem.keyed, state.step)
 
     def _pull(self, problem: Problem, u: Tensor) -> Tensor:
         """The gradient of the squared size of the perturbation, which needs no query."""

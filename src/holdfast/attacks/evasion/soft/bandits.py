@@ -16,14 +16,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless
 from holdfast.attacks.common.space import Tiles
-from holdfast.attacks.families.zeroth import Probe, askable, edges, inward, soft_loss
+from holdfast.attacks.families.zeroth import askable, edges, inward, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import per_sample
 from holdfast.numerics.project import project
 from holdfast.numerics.steps import steepest
@@ -55,7 +53,7 @@ class BanditsState(State):
 
 
 @dataclass(frozen=True)
-class Bandits(Attack[SoftLabelOracle, BanditsState]):
+class Bandits(Attack[SoftLabelAsk, BanditsState]):
     """Bandit optimisation of the prior; the image follows its sign (linf) or its direction (l2)."""
 
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "Ilyas et al. 2019, section 4")
@@ -104,20 +102,17 @@ class Bandits(Attack[SoftLabelOracle, BanditsState]):
     def iterations(self) -> int:
         return -(-self.queries // 2)
 
-    @property
     @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> BanditsState:
+    def start(self, ask: SoftLabelAsk) -> BanditsState:
+        problem = ask.problem
         x = problem.x
         low, high = edges(problem)
         shape = self._space(problem).shape(tuple(x.shape[1:]))
         return BanditsState.at(x, dual=x.new_zeros(len(x), *shape), low=low, high=high)
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: BanditsState) -> BanditsState:
+    def step(self, ask: SoftLabelAsk, state: BanditsState) -> BanditsState:
+        problem = ask.problem
         norm, features = problem.set.norm, tuple(problem.x.shape[1:])
         space, shape = self._space(problem), tuple(state.dual.shape[1:])
         explore = self.exploration or _EXPLORE[norm]
@@ -130,9 +125,8 @@ class Bandits(Attack[SoftLabelOracle, BanditsState]):
         move = per_sample(reach, lifted).to(lifted.dtype) * lifted / size.view(-1, 2, *[1] * len(features))
         room = float(self.reach or _REACH[norm]) * _WIDEST / sqrt(prod(features))
         centre = inward(problem, state.x, state.low, state.high, room) if norm is Norm.LINF else state.x
-        value = Probe(oracle, problem, soft_loss(problem.goal, "ce"))(
-            askable(problem, state.low, state.high)(centre.unsqueeze(1) + move)
-        )
+        points = askable(problem, state.low, state.high)(centre.unsqueeze(1) + move)
+        value = ask.as_given.losses(points, soft_loss(problem.goal, "ce"))
         slope = (value[:, 0] - value[:, 1]) / (reach * explore)
         slope = slope.nan_to_num(0.0, 0.0, 0.0).to(noise.dtype)
         learn = self.learning_rate or _LEARN[norm]
@@ -140,7 +134,7 @@ class Bandits(Attack[SoftLabelOracle, BanditsState]):
         step = steepest(norm, space.lift(_primal(norm, dual), features))
         length = problem.set.eps * (self.rate or _STEP[norm])
         moved = state.x + problem.flat(length).to(step.dtype) * step
-        inner = gridless(problem)
+        inner = problem.ball
         if norm is Norm.L2:
             inner = inner.with_eps((inner.eps - reach).clamp_min(0))
         return replace(state, x=project(inner, moved, problem.x), dual=dual)

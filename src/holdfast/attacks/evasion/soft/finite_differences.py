@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.zeroth import Ascent, Plan, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentParameters, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
@@ -63,9 +63,9 @@ class FiniteDifferences(Ascent):
 
     @property
     @override
-    def plan(self) -> Plan:
+    def parameters(self) -> AscentParameters:
         step = self.relative_step or (1.0 if self.steps == 1 else 2.5 / self.steps)
-        return Plan(self.queries, step, momentum=self.momentum, loss=self.loss)
+        return AscentParameters(self.queries, step, momentum=self.momentum, loss=self.loss)
 
     @property
     @override

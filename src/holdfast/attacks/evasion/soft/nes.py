@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.approach import FIRST_SHRINK, approach
-from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, Probe, coarse, soft_loss
+from holdfast.attacks.common.line_search import FIRST_SHRINK, line_search
+from holdfast.attacks.families.zeroth import Ascent, AscentParameters, AscentState, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import between, box
 from holdfast.numerics.zeroth import Antithetic, Estimator
 
@@ -77,8 +77,8 @@ class NES(Ascent):
 
     @property
     @override
-    def plan(self) -> Plan:
-        return Plan(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
+    def parameters(self) -> AscentParameters:
+        return AscentParameters(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
 
     @override
     def estimator(self, problem: Problem) -> Estimator:
@@ -91,33 +91,35 @@ class NES(Ascent):
             raise UnsupportedError("starts are inputs of the targets' classes; give NES targets, or no starts")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> NESState:
-        state, eps = super().start(oracle, problem), problem.set.eps
+    def start(self, ask: SoftLabelAsk) -> NESState:
+        problem = ask.problem
+        state, eps = super().start(ask), problem.set.eps
         if self.starts is None:
             return NESState(**vars(state), reach=eps, shrink=torch.zeros_like(eps))
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         x = torch.minimum(torch.maximum(problem.counted(self.starts)[problem.target], low), high)
-        Probe(oracle, problem, soft_loss(problem.goal, self.loss)).at(x)
+        ask.scores(x)
         reach = torch.maximum(between(problem.set.norm, x, problem.x), eps)
         wide = replace(state, x=x, low=low, high=high)
         return NESState(**vars(wide), reach=reach, shrink=FIRST_SHRINK * reach)
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: AscentState) -> AscentState:
+    def step(self, ask: SoftLabelAsk, state: AscentState) -> AscentState:
         if self.starts is None or not isinstance(state, NESState):
-            return super().step(oracle, problem, state)
-        return self._approach(oracle, problem, state)
+            return super().step(ask, state)
+        return self._toward(ask, state)
 
-    def _approach(self, oracle: SoftLabelOracle, problem: Problem, state: NESState) -> NESState:
+    def _toward(self, ask: SoftLabelAsk, state: NESState) -> NESState:
         """A step of the partial-information mode: the largest move tried, into the smallest ball, that keeps the
         target in the answer.
         """
-        probe, estimate = self.estimate(oracle, problem, state)
+        problem = ask.problem
+        estimate = self.estimate(ask, state)
         move, momentum = self.direction(problem, state, estimate)
 
-        def told(z: Tensor, waiting: Tensor) -> Tensor:
-            scores = probe.scores(z.unsqueeze(1), waiting.unsqueeze(1))[:, 0]
-            return scores.gather(1, problem.target.unsqueeze(1)).squeeze(1).isfinite()
+        def shows_target(some: SoftLabelAsk, z: Tensor) -> Tensor:
+            answer = some.scores(z)
+            return answer.scores.gather(1, some.problem.target.unsqueeze(1)).squeeze(1).isfinite() & answer.answered
 
-        x, reach, shrink = approach(problem, state.x, move, state.rate, state.reach, state.shrink, told)
+        x, reach, shrink = line_search(ask, state.x, move, state.rate, state.reach, state.shrink, shows_target)
         return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)

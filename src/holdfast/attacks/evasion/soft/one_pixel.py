@@ -16,14 +16,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.canvas import canvas
-from holdfast.attacks.families.zeroth import Probe, askable, edges, soft_loss
+from holdfast.attacks.common.image_view import image_view
+from holdfast.attacks.families.zeroth import askable, edges, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["OnePixel", "OnePixelState"]
@@ -57,7 +56,7 @@ class OnePixelState(State):
 
 
 @dataclass(frozen=True)
-class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
+class OnePixel(Attack[SoftLabelAsk, OnePixelState]):
     """DE/rand/1 without crossover over pixels; a child competes with the parent of its place in the population."""
 
     queries: int = parameter(
@@ -97,11 +96,6 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
         return max(1, -(-self.queries // self._members))
 
     @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @property
     def _members(self) -> int:
         return min(self.population, max(_SMALL, self.queries // _GENERATIONS))
 
@@ -114,9 +108,10 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
             raise UnsupportedError("One pixel draws values from the box, so the box must have finite edges")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> OnePixelState:
+    def start(self, ask: SoftLabelAsk) -> OnePixelState:
+        problem = ask.problem
         x, draws = problem.x, problem.keyed
-        c, *_ = canvas(problem)
+        c, *_ = image_view(problem)
         count = self._pixels(problem)
         # Pixel by pixel, so that what a sample draws does not depend on how many pixels its neighbours have.
         members = self._members
@@ -127,17 +122,18 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
             # The paper's N(128, 127) of 0 to 255.
             genes[:, :, j, 2:] = (0.5 + 0.5 * draws.normal("value", (members, c), step=j).to(x)).clamp(0, 1)
         span = _span(problem)
-        value = self._ask(oracle, problem, genes, span)
+        value = self._ask(ask, genes, span)
         return OnePixelState.at(x, genes=genes, value=value.nan_to_num(nan=-torch.inf), span=span)
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: OnePixelState) -> OnePixelState:
+    def step(self, ask: SoftLabelAsk, state: OnePixelState) -> OnePixelState:
+        problem = ask.problem
         a, b, c = (
             state.genes.gather(1, other[:, :, None, None].expand_as(state.genes))
             for other in _three_others(problem.keyed.uniform("others", (self._members, 3), state.step))
         )
         child = _folded(a + self.factor * (b - c))
-        value = self._ask(oracle, problem, child, state.span)
+        value = self._ask(ask, child, state.span)
         better = value > state.value  # not a number, an unanswered row, is not
         return replace(
             state,
@@ -147,18 +143,19 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
 
     def _pixels(self, problem: Problem) -> Tensor:
         """(n,) int64 how many pixels each sample may change."""
-        c, h, w = canvas(problem)
+        c, h, w = image_view(problem)
         allowed = (problem.set.eps / c).floor().clamp_max(h * w).long()
         return allowed if self.pixels is None else allowed.clamp_max(self.pixels)
 
-    def _ask(self, oracle: SoftLabelOracle, problem: Problem, genes: Tensor, span: Tensor) -> Tensor:
+    def _ask(self, ask: SoftLabelAsk, genes: Tensor, span: Tensor) -> Tensor:
         """(n, members) the margin of each member, not a number where there is none; block by block."""
+        problem = ask.problem
         x, (low, high) = problem.x, edges(problem)
-        c, h, w = canvas(problem)
-        probe, clip = Probe(oracle, problem, soft_loss(problem.goal)), askable(problem, low, high)
+        c, h, w = image_view(problem)
+        loss, clip = soft_loss(problem.goal), askable(problem, low, high)
         active = torch.arange(genes.shape[2], device=x.device) < self._pixels(problem).unsqueeze(1)
-        canvas_of = (len(x), 1, c, h * w)
-        clean, least, width = (t.reshape(canvas_of) for t in (x, low, high - low))
+        strips = (len(x), 1, c, h * w)
+        clean, least, width = (t.reshape(strips) for t in (x, low, high - low))
         length = max(1, _NUMBERS // max(1, prod(x.shape[1:])))
         values: list[Tensor] = []
         for k in range(0, genes.shape[1], length):
@@ -174,7 +171,7 @@ class OnePixel(Attack[SoftLabelOracle, OnePixelState]):
                 ).gather(3, picked)
                 old = points.gather(3, picked)
                 points.scatter_(3, picked, torch.where(active[:, j].view(-1, 1, 1, 1), new, old))
-            values.append(probe(clip(points.view(len(x), -1, *x.shape[1:]))))
+            values.append(ask.as_given.losses(clip(points.view(len(x), -1, *x.shape[1:])), loss))
         return torch.cat(values, dim=1)
 
 
@@ -199,7 +196,7 @@ def _decoded(genes: Tensor, span: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 def _span(problem: Problem) -> Tensor:
     """(n, 4) int64 first and number of the rows, then of the columns, that hold features that may change."""
-    _, h, w = canvas(problem)
+    _, h, w = image_view(problem)
     low, high = edges(problem)
     free = (high > low).reshape(len(low), -1, h, w).any(1)
     columns = [_first_and_count(free.any(axis)) for axis in (2, 1)]

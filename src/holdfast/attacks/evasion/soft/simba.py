@@ -15,15 +15,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.canvas import canvas
-from holdfast.attacks.common.grid import gridless
-from holdfast.attacks.families.zeroth import Probe, soft_loss
+from holdfast.attacks.common.image_view import image_view
+from holdfast.attacks.families.zeroth import soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.project import project
 
 __all__ = ["SimBA", "SimBAState"]
@@ -51,7 +49,7 @@ class SimBAState(State):
 
 
 @dataclass(frozen=True)
-class SimBA(Attack[SoftLabelOracle, SimBAState]):
+class SimBA(Attack[SoftLabelAsk, SimBAState]):
     """Coordinate search in an orthonormal basis, one query a step."""
 
     queries: int = parameter(
@@ -87,16 +85,6 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
         checked_by="the basis is orthonormal; all coordinates of a linear model end at their best edge",
     )
 
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
     @override
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -106,10 +94,11 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
             raise UsageError(f"the size of a step must be above 0, got {self.size}")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SimBAState:
+    def start(self, ask: SoftLabelAsk) -> SimBAState:
+        problem = ask.problem
         x = problem.x
-        shape = canvas(problem)
-        value = self._probe(oracle, problem).of(oracle.clean(problem.rows).unsqueeze(1)).squeeze(1)
+        shape = image_view(problem)
+        value = soft_loss(problem.goal)(ask.clean, problem.y, problem.target).double()
         key = problem.keyed.uniform("order", shape).to(x.device)
         if self._cosine(problem):
             key = key + _ring(shape[1]).to(x.device).view(-1, 1).maximum(_ring(shape[2]).to(x.device))
@@ -122,14 +111,15 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
         )
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SimBAState) -> SimBAState:
+    def step(self, ask: SoftLabelAsk, state: SimBAState) -> SimBAState:
         # A second round takes the same order.
+        problem = ask.problem
         which = state.order.gather(1, (state.turn % max(1, state.order.shape[1])).unsqueeze(1)).squeeze(1).long()
         direction = self._direction(problem, which)
         length = self._length(problem, direction) * torch.where(state.back, -1.0, 1.0)
         moved = state.x + problem.flat(length).to(state.x.dtype) * direction
-        x = project(gridless(problem), moved, problem.x)
-        value = self._probe(oracle, problem).at(x)
+        x = project(problem.ball, moved, problem.x)
+        value = ask.losses(x, soft_loss(problem.goal))
         better = value > state.value  # not a number, an unanswered row, is not
         return replace(
             state,
@@ -142,12 +132,9 @@ class SimBA(Attack[SoftLabelOracle, SimBAState]):
     def _cosine(self, problem: Problem) -> bool:
         return self.basis == "dct" if self.basis else problem.set.norm is Norm.L2
 
-    def _probe(self, oracle: SoftLabelOracle, problem: Problem) -> Probe:
-        return Probe(oracle, problem, soft_loss(problem.goal))
-
     def _direction(self, problem: Problem, which: Tensor) -> Tensor:
         """(n, \\*features) the unit direction of each sample."""
-        c, h, w = canvas(problem)
+        c, h, w = image_view(problem)
         x = problem.x
         channel = (torch.arange(c, device=x.device) == (which // (h * w)).unsqueeze(1)).to(x.dtype)
         tables = (_cosines(k) if self._cosine(problem) else torch.eye(k, dtype=torch.float64) for k in (h, w))

@@ -10,12 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
-from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentParameters, AscentState, coarse
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.steps import steepest
 from holdfast.numerics.zeroth import Antithetic, Estimate
 
@@ -61,8 +61,8 @@ class SPSA(Ascent):
 
     @property
     @override
-    def plan(self) -> Plan:
-        return Plan(self.queries, self.rate)
+    def parameters(self) -> AscentParameters:
+        return AscentParameters(self.queries, self.rate)
 
     @override
     def estimator(self, problem: Problem) -> Antithetic:
@@ -70,8 +70,8 @@ class SPSA(Ascent):
         return Antithetic(directions, coarse(problem, self.delta), "rademacher")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> AscentState:
-        state = super().start(oracle, problem)
+    def start(self, ask: SoftLabelAsk) -> AscentState:
+        state = super().start(ask)
         return replace(state, momentum=torch.stack([state.momentum] * 2, dim=1))  # Adam's two moments
 
     @override

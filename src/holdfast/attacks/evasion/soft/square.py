@@ -17,14 +17,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.canvas import canvas
-from holdfast.attacks.common.grid import gridless, valid
+from holdfast.attacks.common.image_view import image_view
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import vector_norm
 from holdfast.numerics.losses import complete, pick_loss
 from holdfast.numerics.project import linf_bounds, project
@@ -51,7 +49,7 @@ class SquareState(State):
 
 
 @dataclass(frozen=True)
-class Square(Attack[SoftLabelOracle, SquareState]):
+class Square(Attack[SoftLabelAsk, SquareState]):
     """Random search: linf windows take one of the two extreme values in each channel; l1 and l2 windows gather the
     perturbation of another window, on a pattern of two opposite pyramids.
     """
@@ -89,27 +87,24 @@ class Square(Attack[SoftLabelOracle, SquareState]):
     def iterations(self) -> int:
         return self.queries - 1
 
-    @property
     @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
-    @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> SquareState:
-        x0, ball = problem.x, gridless(problem)
+    def start(self, ask: SoftLabelAsk) -> SquareState:
+        problem = ask.problem
+        x0, ball = problem.x, problem.ball
         if ball.norm is Norm.LINF:
             low, high = linf_bounds(ball, x0)
             x = _stripes(problem, low, high)
         else:
             low = high = x0.new_empty(len(x0), 0)
             x = project(ball, x0 + _tiles(problem), x0)
-        value, _ = self._ask(oracle, problem, x)
+        value, _ = self._ask(ask, x)
         return SquareState(x, np.zeros(len(x0), dtype=np.int64), value=value, low=low, high=high)
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: SquareState) -> SquareState:
+    def step(self, ask: SoftLabelAsk, state: SquareState) -> SquareState:
+        problem = ask.problem
         x = self._flip(problem, state) if problem.set.norm is Norm.LINF else self._gather(problem, state)
-        value, answered = self._ask(oracle, problem, x)
+        value, answered = self._ask(ask, x)
         better = answered & (value > state.value)
         return replace(
             state,
@@ -117,24 +112,25 @@ class Square(Attack[SoftLabelOracle, SquareState]):
             value=torch.where(better, value, state.value),
         )
 
-    def _ask(self, oracle: SoftLabelOracle, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _ask(self, ask: SoftLabelAsk, x: Tensor) -> tuple[Tensor, Tensor]:
         """The loss: the margin, or the log-probability of the target."""
-        scores, answered = oracle.log_probs(valid(problem, x), problem.rows)
+        problem = ask.problem
+        answer = ask.scores(x)
         if problem.goal is Goal.TARGETED:
-            return complete(scores).gather(1, problem.target.unsqueeze(1)).squeeze(1), answered
-        loss, _ = pick_loss("log-margin", problem.goal, oracle.classes)
-        return loss(scores, problem.y, problem.target), answered
+            return complete(answer.scores).gather(1, problem.target.unsqueeze(1)).squeeze(1), answer.answered
+        loss, _ = pick_loss("log-margin", problem.goal, ask.classes)
+        return loss(answer.scores, problem.y, problem.target), answer.answered
 
     def _window(self, problem: Problem, step: np.ndarray) -> tuple[tuple[tuple[int, int], ...], np.ndarray]:
         """The window sizes of the whole search, and which of them each sample is at."""
-        _, h, w = canvas(problem)
+        _, h, w = image_view(problem)
         euclidean = problem.set.norm is not Norm.LINF
         sizes = tuple(_extent(self.p / 2**k, h, w, odd=euclidean) for k in range(len(_HALVINGS) + 1))
         return sizes, np.searchsorted(_HALVINGS, (step + 1) * 10_000 // self.queries)
 
     def _flip(self, problem: Problem, state: SquareState) -> Tensor:
         """The linf move: one random window to its largest or least values, channel by channel."""
-        c, h, w = canvas(problem)
+        c, h, w = image_view(problem)
         sizes, level = self._window(problem, state.step)
         a, b = on_device(np.array(sizes)[level].T, state.x.device)
         u = problem.keyed.uniform("move", (2 + c,), state.step)
@@ -146,8 +142,8 @@ class Square(Attack[SoftLabelOracle, SquareState]):
 
     def _gather(self, problem: Problem, state: SquareState) -> Tensor:
         """The l1 and l2 move: window 1 takes what window 2 holds and what eps leaves, and adds a signed pattern."""
-        x0, ball = problem.x, gridless(problem)
-        c, h, w = canvas(problem)
+        x0, ball = problem.x, problem.ball
+        c, h, w = image_view(problem)
         sizes, level = self._window(problem, state.step)
         a, b = on_device(np.array(sizes)[level].T, x0.device)
         u = problem.keyed.uniform("move", (5 + c,), state.step).to(x0.dtype)
@@ -216,7 +212,7 @@ def _lp(norm: Norm, delta: Tensor) -> Tensor:
 
 def _stripes(problem: Problem, low: Tensor, high: Tensor) -> Tensor:
     """The linf start: each column of each channel at its largest or least values."""
-    c, h, w = canvas(problem)
+    c, h, w = image_view(problem)
     up = problem.keyed.uniform("start", (c, w)).view(-1, c, 1, w) < 0.5
     shape = (-1, c, h, w)
     return torch.where(up, high.view(shape), low.view(shape)).view_as(problem.x)
@@ -228,7 +224,7 @@ def _tiles(problem: Problem) -> Tensor:
     In l1 they are larger where their own sizes add up to more: the projection then leaves their largest features.
     """
     x0, norm = problem.x, problem.set.norm
-    c, h, w = canvas(problem)
+    c, h, w = image_view(problem)
     a, b = max(h // _TILES, 1), max(w // _TILES, 1)
     down, across = h // a, w // b
     u = problem.keyed.uniform("start", (1 + c, down, across)).to(x0.dtype)

@@ -10,12 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState
-from holdfast.attacks.families.zeroth import Probe, askable, coarse, inward, soft_loss
+from holdfast.attacks.families.zeroth import askable, coarse, inward, soft_loss, soft_losses
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.zeroth import Estimator, OneSided
 
@@ -71,24 +71,26 @@ class ZOADMM(SoftPenalty[ZOADMMState]):
         return OneSided(self.q, coarse(problem, self.mu), "sphere")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOADMMState:
+    def start(self, ask: SoftLabelAsk) -> ZOADMMState:
+        problem = ask.problem
         zero = torch.zeros_like(problem.x)
-        return self.open(ZOADMMState, problem, delta=zero, dual=zero)
+        return self.initial(ZOADMMState, problem, delta=zero, dual=zero)
 
     @override
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOADMMState) -> ZOADMMState:
+    def move(self, ask: SoftLabelAsk, state: ZOADMMState) -> ZOADMMState:
+        problem = ask.problem
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
-        probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
+        loss = soft_losses(ask, kappa=self.kappa)
         estimator, clip = self.estimator(problem), askable(problem, low, high)
         shrunk = self.rho / (self.rho + 2 * self.gamma) * (state.delta - state.dual)
         x = torch.minimum(torch.maximum(problem.x + shrunk, low), high)
         z = x - problem.x
-        margin = probe.at(x)
+        margin = ask.losses(x, soft_loss(problem.goal, kappa=self.kappa))
         centre = inward(problem, problem.x + state.delta, low, high, estimator.reach(tuple(x.shape[1:])))
-        slope = estimator(probe, centre, problem.keyed, state.step, clip).grad
+        slope = estimator(loss, centre, problem.keyed, state.step, clip).grad
         stay = problem.flat(self.alpha * on_device(state.step + 1, x.device).double().sqrt()).to(x.dtype)
         pull = problem.flat(state.c).to(x.dtype) * slope
         delta = (stay * state.delta + self.rho * (z + state.dual) + pull) / (stay + self.rho)
         cost = estimator.queries(tuple(x.shape[1:])) + 1
-        after = self.turn(oracle, problem, state, x, margin, cost)
+        after = self.turn(ask, state, x, margin, cost)
         return replace(after, delta=delta, dual=state.dual + z - delta)

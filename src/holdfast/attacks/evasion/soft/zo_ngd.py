@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.zeroth import Ascent, AscentState, Plan, Probe, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentParameters, AscentState, coarse, soft_loss
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.losses import complete
 from holdfast.numerics.steps import steepest
 from holdfast.numerics.zeroth import Antithetic, Estimate, Estimator, Values, natural
@@ -59,21 +60,24 @@ class ZONGD(Ascent):
 
     @property
     @override
-    def plan(self) -> Plan:
-        return Plan(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
+    def parameters(self) -> AscentParameters:
+        return AscentParameters(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
 
     @override
     def estimator(self, problem: Problem) -> Estimator:
         return Antithetic(self.q, coarse(problem, self.mu))
 
     @override
-    def values(self, probe: Probe) -> Values:
-        def ask(points: Tensor) -> Tensor:
-            scores = probe.scores(points)
-            logs = complete(scores.flatten(0, 1)).view_as(scores)
-            return torch.cat([probe.of(scores).unsqueeze(2), logs.double()], dim=2)
+    def values(self, ask: SoftLabelAsk) -> Values:
+        loss = soft_loss(ask.problem.goal, self.loss)
 
-        return ask
+        def loss_and_scores(points: Tensor) -> Tensor:
+            answer = ask.as_given.scores(points)
+            logs = complete(answer.scores.flatten(0, 1)).view_as(answer.scores).double()
+            logs = logs.masked_fill(~answer.answered.unsqueeze(2), torch.nan)
+            return torch.cat([answer.losses(loss).unsqueeze(2), logs], dim=2)
+
+        return loss_and_scores
 
     @override
     def direction(self, problem: Problem, state: AscentState, estimate: Estimate) -> tuple[Tensor, Tensor]:

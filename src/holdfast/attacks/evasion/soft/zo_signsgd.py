@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from holdfast.attacks.families.zeroth import Ascent, Plan, coarse
+from holdfast.attacks.families.zeroth import Ascent, AscentParameters, coarse
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -49,8 +49,8 @@ class ZOSignSGD(Ascent):
 
     @property
     @override
-    def plan(self) -> Plan:
-        return Plan(self.queries, self.relative_step, patience=self.patience, loss=self.loss)
+    def parameters(self) -> AscentParameters:
+        return AscentParameters(self.queries, self.relative_step, patience=self.patience, loss=self.loss)
 
     @override
     def estimator(self, problem: Problem) -> Estimator:

@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from holdfast.attacks.families.penalty import Boxed
 from holdfast.attacks.families.soft_penalty import SoftPenalty, SoftPenaltyState
-from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.zeroth import askable, coarse, soft_losses
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.zeroth import OneSided, Values
 
 __all__ = ["ZOSVRG"]
@@ -76,21 +76,23 @@ class ZOSVRG(SoftPenalty[ZOSVRGState]):
     )
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOSVRGState:
+    def start(self, ask: SoftLabelAsk) -> ZOSVRGState:
+        problem = ask.problem
         v = Boxed.of(problem, _EDGE).inverse(problem.x)
         zero = torch.zeros_like(v)
-        return self.open(ZOSVRGState, problem, v=v, anchor=v, slope=zero, value=torch.zeros_like(problem.set.eps))
+        return self.initial(ZOSVRGState, problem, v=v, anchor=v, slope=zero, value=torch.zeros_like(problem.set.eps))
 
     @override
-    def move(self, oracle: SoftLabelOracle, problem: Problem, state: ZOSVRGState) -> ZOSVRGState:
+    def move(self, ask: SoftLabelAsk, state: ZOSVRGState) -> ZOSVRGState:
+        problem = ask.problem
         fresh = state.step % self.period == 0
-        state = self._anchor(oracle, problem, state, np.flatnonzero(fresh))
+        state = self._anchor(ask, state, np.flatnonzero(fresh))
         slope, margin = state.slope, state.value
         rows = np.flatnonzero(~fresh)
         if len(rows):
             at = on_device(rows, slope.device)
-            part, here = problem.select(rows), state.select(rows)
-            difference, value = self.correction(_objective(oracle, part, self.kappa), part, here)
+            some, here = ask.at(rows), state.select(rows)
+            difference, value = self.correction(_objective(some, self.kappa), some.problem, here)
             slope = slope.index_add(0, at, difference)
             margin = margin.index_copy(0, at, value)
         boxed = Boxed.of(problem, _EDGE)
@@ -100,7 +102,7 @@ class ZOSVRG(SoftPenalty[ZOSVRGState]):
         scale = torch.where(problem.flat(state.reach.isinf()), self.rate, self.pull / half.square())
         grad = 2 * (x - problem.x) * boxed.slope(state.v) - problem.flat(state.c).to(slope.dtype) * slope
         cost = max(self.anchor_q + 1, 2 * self.q + 1)
-        return replace(self.turn(oracle, problem, state, x, margin, cost), v=boxed.held(state.v - scale * grad))
+        return replace(self.turn(ask, state, x, margin, cost), v=boxed.held(state.v - scale * grad))
 
     def correction(self, f: Values, problem: Problem, state: ZOSVRGState) -> tuple[Tensor, Tensor]:
         """The small estimate at the iterate less that at the anchor, along the same directions, and f at the iterate."""
@@ -109,25 +111,27 @@ class ZOSVRG(SoftPenalty[ZOSVRGState]):
         there = small(f, state.anchor, problem.keyed, state.step, base=state.value)
         return here.grad - there.grad, here.value
 
-    def _anchor(self, oracle: SoftLabelOracle, problem: Problem, state: ZOSVRGState, rows: np.ndarray) -> ZOSVRGState:
+    def _anchor(self, ask: SoftLabelAsk, state: ZOSVRGState, rows: np.ndarray) -> ZOSVRGState:
+        problem = ask.problem
         if not len(rows):
             return state
-        at, part = on_device(rows, state.v.device), problem.select(rows)
+        at, some = on_device(rows, state.v.device), ask.at(rows)
         large = OneSided(self.anchor_q, coarse(problem, self.mu), "sphere", "large")
-        found = large(_objective(oracle, part, self.kappa), state.v[at], part.keyed, state.step[rows])
+        estimate = large(_objective(some, self.kappa), state.v[at], some.problem.keyed, state.step[rows])
         return replace(
             state,
             anchor=state.anchor.index_copy(0, at, state.v[at]),
-            slope=state.slope.index_copy(0, at, found.grad),
-            value=state.value.index_copy(0, at, found.value),
+            slope=state.slope.index_copy(0, at, estimate.grad),
+            value=state.value.index_copy(0, at, estimate.value),
         )
 
 
-def _objective(oracle: SoftLabelOracle, problem: Problem, kappa: float) -> Values:
+def _objective(ask: SoftLabelAsk, kappa: float) -> Values:
     """The loss as a function of the tanh variable (n, q, \\*features)."""
-    probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=kappa))
+    problem = ask.problem
+    loss = soft_losses(ask, kappa=kappa)
     boxed = Boxed.of(problem, _EDGE)
     x, low, high, middle, half = (t.expand_as(problem.x) for t in boxed[:5])
     wide = Boxed(*(t.unsqueeze(1) for t in (x, low, high, middle, half)), edge=boxed.edge)
     clip = askable(problem, low, high)
-    return lambda v: probe(clip(wide.value(v)))
+    return lambda v: loss(clip(wide.value(v)))

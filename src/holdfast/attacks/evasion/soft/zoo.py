@@ -20,14 +20,13 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.space import Bilinear, Pixels, Space
-from holdfast.attacks.families.zeroth import Probe, askable, coarse, soft_loss
+from holdfast.attacks.families.zeroth import askable, coarse, soft_losses
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.ledger import Budget
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import between, box, distance, per_sample
 from holdfast.numerics.project import project
 from holdfast.numerics.zeroth import Coordinates
@@ -72,7 +71,7 @@ class ZOOState(State):
 
 
 @dataclass(frozen=True)
-class ZOO(Attack[SoftLabelOracle, ZOOState]):
+class ZOO(Attack[SoftLabelAsk, ZOOState]):
     """Minimises ``|delta|_2^2 + c * max(margin, -kappa)`` of log-probabilities by coordinate-wise Adam."""
 
     queries: int = parameter(
@@ -119,16 +118,6 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
         checked_by="partial derivatives against autograd; C&W on a real network",
     )
 
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.queries  # an upper bound: the engine takes a sample out once its budget is spent
-
-    @property
-    @override
-    def budget(self) -> Budget:
-        return Budget(queries=self.queries)
-
     @override
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -138,7 +127,8 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
             raise UsageError(f"the attack spaces must grow from at least 1, got {self.spaces}")
 
     @override
-    def start(self, oracle: SoftLabelOracle, problem: Problem) -> ZOOState:
+    def start(self, ask: SoftLabelAsk) -> ZOOState:
+        problem = ask.problem
         x, eps = problem.x, problem.set.eps
         features = tuple(x.shape[1:])
         zero = x.new_zeros(len(x), *self._spaces(features)[-1].shape(features))
@@ -155,11 +145,12 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
         )
 
     @override
-    def step(self, oracle: SoftLabelOracle, problem: Problem, state: ZOOState) -> ZOOState:
+    def step(self, ask: SoftLabelAsk, state: ZOOState) -> ZOOState:
+        problem = ask.problem
         features = tuple(problem.x.shape[1:])
         spaces = self._spaces(features)
         if len(spaces) == 1:
-            return self._step(oracle, problem, state, spaces[0], grown=False)
+            return self._step(ask, state, spaces[0], grown=False)
         level = self._level(features, state.step, len(spaces))
         parts: list[ZOOState] = []
         rows = [np.flatnonzero(level == k) for k in range(len(spaces))]
@@ -168,15 +159,14 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
                 part = _grow(
                     state.select(at), spaces, k, self._level(features, state.step[at] - 1, len(spaces)), features
                 )
-                parts.append(self._step(oracle, problem.select(at), part, spaces[k], grown=k > 0))
+                parts.append(self._step(ask.at(at), part, spaces[k], grown=k > 0))
         joined = parts[0]
         for part in parts[1:]:
             joined = joined.join(part)
         return joined.select(np.argsort(np.concatenate(rows)))
 
-    def _step(
-        self, oracle: SoftLabelOracle, problem: Problem, state: ZOOState, space: Space, *, grown: bool
-    ) -> ZOOState:
+    def _step(self, ask: SoftLabelAsk, state: ZOOState, space: Space, *, grown: bool) -> ZOOState:
+        problem = ask.problem
         x0, features = problem.x, tuple(problem.x.shape[1:])
         shape = space.shape(features)
         corner = tuple(slice(0, k) for k in shape)
@@ -191,10 +181,9 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
 
         # The iterate itself: does it break the model?
         here = points(u.view(-1, 1, *shape))
-        probe = Probe(oracle, problem, soft_loss(problem.goal, kappa=self.kappa))
+        loss = soft_losses(ask, kappa=self.kappa)
         x = project(problem.set, here[:, 0], x0)
-        scores = probe.scores(x.unsqueeze(1))[:, 0]
-        holds = problem.criterion.certain(scores, problem.y, problem.target)
+        holds = ask.as_given.scores(x).adversarial
         new = (holds & ~state.broke).unsqueeze(1)
         # Adam was led by the loss until now; from here the distance leads.
         first, second, times = (t.masked_fill(new, 0.0) for t in (first, second, times))
@@ -206,7 +195,7 @@ class ZOO(Attack[SoftLabelOracle, ZOOState]):
             z = points(v)
             q = z.shape[1]
             far = between(Norm.L2, z.flatten(0, 1), x0.repeat_interleave(q, dim=0)).view(-1, q)
-            return far.square() - state.weight.unsqueeze(1) * probe(z)
+            return far.square() - state.weight.unsqueeze(1) * loss(z)
 
         # One edge of the box may cut a difference; in pixels it is known by how much.
         cut = _cut(problem) if isinstance(space, Pixels) else None

@@ -10,14 +10,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.minimum_norm import finish, rescue
+from holdfast.attacks.common.minimum_norm import adversarial_restart, finish
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified, Targeted
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.capped import room, solve_capped
 from holdfast.numerics.distance import box
 from holdfast.numerics.steps import steepest
@@ -76,7 +75,7 @@ def penalty_slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ALMA(Attack[WhiteBoxOracle, ALMAState]):
+class ALMA(Attack[WhiteBoxAsk, ALMAState]):
     """Descends distance + P2(constraint, rho, mu) with RMSProp and momentum, where the constraint is the logit difference
     ratio, the multiplier mu follows the penalty's slope smoothly, and rho grows while the constraint does not improve.
     """
@@ -120,18 +119,14 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ALMAState:
+    def start(self, ask: WhiteBoxAsk) -> ALMAState:
+        problem = ask.problem
         one = torch.ones_like(problem.set.eps)
-        margin = problem.criterion.margin(oracle.clean(problem.rows), problem.y, problem.target).double()
+        margin = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
         return ALMAState.at(
             problem.x, square=torch.ones_like(problem.x), momentum=torch.zeros_like(problem.x), rate=one, mu=one,
             rho=one, before=torch.zeros_like(one), scale=margin.abs().nan_to_num(1.0).clamp_min(_TINY),
@@ -139,10 +134,10 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
         )  # fmt: skip
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> ALMAState:
-        asked, step = valid(problem, state.x), on_device(state.step, state.x.device)
+    def step(self, ask: WhiteBoxAsk, state: ALMAState) -> ALMAState:
+        problem = ask.problem
+        step = on_device(state.step, state.x.device)
         check, open_ = (step + 1) % self.every == 0, state.crossed.isinf()
-        known = problem.y, problem.target, state.scale
         duals = state.mu, state.rho, torch.where(check & open_, state.before, float("inf")), step == 0
 
         def lagrangian(scores: Tensor, y: Tensor, target: Tensor, scale: Tensor, *duals: Tensor) -> Tensor:
@@ -150,11 +145,10 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
             mu, rho = self._ascend(value.detach(), *duals)
             return penalty(value, rho, mu)
 
-        g = oracle.gradient(asked, problem.rows, lagrangian, *known, *duals)
-        value = self._constraint(problem, g.scores, *known)
+        g = ask.gradient(state.x, lagrangian, state.scale, *duals)
+        value = self._constraint(problem, g.scores, problem.y, problem.target, state.scale)
         mu, rho = self._ascend(value, *duals)
-        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
-        crossed = torch.where(over & open_, step.double(), state.crossed)
+        crossed = torch.where(g.adversarial & open_, step.double(), state.crossed)
 
         delta, grad = state.x - problem.x, g.grad.nan_to_num(0.0)
         rate = torch.where(step == 0, self._first_rate(problem, grad), state.rate)
@@ -166,12 +160,12 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
         now = problem.flat(rate * self.rate_reduction**since).to(grad.dtype)
         x = (state.x - now * momentum).clamp(*box(problem.set, problem.x))
         due = state.step + 1 == int(self.patience * self.steps)
-        helped = rescue(oracle, problem, due, crossed.isfinite(), self.search)
-        if helped is not None:
-            point, reach = helped
-            safe = problem.flat(reach.isfinite())
+        restart = adversarial_restart(ask, due, crossed.isfinite(), self.search)
+        if restart is not None:
+            point, far = restart
+            safe = problem.flat(far.isfinite())
             x, momentum = torch.where(safe, point, x), torch.where(safe, 0.0, momentum)
-            crossed = torch.where(reach.isfinite(), step.double(), crossed)
+            crossed = torch.where(far.isfinite(), step.double(), crossed)
         return replace(
             state,
             x=x,
@@ -185,9 +179,9 @@ class ALMA(Attack[WhiteBoxOracle, ALMAState]):
         )
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ALMAState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-        finish(oracle, problem, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: ALMAState) -> None:
+        super().finalize(ask, state)
+        finish(ask, self.search)
 
     def _constraint(self, problem: Problem, scores: Tensor, y: Tensor, target: Tensor, scale: Tensor) -> Tensor:
         """(m,) float64, negative where adversarial: the logit difference over the spread of the best logits, or, with

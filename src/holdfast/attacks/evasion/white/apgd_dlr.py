@@ -12,7 +12,7 @@ from holdfast.attacks.families.auto_pgd import AutoPGD
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import Loss, pick_loss
 
 __all__ = ["APGDDLR"]
@@ -46,5 +46,6 @@ class APGDDLR(AutoPGD):
         return pick_loss("dlr", problem.goal, classes)[0]
 
     @override
-    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
+    def aim(self, ask: WhiteBoxAsk) -> Tensor:
+        problem = ask.problem
         return problem.target

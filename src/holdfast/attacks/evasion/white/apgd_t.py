@@ -14,7 +14,7 @@ from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import Loss, pick_loss
 
 __all__ = ["APGDT"]
@@ -59,9 +59,10 @@ class APGDT(AutoPGD):
         return pick_loss("dlr", Goal.TARGETED, classes)[0]
 
     @override
-    def aim(self, oracle: WhiteBoxOracle, problem: Problem) -> Tensor:
-        scores = oracle.clean(problem.rows)
+    def aim(self, ask: WhiteBoxAsk) -> Tensor:
+        problem = ask.problem
+        scores = ask.clean
         nearest = scores.scatter(1, problem.y.unsqueeze(1), -inf).argsort(dim=1, descending=True, stable=True)
-        which = problem.round % min(self.targets, oracle.classes - 1)
+        which = problem.round % min(self.targets, ask.classes - 1)
         at = on_device(which, nearest.device)
         return nearest.gather(1, at.unsqueeze(1)).squeeze(1)

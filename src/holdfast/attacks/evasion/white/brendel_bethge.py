@@ -10,12 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.common.minimum_norm import START_PASSES, adversarial_start, finish, geometric, walk_back
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between, box, distance
 from holdfast.numerics.losses import pick_loss
 from holdfast.numerics.search import bisect
@@ -45,7 +43,7 @@ class BrendelBethgeState(State):
 
 
 @dataclass(frozen=True)
-class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
+class BrendelBethge(Attack[WhiteBoxAsk, BrendelBethgeState]):
     """``x <- argmin ||z - clean||_p`` over z in the box, on the linearised boundary, within a radius of x that shrinks."""
 
     steps: int = parameter(
@@ -84,29 +82,21 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + START_PASSES + 2 * self.search + 5
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> BrendelBethgeState:
-        far, found = adversarial_start(oracle, problem)
+    def start(self, ask: WhiteBoxAsk) -> BrendelBethgeState:
+        problem = ask.problem
+        far, started = adversarial_start(ask)
         wide, edges = problem.x.double(), box(problem.set, problem.x)
 
         def path(share: Tensor) -> Tensor:
             return (wide + problem.flat(share) * (far.double() - wide)).to(far.dtype).clamp(*edges)
 
-        def holds(share: Tensor) -> Tensor:
-            scores, answered = oracle.logits(valid(problem, path(share)), problem.rows)
-            return problem.criterion.certain(scores, problem.y, problem.target) & answered
-
         none = torch.zeros_like(problem.set.eps)
-        _, share = bisect(holds, none, none + 1, _HALVINGS)
-        x = torch.where(problem.flat(found), path(share), problem.x)
+        _, share = bisect(lambda s: ask.scores(path(s)).adversarial, none, none + 1, _HALVINGS)
+        x = torch.where(problem.flat(started), path(share), problem.x)
         return BrendelBethgeState.at(
             x,
             normal=torch.zeros_like(x),
@@ -116,19 +106,18 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> BrendelBethgeState:
+    def step(self, ask: WhiteBoxAsk, state: BrendelBethgeState) -> BrendelBethgeState:
+        problem = ask.problem
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
-        loss, _ = pick_loss("margin", problem.goal, oracle.classes)
-        asked = valid(problem, state.x)
-        scores, value, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
-        size = between(norm, asked, problem.x)
-        better = over & (size < state.reach)
+        loss, _ = pick_loss("margin", problem.goal, ask.classes)
+        g = ask.gradient(state.x, loss)
+        asked, far = g.x, between(norm, g.x, problem.x)
+        better = g.adversarial & (far < state.reach)
 
-        normal = self.momentum * state.normal + (1 - self.momentum) * grad.nan_to_num(0.0)
+        normal = self.momentum * state.normal + (1 - self.momentum) * g.grad.nan_to_num(0.0)
         radius = state.first * geometric(problem, state.step, self.steps, self.first_radius, self.last_radius)
         inner = (normal.double() * asked.double()).flatten(1).sum(1)
-        level = inner - value.nan_to_num(0.0).double() + self.overshoot * radius * distance(Norm.L2, normal)
+        level = inner - g.value.nan_to_num(0.0).double() + self.overshoot * radius * distance(Norm.L2, normal)
         x = nearest_in_trust_region(norm, problem.x, asked, normal, level, radius, low, high, _BISECTIONS)
         x = x.to(asked.dtype)
         flat = (normal == 0).flatten(1).all(1)
@@ -137,11 +126,11 @@ class BrendelBethge(Attack[WhiteBoxOracle, BrendelBethgeState]):
             x=torch.where(problem.flat(flat), asked, x.clamp(low, high)),
             normal=normal,
             best=torch.where(problem.flat(better), asked, state.best),
-            reach=torch.where(better, size, state.reach),
+            reach=torch.where(better, far, state.reach),
         )
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: BrendelBethgeState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-        walk_back(oracle, problem, state.best, state.reach.isfinite(), self.search)
-        finish(oracle, problem, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: BrendelBethgeState) -> None:
+        super().finalize(ask, state)
+        walk_back(ask, state.best, state.reach.isfinite(), self.search)
+        finish(ask, self.search)

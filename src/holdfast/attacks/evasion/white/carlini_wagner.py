@@ -19,13 +19,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.common.adam import adam
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.penalty import Boxed, Penalty, PenaltyState, falling_rate, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.capped import settled
 
 __all__ = ["CarliniWagner"]
@@ -103,11 +102,12 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
             raise UsageError(f"C&W needs 0 < edge < 1, 0 < last <= 1 and rate > 0, got {self}")
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> CarliniWagnerState:
+    def start(self, ask: WhiteBoxAsk) -> CarliniWagnerState:
+        problem = ask.problem
         v = Boxed.of(problem, self.edge).inverse(problem.x)
         sparse = problem.set.norm is Norm.L0
         none = torch.zeros_like(problem.set.eps)
-        return self.open(
+        return self.initial(
             CarliniWagnerState,
             problem,
             v=v,
@@ -121,11 +121,12 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
         )
 
     @override
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: CarliniWagnerState) -> CarliniWagnerState:
+    def advance(self, ask: WhiteBoxAsk, state: CarliniWagnerState) -> CarliniWagnerState:
+        problem = ask.problem
         norm, boxed = problem.set.norm, Boxed.of(problem, self.edge)
         x = boxed.value(state.v)
-        x = valid(problem, torch.where(state.support, x, problem.x) if norm is Norm.L0 else x)
-        f = hinge(oracle, problem, x, self.kappa)
+        f = hinge(ask, torch.where(state.support, x, problem.x) if norm is Norm.L0 else x, self.kappa)
+        x = f.answer.x
         delta, c = x - problem.x, problem.flat(state.c).to(x.dtype)
         if norm is Norm.LINF:
             over_tau = (delta.abs() - problem.flat(state.bound).to(x.dtype)).clamp_min(0)
@@ -141,7 +142,7 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
             near = state.reach.isfinite() if norm is Norm.LINF else self._late(state.search)
             rate = torch.where(near, _FINE * rate, rate)
         v = boxed.held(state.v - problem.flat(rate).to(x.dtype) * move)
-        noted, good = self.note(problem, replace(state, v=v, mean=mean, square=square), x, f.scores, f.answered)
+        noted, good = self.note(replace(state, v=v, mean=mean, square=square), f.answer)
         if norm is Norm.L0:
             nearer = problem.flat(noted.reach < state.reach)
             # A feature that was changed comes before one that was not, even if the margin does not feel it.

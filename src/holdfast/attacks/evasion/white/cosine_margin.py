@@ -15,28 +15,33 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import pinned_by_box, steepest
+from holdfast.numerics.steps import pinned_by_box
 
-__all__ = ["CosineMargin"]
+__all__ = ["CosineMargin", "CosineMarginState"]
 
 
 @dataclass(frozen=True)
-class _State(State):
+class CosineMarginState(State):
+    """Attributes:
+    velocity: (n, \\*features) the last move.
+    target: (n,) int64 the class that the sample heads for in its round.
+    direction: (n, K) what the warm steps ascend, in the space of the logits.
+    """
+
     velocity: Tensor
     target: Tensor
     direction: Tensor
 
 
 @dataclass(frozen=True)
-class CosineMargin(Attack[WhiteBoxOracle, _State]):
+class CosineMargin(Attack[WhiteBoxAsk, CosineMarginState]):
     """Ascends ``z_t - z_y`` with steps ``eps (1 + cos(pi k / n)) / 2``; round r takes the r-th nearest class as t.
 
     The first start of each target is the clean input, where certified networks and those trained on attacks still have
@@ -81,46 +86,37 @@ class CosineMargin(Attack[WhiteBoxOracle, _State]):
         return self.diversify + self.steps
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> _State:
-        scores = oracle.clean(problem.rows)
+    def start(self, ask: WhiteBoxAsk) -> CosineMarginState:
+        problem = ask.problem
+        scores = ask.clean
         target = problem.target
         if problem.goal is Goal.UNTARGETED:
             others = scores.scatter(1, problem.y.unsqueeze(1), float("-inf")).argsort(dim=1, descending=True)
             rank = on_device(problem.round % min(self.targets, scores.shape[1] - 1), scores.device)
             target = others.gather(1, rank.unsqueeze(1)).squeeze(1)
         again = on_device(problem.round >= self.targets, scores.device)
-        random = uniform_in_ball(gridless(problem), problem.x, problem.keyed, "start")
+        random = uniform_in_ball(problem.ball, problem.x, problem.keyed, "start")
         x = torch.where(problem.flat(again), random, problem.x)
         direction = 2 * problem.keyed.uniform("direction", (scores.shape[1],)).to(x.dtype) - 1
         direction = torch.where(again.unsqueeze(1), direction, _towards(scores, problem.y, target))
-        return _State.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
+        return CosineMarginState.at(x, velocity=torch.zeros_like(x), target=target, direction=direction)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> _State:
+    def step(self, ask: WhiteBoxAsk, state: CosineMarginState) -> CosineMarginState:
+        problem = ask.problem
         warm = on_device(state.step < self.diversify, problem.x.device)
-        asked = valid(problem, state.x)
-        g = oracle.gradient(asked, problem.rows, _diversified_margin, problem.y, state.target, warm, state.direction)
+        grad = ask.gradient(state.x, _diversified_margin, warm, state.direction, target=state.target).grad
         progress = np.clip((state.step - self.diversify) / self.steps, 0, 1)
         share = on_device(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))), "cpu")
-        size = problem.flat(share.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
-        ball = gridless(problem)
-        move = size * self._direction(problem, state.x, g.grad)
-        moved = project(ball, state.x + move, problem.x)
+        length = problem.flat(share.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
+        ball = problem.ball
+        pinned = pinned_by_box(ball, state.x, problem.x, grad) if ball.norm is Norm.L1 else None
+        moved = ascent.step(ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned)
         # l1 has no momentum: it would spread the budget over features that are no longer the steepest
-        momentum = 0.0 if problem.set.norm is Norm.L1 else self.momentum
+        momentum = 0.0 if ball.norm is Norm.L1 else self.momentum
         x = project(ball, moved + momentum * state.velocity, problem.x)
         velocity = torch.where(problem.flat(warm), torch.zeros_like(x), x - state.x)
         return replace(state, x=x, velocity=velocity)
-
-    def _direction(self, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
-        norm = problem.set.norm
-        if norm is not Norm.L1:
-            return steepest(norm, grad)
-        return steepest(norm, grad, share=self.sparsity, pinned=pinned_by_box(problem.set, x, problem.x, grad))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: _State) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
 
 
 def _diversified_margin(scores: Tensor, y: Tensor, target: Tensor, warm: Tensor, direction: Tensor) -> Tensor:

@@ -10,13 +10,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.minimum_norm import beyond, cosine, finish, reach_of_box, rescue
+from holdfast.attacks.common.minimum_norm import adversarial_restart, cosine, finish, reach_of_box
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified, Targeted
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box, distance
 from holdfast.numerics.losses import pick_loss
 from holdfast.numerics.steps import steepest
@@ -38,7 +36,7 @@ class DDNState(State):
 
 
 @dataclass(frozen=True)
-class DDN(Attack[WhiteBoxOracle, DDNState]):
+class DDN(Attack[WhiteBoxAsk, DDNState]):
     """Follows the gradient of the cross-entropy on a sphere around x that shrinks by ``gamma`` after each adversarial
     iterate and grows by it after each other. Iterates are not rounded to 8 bits, which is the stronger form (DDN-NQ in
     AttackBench), unless the set has a grid.
@@ -79,42 +77,37 @@ class DDN(Attack[WhiteBoxOracle, DDNState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DDNState:
+    def start(self, ask: WhiteBoxAsk) -> DDNState:
+        problem = ask.problem
         most = reach_of_box(problem)
         return DDNState.at(problem.x, radius=most.clamp_max(self.radius), most=most, crossed=most < 0)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> DDNState:
-        loss = beyond(problem)
-        if isinstance(problem.criterion, Misclassified | Targeted):
-            loss, _ = pick_loss("ce", problem.goal, oracle.classes)
-        asked = valid(problem, state.x)
-        g = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
+    def step(self, ask: WhiteBoxAsk, state: DDNState) -> DDNState:
+        problem = ask.problem
+        classes = isinstance(problem.criterion, Misclassified | Targeted)
+        g = ask.gradient(state.x, pick_loss("ce", problem.goal, ask.classes)[0] if classes else None)
+        over = g.adversarial
         alpha = cosine(problem, state.step, self.steps, self.first_step, self.last_step)
         delta = state.x - problem.x + problem.flat(alpha).to(state.x.dtype) * steepest(Norm.L2, g.grad)
         radius = torch.where(over, 1 - self.gamma, 1 + self.gamma) * state.radius
         radius = torch.minimum(radius, state.most)
-        size = distance(Norm.L2, delta).clamp_min(torch.finfo(torch.float64).tiny)
-        x = (problem.x + problem.flat(radius / size).to(delta.dtype) * delta).clamp(*box(problem.set, problem.x))
+        length = distance(Norm.L2, delta).clamp_min(torch.finfo(torch.float64).tiny)
+        x = (problem.x + problem.flat(radius / length).to(delta.dtype) * delta).clamp(*box(problem.set, problem.x))
         crossed = state.crossed | over
-        helped = rescue(oracle, problem, state.step + 1 == int(self.patience * self.steps), crossed, self.search)
-        if helped is not None:
-            point, reach = helped
-            x = torch.where(problem.flat(reach.isfinite()), point, x)
-            radius = torch.where(reach.isfinite(), reach, radius)
+        due = state.step + 1 == int(self.patience * self.steps)
+        restart = adversarial_restart(ask, due, crossed, self.search)
+        if restart is not None:
+            point, far = restart
+            x = torch.where(problem.flat(far.isfinite()), point, x)
+            radius = torch.where(far.isfinite(), far, radius)
         return replace(state, x=x, radius=radius, crossed=crossed)
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DDNState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-        finish(oracle, problem, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: DDNState) -> None:
+        super().finalize(ask, state)
+        finish(ask, self.search)

@@ -12,19 +12,17 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import (
-    criterion_plane,
     deepfool_step,
     leave_a_class,
     onto_plane,
     rivals,
     tighten,
 )
-from holdfast.attacks.common.grid import valid
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["DeepFool", "DeepFoolState"]
@@ -48,7 +46,7 @@ class DeepFoolState(State):
 
 
 @dataclass(frozen=True)
-class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
+class DeepFool(Attack[WhiteBoxAsk, DeepFoolState]):
     """``delta <- delta + project(x + delta, nearest boundary in the box)`` until ``x + 1.02 delta`` crosses.
 
     Targeted, the boundary is the one between the target and whichever class is best at ``x + delta``; the steps grow to
@@ -86,11 +84,6 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         checked_by="the exact affine oracle; published and measured medians on the MNIST networks",
     )
 
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
-
     @override
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -98,8 +91,9 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
             leave_a_class(self.card.title, problem)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> DeepFoolState:
-        clean = oracle.clean(problem.rows)
+    def start(self, ask: WhiteBoxAsk) -> DeepFoolState:
+        problem = ask.problem
+        clean = ask.clean
         return DeepFoolState.at(
             problem.x,
             bare=problem.x,
@@ -109,28 +103,30 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> DeepFoolState:
+    def step(self, ask: WhiteBoxAsk, state: DeepFoolState) -> DeepFoolState:
+        problem = ask.problem
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
         # A sample that is over, if it is not taken out at once, asks nothing new.
         here = torch.where(problem.flat(state.over), state.x, state.bare)
+        looks = ask.as_given  # the boundary is that of the model, between valid points too
         if problem.goal is Goal.TARGETED:
-            there = onto_plane(norm, here, *criterion_plane(oracle, problem, here), low, high)
+            g = looks.gradient(here, problem.criterion.margin)
+            there = onto_plane(norm, here, g.value + g.unsure, g.grad.nan_to_num(0.0), low, high)
             # With several classes in the way exact steps may go to and fro between two of them; longer ones pass both.
             longer = problem.flat(1 + on_device(state.step, here.device).double() / self.steps).to(here.dtype)
             bare = (here + longer * (there - here)).clamp(low, high)
         else:
-            scores, grad, _ = oracle.jacobian(here, problem.rows, state.classes)
-            unsure = problem.criterion.unsure(scores, problem.y, problem.target)
-            bare = deepfool_step(norm, here, scores, grad, state.classes, low, high, unsure)
+            told = looks.jacobian(here, state.classes)
+            bare = deepfool_step(norm, here, told.scores, told.grad, state.classes, low, high, told.unsure)
         ends = torch.full_like(problem.set.eps, 1 + self.overshoot)
-        x = torch.where(problem.flat(state.over), state.x, valid(problem, _ray(problem, bare, ends)))
-        asked, answered = oracle.logits(x, problem.rows)
+        x = torch.where(problem.flat(state.over), state.x, ask.valid(_ray(problem, bare, ends)))
+        answer = looks.scores(x)
         return replace(
             state,
             x=x,
             bare=torch.where(problem.flat(state.over), state.bare, bare),
-            over=state.over | (problem.criterion.certain(asked, problem.y, problem.target) & answered),
-            margin=torch.where(state.over, state.margin, problem.criterion.margin(asked, problem.y, problem.target)),
+            over=state.over | answer.adversarial,
+            margin=torch.where(state.over, state.margin, answer.margin),
         )
 
     @override
@@ -138,11 +134,11 @@ class DeepFool(Attack[WhiteBoxOracle, DeepFoolState]):
         return state.over
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: DeepFoolState) -> None:
+    def finalize(self, ask: WhiteBoxAsk, state: DeepFoolState) -> None:
         rows = np.flatnonzero(state.over.cpu().numpy())
-        found, at = problem.select(rows), state.select(rows)
-        ends = torch.full_like(found.set.eps, 1 + self.overshoot)
-        tighten(oracle, found, lambda t: _ray(found, at.bare, t), ends, at.margin, self.search)
+        some, at = ask.at(rows), state.select(rows)
+        ends = torch.full_like(some.problem.set.eps, 1 + self.overshoot)
+        tighten(some, lambda t: _ray(some.problem, at.bare, t), ends, at.margin, self.search)
 
 
 def _ray(problem: Problem, bare: Tensor, share: Tensor) -> Tensor:

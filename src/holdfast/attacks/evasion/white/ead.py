@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.penalty import Penalty, PenaltyState, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["EAD", "shrink"]
@@ -74,13 +73,15 @@ class EAD(Penalty[EADState]):
         return 3 * self.iterations + self.ends
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> EADState:
-        return self.open(EADState, problem, here=problem.x, ahead=problem.x)
+    def start(self, ask: WhiteBoxAsk) -> EADState:
+        problem = ask.problem
+        return self.initial(EADState, problem, here=problem.x, ahead=problem.x)
 
     @override
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: EADState) -> EADState:
+    def advance(self, ask: WhiteBoxAsk, state: EADState) -> EADState:
+        problem = ask.problem
         low, high = box(problem.set, problem.x)
-        f = hinge(oracle, problem, valid(problem, state.ahead), self.kappa)
+        f = hinge(ask, state.ahead, self.kappa)
         delta = state.ahead - problem.x
         rate = self.rate * (1 - state.inner.double() / self.steps).sqrt()
         rate = rate.masked_fill(self.finished(state), 0.0)
@@ -89,11 +90,10 @@ class EAD(Penalty[EADState]):
         here = shrink(state.ahead - a * force, problem.x, a * self.beta).clamp(low, high)
         inertia = problem.flat((state.inner + 1).double() / (state.inner + 4)).to(delta.dtype)
         ahead = (here + inertia * (here - state.here)).clamp(low, high)
-        asked = valid(problem, here)
-        scores, answered = oracle.logits(asked, problem.rows)
-        state, _ = self.note(problem, replace(state, here=here, ahead=ahead), asked, scores, answered)
+        answer = ask.scores(here)
+        state, _ = self.note(replace(state, here=here, ahead=ahead), answer)
         moved = (here - problem.x).flatten(1).double()
-        short = (problem.criterion.margin(scores, problem.y, problem.target) + self.kappa).clamp_min(0).double()
+        short = (answer.margin + self.kappa).clamp_min(0).double()
         size = moved.square().sum(1) + self.beta * moved.abs().sum(1)
         state, over = self.turn(state, size + state.c * short)
         anew = problem.flat(over)

@@ -8,13 +8,12 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import pick_loss
 
 __all__ = ["EotPGD"]
@@ -70,22 +69,20 @@ class EotPGD(ProjectedGradient[ProjectedState]):
             raise UsageError(f"draws of {self.card.title} must be at least 1, got {self.draws}")
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:
-        x, low, high = self.opening(problem)
-        return ProjectedState.at(x, low=low, high=high)
+    def start(self, ask: WhiteBoxAsk) -> ProjectedState:
+        return self.initial(ask.problem)
 
     @override
-    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
-        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        x, rows, y, target = (
-            v.repeat_interleave(self.draws, 0)
-            for v in (valid(problem, state.x), problem.rows, problem.y, problem.target)
-        )
-        asked = oracle.gradient(x, rows, loss, y, target)  # rows that the budget left out have gradient 0
-        count = asked.answered.view(-1, self.draws).sum(1).clamp_min(1).to(x.dtype)
-        return asked.grad.reshape(-1, self.draws, *x.shape[1:]).sum(1) / problem.flat(count), state
+    def ascent(self, ask: WhiteBoxAsk, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
+        loss, _ = pick_loss(self.loss, ask.problem.goal, ask.classes)
+        answer = ask.gradient(self._drawn(state.x), loss)  # points that the budget left out have gradient 0
+        count = answer.answered.sum(1).clamp_min(1).to(state.x.dtype)
+        return answer.grad.sum(1) / ask.problem.flat(count), state
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> None:
-        x = valid(problem, state.x).repeat_interleave(self.draws, 0)
-        oracle.logits(x, problem.rows.repeat_interleave(self.draws))
+    def finalize(self, ask: WhiteBoxAsk, state: ProjectedState) -> None:
+        ask.scores(self._drawn(state.x))
+
+    def _drawn(self, x: Tensor) -> Tensor:
+        """(n, draws, \\*features) each point as often as it is asked."""
+        return x.unsqueeze(1).expand(-1, self.draws, *x.shape[1:])

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.boundary import criterion_plane, nearest_plane
+from holdfast.attacks.common.boundary import nearest_plane
 from holdfast.attacks.families.fast_boundary import FastBoundary, Plane
 from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["FAB"]
@@ -44,24 +44,20 @@ class FAB(FastBoundary):
         checked_by="the exact affine oracle; published medians on the MNIST networks",
     )
 
-    @property
-    @override
-    def rounds(self) -> int:
-        return self.restarts
-
     @override
     def restart(self, problem: Problem) -> np.ndarray:
         return problem.round
 
     @override
-    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:
+    def plane(self, ask: WhiteBoxAsk, x: Tensor) -> Plane:
+        problem = ask.problem
         if problem.goal is Goal.TARGETED:
-            return Plane(*criterion_plane(oracle, problem, x))
-        classes = (problem.y.unsqueeze(1) + torch.arange(oracle.classes, device=x.device)) % oracle.classes
-        scores, grad, _ = oracle.jacobian(x, problem.rows, classes)
-        chosen = scores.gather(1, classes)
+            return Plane.of_criterion(ask, x)
+        classes = (problem.y.unsqueeze(1) + torch.arange(ask.classes, device=x.device)) % ask.classes
+        answer = ask.jacobian(x, classes)
+        chosen, grad = answer.scores.gather(1, classes), answer.grad
         value, normal = chosen[:, 1:] - chosen[:, :1], grad[:, 1:] - grad[:, :1]
-        value = value - problem.criterion.unsure(scores, problem.y, problem.target).unsqueeze(1)
+        value = value - answer.unsure.unsqueeze(1)
         j = nearest_plane(problem.set.norm, x, -value, normal.nan_to_num(0.0), *box(problem.set, problem.x))
         every = torch.arange(len(x), device=x.device)
         return Plane(value[every, j], normal[every, j])

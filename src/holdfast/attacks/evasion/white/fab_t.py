@@ -9,13 +9,12 @@ import numpy as np
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.boundary import criterion_plane
 from holdfast.attacks.families.fast_boundary import FastBoundary, FastBoundaryState, Plane
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 
 __all__ = ["FABT"]
 
@@ -55,23 +54,25 @@ class FABT(FastBoundary):
         return problem.round // self.targets
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FastBoundaryState:
-        state = super().start(oracle, problem)
+    def start(self, ask: WhiteBoxAsk) -> FastBoundaryState:
+        problem = ask.problem
+        state = super().start(ask)
         # A model with fewer classes has fewer targets; a targeted problem has one.
-        last = 1 if problem.goal is Goal.TARGETED else oracle.classes - 1
+        last = 1 if problem.goal is Goal.TARGETED else ask.classes - 1
         over = problem.round % self.targets >= last
         return replace(state, over=on_device(over, problem.x.device))
 
     @override
-    def plane(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> Plane:
+    def plane(self, ask: WhiteBoxAsk, x: Tensor) -> Plane:
+        problem = ask.problem
         if problem.goal is Goal.TARGETED:
-            return Plane(*criterion_plane(oracle, problem, x))
-        rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), float("-inf"))
+            return Plane.of_criterion(ask, x)
+        rivals = ask.clean.scatter(1, problem.y.unsqueeze(1), float("-inf"))
         order = rivals.argsort(dim=1, descending=True, stable=True)
         which = on_device(problem.round % self.targets, x.device).clamp_max(order.shape[1] - 1)
         aim = order.gather(1, which.unsqueeze(1)).squeeze(1)
-        scores, value, normal, _ = oracle.gradient(x, problem.rows, _difference, problem.y, aim)
-        return Plane(value - problem.criterion.unsure(scores, problem.y, problem.target), normal)
+        g = ask.gradient(x, _difference, target=aim)
+        return Plane(g.value - g.unsure, g.grad)
 
 
 def _difference(scores: Tensor, y: Tensor, aim: Tensor) -> Tensor:

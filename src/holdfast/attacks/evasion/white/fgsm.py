@@ -8,20 +8,18 @@ from typing import ClassVar
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.losses import Loss, pick_loss
-from holdfast.numerics.project import project
-from holdfast.numerics.steps import pinned_by_box, steepest
+from holdfast.numerics.steps import pinned_by_box
 
 __all__ = ["FGSM"]
 
 
 @dataclass(frozen=True)
-class FGSM(Attack[WhiteBoxOracle, State]):
+class FGSM(Attack[WhiteBoxAsk, State]):
     """``x <- project(x + eps / steps * steepest(grad loss))`` from the clean input; features at the edge of the box
     that the gradient pushes outward stay where they are.
     """
@@ -54,24 +52,15 @@ class FGSM(Attack[WhiteBoxOracle, State]):
         checked_by="equals the closed form on a two-class linear model",
     )
 
-    @property
     @override
-    def iterations(self) -> int:
-        return self.steps
+    def start(self, ask: WhiteBoxAsk) -> State:
+        return State.at(ask.problem.x)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> State:
-        return State.at(problem.x)
-
-    @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> State:
-        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        grad = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad
-        pinned = pinned_by_box(problem.set, state.x, problem.x, grad)
-        reach = problem.flat(problem.set.eps / self.steps).to(grad.dtype)
-        x = state.x + reach * steepest(problem.set.norm, grad, pinned=pinned)
-        return replace(state, x=project(gridless(problem), x, problem.x))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: State) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
+    def step(self, ask: WhiteBoxAsk, state: State) -> State:
+        problem = ask.problem
+        loss, _ = pick_loss(self.loss, problem.goal, ask.classes)
+        grad = ask.gradient(state.x, loss).grad
+        pinned = pinned_by_box(problem.ball, state.x, problem.x, grad)
+        length = problem.flat(problem.set.eps / self.steps).to(grad.dtype)
+        return replace(state, x=ascent.step(problem.ball, state.x, grad, problem.x, length, pinned=pinned))

@@ -10,12 +10,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
-from holdfast.attacks.common.minimum_norm import beyond, cosine, finish, reach_of_box, rescue
+from holdfast.attacks.common.minimum_norm import adversarial_restart, cosine, finish, reach_of_box
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between, distance, dual_norm
 from holdfast.numerics.project import project
 from holdfast.numerics.steps import steepest
@@ -39,7 +37,7 @@ class FMNState(State):
 
 
 @dataclass(frozen=True)
-class FMN(Attack[WhiteBoxOracle, FMNState]):
+class FMN(Attack[WhiteBoxAsk, FMNState]):
     """Ascends the margin inside a ball whose radius is the linearised distance of the boundary until it is crossed, then
     shrinks by ``gamma`` after each adversarial iterate and grows by it after each other.
 
@@ -83,36 +81,30 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> FMNState:
+    def start(self, ask: WhiteBoxAsk) -> FMNState:
+        problem = ask.problem
         most = reach_of_box(problem)
         return FMNState.at(
             problem.x, radius=torch.ones_like(most), reach=torch.full_like(most, float("inf")), most=most
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> FMNState:
-        norm, asked = problem.set.norm, valid(problem, state.x)
-        g = oracle.gradient(asked, problem.rows, beyond(problem), problem.y, problem.target)
-        over = problem.criterion.certain(g.scores, problem.y, problem.target) & g.answered
-        size = between(norm, asked, problem.x)
-        reach = torch.where(over, torch.minimum(size, state.reach), state.reach)
+    def step(self, ask: WhiteBoxAsk, state: FMNState) -> FMNState:
+        problem = ask.problem
+        norm, g = problem.set.norm, ask.gradient(state.x)
+        over, far = g.adversarial, between(norm, g.x, problem.x)
+        reach = torch.where(over, torch.minimum(far, state.reach), state.reach)
         gamma = cosine(problem, state.step, self.steps, self.gamma, self.last_gamma)
         grad = g.grad.nan_to_num(0.0)
         if norm is Norm.L0:
             radius = _count(state.radius, gamma, over, reach)
         else:
-            unsure = problem.criterion.unsure(g.scores, problem.y, problem.target)
-            ahead = (g.value.abs() + unsure).double() / dual_norm(norm, grad).clamp_min(_TINY)
-            estimate = (1 + self.overshoot) * (size + ahead)
+            ahead = (g.value.abs() + g.unsure).double() / dual_norm(norm, grad).clamp_min(_TINY)
+            estimate = (1 + self.overshoot) * (far + ahead)
             grown = torch.where(reach.isfinite(), state.radius * (1 + gamma), estimate)
             radius = torch.where(over, torch.minimum(state.radius * (1 - gamma), reach), grown)
         radius = torch.minimum(radius, state.most)
@@ -124,21 +116,20 @@ class FMN(Attack[WhiteBoxOracle, FMNState]):
             out = (radius / distance(norm, moved - problem.x).clamp_min(_TINY)).clamp_min(1)
             out = torch.where(reach.isfinite(), 1.0, out)
             moved = problem.x + problem.flat(out).to(grad.dtype) * (moved - problem.x)
-        x = project(gridless(problem).with_eps(radius), moved, problem.x)
-        helped = rescue(
-            oracle, problem, state.step + 1 == int(self.patience * self.steps), reach.isfinite(), self.search
-        )
-        if helped is not None:
-            point, far = helped
+        x = project(problem.ball.with_eps(radius), moved, problem.x)
+        due = state.step + 1 == int(self.patience * self.steps)
+        restart = adversarial_restart(ask, due, reach.isfinite(), self.search)
+        if restart is not None:
+            point, far = restart
             safe = far.isfinite()
             x = torch.where(problem.flat(safe), point, x)
             radius, reach = torch.where(safe, far, radius), torch.where(safe, far, reach)
         return replace(state, x=x, radius=radius, reach=reach)
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: FMNState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-        finish(oracle, problem, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: FMNState) -> None:
+        super().finalize(ask, state)
+        finish(ask, self.search)
 
 
 def _count(radius: Tensor, gamma: Tensor, over: Tensor, reach: Tensor) -> Tensor:

@@ -10,15 +10,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import gridless, valid
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.losses import pick_loss
-from holdfast.numerics.project import project
-from holdfast.numerics.steps import pinned_by_box, steepest
+from holdfast.numerics.steps import pinned_by_box
 
 __all__ = ["GradientEvasion", "GradientEvasionState", "density"]
 
@@ -35,7 +34,7 @@ class GradientEvasionState(State):
 
 
 @dataclass(frozen=True)
-class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
+class GradientEvasion(Attack[WhiteBoxAsk, GradientEvasionState]):
     """Descends ``g(x) - mimicry * p(x)`` inside the budget: g is the margin of the class to leave, p the density of
     samples of the class to look like. ``run(..., first=False)`` goes on past the first crossing, into the dense region.
     """
@@ -73,11 +72,6 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
         checked_by="mimicry 0 against plain descent; the density at what it finds; SVMs on real digits",
     )
 
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
-
     @override
     def check(self, problem: Problem) -> None:
         super().check(problem)
@@ -91,27 +85,25 @@ class GradientEvasion(Attack[WhiteBoxOracle, GradientEvasionState]):
             )
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> GradientEvasionState:
+    def start(self, ask: WhiteBoxAsk) -> GradientEvasionState:
+        problem = ask.problem
         width = torch.zeros_like(problem.set.eps)
         if self.reference is not None:
             width = width + (self.width or _usual_width(self.reference).to(width)) / problem.unit
         return GradientEvasionState.at(problem.x, width=width)
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> GradientEvasionState:
-        loss, _ = pick_loss("margin", problem.goal, oracle.classes)
-        grad = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad
+    def step(self, ask: WhiteBoxAsk, state: GradientEvasionState) -> GradientEvasionState:
+        problem = ask.problem
+        loss, _ = pick_loss("margin", problem.goal, ask.classes)
+        grad = ask.gradient(state.x, loss).grad
         if self.reference is not None and self.mimicry:
             grad = grad + self.mimicry * density(state.x, problem.counted(self.reference), state.width)[1]
-        norm, share = problem.set.norm, self.relative_step or 2.5 / self.steps
-        pinned = pinned_by_box(problem.set, state.x, problem.x, grad) if norm is Norm.L1 else None
-        move = steepest(norm, grad, share=self.sparsity, pinned=pinned)
-        x = state.x + share * problem.flat(problem.set.eps).to(grad.dtype) * move
-        return replace(state, x=project(gridless(problem), x, problem.x))
-
-    @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: GradientEvasionState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
+        ball, share = problem.ball, self.relative_step or 2.5 / self.steps
+        pinned = pinned_by_box(ball, state.x, problem.x, grad) if ball.norm is Norm.L1 else None
+        length = share * problem.flat(ball.eps).to(grad.dtype)
+        x = ascent.step(ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned)
+        return replace(state, x=x)
 
 
 def density(x: Tensor, reference: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:

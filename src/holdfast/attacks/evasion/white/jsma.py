@@ -12,13 +12,12 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.boundary import leave_a_class
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.common.sparse import finite_box, settle
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["JSMA", "JSMAState", "best_pair"]
@@ -33,18 +32,18 @@ class JSMAState(State):
         way: (n, \\*features) 1 where a feature was raised, -1 where it was lowered, 0 where it was not touched.
         best: (n, \\*features) the adversarial iterate; x where there is none.
         over: (n,) bool: x is adversarial, or no feature is left to move.
-        found: (n,) bool: ``best`` is adversarial.
+        has_witness: (n,) bool: ``best`` is adversarial.
     """
 
     aim: Tensor
     way: Tensor
     best: Tensor
     over: Tensor
-    found: Tensor
+    has_witness: Tensor
 
 
 @dataclass(frozen=True)
-class JSMA(Attack[WhiteBoxOracle, JSMAState]):
+class JSMA(Attack[WhiteBoxAsk, JSMAState]):
     """Each step moves the pair of features whose common effect is up on the aim's logit and down on all others',
     largest in product, by theta in one direction, until the class is left (or reached).
     """
@@ -90,11 +89,6 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return self.rounds * (4 * self.steps + 2 * self.search) + 1
 
@@ -106,12 +100,13 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
         finite_box(self.card.title, problem)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> JSMAState:
+    def start(self, ask: WhiteBoxAsk) -> JSMAState:
+        problem = ask.problem
         which = on_device(problem.round, problem.x.device)
         if problem.goal is Goal.TARGETED:
             aim, over = problem.target, which > 0
         else:
-            rivals = oracle.clean(problem.rows).scatter(1, problem.y.unsqueeze(1), -inf)
+            rivals = ask.clean.scatter(1, problem.y.unsqueeze(1), -inf)
             order = rivals.argsort(dim=1, descending=True, stable=True)[:, : max(rivals.shape[1] - 1, 1)]
             aim = order.gather(1, which.clamp_max(order.shape[1] - 1).unsqueeze(1)).squeeze(1)
             over = which >= order.shape[1]  # a model with fewer classes has fewer rounds
@@ -121,19 +116,19 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
             way=torch.zeros_like(problem.x),
             best=problem.x,
             over=over,
-            found=torch.zeros_like(over),
+            has_witness=torch.zeros_like(over),
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> JSMAState:
+    def step(self, ask: WhiteBoxAsk, state: JSMAState) -> JSMAState:
         # A sample that is over, if it is not taken out at once, asks nothing new.
-        asked = valid(problem, state.x)
-        scores, _, up, answered = oracle.gradient(asked, problem.rows, _own, state.aim)
-        others = oracle.gradient(asked, problem.rows, _others, state.aim).grad
-        hit = problem.criterion.certain(scores, problem.y, problem.target) & answered & ~state.over
+        problem = ask.problem
+        g = ask.gradient(state.x, _own, target=state.aim)
+        others = ask.gradient(state.x, _others, target=state.aim).grad
+        hit = g.adversarial & ~state.over
         low, high = (edge.expand_as(state.x).flatten(1) for edge in box(problem.set, problem.x))
         here, way = state.x.flatten(1), state.way.flatten(1)
-        toward, against = up.nan_to_num(0.0).flatten(1), -others.nan_to_num(0.0).flatten(1)
+        toward, against = g.grad.nan_to_num(0.0).flatten(1), -others.nan_to_num(0.0).flatten(1)
         raised = (here < high) & (way >= 0)
         lowered = (here > low) & (way <= 0)
         p, q, gain = best_pair(toward, against, raised, self.candidates)
@@ -149,9 +144,9 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
             state,
             x=moved.view_as(state.x),
             way=torch.where(chosen != 0, chosen, way).view_as(state.x),
-            best=torch.where(problem.flat(hit), asked, state.best),
+            best=torch.where(problem.flat(hit), g.x, state.best),
             over=over,
-            found=state.found | hit,
+            has_witness=state.has_witness | hit,
         )
 
     @override
@@ -159,8 +154,9 @@ class JSMA(Attack[WhiteBoxOracle, JSMAState]):
         return state.over
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: JSMAState) -> None:
-        settle(oracle, problem, torch.where(problem.flat(state.found), state.best, state.x), state.found, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: JSMAState) -> None:
+        x_adv = torch.where(ask.problem.flat(state.has_witness), state.best, state.x)
+        settle(ask, x_adv, state.has_witness, self.search)
 
 
 def best_pair(toward: Tensor, against: Tensor, free: Tensor, candidates: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,9 +201,9 @@ def best_pair(toward: Tensor, against: Tensor, free: Tensor, candidates: int) ->
     )
 
 
-def _own(scores: Tensor, aim: Tensor) -> Tensor:
+def _own(scores: Tensor, y: Tensor, aim: Tensor) -> Tensor:
     return scores.gather(1, aim.unsqueeze(1)).squeeze(1)
 
 
-def _others(scores: Tensor, aim: Tensor) -> Tensor:
-    return scores.sum(1) - _own(scores, aim)
+def _others(scores: Tensor, y: Tensor, aim: Tensor) -> Tensor:
+    return scores.sum(1) - _own(scores, y, aim)

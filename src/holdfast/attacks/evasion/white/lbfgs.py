@@ -11,14 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.penalty import Penalty, PenaltyState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import cross_entropy_targeted
 
@@ -88,26 +87,25 @@ class LBFGS(Penalty[LBFGSState]):
             raise UsageError(f"L-BFGS needs a memory of at least 1, got {self.memory}")
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> LBFGSState:
+    def start(self, ask: WhiteBoxAsk) -> LBFGSState:
+        problem = ask.problem
         x, none = problem.x, torch.zeros_like(problem.set.eps)
         pairs = x.new_zeros(len(x), self.memory, x[0].numel() if len(x) else 0)
         zero = torch.zeros_like(x)
-        return self.open(
+        return self.initial(
             LBFGSState, problem,
             here=x, value=none + torch.inf, grad=zero, way=zero, share=none + 1, moves=pairs, turns=pairs,
         )  # fmt: skip
 
     @override
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: LBFGSState) -> LBFGSState:
+    def advance(self, ask: WhiteBoxAsk, state: LBFGSState) -> LBFGSState:
+        problem = ask.problem
         low, high = (edge.expand_as(state.here) for edge in box(problem.set, problem.x))
         x = (state.here + problem.flat(state.share).to(state.here.dtype) * state.way).clamp(low, high)
-        asked = valid(problem, x)
-        scores, loss, slope, answered = oracle.gradient(
-            asked, problem.rows, _loss(problem), problem.y, problem.target
-        )  # fmt: skip
+        g = ask.gradient(x, _loss(problem))
         delta = x - problem.x
-        value = delta.flatten(1).double().square().sum(1) + state.c * loss.double()
-        grad = 2 * delta + problem.flat(state.c).to(x.dtype) * slope.nan_to_num(0.0)
+        value = delta.flatten(1).double().square().sum(1) + state.c * g.value.double()
+        grad = 2 * delta + problem.flat(state.c).to(x.dtype) * g.grad.nan_to_num(0.0)
         step = x - state.here
         promised = (state.grad * step).flatten(1).double().sum(1)
         taken = state.value.isinf() | (value <= state.value + _ENOUGH * promised)
@@ -125,7 +123,7 @@ class LBFGS(Penalty[LBFGSState]):
             moves=moves,
             turns=turns,
         )
-        state, _ = self.note(problem, state, asked, scores, answered)
+        state, _ = self.note(state, g)
         # Where no step helps, the objective is told to fall no more and the search ends at its next look.
         state, over = self.turn(state, state.value)
         return self._anew(problem, state, over)

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import Loss, clipped, pick_loss
 from holdfast.numerics.project import project_on_simplex
 
@@ -79,26 +78,24 @@ class MinMax(ProjectedGradient[MinMaxState]):
             raise UsageError(f"rate, gamma and stop must be at least 0, got {self.rate}, {self.gamma} and {self.stop}")
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> MinMaxState:
-        x, low, high = self.opening(problem)
-        scores = oracle.clean(problem.rows)
-        domains = scores.shape[1] if problem.criterion.domains else 1
-        even = torch.full((len(x), domains), 1 / domains, dtype=torch.float64, device=x.device)
-        return MinMaxState.at(x, low=low, high=high, weight=even)
+    def start(self, ask: WhiteBoxAsk) -> MinMaxState:
+        problem = ask.problem
+        domains = ask.clean.shape[1] if problem.criterion.domains else 1
+        even = problem.set.eps.new_full((len(problem), domains), 1 / domains)
+        return MinMaxState(**vars(self.initial(problem)), weight=even)
 
     @override
-    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: MinMaxState) -> tuple[Tensor, MinMaxState]:
-        plain, _ = pick_loss(self.loss, problem.goal, oracle.classes)
+    def ascent(self, ask: WhiteBoxAsk, state: MinMaxState) -> tuple[Tensor, MinMaxState]:
+        problem = ask.problem
+        plain, _ = pick_loss(self.loss, problem.goal, ask.classes)
         loss = clipped(plain, self.stop)
 
         def weighted(scores: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> Tensor:
             return (weight * _each(loss, scores, y, target)).sum(1)
 
         weight = state.weight.to(state.x.dtype)
-        asked = oracle.gradient(
-            valid(problem, state.x), problem.rows, weighted, problem.y, problem.target, weight
-        )  # fmt: skip
-        return asked.grad, replace(state, weight=self._follow(loss, asked.scores, problem, state.weight))
+        g = ask.gradient(state.x, weighted, weight)
+        return g.grad, replace(state, weight=self._follow(loss, g.scores, problem, state.weight))
 
     def _follow(self, loss: Loss, scores: Tensor, problem: Problem, weight: Tensor) -> Tensor:
         """The weights after a step toward the domains of least loss."""

@@ -12,13 +12,11 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.grid import valid
-from holdfast.attacks.common.minimum_norm import finish, geometric, rescue
+from holdfast.attacks.common.minimum_norm import adversarial_restart, finish, geometric
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.proximal import shrink
 
@@ -45,7 +43,7 @@ class PDPGDState(State):
 
 
 @dataclass(frozen=True)
-class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
+class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
     """Adam steps on ``softplus(margin)``, each followed by the proximal operator of the weighted norm in Adam's metric;
     the weight of the constraint rises while the iterate is not adversarial and falls while it is.
 
@@ -87,16 +85,12 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + self.search + 1
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> PDPGDState:
+    def start(self, ask: WhiteBoxAsk) -> PDPGDState:
+        problem = ask.problem
         dual = torch.full_like(problem.set.eps, -log(self.ratio))
         still = torch.zeros_like(problem.x)
         return PDPGDState.at(
@@ -104,12 +98,14 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> PDPGDState:
+    def step(self, ask: WhiteBoxAsk, state: PDPGDState) -> PDPGDState:
+        problem = ask.problem
+
         def loss(scores: Tensor, y: Tensor, target: Tensor) -> Tensor:
             return F.softplus(problem.criterion.margin(scores, y, target))
 
-        g = oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.certain(g.scores, problem.y, problem.target)
+        g = ask.gradient(state.x, loss)
+        over = g.adversarial
         grad, made = g.grad.nan_to_num(0.0), on_device(state.step, state.x.device).double() + 1
         mean = _BETA_1 * state.mean + (1 - _BETA_1) * grad
         square = _BETA_2 * state.square + (1 - _BETA_2) * grad**2
@@ -128,15 +124,16 @@ class PDPGD(Attack[WhiteBoxOracle, PDPGDState]):
         dual = (state.dual + torch.where(over, -dual_rate, dual_rate)).clamp(-limit, limit)
         share = self.smoothing * state.share + (1 - self.smoothing) * (-dual).sigmoid()
         x = (problem.x + delta).clamp(*box(problem.set, problem.x))
-        crossed = state.crossed | (over & g.answered)
-        helped = rescue(oracle, problem, state.step + 1 == int(self.patience * self.steps), crossed, self.search)
-        if helped is not None:
-            point, reach = helped
-            safe = problem.flat(reach.isfinite())
+        crossed = state.crossed | over
+        due = state.step + 1 == int(self.patience * self.steps)
+        restart = adversarial_restart(ask, due, crossed, self.search)
+        if restart is not None:
+            point, far = restart
+            safe = problem.flat(far.isfinite())
             x, mean = torch.where(safe, point, x), torch.where(safe, 0.0, mean)
         return replace(state, x=x, mean=mean, square=square, dual=dual, share=share, crossed=crossed)
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: PDPGDState) -> None:
-        oracle.logits(valid(problem, state.x), problem.rows)
-        finish(oracle, problem, self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: PDPGDState) -> None:
+        super().finalize(ask, state)
+        finish(ask, self.search)

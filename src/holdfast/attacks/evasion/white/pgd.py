@@ -8,12 +8,10 @@ from typing import ClassVar
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.families.projected_gradient import ProjectedGradient, ProjectedState
 from holdfast.core.cards import Card
-from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import pick_loss
 
 __all__ = ["PGD"]
@@ -43,11 +41,10 @@ class PGD(ProjectedGradient[ProjectedState]):
     )
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> ProjectedState:
-        x, low, high = self.opening(problem)
-        return ProjectedState.at(x, low=low, high=high)
+    def start(self, ask: WhiteBoxAsk) -> ProjectedState:
+        return self.initial(ask.problem)
 
     @override
-    def ascent(self, oracle: WhiteBoxOracle, problem: Problem, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
-        loss, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-        return oracle.gradient(valid(problem, state.x), problem.rows, loss, problem.y, problem.target).grad, state
+    def ascent(self, ask: WhiteBoxAsk, state: ProjectedState) -> tuple[Tensor, ProjectedState]:
+        loss, _ = pick_loss(self.loss, ask.problem.goal, ask.classes)
+        return ask.gradient(state.x, loss).grad, state

@@ -11,14 +11,13 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.adam import adam
-from holdfast.attacks.common.grid import valid
 from holdfast.attacks.common.minimum_norm import cosine
 from holdfast.attacks.common.sparse import finite_box, settle
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import between, box
 from holdfast.numerics.losses import margin, margin_targeted
 
@@ -47,7 +46,7 @@ class SigmaZeroState(State):
 
 
 @dataclass(frozen=True)
-class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
+class SigmaZero(Attack[WhiteBoxAsk, SigmaZeroState]):
     """Descends ``hinge(margin) + sum_i u_i^2 / (u_i^2 + sigma) / d`` for u = delta over the width of the box, on the
     gradient over its largest entry, and sets |u_i| < tau to 0; tau grows while x is adversarial and falls otherwise.
     """
@@ -82,11 +81,6 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def passes(self) -> int:
         return 2 * self.steps + 2 * self.search + 5
 
@@ -96,7 +90,8 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
         finite_box(self.card.title, problem)
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> SigmaZeroState:
+    def start(self, ask: WhiteBoxAsk) -> SigmaZeroState:
+        problem = ask.problem
         none = torch.zeros_like(problem.x)
         return SigmaZeroState.at(
             problem.x,
@@ -108,18 +103,17 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
         )
 
     @override
-    def step(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> SigmaZeroState:
+    def step(self, ask: WhiteBoxAsk, state: SigmaZeroState) -> SigmaZeroState:
+        problem = ask.problem
         loss = margin_targeted(0.0) if problem.goal is Goal.TARGETED else margin(0.0)
-        asked = valid(problem, state.x)
-        scores, _, grad, answered = oracle.gradient(asked, problem.rows, loss, problem.y, problem.target)
-        over = problem.criterion.certain(scores, problem.y, problem.target) & answered
-        size = between(Norm.L0, asked, problem.x)
-        better = over & (size < state.reach)
+        answer = ask.gradient(state.x, loss)
+        over, changed = answer.adversarial, between(Norm.L0, answer.x, problem.x)
+        better = over & (changed < state.reach)
 
         width = problem.set.upper - problem.set.lower
         u = (state.x - problem.x) / width
         smooth = 2 * self.sigma * u / (u.square() + self.sigma).square() / max(u[:1].numel(), 1)
-        g = smooth - grad.nan_to_num(0.0) * width
+        g = smooth - answer.grad.nan_to_num(0.0) * width
         tiny = torch.finfo(g.dtype).tiny
         g = g / problem.flat(g.flatten(1).abs().amax(1)).clamp_min(tiny)
         size_now = cosine(problem, state.step, self.steps, self.step_size, _LAST * self.step_size)
@@ -134,10 +128,10 @@ class SigmaZero(Attack[WhiteBoxOracle, SigmaZeroState]):
             mean=mean,
             square=square,
             tau=tau,
-            best=torch.where(problem.flat(better), asked, state.best),
-            reach=torch.where(better, size, state.reach),
+            best=torch.where(problem.flat(better), answer.x, state.best),
+            reach=torch.where(better, changed, state.reach),
         )
 
     @override
-    def conclude(self, oracle: WhiteBoxOracle, problem: Problem, state: SigmaZeroState) -> None:
-        settle(oracle, problem, state.best, state.reach.isfinite(), self.search)
+    def finalize(self, ask: WhiteBoxAsk, state: SigmaZeroState) -> None:
+        settle(ask, state.best, state.reach.isfinite(), self.search)

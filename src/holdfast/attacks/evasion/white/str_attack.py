@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.canvas import canvas
-from holdfast.attacks.common.grid import valid
+from holdfast.attacks.common.image_view import image_view
 from holdfast.attacks.families.penalty import Penalty, PenaltyState, falling_rate, hinge
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 
 __all__ = ["StrAttack", "group_shrink", "groups"]
@@ -88,25 +87,26 @@ class StrAttack(Penalty[StrAttackState]):
             raise UsageError(f"StrAttack needs tau >= 0, rho > 0, rate > 0 and 0 < last <= 1, got {self}")
 
     @override
-    def start(self, oracle: WhiteBoxOracle, problem: Problem) -> StrAttackState:
+    def start(self, ask: WhiteBoxAsk) -> StrAttackState:
+        problem = ask.problem
         zero = torch.zeros_like(problem.x).flatten(1)
         copies = zero.unsqueeze(1).repeat(1, 1 + (self.group // self.stride) ** 2, 1)
-        return self.open(
+        return self.initial(
             StrAttackState, problem, loss_copy=zero, point=zero, support=torch.ones_like(zero, dtype=torch.bool),
             copies=copies,
             pulls=copies,
         )  # fmt: skip
 
     @override
-    def advance(self, oracle: WhiteBoxOracle, problem: Problem, state: StrAttackState) -> StrAttackState:
+    def advance(self, ask: WhiteBoxAsk, state: StrAttackState) -> StrAttackState:
+        problem = ask.problem
         x, (low, high) = problem.x, box(problem.set, problem.x)
         here = (x + state.point.view_as(x)).clamp(low, high)
-        asked = valid(problem, here)
-        f = hinge(oracle, problem, asked, self.kappa)
+        f = hinge(ask, here, self.kappa)
         stiff = 1 / falling_rate(self.rate, self.last, state.inner, self.steps).to(x.dtype).unsqueeze(1)
         late = self._late(state.search)
         tau = torch.where(late, 0.0, self.tau).to(x.dtype)
-        families = groups(canvas(problem), self.group, self.stride, x.device)
+        families = groups(image_view(problem), self.group, self.stride, x.device)
         # The loss, linearised where it was asked; then the proximal steps of size and box, and of each family.
         force = state.c.to(x.dtype).unsqueeze(1) * f.grad.flatten(1)
         rest = (state.copies - state.pulls).sum(1)
@@ -120,13 +120,7 @@ class StrAttack(Penalty[StrAttackState]):
         pulls = seen - copies
         # A feature is changed only if no family has zeroed its group.
         point = copies[:, 1:].mean(1) * (copies[:, 1:] != 0).all(1)
-        noted, _ = self.note(
-            problem,
-            replace(state, loss_copy=moved, copies=copies, pulls=pulls, point=point),
-            asked,
-            f.scores,
-            f.answered,
-        )
+        noted, _ = self.note(replace(state, loss_copy=moved, copies=copies, pulls=pulls, point=point), f.answer)
         size = (here - x).flatten(1).double().square().sum(1)
         for ids in families:
             size = size + tau * _norms((here - x).flatten(1), ids).sum(1).double()

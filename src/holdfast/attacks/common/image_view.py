@@ -6,10 +6,10 @@ from math import prod
 
 from holdfast.core.problem import Problem
 
-__all__ = ["canvas"]
+__all__ = ["image_view"]
 
 
-def canvas(problem: Problem) -> tuple[int, int, int]:
+def image_view(problem: Problem) -> tuple[int, int, int]:
     """Channels, height and width: images as they are, a matrix as one channel, all else as one strip."""
     features = tuple(problem.x.shape[1:])
     if len(features) == 3:
