@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import DataError, UsageError
-from holdfast.data import Dataset, fingerprint_arrays, load_data, load_digits, ranges
+from holdfast.data import Dataset, load_data, load_digits, ranges
 from holdfast.data.archive import open_zip
 from holdfast.data.csv import load_csv
 from holdfast.data.image_folder import load_image_folder

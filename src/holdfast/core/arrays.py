@@ -5,6 +5,7 @@ Sorting is the exception: on a CPU NumPy sorts with vector instructions, several
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,16 @@ from torch import Tensor
 
 from holdfast.core.errors import DataError, ModelError
 
-__all__ = ["dense", "falling_order", "on_device", "outside_inference_mode", "plain", "rising", "whole_numbers"]
+__all__ = [
+    "dense",
+    "falling_order",
+    "fingerprint_arrays",
+    "on_device",
+    "outside_inference_mode",
+    "plain",
+    "rising",
+    "whole_numbers",
+]
 
 
 @contextmanager
@@ -150,3 +160,21 @@ def falling_order(values: Tensor) -> Tensor:
     if values.device.type != "cpu" or values.dtype == torch.bfloat16:
         return values.argsort(dim=-1, descending=True, stable=True)
     return torch.from_numpy(np.argsort(-values.detach().numpy(), axis=-1))  # pyright: ignore[reportUnknownMemberType]
+
+
+def fingerprint_arrays(*arrays: np.ndarray | Tensor) -> str:
+    """SHA-256 over the element type, shape and bytes of arrays, in order.
+
+    Example:
+        >>> fingerprint_arrays(np.zeros(2, np.float32)) == fingerprint_arrays(torch.zeros(2))
+        True
+        >>> fingerprint_arrays(np.zeros((1, 2))) == fingerprint_arrays(np.zeros((2, 1)))
+        False
+    """
+    digest = hashlib.sha256()
+    for array in arrays:
+        values = np.ascontiguousarray(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
+        values = values.astype(values.dtype.newbyteorder("<"), copy=False)  # the same hash on every machine
+        digest.update(f"{values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()

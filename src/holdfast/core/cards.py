@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from enum import StrEnum
 from typing import Any
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.threat import Access, Formulation, Goal, Guarantee, Norm, Phase
 
-__all__ = ["Card", "Parameter", "parameter", "parameters_of", "refuse"]
+__all__ = ["Card", "Knows", "Parameter", "parameter", "parameters_of", "refuse"]
+
+
+class Knows(StrEnum):
+    """What a method of the training phase asks for beside the data; see `holdfast.core.knowledge`."""
+
+    SURROGATE = "surrogate"
+    TARGETS = "targets"
+    CLEAN = "clean"
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Card:
         norms: distortions that it can serve.
         modality: kinds of input it serves.
         guarantee: what its bounds are worth, for certifiers.
+        knows: what it asks to know beside the data, for attacks on the training phase.
         shared: one perturbation or artefact serves many samples.
         affine_ratio: for each norm, the median ratio to the true least distance that the contract suite holds it to on
             the exact affine oracle.
@@ -51,6 +61,7 @@ class Card:
     norms: tuple[Norm, ...] = ()
     modality: tuple[str, ...] = ("any",)
     guarantee: Guarantee | None = None
+    knows: tuple[Knows, ...] = ()
     shared: bool = False
     affine_ratio: Mapping[Norm, float] = field(default_factory=dict[Norm, float])
     failure_modes: tuple[str, ...] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,28 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import DataError, UsageError, did_you_mean
 from holdfast.core.words import numbered
 
-__all__ = ["Dataset", "class_order", "fingerprint_arrays"]
-
-
-def fingerprint_arrays(*arrays: np.ndarray | Tensor) -> str:
-    """SHA-256 over the element type, shape and bytes of arrays, in order.
-
-    Example:
-        >>> fingerprint_arrays(np.zeros(2, np.float32)) == fingerprint_arrays(torch.zeros(2))
-        True
-        >>> fingerprint_arrays(np.zeros((1, 2))) == fingerprint_arrays(np.zeros((2, 1)))
-        False
-    """
-    digest = hashlib.sha256()
-    for array in arrays:
-        values = np.ascontiguousarray(array.detach().cpu().numpy() if isinstance(array, Tensor) else array)
-        values = values.astype(values.dtype.newbyteorder("<"), copy=False)  # the same hash on every machine
-        digest.update(f"{values.dtype.str} {values.shape}\n".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
+__all__ = ["Dataset", "class_order"]
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
+from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import DataError, UsageError, did_you_mean
 from holdfast.core.files import read_yaml
 from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Norm
-from holdfast.data.dataset import Dataset, fingerprint_arrays
+from holdfast.data.dataset import Dataset
 
 __all__ = ["Column", "Table"]
 
