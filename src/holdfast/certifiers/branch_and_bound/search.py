@@ -133,9 +133,9 @@ class BranchAndBound(ABC, Generic[D, B]):
     def close(self, bounded: B) -> None:
         """Notes the bounds of those domains that are proved."""
 
-    @abstractmethod
     def leaf(self, bounded: B, i: int) -> Leaf:
-        """How domain ``i`` is proved, for the tree."""
+        """How domain ``i`` is proved, for the tree; a method that records no proof has none."""
+        raise NotImplementedError
 
     @abstractmethod
     def suspects(self, open_: B) -> tuple[Tensor, int]:
@@ -241,7 +241,8 @@ def _admit(method: BranchAndBound[D, B], bounded: B | Settled) -> Tensor | None:
     if not len(left):
         return None
     open_ = bounded.select(left)
-    witness = method.witnesses.find(*method.suspects(open_))
+    points, steps = method.suspects(open_)
+    witness = method.witnesses.find(points, steps) if len(points) else None
     waiting = open_.domains if witness is not None else method.choose(open_)
     if len(waiting):
         method.queue.add(waiting)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from heapq import heappop, heappush
-from itertools import count
 from typing import ClassVar
 
 import numpy as np
@@ -13,8 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.linear_program import Floats, Optimum, Program
-from holdfast.certifiers.branch_and_bound.witness import Witnesses
+from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.linear_program import Optimum, Program
+from holdfast.certifiers.branch_and_bound.pool import OldestFirst
+from holdfast.certifiers.branch_and_bound.search import (
+    Bounded,
+    BranchAndBound,
+    Ending,
+    Settled,
+    Stop,
+    StuckError,
+    search,
+)
 from holdfast.certifiers.propagation.propagation import Propagation, specification
 from holdfast.certifiers.propagation.region import Box, Region, gamma
 from holdfast.certifiers.proved import numbers
@@ -32,32 +40,6 @@ __all__ = ["MILP", "exact_minimum"]
 
 _PROVED = 1e-12  # what a row counts for that only splitting proved: no better than a root bound that proves it
 _CLEAR = 1e-6  # HiGHS' tolerance
-
-
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """A part of the set, by the signs of some activations' arguments."""
-
-    splits: NDArray[np.int8]
-    bound: float
-    optimum: Optimum
-
-
-@dataclass(eq=False)
-class _Search:
-    """One group of rows while it is decided."""
-
-    query: Query
-    relaxation: Relaxation
-    found: Propagation
-    program: Program
-    limit: SearchLimit
-    witnesses: Witnesses
-    progress: Progress | None
-    domains: int
-    bound: float = -float("inf")
-    reason: str = ""
-    witness: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,148 +102,239 @@ class MILP(Solver):
             return self._solve(graph, query, limit, progress)
 
     def _solve(self, graph: Graph, query: Query, limit: SearchLimit, progress: Progress | None) -> Answer:
-        found = _propagate(graph, query.ball, query.x, self.memory)
-        rows = _root(found, query)
+        propagation = _propagate(graph, query.ball, query.x, self.memory)
+        rows = _root(propagation, query)
         if any(node.op == "max_pool" for node in graph.nodes) and not query.score(rows[None])[0] > 0:
-            found = _propagate(lower_max_pools(graph), query.ball, query.x, self.memory)
-            rows = torch.maximum(rows, _root(found, query))
-        bounds = [float(rows[query.groups == g].amax()) for g in range(int(query.groups[-1]) + 1)]
-        method, domains, reason, witness = "crown", 0, "", None
-        if not all(b > 0 for b in bounds):
-            method, relaxation = "milp", Relaxation(found, most=self.variables)
-            for group, bound in enumerate(bounds):
-                if bound > 0:
-                    continue
-                part, mine = query.select(group), query.groups == group
-                program = Program(relaxation, relaxation.objective(part.c, part.d)[0].numpy())
-                search = _Search(
-                    part, relaxation, found, program, limit, Witnesses(graph, part), progress, domains, bound
-                )
-                self._decide(search)
-                domains, witness, reason = search.domains, search.witness, reason or search.reason
-                if witness is not None:
-                    break
-                bounds[group] = min(search.bound, _PROVED)
-                if len(part.c) == 1:
-                    rows[mine] = rows[mine].clamp(min=bounds[group])
-        decision = Decision.TIMEOUT if not limit.left else Decision.UNKNOWN
-        if witness is not None:
-            decision, reason = Decision.BROKEN, ""
-        elif all(b > 0 for b in bounds):
-            decision = Decision.HOLDS
-        return Answer(
-            decision=decision,
-            bound=min(bounds),
+            propagation = _propagate(lower_max_pools(graph), query.ball, query.x, self.memory)
+            rows = torch.maximum(rows, _root(propagation, query))
+        by_group = [float(rows[query.groups == g].amax()) for g in range(int(query.groups[-1]) + 1)]
+        answer = Answer(
+            decision=Decision.UNKNOWN,
+            bound=min(by_group),
             rows=rows,
-            witness=witness,
-            domains=domains,
-            method=method,
+            method="milp",
             arithmetic=self.arithmetic(graph),
-            reason=reason,
+        )
+        if all(bound > 0 for bound in by_group):
+            return replace(answer, decision=Decision.HOLDS, method="crown")
+        relaxation = Relaxation(propagation, most=self.variables)
+        domains, reason = 0, ""
+        for group in [g for g, bound in enumerate(by_group) if not bound > 0]:
+            programs = _Programs(
+                method=self,
+                graph=graph,
+                query=query.select(group),
+                limit=limit,
+                propagation=propagation,
+                relaxation=relaxation,
+                bound=by_group[group],
+                domains=domains,
+            )
+            one = search(programs, progress)
+            domains, reason = one.domains, reason or one.reason
+            if one.witness is not None:
+                decision = Decision.BROKEN
+                return replace(answer, decision=decision, bound=min(by_group), witness=one.witness, domains=domains)
+            by_group[group] = min(one.bound, _PROVED)
+            mine = query.groups == group
+            if int(mine.sum()) == 1:
+                rows[mine] = rows[mine].clamp(min=by_group[group])
+        decision = Decision.UNKNOWN if limit.left else Decision.TIMEOUT
+        if all(bound > 0 for bound in by_group):
+            decision = Decision.HOLDS
+        return replace(answer, decision=decision, bound=min(by_group), domains=domains, reason=reason)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Parts(Domains):
+    """Parts of the set by the signs of some activations' arguments, with the optima of their linear programs.
+
+    Attributes:
+        splits: (n, k) int8, see `Program.relaxed`.
+        value: (n,), and the others likewise: see `Optimum`.
+        variables: (n, v).
+        weights: (n, rows).
+        slopes: (n, k).
+        multipliers: (n, k).
+        gain: (n, k).
+    """
+
+    splits: Tensor
+    value: Tensor
+    variables: Tensor
+    weights: Tensor
+    slopes: Tensor
+    multipliers: Tensor
+    gain: Tensor
+
+    @classmethod
+    def solved(cls, bound: Tensor, splits: NDArray[np.int8], optimum: Optimum) -> _Parts:
+        """One part with its optimum; ``bound`` (1,) is what is known of it."""
+        columns = (optimum.variables, optimum.weights, optimum.slopes, optimum.multipliers, optimum.gain)
+        variables, weights, slopes, multipliers, gain = (torch.as_tensor(column)[None] for column in columns)
+        return cls(
+            bound=bound,
+            vertex=torch.zeros(1, dtype=torch.int64),
+            splits=torch.as_tensor(splits)[None],
+            value=torch.tensor([optimum.value], dtype=torch.float64),
+            variables=variables,
+            weights=weights,
+            slopes=slopes,
+            multipliers=multipliers,
+            gain=gain,
         )
 
-    def _decide(self, search: _Search) -> None:
-        """Best-first branch and bound on one group; the result is left in ``search``."""
-        splits = np.zeros(len(search.program.z), np.int8)
-        if not search.program.finite:
-            search.reason = "a weight or a bound is not a finite number"
-            return
-        optimum = search.program.relaxed(splits, search.limit.left)
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _BoundedParts(Bounded[_Parts]):
+    @override
+    def select(self, rows: Tensor) -> _BoundedParts:
+        return _BoundedParts(domains=self.domains.select(rows), proved=self.proved[rows])
+
+
+class _Programs(BranchAndBound[_Parts, _BoundedParts]):
+    """The search of one group of rows.
+
+    Args:
+        method: the parameters.
+        graph: the model.
+        query: about one group.
+        limit: what may be spent.
+        propagation: of the whole set.
+        relaxation: of the same.
+        bound: what is known of the group.
+        domains: how many parts were bounded for other groups.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: MILP,
+        graph: Graph,
+        query: Query,
+        limit: SearchLimit,
+        propagation: Propagation,
+        relaxation: Relaxation,
+        bound: float,
+        domains: int,
+    ) -> None:
+        super().__init__(graph, query, limit)
+        self.method, self.batch, self.domains = method, method.together, domains
+        self.queue = OldestFirst()  # children often know no more than their parents, and are their equals then
+        self.propagation, self.relaxation, self.known = propagation, relaxation, bound
+        self.program = Program(relaxation, relaxation.objective(query.c, query.d)[0].numpy())
+
+    @override
+    def root(self) -> _BoundedParts | Settled:
+        """The whole set; where its bound proves nothing the integer program looks for a witness."""
+        splits = np.zeros(len(self.program.z), np.int8)
+        if not self.program.finite:
+            raise StuckError("a weight or a bound is not a finite number")
+        optimum = self.program.relaxed(splits, self.limit.left)
         if optimum is None:
-            search.reason = "HiGHS gives no answer to the first linear program"
-            return
-        root = self._bounded(search, [_Part(splits, search.bound, optimum)])[0]
-        waiting: list[tuple[float, int, _Part]] = []
-        number = count()
-        if not root.bound > 0:
-            heappush(waiting, (root.bound, next(number), root))
-            self._look(search, optimum.variables)
-            if search.witness is None and self.share > 0 and bool(search.program.bends.all()):
-                self._look(search, search.program.point_below(-_CLEAR, self.share * search.limit.left))
-        while waiting and search.witness is None:
-            search.bound = waiting[0][0]
-            if search.progress:
-                search.progress(search.domains, len(waiting), search.bound)
-            if not search.limit.left or search.domains >= search.limit.domains:
-                search.reason = "out of time" if not search.limit.left else "out of domains"
-                return
-            if len(waiting) * splits.nbytes * 40 > search.limit.memory:
-                search.reason = "out of memory"
-                return
-            children: list[_Part] = []
-            for _ in range(min(self.together, len(waiting))):
-                _, _, part = heappop(waiting)
-                fresh = self._split(search, part)
-                if not fresh:
-                    search.reason = "all ReLUs are split and rounding, HiGHS' tolerances or smooth activations remain"
-                    return
-                children += fresh
-            for part in self._bounded(search, children):
-                if not part.bound > 0:
-                    heappush(waiting, (part.bound, next(number), part))
-                    if part.optimum.value <= _CLEAR:
-                        self._look(search, part.optimum.variables)
-        if search.witness is None:
-            search.bound = float("inf")
+            raise StuckError("HiGHS gives no answer to the first linear program")
+        whole = self.bound(_Parts.solved(torch.tensor([self.known], dtype=torch.float64), splits, optimum))
+        if whole.proved[0]:
+            return whole
+        witness = self.witnesses.find(self._points(whole.domains.variables))
+        if witness is None and self.method.share > 0 and bool(self.program.bends.all()):
+            variables = self.program.point_below(-_CLEAR, self.method.share * self.limit.left)
+            if variables is not None:
+                witness = self.witnesses.find(self._points(torch.as_tensor(variables)[None]))
+        return whole if witness is None else Settled(witness)
 
-    def _split(self, search: _Search, part: _Part) -> list[_Part]:
-        """The two halves at the ReLU whose gap weighs most, each with its linear program's optimum."""
-        free = (part.splits == 0) & search.program.bends
-        if not free.any():
-            return []
-        chosen = int(np.where(free, part.optimum.gain, -1.0).argmax())
-        children: list[_Part] = []
-        for side in (-1, 1):
-            splits = part.splits.copy()
-            splits[chosen] = side
-            optimum = search.program.relaxed(splits, search.limit.left) or part.optimum
-            children.append(_Part(splits, part.bound, optimum))
-        return children
+    @override
+    def split(self, domains: _Parts) -> _Parts:
+        """The two halves of each part at the ReLU whose gap weighs most, each with its linear program's optimum."""
+        free = (domains.splits == 0) & torch.as_tensor(self.program.bends)
+        if not free.any(1).all():
+            self.queue.add(domains)
+            raise StuckError("all ReLUs are split and rounding, HiGHS' tolerances or smooth activations remain")
+        units = torch.where(free, domains.gain, -1.0).argmax(1)
+        children: list[_Parts] = []
+        for i, unit in enumerate(units.numpy().tolist()):
+            for side in (-1, 1):
+                parent = domains.select(slice(i, i + 1))
+                splits = parent.splits[0].numpy().copy()
+                splits[unit] = side
+                optimum = self.program.relaxed(splits, self.limit.left)
+                if optimum is None:
+                    children.append(replace(parent, splits=torch.as_tensor(splits)[None]))
+                else:
+                    children.append(_Parts.solved(parent.bound, splits, optimum))
+        return _Parts.join(children)
 
-    def _bounded(self, search: _Search, parts: list[_Part]) -> list[_Part]:
-        """The parts with sound bounds, from a backward pass with the slopes and multipliers of their programs."""
-        search.domains += len(parts)
-        kinks, n, query = search.relaxation.kinks, len(parts), search.query
-        graph, same = search.found.graph, torch.zeros(len(parts), dtype=torch.int64)
+    @override
+    def bound(self, domains: _Parts) -> _BoundedParts:
+        """Sound bounds by a backward pass with the slopes and multipliers of the parts' programs."""
+        self.domains += len(domains)
+        boxes, slopes, extra = self._cut(domains)
+        n, query = len(domains), self.query
+        weights = torch.ones_like(domains.weights) if len(query.c) == 1 else domains.weights
+        c, d = (weights @ query.c).unsqueeze(1), (weights @ query.d).unsqueeze(1)
+        same = torch.zeros(n, dtype=torch.int64)
+        region = Region(query.ball.select(same), query.x.expand(n, *query.x.shape[1:]))
+        low = specification(self.propagation.parts(region, boxes), c, d, slopes, extra=extra)[:, 0]
+        if len(query.c) > 1:
+            # a mix of rows that is positive makes one of them positive, whatever the weights; mixing rounds
+            size = weights @ query.c.abs() * self.propagation.boxes[-1].magnitude.flatten(1)
+            low = low - gamma(len(query.c) + 4) * (size.sum(1) + weights @ query.d.abs())
+            low = low / weights.sum(1)
+        bound = torch.maximum(domains.bound, numbers(low))
+        return _BoundedParts(domains=replace(domains, bound=bound), proved=bound > 0)
+
+    def _cut(self, domains: _Parts) -> tuple[dict[int, Box], dict[int, Tensor], dict[int, Tensor]]:
+        """By node the boxes of the parts, slopes, and coefficients that the splits' multipliers add."""
+        kinks, nodes, n = self.relaxation.kinks, self.propagation.graph.nodes, len(domains)
         boxes: dict[int, Box] = {}
         slopes: dict[int, Tensor] = {}
         extra: dict[int, Tensor] = {}
-        splits = torch.as_tensor(np.stack([p.splits for p in parts]))
-        lower_slopes = torch.as_tensor(np.stack([p.optimum.slopes for p in parts]))
-        multipliers = torch.as_tensor(np.stack([p.optimum.multipliers for p in parts]))
         for node in sorted({int(k) for k in kinks.node}):
-            mine, before = kinks.node == node, graph.nodes[node].inputs[0]
-            entry, sign = kinks.entry[mine], splits[:, mine]
-            box = boxes.get(before) or Box(*(t.repeat(n, *[1] * (t.ndim - 1)) for t in search.found.boxes[before]))
+            mine, before = kinks.node == node, nodes[node].inputs[0]
+            entry, sign = kinks.entry[mine], domains.splits[:, mine]
+            whole = self.propagation.boxes[before]
+            box = boxes.get(before) or Box(*(t.repeat(n, *[1] * (t.ndim - 1)) for t in whole))
             boxes[before], (low, high) = box, (t.flatten(1) for t in box)
             low[:, entry] = torch.where(sign > 0, low[:, entry].clamp(min=0), low[:, entry])
             high[:, entry] = torch.where(sign < 0, high[:, entry].clamp(max=0), high[:, entry])
             if kinks.flat[mine].isnan().any():
                 continue
             slope, more = torch.zeros_like(low), torch.zeros_like(low)
-            slope[:, entry] = lower_slopes[:, mine]
-            more[:, entry] = -sign * multipliers[:, mine]
-            slopes[node] = slope.view(1, n, *graph.nodes[node].shape)
-            extra[before] = extra.get(before, 0) + more.view(1, n, *graph.nodes[before].shape)
-        weights = torch.as_tensor(np.stack([p.optimum.weights for p in parts]))
-        weights = torch.ones_like(weights) if len(query.c) == 1 else weights
-        c, d = (weights @ query.c).unsqueeze(1), (weights @ query.d).unsqueeze(1)
-        region = Region(query.ball.select(same), query.x.expand(n, *query.x.shape[1:]))
-        found = search.found.parts(region, boxes)
-        low = specification(found, c, d, slopes, extra=extra)[:, 0]
-        if len(query.c) > 1:
-            # a mix of rows that is positive makes one of them positive, whatever the weights; mixing rounds
-            size = weights @ query.c.abs() * search.found.boxes[-1].magnitude.flatten(1)
-            low = low - gamma(len(query.c) + 4) * (size.sum(1) + weights @ query.d.abs())
-            low = low / weights.sum(1)
-        low = numbers(low)
-        return [replace(p, bound=max(p.bound, float(b))) for p, b in zip(parts, low, strict=True)]
+            slope[:, entry] = domains.slopes[:, mine]
+            more[:, entry] = -sign * domains.multipliers[:, mine]
+            slopes[node] = slope.view(1, n, *nodes[node].shape)
+            extra[before] = extra.get(before, 0) + more.view(1, n, *nodes[before].shape)
+        return boxes, slopes, extra
 
-    def _look(self, search: _Search, variables: Floats | None) -> None:
-        """Takes the point for a witness if the property is broken there when the network runs."""
-        if variables is None:
-            return
-        search.witness = search.witnesses.find(search.relaxation.point(torch.as_tensor(variables)))
+    def _points(self, variables: Tensor) -> Tensor:
+        return torch.cat([self.relaxation.point(one) for one in variables])
+
+    @override
+    def suspects(self, open_: _BoundedParts) -> tuple[Tensor, int]:
+        """Where the linear programs are least, if the property is broken there in the relaxation."""
+        likely = open_.domains.value <= _CLEAR
+        if not self.rounds or not likely.any():  # that of the whole set was tried
+            return self.query.x[:0], 0
+        return self._points(open_.domains.variables[likely]), 0
+
+    @override
+    def close(self, bounded: _BoundedParts) -> None:
+        """Nothing: parts that are proved only by splitting count for as little as can be."""
+
+    @override
+    def choose(self, open_: _BoundedParts) -> _Parts:
+        """The parts as they are; their programs have said where to split them."""
+        return open_.domains
+
+    @override
+    def answer(self, ending: Ending) -> Answer:
+        """What the search says of the group; its bound is infinite if all parts are proved."""
+        words = {Stop.TIME: "out of time", Stop.DOMAINS: "out of domains", Stop.MEMORY: "out of memory"}
+        reason = ending.stuck if ending.stop is None else words[ending.stop]
+        bound = min(self.queue.worst, self.known if reason and not len(self.queue) else float("inf"))
+        return Answer(
+            decision=Decision.UNKNOWN, bound=bound, witness=ending.witness, domains=self.domains, reason=reason
+        )
 
 
 def exact_minimum(
@@ -295,8 +368,8 @@ def exact_minimum(
     if other is not None or ball.norm is not Norm.LINF:
         raise UnsupportedError(f"the integer program has no exact form of {other or ball.norm}")
     with torch.no_grad():
-        found = _propagate(lower_max_pools(graph), ball, x.double(), None)
-        relaxation = Relaxation(found)
+        propagation = _propagate(lower_max_pools(graph), ball, x.double(), None)
+        relaxation = Relaxation(propagation)
         expressions = relaxation.objective(c.double(), torch.zeros(len(c)).double() if d is None else d.double())[0]
         values = torch.full((len(c),), torch.nan, dtype=torch.float64)
         points = torch.full((len(c), *x.shape[1:]), torch.nan, dtype=torch.float64)
@@ -308,12 +381,12 @@ def exact_minimum(
 
 
 def _propagate(graph: Graph, ball: LpBall, x: Tensor, memory: int | None) -> Propagation:
-    found = Propagation(graph.to(torch.float64), Region(ball, x), memory=memory)
-    found.run(refine=lambda _: True)
-    return found
+    propagation = Propagation(graph.to(torch.float64), Region(ball, x), memory=memory)
+    propagation.run(refine=lambda _: True)
+    return propagation
 
 
-def _root(found: Propagation, query: Query) -> Tensor:
+def _root(propagation: Propagation, query: Query) -> Tensor:
     """CROWN's bounds of the rows, or intervals' where better."""
-    bounds = (specification(found, query.c, query.d, at_boxes=at_boxes)[0] for at_boxes in (False, True))
+    bounds = (specification(propagation, query.c, query.d, at_boxes=at_boxes)[0] for at_boxes in (False, True))
     return torch.maximum(*bounds)
