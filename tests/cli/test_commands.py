@@ -14,7 +14,8 @@ import torch
 import typer
 
 from holdfast.audits.plan import Plan
-from holdfast.cli.audit import audit as audit_command
+from holdfast.audits.suites import suite_names
+from holdfast.cli import options
 from holdfast.cli.main import app
 from holdfast.core.registry import names
 from holdfast.models.load import load_model
@@ -226,16 +227,21 @@ def test_shown_defaults_and_choices_are_the_plan_s() -> None:
     """The flags show the plan's defaults without importing it: they must not drift apart."""
     audit = typer.main.get_command(app).commands["audit"]  # type: ignore[attr-defined]
     shown = {p.name: p for p in audit.params}
-    hints = typing.get_type_hints(audit_command)
-    defaults = {k: f.default for k, f in Plan.model_fields.items()}
+    default = Plan().model_dump(mode="json")
     for name in ("norm", "eps", "suite", "certify", "seed", "device", "sigma", "goal", "answers"):
-        assert str(shown[name].show_default) == str(defaults[name]), name
-    for name in ("suite", "certify", "answers"):
-        flag = typing.get_args(hints[name])[0]
-        assert set(typing.get_args(flag)) == set(typing.get_args(Plan.model_fields[name].annotation)), name
+        assert str(shown[name].show_default) == str(default[name]), name
+    assert _choices(options.Suite) == set(suite_names())
+    for name, option in (("certify", options.Certify), ("answers", options.Answers)):
+        assert _choices(option) == set(typing.get_args(Plan.model_fields[name].annotation)), name
     typed = {option.lstrip("-").replace("-", "_") for p in audit.params for option in p.opts}
     flags = typed | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}
     assert set(Plan.model_fields) <= flags, set(Plan.model_fields) - flags
+
+
+def _choices(option: typing.Any) -> set[str]:
+    """Of an option that is one of several words, or nothing."""
+    words, _ = typing.get_args(typing.get_args(option)[0])
+    return set(typing.get_args(words))
 
 
 def test_nothing_is_drawn_off_a_terminal_and_quiet_is_quiet(holdfast, on, tmp_path: Path) -> None:
@@ -333,10 +339,10 @@ def test_pictures_are_large_enough_to_look_at_and_say_what_they_show(holdfast, o
     assert (heading < 64).any(), "a caption stands over the panels"
 
 
-def test_an_estimate_never_stands_under_what_is_certified(monkeypatch):
+def test_an_estimate_never_stands_under_what_is_certified():
     import numpy as np
 
-    from holdfast.cli import certify
+    from holdfast.api.certify import radii_rows
     from holdfast.report.radii import render
     from holdfast.studies.radii import Column
 
@@ -353,12 +359,8 @@ def test_an_estimate_never_stands_under_what_is_certified(monkeypatch):
         Column(name="fmn", title="FMN", guarantee="witness", radius=np.array([0.4, 0.4]), seconds=1.0),
     ]
     answers = [{**c.as_dict(), "eps": "1/10", "at_eps": c.at_least(0.1)} for c in columns]
-    said = []
-    monkeypatch.setattr(
-        certify, "table", lambda head, rows: said.append([dict(zip(head, r, strict=True)) for r in rows])
-    )
-    for few in (answers, answers[:1], answers[1:2]):
-        certify._show(few)
+    tables = [radii_rows(few, "1/10") for few in (answers, answers[:1], answers[1:2])]
+    said = [[dict(zip(t.heads, row, strict=True)) for row in t.rows] for t in tables]
     crown, clever, fmn = said[0]
     assert [row["certified at 1/10"] for row in said[0]] == ["50.0%", "0.0%", "0.0%"]
     assert (clever["estimated >= 1/10"], fmn["not broken at 1/10"], crown["estimated >= 1/10"]) == (

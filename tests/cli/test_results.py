@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.api.folders import begin_results, check_results
 from holdfast.checker import Rejected
 from holdfast.checker import check as check_proof
-from holdfast.cli.results import begin_results, check_results
 from holdfast.core.errors import UsageError
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from holdfast.cli.views import randomised, ranges
+from holdfast.api.views import ranges
 from holdfast.core.errors import UsageError
+from holdfast.session.look import answers_vary
 from holdfast.transforms.random_transform import random_view
 
 
@@ -42,6 +43,6 @@ def test_senseless_ranges_are_refused(text: str) -> None:
 
 def test_only_what_differs_is_randomised() -> None:
     x = torch.rand(4, 1, 8, 8)
-    assert not randomised(nn.Flatten(), x)
-    assert randomised(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1}), x)
-    assert not randomised(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1, "scale": 0.1}, seed=1), x)
+    assert not answers_vary(nn.Flatten(), x)
+    assert answers_vary(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1}), x)
+    assert not answers_vary(random_view(nn.Flatten(), (1, 8, 8), {"noise": 0.1, "scale": 0.1}, seed=1), x)

@@ -15,7 +15,8 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Goal, Norm
 from holdfast.numerics.affine import affine_optimum
 from holdfast.report.comparison import render
-from holdfast.studies.comparison import candidates, compare
+from holdfast.session.allowance import candidates
+from holdfast.studies.comparison import compare
 from holdfast.testing.toys import affine_digits, digits, net
 
 PASSES = 240

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.evasion.white.pgd import PGD
-from holdfast.cli.views import randomised
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.report.studies import posthoc_page, unseen_page
+from holdfast.session.look import answers_vary
 from holdfast.studies.posthoc import adjusted, calibration_error, posthoc, pruned, scores_of, temperature_of
 from holdfast.studies.unseen import Trial, held_out, matched_eps, unseen
 from holdfast.testing.toys import affine_digits, digits, net
@@ -191,5 +191,5 @@ def test_studies_hand_out_copies_of_their_samples():
     before = x.clone()
     first = scores_of(_Writes(), x)
     assert torch.equal(scores_of(_Writes(), x), first)
-    assert not randomised(_Writes(), x)
+    assert not answers_vary(_Writes(), x)
     assert torch.equal(x, before)

@@ -16,6 +16,7 @@ from holdfast.audits.document import Document
 from holdfast.core.files import write_whole
 from holdfast.core.verdict import Status
 from holdfast.numerics.evaluation import evaluating
+from holdfast.session.session import Session
 
 __all__ = ["ARRAYS", "ROWS", "TABLE", "arrays", "export", "own_rows", "own_values", "rows", "table"]
 
@@ -72,14 +73,14 @@ def rows(context: Context, document: Document, values: Mapping[str, Any]) -> str
 
 
 def own_rows(
-    context: Context, ids: np.ndarray, own: np.ndarray, distance: np.ndarray, answers: np.ndarray | None
+    session: Session, ids: np.ndarray, own: np.ndarray, distance: np.ndarray, answers: np.ndarray | None
 ) -> str:
     """Adversarial rows (m, columns) in own units as a table: id, label, what the model says of them, distance, columns."""
-    names = dict(enumerate(context.data.classes or ()))
+    names = dict(enumerate(session.data.classes or ()))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_cell(name) for name in ("id", "label", "prediction", "distance", *(context.data.features or ()))])
-    labels = context.data.y.numpy()[ids].tolist()
+    writer.writerow([_cell(name) for name in ("id", "label", "prediction", "distance", *(session.data.features or ()))])
+    labels = session.data.y.numpy()[ids].tolist()
     said: list[int | None] = [None] * len(ids) if answers is None else answers.tolist()
     for i, label, answer, far, row in zip(ids.tolist(), labels, said, distance.tolist(), own.tolist(), strict=True):
         answered = "" if answer is None else names.get(answer, answer)
@@ -88,9 +89,9 @@ def own_rows(
     return file.getvalue()
 
 
-def own_values(context: Context, x: Tensor) -> np.ndarray:
+def own_values(session: Session, x: Tensor) -> np.ndarray:
     """Inputs as the data have them: a table's columns in their own ranges."""
-    columns = context.plan.table
+    columns = session.spec.table
     return (x if columns is None else columns.own(x)).detach().cpu().numpy()
 
 

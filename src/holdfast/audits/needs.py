@@ -11,13 +11,12 @@ from holdfast.core.errors import BudgetError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.registry import method
 from holdfast.core.words import counted
+from holdfast.session.allowance import JUDGED
 
-__all__ = ["JUDGED", "PREFLIGHT_ROWS", "Need", "need"]
+__all__ = ["PREFLIGHT_ROWS", "Need", "need"]
 
 PREFLIGHT_ROWS = 50
 """Rows that the pre-flight asks an API about."""
-JUDGED = 14
-"""Most rows with which the referee judges one witness: two ways of asking, where it stands and at six places outward."""
 _HALVINGS = 13
 _CANARY = 1000
 _LOOK = 20, 300  # samples, and queries for each attack, of a first look

@@ -11,16 +11,14 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from holdfast.audits.context import Context
-from holdfast.audits.stages.certificates import prove
-from holdfast.core.errors import HoldfastError
+from holdfast.audits.plan import Plan
 from holdfast.numerics.evaluation import evaluating
+from holdfast.session.session import Session
 
 __all__ = ["Outlook", "outlook"]
 
 _ROWS = 32
-_PROVED = 4
-_SEARCHES = 12  # proofs that the search for a radius asks for, nearly
+_LEAST = 4  # passes of a sample that breaks at once
 
 
 @dataclass(frozen=True)
@@ -42,38 +40,28 @@ class Outlook:
         return f"about {_spoken(self.least)} if every sample breaks at once, {_spoken(self.most)} if none does"
 
 
-def outlook(context: Context) -> Outlook:
-    """Times a few questions to the model and scales them to the plan.
+def outlook(session: Session, plan: Plan) -> Outlook:
+    """Times a few questions to the model and scales them to the attacks of a plan.
 
     Args:
-        context: the plan, opened; its model is asked about a few rows.
+        session: its model is asked about a few rows.
+        plan: names the attacks.
     """
-    ids = np.arange(min(len(context.data), _ROWS))
-    passes = sum(entry.attack().passes for entry in context.plan.entries)
-    a_pass = _timed(lambda: _ask(context, ids)) / len(ids)
-    n = len(context.data)
-    proofs = 0.0
-    if context.plan.certify not in ("none", "smoothing") and context.differentiable:
-        some = ids[:_PROVED]
-        radii = np.full(len(some), float(context.plan.eps))
-        try:
-            proofs = _timed(lambda: prove(context, some, radii)) / len(some) * _SEARCHES
-        except HoldfastError:
-            proofs = 0.0  # no certificates, no time for them
-    if context.plan.certify == "smoothing":
-        proofs = a_pass * context.plan.smoothing_samples
-    return Outlook(n * (4 * a_pass + proofs), n * (passes * a_pass + proofs), passes)
+    ids, n = session.ids[:_ROWS], len(session.data)
+    passes = sum(entry.attack().passes for entry in plan.entries)
+    a_pass = _timed(lambda: _ask(session, ids)) / len(ids)
+    return Outlook(n * _LEAST * a_pass, n * passes * a_pass, passes)
 
 
-def _ask(context: Context, ids: np.ndarray) -> None:
+def _ask(session: Session, ids: np.ndarray) -> None:
     """One forward and, where there is a gradient, one backward."""
-    x = context.inputs(ids)
-    if not (context.differentiable and isinstance(context.model, nn.Module)):
-        context.model(x.clone())
+    x = session.inputs(ids)
+    if not (session.differentiable and isinstance(session.model, nn.Module)):
+        session.model(x.clone())
         return
-    with evaluating(context.model), torch.enable_grad():
+    with evaluating(session.model), torch.enable_grad():
         x.requires_grad_()
-        out = context.model(x.clone())
+        out = session.model(x.clone())
         if out.requires_grad:
             torch.autograd.grad(out.sum(), x)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from holdfast.api.folders import begin_results
 from holdfast.cli.console import note, progress, say, say_json, table
-from holdfast.cli.results import begin_results
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _tell(title: str, a: dict[str, Any]) -> None:
 
 def _pictures(folder: Path, made: Artefact, held: Problem, judged: Evaluation) -> int:
     """The artefact's own pictures, and held-out samples: clean, with the artefact, and the difference."""
-    from holdfast.cli.pictures import save_picture, save_strips
+    from holdfast.api.pictures import save_picture, save_strips
 
     count = 0
     for name, value in made.tensors.items():

@@ -12,7 +12,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, out, progress, say, say_json
-from holdfast.cli.opening import device_named, given
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,76 +24,112 @@ __all__ = ["audit", "finish", "recheck", "resume"]
 
 _FAILS = 3
 
-FailUnder = Annotated[
-    str | None,
-    typer.Option(
-        help="Exit with 1 if robust accuracy is below this, or its upper bound is weak: 0.4 or 40%.",
-        metavar="SHARE",
-        rich_help_panel="Answer",
-    ),
-]
-FailOn = Annotated[
-    Literal["empirical", "certified"] | None,
-    typer.Option(
-        "--fail-on", help="The bound that --fail-under holds.", show_default="empirical", rich_help_panel="Answer"
-    ),
-]
-AllowWeak = Annotated[
-    bool,
-    typer.Option(
-        "--allow-weak", help="Let --fail-under pass on a weak upper bound too.", show_default=False,
-        rich_help_panel="Answer",
-    ),
-]  # fmt: skip
+
+@dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """What a run must reach."""
+
+    fail_under: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit with 1 if robust accuracy is below this, or its upper bound is weak: 0.4 or 40%.",
+            metavar="SHARE",
+            rich_help_panel="Answer",
+        ),
+    ] = None
+    fail_on: Annotated[
+        Literal["empirical", "certified"] | None,
+        typer.Option(
+            "--fail-on", help="The bound that --fail-under holds.", show_default="empirical", rich_help_panel="Answer"
+        ),
+    ] = None
+    allow_weak: Annotated[
+        bool,
+        typer.Option(
+            "--allow-weak", help="Let --fail-under pass on a weak upper bound too.", show_default=False,
+            rich_help_panel="Answer",
+        ),
+    ] = False  # fmt: skip
+
+    def gate(self) -> Gate | None:
+        """The threshold; None where there is none.
+
+        Raises:
+            UsageError: no share, or something about a threshold that is not there.
+        """
+        share = _share(self.fail_under)
+        if share is not None:
+            return Gate(share, self.fail_on or "empirical", self.allow_weak)
+        for given, flag in ((self.allow_weak, "--allow-weak"), (self.fail_on, f"--fail-on {self.fail_on}")):
+            if given:
+                raise UsageError(f"{flag} is about a threshold, and there is none; give --fail-under SHARE with it")
+        return None
+
+
 _MOVED = "Files that moved"
-MovedModel = Annotated[
-    str | None,
-    typer.Option(
-        "--model", help="Where the model is now; an API's URL, to ask it.", metavar="FILE|URL", rich_help_panel=_MOVED
-    ),
-]
-MovedArch = Annotated[
-    str | None,
-    typer.Option("--arch", help="What builds it now.", metavar="MODULE:FUNCTION", rich_help_panel=_MOVED),
-]
-MovedData = Annotated[
-    str | None, typer.Option("--data", help="Where the data are now.", metavar="FILE", rich_help_panel=_MOVED)
-]
-MovedTraining = Annotated[
-    str | None,
-    typer.Option("--train-data", help="Where the training set is now.", metavar="FILE", rich_help_panel=_MOVED),
-]
-MovedSurrogate = Annotated[
-    list[str] | None,
-    typer.Option("--surrogate", help="Where the surrogates are now.", metavar="FILE,...", rich_help_panel=_MOVED),
-]
-MovedSurrogateArch = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--surrogate-arch", help="What builds them now.", metavar="MODULE:FUNCTION,...", rich_help_panel=_MOVED
-    ),
-]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedOptions:
+    """Where the files of a run are now."""
+
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="Where the model is now; an API's URL, to ask it.",
+            metavar="FILE|URL",
+            rich_help_panel=_MOVED,
+        ),
+    ] = None
+    arch: Annotated[
+        str | None,
+        typer.Option("--arch", help="What builds it now.", metavar="MODULE:FUNCTION", rich_help_panel=_MOVED),
+    ] = None
+    trust: o.Trust = None
+    data: Annotated[
+        str | None, typer.Option("--data", help="Where the data are now.", metavar="FILE", rich_help_panel=_MOVED)
+    ] = None
+    train_data: Annotated[
+        str | None,
+        typer.Option("--train-data", help="Where the training set is now.", metavar="FILE", rich_help_panel=_MOVED),
+    ] = None
+    surrogate: Annotated[
+        list[str] | None,
+        typer.Option("--surrogate", help="Where the surrogates are now.", metavar="FILE,...", rich_help_panel=_MOVED),
+    ] = None
+    surrogate_arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--surrogate-arch", help="What builds them now.", metavar="MODULE:FUNCTION,...", rich_help_panel=_MOVED
+        ),
+    ] = None
+
+    def places(self, run: Path) -> Places:
+        """As the library takes it; a person is asked for the consent that only a plan file gives."""
+        from holdfast.audits.folder import RunFolder
+        from holdfast.audits.places import Places
+
+        plan = RunFolder(run).plan()
+        return Places(
+            self.model, self.arch, self.data, self.train_data, o.several(self.surrogate), o.several(self.surrogate_arch),
+            trust=bool(self.trust), may_ask=plan.remote and self.model is None and _agreed(plan).may_ask,
+        )  # fmt: skip
+
+
 Workers = Annotated[int, typer.Option(help="Processes.", min=1, metavar="K", rich_help_panel="Run")]
 
 
+@spread
 def audit(
     out: Annotated[Path, typer.Option(help="The run's folder; a run of the same plan is continued.", metavar="RUN")],
-    model: o.Model = None,
-    arch: o.Arch = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
-    normalise: o.Normalise = None,
-    binary: o.Binary = None,
-    class_names: o.ClassNames = None,
-    table: o.TableFile = None,
-    data: o.Data = None,
+    model: o.ModelOptions,
+    *,
     train_data: Annotated[
         str | None,
         typer.Option(help="The training set, where the attacker knows it.", metavar="FILE", rich_help_panel="Threat"),
     ] = None,
-    samples: o.Samples = None,
-    norm: o.NormName = None,
-    eps: o.Eps = None,
+    threat: o.NormOptions,
     eps_grid: Annotated[
         str | None,
         typer.Option(
@@ -106,51 +142,34 @@ def audit(
     certify: o.Certify = None,
     radius_max: o.RadiusMax = None,
     sigma: o.Sigma = None,
-    queries: o.Queries = None,
-    top_k: o.TopK = None,
-    surrogate: o.Surrogate = None,
-    surrogate_arch: o.SurrogateArch = None,
-    answers: o.Answers = None,
-    scores: o.Scores = None,
-    request: o.Request = None,
-    answer_path: o.AnswerPath = None,
-    output: o.Output = None,
-    classes: o.Classes = None,
-    max_queries: o.MaxQueries = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
+    attacker: o.AttackerOptions,
+    asked: o.AskedOptions,
+    run: o.RunOptions,
     workers: Workers = 1,
     plan_file: Annotated[
         Path | None,
         typer.Option("--plan", help="A plan in YAML; flags override it.", metavar="FILE", rich_help_panel="Run"),
     ] = None,
-    fail_under: FailUnder = None,
-    fail_on: FailOn = None,
-    allow_weak: AllowWeak = False,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    answer: GateOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Attack and certify a model, sample by sample, and write a report that anyone can recheck.
 
     Example: holdfast audit --model model.safetensors --arch holdfast.models.zoo:digits_cnn
     --data digits:test --norm linf --eps 0.1 --out runs/first
     """
-    gate = _gate(fail_under, fail_on, allow_weak)
+    gate = answer.gate()
     from holdfast.audits.plan import Plan
-    from holdfast.audits.run import audit as run
+    from holdfast.audits.run import audit as audited
 
-    if model is not None and model.startswith(("http://", "https://")) and plan_file is None:
+    if o.is_url(model.model) and plan_file is None:
         suite, certify = suite or "black-box", certify or "none"  # all that can be had of an API
-    values = given(
-            model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
-        class_names=o.class_names(class_names), table=o.table(table), data=data, train_data=train_data,
-            samples=samples, norm=norm, eps=eps, eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")),
-            grid=grid, goal=goal, suite=suite, certify=certify, radius_max=radius_max, sigma=sigma, queries=queries,
-            top_k=top_k, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), answers=answers,
-            scores=scores, request=request, answer=answer_path, output=output, classes=classes, max_queries=max_queries,
-            seed=seed, device=device_named(device),
-        )  # fmt: skip
+    values = model.plan_values() | asked.values() | o.given(
+        train_data=train_data, norm=threat.norm, eps=threat.eps, grid=grid, goal=goal, suite=suite, certify=certify,
+        eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")), radius_max=radius_max, sigma=sigma,
+        queries=attacker.queries, top_k=attacker.top_k, surrogate=o.several(attacker.surrogate),
+        surrogate_arch=o.several(attacker.surrogate_arch), seed=run.seed, device=run.place(),
+    )  # fmt: skip
     plan = Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values)
     plan = _agreed(plan)
     if plan.model is None:
@@ -159,63 +178,45 @@ def audit(
         note(plan.stepped_down)
     if plan.remote:
         note(_need(plan))
-    if data is None and plan_file is None:
+    if model.data is None and plan_file is None:
         note(f"no --data: the audit takes the embedded digits, {plan.data}")
     if plan.eps == 0:
         note(
             "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
         )
     with progress(f"continue with: {_resuming(out, plan)}") as tell:
-        document = run(
-            plan, out, workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), progress=tell, anyway=anyway
-        )
-    finish(out, document, gate, format_, at=plan)
+        command = shlex.join(["holdfast", *sys.argv[1:]])
+        document = audited(plan, out, workers=workers, command=command, progress=tell, anyway=model.anyway)
+    finish(out, document, gate, talk, at=plan)
 
 
+@spread
 def resume(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
-    model: MovedModel = None,
-    arch: MovedArch = None,
-    trust: o.Trust = None,
-    data: MovedData = None,
-    train_data: MovedTraining = None,
-    surrogate: MovedSurrogate = None,
-    surrogate_arch: MovedSurrogateArch = None,
+    moved: MovedOptions,
+    *,
     max_queries: o.MaxQueries = None,
     workers: Workers = 1,
-    fail_under: FailUnder = None,
-    fail_on: FailOn = None,
-    allow_weak: AllowWeak = False,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    answer: GateOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Continue an interrupted audit; gives what an uninterrupted one gives."""
-    gate = _gate(fail_under, fail_on, allow_weak)
+    gate = answer.gate()
     from holdfast.audits.folder import RunFolder
     from holdfast.audits.run import resume as again
 
-    moved = replace(
-        _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch), max_queries=max_queries
-    )
-    at = moved.located(RunFolder(run).plan(), RunFolder(run))
+    places = replace(moved.places(run), max_queries=max_queries)
+    at = places.located(RunFolder(run).plan(), RunFolder(run))
     with progress(f"continue with: {_resuming(run, at)}") as tell:
-        document = again(run, places=moved, workers=workers, progress=tell)
-    finish(run, document, gate, format_, at=at)
+        document = again(run, places=places, workers=workers, progress=tell)
+    finish(run, document, gate, talk, at=at)
 
 
+@spread
 def recheck(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
-    model: MovedModel = None,
-    arch: MovedArch = None,
-    trust: o.Trust = None,
-    data: MovedData = None,
-    train_data: MovedTraining = None,
-    surrogate: MovedSurrogate = None,
-    surrogate_arch: MovedSurrogateArch = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    moved: MovedOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Judge every witness and certificate of a run anew; exits with 0 only if all hold.
 
@@ -223,10 +224,10 @@ def recheck(
     """
     from holdfast.audits.recheck import recheck as again
 
-    places = _places(run, model, arch, trust, data, train_data, surrogate, surrogate_arch)
+    places = moved.places(run)
     with progress("nothing was changed; the same command begins again") as tell:
         found = again(run, places=places, progress=tell)
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(
             {k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems", "not_rederived")}
         )
@@ -241,20 +242,6 @@ def recheck(
         say(f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}")
     if not found.ok:
         raise typer.Exit(_FAILS)
-
-
-def _places(
-    run: Path, model: str | None, arch: str | None, trust: bool | None, data: str | None, train_data: str | None,
-    surrogate: list[str] | None, surrogate_arch: list[str] | None,
-) -> Places:  # fmt: skip
-    from holdfast.audits.folder import RunFolder
-    from holdfast.audits.places import Places
-
-    plan = RunFolder(run).plan()
-    return Places(
-        model, arch, data, train_data, o.several(surrogate), o.several(surrogate_arch), trust=bool(trust),
-        may_ask=plan.remote and model is None and _agreed(plan).may_ask,
-    )  # fmt: skip
 
 
 def _agreed(plan: Plan) -> Plan:
@@ -275,7 +262,7 @@ def _resuming(run: Path, plan: Plan) -> str:
     return shlex.join(words)
 
 
-def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatName, *, at: Plan | None = None) -> None:
+def finish(run: Path, document: Document, gate: Gate | None, talk: o.TalkOptions, *, at: Plan | None = None) -> None:
     """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
     from holdfast.cli.rendering import render
     from holdfast.report.text import show
@@ -283,7 +270,7 @@ def finish(run: Path, document: Document, gate: Gate | None, format_: o.FormatNa
     if gate is not None:
         document = document.gated(gate.threshold, gate.side, allow_weak=gate.allow_weak)
     render(run, document, at=at)
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(document.model_dump(mode="json"))
     else:
         show(document, out())
@@ -308,16 +295,6 @@ class Gate:
     threshold: float
     side: Side
     allow_weak: bool
-
-
-def _gate(fail_under: str | None, side: Side | None, allow_weak: bool) -> Gate | None:
-    share = _share(fail_under)
-    if share is None:
-        for given, flag in ((allow_weak, "--allow-weak"), (side is not None, f"--fail-on {side}")):
-            if given:
-                raise UsageError(f"{flag} is about a threshold, and there is none; give --fail-under SHARE with it")
-        return None
-    return Gate(share, side or "empirical", allow_weak)
 
 
 def _share(text: str | None) -> float | None:

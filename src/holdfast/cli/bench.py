@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say_json, table
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["bench", "transfer"]
 
@@ -21,11 +19,13 @@ bench = typer.Typer(help="Compare models or methods on one question.", no_args_i
 
 
 @bench.command()
+@spread
 def transfer(
     models: Annotated[
         list[str], typer.Option(help="The models, with commas or repeated; NAME=FILE names one.", metavar="FILE,...")
     ],
     out: o.Out,
+    *,
     archs: Annotated[
         list[str] | None,
         typer.Option(help="Builds their architectures: one for all, or one for each.", metavar="MODULE:FUNCTION,..."),
@@ -40,16 +40,12 @@ def transfer(
     set_: o.Set = None,
     data: o.Data = None,
     samples: o.Samples = None,
-    norm: o.NormName = None,
-    eps: o.Eps = None,
+    threat: o.NormOptions,
     goal: o.GoalName = None,
     trust: o.Trust = None,
     anyway: o.Anyway = False,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    run: o.RunOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Attack every model and judge the examples on every other: a matrix of source and target.
 
@@ -58,47 +54,45 @@ def transfer(
     """
     import json
 
-    import numpy as np
-
     from holdfast.attacks.attack import Attack
-    from holdfast.audits.context import Context
-    from holdfast.audits.folder import RunFolder
-    from holdfast.audits.plan import Plan
-    from holdfast.cli.opening import device_named, given, look_at_all, opened_models
+    from holdfast.cli.opening import look_at_models, open_models
     from holdfast.core.files import write_whole
     from holdfast.core.registry import cards, create, method
-    from holdfast.core.threat import Access
+    from holdfast.core.threat import Access, size_text
     from holdfast.report.matrix import render
+    from holdfast.session.opening import open_session
     from holdfast.studies.transfer import transfer_matrix
 
     if data is None:
         raise UsageError("what data? give --data")
-    named = given(data=data, samples=samples, norm=norm, eps=eps, goal=goal, seed=seed, device=device_named(device))
-    plan = Plan.of(certify="none", trust=bool(trust), **named)
-    opened = opened_models(models, archs, plan)
+    place = run.place()
+    models_by_name = open_models(models, archs, trust=trust, device=place)
     wanted = o.several(methods) or tuple(n for n, c in cards("attack") if c.access is Access.TRANSFER)
     if set_ and len(wanted) > 1:
         raise UsageError("--set needs one method; name it with --methods")
     tools = []
     for name in wanted:
         tools.append(create(name, Attack, **o.assignments(set_, method(name))))
-    context = Context.open(plan, RunFolder(out), next(iter(opened.values())))
-    look_at_all(opened, context.data, plan.threat, anyway=anyway)
-    problem = context.problem(np.arange(len(context.data)))
+    session = open_session(
+        next(iter(models_by_name.values())), data, o.threat(threat.norm, threat.eps, goal), samples=samples,
+        seed=run.seed or 0, device=place or "cpu",
+    )  # fmt: skip
+    look_at_models(models_by_name, session.data, session.threat, anyway=anyway)
+    problem = session.problem(session.ids)
     matrices = []
     with progress() as tell:
         for tool in tools:
             matrices.append(
                 transfer_matrix(
-                    opened, problem, tool, eps=plan.eps_text, ensembles=ensembles, seed=plan.seed,
-                    settings=context.settings, progress=lambda done, total, title=tool.card.title: tell(title, done, total),
+                    models_by_name, problem, tool, eps=size_text(session.threat.eps), ensembles=ensembles, seed=session.seed,
+                    settings=session.settings, progress=lambda done, total, title=tool.card.title: tell(title, done, total),
                 )
             )  # fmt: skip
     answer = [m.as_dict() for m in matrices]
     command = shlex.join(["holdfast", *sys.argv[1:]])
     write_whole(out / "transfer.json", json.dumps(answer, indent=1))
-    write_whole(out / "transfer.html", render(matrices, context.data.name, command))
-    if format_ is o.FormatName.JSON:
+    write_whole(out / "transfer.html", render(matrices, session.data.name, command))
+    if talk.json:
         say_json(answer)
     else:
         table(

@@ -7,28 +7,21 @@ from typing import Annotated, Literal
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say, say_json
-from holdfast.cli.console import table as printed
+from holdfast.cli.console import note, progress, say, say_json, table
 from holdfast.cli.opening import opened
+from holdfast.cli.spread import spread
 
 __all__ = ["attacks"]
 
 
+@spread
 def attacks(
     out: o.Out,
     patterns: Annotated[
         list[str] | None, typer.Argument(help="Attacks, or patterns such as 'apgd*'; all that serve, by default.")
     ] = None,
-    model: o.Model = None,
-    arch: o.Arch = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
-    normalise: o.Normalise = None,
-    binary: o.Binary = None,
-    class_names: o.ClassNames = None,
-    table: o.TableFile = None,
-    data: o.Data = None,
-    samples: o.Samples = None,
+    *,
+    model: o.ModelOptions,
     norm: o.NormName = None,
     goal: o.GoalName = None,
     access: Annotated[
@@ -37,74 +30,59 @@ def attacks(
     passes: Annotated[
         int, typer.Option(help="Forwards and backwards that each sample is allowed.", metavar="N", min=16)
     ] = 1000,
-    answers: o.Answers = None,
-    scores: o.Scores = None,
-    request: o.Request = None,
-    answer_path: o.AnswerPath = None,
-    output: o.Output = None,
-    classes: o.Classes = None,
-    max_queries: o.MaxQueries = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    asked: o.AskedOptions,
+    run: o.RunOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Compare attacks on one model: median distance, success, passes, and distance against passes, as a table and a page."""
     import json
 
-    import numpy as np
-
     from holdfast.attacks.attack import Attack
-    from holdfast.audits.needs import JUDGED
     from holdfast.core.errors import BudgetError, UsageError
     from holdfast.core.files import write_whole
     from holdfast.core.registry import create
     from holdfast.core.threat import Access
     from holdfast.models.http import HttpModel
     from holdfast.report.comparison import write_comparison
-    from holdfast.studies.comparison import candidates, compare
+    from holdfast.session.allowance import JUDGED, candidates, given_access
+    from holdfast.studies.comparison import compare
 
-    context = opened(
-        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
-        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
-        norm=norm, goal=goal, answers=answers,
-        scores=scores, request=request, answer=answer_path, output=output,
-        classes=classes, max_queries=max_queries, seed=seed, device=device,
-    )  # fmt: skip
-    plan = context.plan
+    session = opened(model, o.threat(norm, None, goal, asked), run, asked=asked)
+    threat = session.threat
     allowed = {a.label: a for a in Access}[access]
-    if not context.differentiable:
-        context.check_answers()
-        allowed = min(allowed, Access.HARD_LABEL if plan.answers == "labels" else Access.SOFT_LABEL)
-    chosen = candidates(plan.norm, plan.goal, allowed, patterns or ["*"])
+    if not session.differentiable:
+        session.check_answers()
+        allowed = min(allowed, given_access(session))
+    chosen = candidates(threat.norm, threat.goal, allowed, patterns or ["*"])
     if not chosen:
-        raise UsageError(f"no attack of that name serves {plan.norm}, {plan.goal}, {access}; see: holdfast methods")
+        raise UsageError(f"no attack of that name serves {threat.norm}, {threat.goal}, {access}; see: holdfast methods")
     left_out = sorted({p.replace("-", "_").lower() for p in patterns or () if p.isidentifier()} - set(chosen))
-    if left_out and not context.differentiable:
-        note(f"left out, since {context.source} is only asked for {plan.answers}: {', '.join(left_out)}")
-    most = len(chosen) * len(context.data) * (passes + JUDGED)
-    if isinstance(context.base, HttpModel) and plan.max_queries is not None and most > plan.max_queries:
+    if left_out and not session.differentiable:
+        note(f"left out, since {session.source} is only asked for {session.spec.answers}: {', '.join(left_out)}")
+    most = len(chosen) * len(session.data) * (passes + JUDGED)
+    if isinstance(session.base, HttpModel) and most > session.base.max_queries:
         raise BudgetError(
-            f"{len(chosen)} attacks ({', '.join(chosen)}) on {len(context.data)} samples with at most {passes} passes each "
-            f"may send {most:,} rows, and --max-queries allows {plan.max_queries:,}; allow more, or name "
+            f"{len(chosen)} attacks ({', '.join(chosen)}) on {len(session.data)} samples with at most {passes} passes each "
+            f"may send {most:,} rows, and --max-queries allows {session.base.max_queries:,}; allow more, or name "
             "fewer attacks, --samples or --passes"
         )
-    problem = context.problem(np.arange(len(context.data)), float("inf"))
+    problem = session.problem(session.ids, float("inf"))
     with progress() as tell:
         found = compare(
-            context.model, problem, {name: create(name, Attack) for name in chosen}, passes=passes, seed=plan.seed,
-            settings=context.settings, progress=tell,
+            session.model, problem, {name: create(name, Attack) for name in chosen}, passes=passes, seed=session.seed,
+            settings=session.settings, progress=tell,
         )  # fmt: skip
-    about = f"{context.source}, {context.data.name}, seed {plan.seed}"
-    answer = {"subject": context.subject.sha256, "seed": plan.seed, **found.as_dict()}
+    about = f"{session.source}, {session.data.name}, seed {session.seed}"
+    answer = {"subject": session.subject.sha256, "seed": session.seed, **found.as_dict()}
     write_whole(out / "comparison.json", json.dumps(answer, indent=1))
     write_comparison(out / "comparison.html", found, about)
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(answer)
         return
-    say(f"{found.norm}: {found.samples} samples that were right, at most {found.passes} passes each, seed {plan.seed}")
-    printed(
+    say(
+        f"{found.norm}: {found.samples} samples that were right, at most {found.passes} passes each, seed {session.seed}"
+    )
+    table(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [
             (e.name, f"{e.success:.1%}", "none" if e.median is None else f"{e.median:.4g}", f"{e.area:.4g}",

@@ -10,11 +10,13 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import say, say_json
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
 __all__ = ["check"]
 
 
+@spread
 def check(
     file: Annotated[Path, typer.Argument(help="The proof.", metavar="FILE")],
     net: Annotated[
@@ -23,9 +25,8 @@ def check(
     prop: Annotated[
         Path | None, typer.Argument(help="The property; likewise, packed or not.", metavar="PROP.vnnlib")
     ] = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    *,
+    talk: o.TalkOptions,
 ) -> None:
     """Accept or reject a proof: exit code 0 or 1."""
     if net and not prop:
@@ -39,12 +40,12 @@ def check(
     try:
         found = asdict(checked(file, net, prop))
     except Rejected as reason:
-        if format_ is o.FormatName.JSON:
+        if talk.json:
             say_json({"accepted": False, "reason": str(reason)})
         else:
             say(f"rejected: {reason}", style="red")
         raise typer.Exit(1) from None
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json({"accepted": True, **found})
         return
     say(f"accepted: the property holds in {found['arithmetic']}", style="green")

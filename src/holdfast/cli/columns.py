@@ -9,18 +9,20 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, say
+from holdfast.cli.spread import Without, spread
 from holdfast.core.errors import UsageError
 
 __all__ = ["columns"]
 
 
+@spread
 def columns(
     data: Annotated[str, typer.Argument(help="The table: csv, or npz with rows of columns.", metavar="FILE")],
     out: Annotated[
         Path | None, typer.Option(help="Where it goes; without it, it is printed.", metavar="FILE", show_default=False)
     ] = None,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    *,
+    talk: Annotated[o.TalkOptions, Without("format_")],
 ) -> None:
     """Write what the columns of a table may be, as --table takes it: a first version, by the values that are there.
 

@@ -7,30 +7,46 @@ long. Colours are rich's, which leaves them out off a terminal and under NO_COLO
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
+from holdfast.api.results import Block, Rows
+from holdfast.api.voice import Stages, Voice, bars
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Stages", "fault", "note", "out", "progress", "say", "say_json", "table", "voice"]
+__all__ = ["Spoken", "Stages", "fault", "note", "out", "progress", "say", "say_json", "show", "table", "volume"]
 
 
 @dataclass
-class Voice:
+class Volume:
     """How much is said; set by -q and -v."""
 
     quiet: bool = False
     verbose: bool = False
 
 
-voice = Voice()
+volume = Volume()
 _EVERY = 30.0  # seconds between two lines about the same stage, off a terminal
-Stages = Callable[[str, int, int], None]
-"""Told the stage, how much of it is done, and of how much."""
+
+
+class Spoken(Voice):
+    """Says at once what a verb has to say."""
+
+    @override
+    def note(self, text: str) -> None:
+        super().note(text)
+        note(text)
+
+    @override
+    def progress(self, interrupted: str = "") -> AbstractContextManager[Stages]:
+        return progress(interrupted)
 
 
 def out() -> Console:
@@ -58,13 +74,22 @@ def say_json(value: Any) -> None:
 
 def note(text: str) -> None:
     """A line about what is going on, unless --quiet."""
-    if not voice.quiet:
+    if not volume.quiet:
         _err().print(text, style="bright_black", markup=False)
 
 
 def fault(text: str) -> None:
     """An error, in one red line."""
     _err().print(f"error: {' '.join(text.split())}", style="red", markup=False)
+
+
+def show(blocks: Iterable[Block]) -> None:
+    """The face of a result: its lines and tables."""
+    for block in blocks:
+        if isinstance(block, Rows):
+            table(block.heads, block.rows)
+        else:
+            say(block)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -94,10 +119,10 @@ def progress(interrupted: str = "") -> Iterator[Stages]:
     """
     console = _err()
     try:
-        if voice.quiet:
+        if volume.quiet:
             yield lambda stage, done, total: None
         elif console.is_terminal:
-            with _bars(console) as tell:
+            with bars(console) as tell:
                 yield tell
         else:
             yield _lines(console)
@@ -105,32 +130,6 @@ def progress(interrupted: str = "") -> Iterator[Stages]:
         if interrupted:
             console.print(f"interrupted; {interrupted}", markup=False)
         raise
-
-
-@contextmanager
-def _bars(console: Console) -> Iterator[Stages]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description:<28}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
-        tasks = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
-
-        yield tell
 
 
 def _lines(console: Console) -> Stages:

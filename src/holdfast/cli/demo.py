@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say
+from holdfast.cli.console import Spoken, note, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,7 +37,7 @@ def demo(
 
     import torch
 
-    from holdfast.cli.harden import train
+    from holdfast.api.harden import train
     from holdfast.cli.report import write_comparison
     from holdfast.core.threat import Norm
     from holdfast.data.load import load_data
@@ -56,7 +56,7 @@ def demo(
     note("1 of 4: train a network on 1,297 digits")
     train(
         model, digits, _cross_entropy, None, TrainingSettings(epochs=15, seed=seed),
-        out / "before.safetensors", "training",
+        out / "before.safetensors", "training", Spoken(),
     )  # fmt: skip
     note(f"2 of 4: audit it at linf {_EPS} on {samples} test digits")
     before = _audited(out, "before", samples, seed)
@@ -64,7 +64,7 @@ def demo(
     defence = PGDTraining(norm=Norm.LINF, eps=Fraction(_EPS))
     train(
         model, digits, defence.loss, defence.score, TrainingSettings(epochs=30, rate=0.01, seed=seed),
-        out / "after.safetensors", "hardening",
+        out / "after.safetensors", "hardening", Spoken(),
     )  # fmt: skip
     note("4 of 4: audit it again, and compare")
     after = _audited(out, "after", samples, seed)

@@ -26,7 +26,7 @@ from holdfast.cli import (
     study_scalability,
     verify,
 )
-from holdfast.cli.console import fault, voice
+from holdfast.cli.console import fault, volume
 from holdfast.core.errors import HoldfastError, ModelError
 
 __all__ = ["app", "main"]
@@ -111,7 +111,7 @@ def _watch(command: Any) -> None:
 
 
 def _told(error: Exception, text: str, code: int) -> None:
-    if voice.verbose or os.environ.get("HOLDFAST_DEBUG"):
+    if volume.verbose or os.environ.get("HOLDFAST_DEBUG"):
         import traceback
 
         traceback.print_exception(error)

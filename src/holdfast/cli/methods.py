@@ -8,6 +8,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import say, say_json, table
+from holdfast.cli.spread import spread
 
 if TYPE_CHECKING:
     from holdfast.core.cards import Card
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["card_as_dict", "methods"]
 
 
+@spread
 def methods(
     pattern: Annotated[
         str, typer.Argument(help="A name for its card, or a pattern such as 'apgd*'.", metavar="[NAME|PATTERN]")
     ] = "*",
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    *,
+    talk: o.TalkOptions,
 ) -> None:
     """List methods, or show the card of one."""
     from holdfast.core.errors import UsageError, did_you_mean
@@ -33,13 +34,13 @@ def methods(
         raise UsageError(f"no method matches '{pattern}'. {did_you_mean(key, names())}")
     if found == [key]:
         shown = {"name": key, "kind": kind(key), **card_as_dict(card(key), method(key))}
-        if format_ is o.FormatName.JSON:
+        if talk.json:
             say_json(shown)
         else:
             _show(shown)
         return
     cards = {name: card_as_dict(card(name), method(name)) for name in found}
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json([{"name": name, "kind": kind(name), **c} for name, c in cards.items()])
         return
     table(

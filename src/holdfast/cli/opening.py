@@ -2,135 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from holdfast.cli.console import note
-from holdfast.cli.options import several
-from holdfast.core.errors import DataError, UsageError
-from holdfast.core.words import sentences
+from holdfast.cli.console import Spoken, note
+from holdfast.cli.options import AskedOptions, ModelOptions, RunOptions, several
+from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
-    from holdfast.audits.context import Context
-    from holdfast.audits.plan import Plan
     from holdfast.core.threat import ThreatModel
     from holdfast.data.dataset import Dataset
-    from holdfast.judge.desk import Model
+    from holdfast.session.session import Session
+    from holdfast.session.spec import Surrogates
 
-__all__ = ["device_named", "given", "look", "look_at_all", "opened", "opened_models"]
-
-
-def given(**values: Any) -> dict[str, Any]:
-    """The values that were given; the plan has the defaults of the others."""
-    return {k: v for k, v in values.items() if v is not None}
+__all__ = ["look_at_models", "open_models", "opened"]
 
 
-def device_named(name: str | None) -> str | None:
-    """The device, if this machine has it.
-
-    Raises:
-        UsageError: it has not, or there is no such kind.
-    """
-    if name is None:
-        return None
-    import torch
-
-    try:
-        torch.zeros(0, device=name)
-    except (RuntimeError, AssertionError) as fault:
-        raise UsageError(f"--device {name} cannot be used here, take cpu: {str(fault).splitlines()[0]}") from None
-    return name
-
-
-def opened(out: Path, *, looks: bool = True, anyway: bool = False, trained: bool = True, **values: Any) -> Context:
+def opened(
+    model: ModelOptions, threat: ThreatModel, run: RunOptions, *, asked: AskedOptions | None = None, output: str | None = None,
+    top_k: int | None = None, queries: int | None = None, surrogates: Surrogates | None = None, radius_max: str | None = None,
+    looks: bool = True, trained: bool = True,
+) -> Session:  # fmt: skip
     """Model, data and threat of a command, opened and looked at as an audit does.
 
     Args:
-        out: the command's folder.
+        model: the model and the data.
+        threat: what may be changed.
+        run: seed and device.
+        asked: what is said of a model that can only be asked.
+        output: the output of an ONNX file that is meant, for commands without ``asked``.
+        top_k: how many classes the deployment shows.
+        queries: the most that an attack may ask for one sample.
+        surrogates: the attacker's own models.
+        radius_max: the largest radius that is searched for.
         looks: the pre-flight of an audit looks at both, and refuses what an audit would refuse.
-        anyway: a model that does worse than guessing is none of it.
         trained: its accuracy says something; not where a column is a detector's.
-        values: fields of a plan; those that are None were not given.
     """
-    from holdfast.audits.context import Context
-    from holdfast.audits.folder import RunFolder
-    from holdfast.audits.plan import Plan
+    from holdfast.api.attack import open_with
+    from holdfast.session.opening import open_session
 
-    named = given(**values)
-    for flag in ("model", "data"):
-        if flag not in named:
-            raise UsageError(f"what {flag}? give --{flag}")
-    device_named(named.get("device"))
-    if str(named["model"]).startswith(("http://", "https://")):
-        named["suite"] = "black-box"
-    context = Context.open(Plan.of(certify="none", **named), RunFolder(out))
-    for line in context.notes:
-        note(f"note: {line}")
-    if looks:
-        look(
-            context.base,
-            context.data,
-            context.plan.threat,
-            anyway=anyway,
-            trained=trained,
-            classes=context.plan.classes,
-        )
-    return context
+    _, data = model.named()
+    place = run.place()
+    session = open_session(
+        model.spec(asked, output=output, top_k=top_k), data, threat, samples=model.samples, queries=queries,
+        surrogates=surrogates, radius_max=radius_max, seed=run.seed or 0, device=place or "cpu",
+    )  # fmt: skip
+    open_with(session, Spoken(), anyway=model.anyway, trained=trained, looks=looks)
+    return session
 
 
-def look(
-    model: Model, data: Dataset, threat: ThreatModel, *, anyway: bool = False, trained: bool = True,
-    classes: int | None = None,
-) -> None:  # fmt: skip
-    """The pre-flight, its warnings on the terminal. An API, whose rows count, is not asked for it: its data are looked at.
+def look_at_models(
+    models: Mapping[str, nn.Module], data: Dataset, threat: ThreatModel, *, anyway: bool = False
+) -> None:
+    """The pre-flight of several models on the same data, its warnings on the terminal."""
+    from holdfast.session.look import look_at_all
 
-    Args:
-        model: where it runs.
-        data: what the command works on.
-        threat: says what range a feature has.
-        anyway: a model that does worse than guessing goes on.
-        trained: its accuracy says something.
-        classes: K, where the model is not asked.
-
-    Raises:
-        DataError: what an audit would refuse.
-    """
-    from torch import nn
-
-    from holdfast.core.findings import Severity
-    from holdfast.data.checks import check_data
-    from holdfast.models.checks import admitted, preflight
-
-    if isinstance(model, nn.Module):
-        first = next((t for t in (*model.parameters(), *model.buffers())), None)
-        found = preflight(model, data, threat, device="cpu" if first is None else first.device)
-    else:
-        found = check_data(data, threat, classes)
-    if not trained:
-        found = [f for f in found if f.code not in ("model.chance", "model.preprocessing", "model.train_mode")]
-    for f in admitted(found, anyway=anyway):
-        if f.severity is Severity.WARNING:
-            note(f"warning: {f.title}. {sentences(f.message, f.remedy)}")
+    for line in look_at_all(models, data, threat, anyway=anyway):
+        note(line)
 
 
-def look_at_all(models: Mapping[str, nn.Module], data: Dataset, threat: ThreatModel, *, anyway: bool = False) -> None:
-    """The pre-flight of several models on the same data; what is wrong is said with the model's name.
-
-    Raises:
-        DataError: what an audit would refuse.
-    """
-    for name, model in models.items():
-        try:
-            look(model, data, threat, anyway=anyway)
-        except DataError as fault:
-            raise DataError(f"{name}: {fault}") from None
-
-
-def opened_models(models: list[str] | None, archs: list[str] | None, plan: Plan) -> dict[str, nn.Module]:
+def open_models(
+    models: list[str] | None, archs: list[str] | None, *, trust: bool | None, device: str | None
+) -> dict[str, nn.Module]:
     """Several models by name: what was written before ``=``, else the file's own.
 
     Raises:
@@ -138,14 +74,15 @@ def opened_models(models: list[str] | None, archs: list[str] | None, plan: Plan)
     """
     from holdfast.models.load import load_model
 
-    files, built = several(models) or (), several(archs) or (None,)
+    files: tuple[Any, ...] = several(models) or ()
+    built: tuple[Any, ...] = several(archs) or (None,)
     if len(built) not in (1, len(files)):
         raise UsageError(f"{len(files)} models with {len(built)} architectures; give one for all, or one for each")
-    found: dict[str, nn.Module] = {}
+    named: dict[str, nn.Module] = {}
     for file, arch in zip(files, built * len(files) if len(built) == 1 else built, strict=True):
         name, equals, path = file.partition("=")
         name, path = (name, path) if equals else (Path(file).stem, file)
-        if name in found:
+        if name in named:
             raise UsageError(f"two models are called {name}; write NAME=FILE")
-        found[name] = load_model(path, arch=arch, trust=plan.trust, device=plan.device).module
-    return found
+        named[name] = load_model(path, arch=arch, trust=bool(trust), device=device or "cpu").module
+    return named

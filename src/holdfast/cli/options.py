@@ -1,66 +1,59 @@
-"""Options that several commands share. A default of None leaves the value to the plan, the only place of defaults."""
+"""Options that several commands share, by kind; `spread` makes single options of each kind's fields.
+
+A default of None leaves the value to the library, the only place of defaults.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from holdfast.cli.console import voice
-from holdfast.cli.results import no_run
-from holdfast.core.errors import UsageError, did_you_mean
-from holdfast.core.threat import Goal, Norm, parse_eps
+from holdfast.api.folders import no_run
+from holdfast.cli.console import volume
+from holdfast.core.errors import UsageError
+from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
 
 if TYPE_CHECKING:
     from holdfast.data.table import Table
+    from holdfast.models.wrap import Normalisation
+    from holdfast.session.spec import ModelSpec, Surrogates
 
 __all__ = [
-    "AnswerPath",
-    "Answers",
     "Anyway",
-    "Arch",
-    "Binary",
+    "AskedOptions",
+    "AttackerOptions",
     "Certify",
-    "ClassNames",
-    "Classes",
     "Data",
-    "Device",
     "Eps",
-    "Format",
     "FormatName",
     "GoalName",
     "Grid",
     "MaxQueries",
-    "Model",
+    "ModelOptions",
     "NormName",
+    "NormOptions",
     "Normalise",
     "Out",
     "Output",
-    "Queries",
-    "Quiet",
     "RadiusMax",
-    "Request",
+    "RunOptions",
     "Samples",
-    "Scores",
-    "Seed",
     "Set",
     "Sigma",
     "Suite",
     "Surrogate",
     "SurrogateArch",
-    "TableFile",
-    "TopK",
+    "TalkOptions",
     "Trust",
-    "Verbose",
     "assignments",
-    "class_names",
     "exact_size",
-    "normalisation",
     "several",
-    "table",
+    "threat",
 ]
 
 _MODEL, _THREAT, _RUN = "Model and data", "Threat", "Run"
@@ -282,13 +275,13 @@ Format = Annotated[FormatName, typer.Option("--format", help="What is printed.")
 
 
 def _quiet(value: bool) -> bool:
-    voice.quiet = value
+    volume.quiet = value
     logging.getLogger("holdfast").setLevel(logging.ERROR if value else logging.WARNING)
     return value
 
 
 def _verbose(value: bool) -> bool:
-    voice.verbose = value
+    volume.verbose = value
     return value
 
 
@@ -301,14 +294,176 @@ Verbose = Annotated[
 ]
 
 
-def normalisation(text: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """``MEAN/STD`` as a plan has it."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The model and the data."""
+
+    model: Model = None
+    arch: Arch = None
+    trust: Trust = None
+    anyway: Anyway = False
+    normalise: Normalise = None
+    binary: Binary = None
+    class_names: ClassNames = None
+    table: TableFile = None
+    data: Data = None
+    samples: Samples = None
+
+    def named(self) -> tuple[str, str]:
+        """The model and the data, which must be there.
+
+        Raises:
+            UsageError: one of them is not.
+        """
+        if self.model is None or self.data is None:
+            flag = "model" if self.model is None else "data"
+            raise UsageError(f"what {flag}? give --{flag}")
+        return self.model, self.data
+
+    def values(self) -> dict[str, Any]:
+        """What is said of the model, but for its normalisation: what a plan and a `ModelSpec` have alike."""
+        return given(
+            model=self.model, arch=self.arch, trust=self.trust, binary=self.binary,
+            class_names=class_names(self.class_names), table=table(self.table),
+        )  # fmt: skip
+
+    def plan_values(self) -> dict[str, Any]:
+        """What is said of the model and the data, as a plan has it."""
+        read = normalisation(self.normalise)
+        normalise = None if read is None else (read.mean, read.std)
+        return self.values() | given(normalise=normalise, data=self.data, samples=self.samples)
+
+    def spec(self, asked: AskedOptions | None = None, **more: Any) -> ModelSpec:
+        """The model, and how it is to be read.
+
+        Args:
+            asked: what is said of a model that can only be asked.
+            more: further fields; None was not given.
+        """
+        from holdfast.session.spec import ModelSpec
+
+        read = normalisation(self.normalise)
+        return ModelSpec(normalise=read, **self.values() | ({} if asked is None else asked.values()) | given(**more))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormOptions:
+    """The distortion and its bound."""
+
+    norm: NormName = None
+    eps: Eps = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackerOptions:
+    """What the attacker has and may ask."""
+
+    queries: Queries = None
+    top_k: TopK = None
+    surrogate: Surrogate = None
+    surrogate_arch: SurrogateArch = None
+
+    def surrogates(self, trust: bool | None) -> Surrogates | None:
+        """The attacker's own models."""
+        return surrogates(self.surrogate, self.surrogate_arch, trust)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedOptions:
+    """A model that can only be asked."""
+
+    answers: Answers = None
+    scores: Scores = None
+    request: Request = None
+    answer_path: AnswerPath = None
+    output: Output = None
+    classes: Classes = None
+    max_queries: MaxQueries = None
+
+    def values(self) -> dict[str, Any]:
+        """What a plan and a `ModelSpec` have alike; only what was given."""
+        return given(
+            answers=self.answers, scores=self.scores, request=self.request, answer=self.answer_path, output=self.output,
+            classes=self.classes, max_queries=self.max_queries,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How a command runs."""
+
+    seed: Seed = None
+    device: Device = None
+
+    def place(self) -> str | None:
+        """The device, if this machine has it."""
+        return device_named(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkOptions:
+    """What is printed, and how much."""
+
+    format_: Format = FormatName.TEXT
+    quiet: Quiet = False
+    verbose: Verbose = False
+
+    @property
+    def json(self) -> bool:
+        """The answer is printed as JSON."""
+        return self.format_ is FormatName.JSON
+
+
+def is_url(name: str | None) -> bool:
+    """Whether a model's name is that of a prediction API."""
+    return name is not None and name.startswith(("http://", "https://"))
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that were given; the library has the defaults of the others."""
+    return {k: v for k, v in values.items() if v is not None}
+
+
+def threat(
+    norm: Norm | None, eps: str | None, goal: Goal | None = None, asked: AskedOptions | None = None
+) -> ThreatModel:
+    """The threat model that flags say."""
+    access = Access.HARD_LABEL if asked is not None and asked.answers == "labels" else Access.WHITE_BOX
+    return ThreatModel(norm=norm or Norm.LINF, eps=parse_eps(eps or "0.1"), goal=goal or Goal.UNTARGETED, access=access)
+
+
+def surrogates(files: list[str] | None, archs: list[str] | None, trust: bool | None) -> Surrogates | None:
+    """The attacker's own models that flags name."""
+    from holdfast.session.spec import Surrogates
+
+    named = Surrogates(models=several(files) or (), archs=several(archs) or (), trust=bool(trust))
+    return named if named.models else None
+
+
+def device_named(name: str | None) -> str | None:
+    """The device, if this machine has it.
+
+    Raises:
+        UsageError: it has not, or there is no such kind.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(0, device=name)
+    except (RuntimeError, AssertionError) as fault:
+        raise UsageError(f"--device {name} cannot be used here, take cpu: {str(fault).splitlines()[0]}") from None
+    return name
+
+
+def normalisation(text: str | None) -> Normalisation | None:
+    """``MEAN/STD``."""
     if text is None:
         return None
     from holdfast.models.wrap import Normalisation
 
-    declared = Normalisation.parse(text)
-    return declared.mean, declared.std
+    return Normalisation.parse(text)
 
 
 def class_names(text: str | None) -> tuple[str, ...] | None:
@@ -345,26 +500,14 @@ def assignments(pairs: list[str] | None, method: type) -> dict[str, object]:
     Raises:
         UsageError: not of the form, no such parameter, or a value of another type.
     """
-    from typing import get_type_hints
+    from holdfast.api.keywords import parameter_values
 
-    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
-    from holdfast.core.cards import parameters_of
-
-    known = {p.name for p in parameters_of(method)}
-    hints, found = get_type_hints(method), {}
+    given: dict[str, str | list[str] | None] = {}
+    hints = get_type_hints(method)
     for pair in pairs or ():
         name, equals, text = pair.partition("=")
         if not equals:
             raise UsageError(f"'{pair}' sets nothing; write --set KEY=VALUE")
-        if name not in known:
-            raise UsageError(f"{method.__name__} has no parameter '{name}'. {did_you_mean(name, known)}")
-        try:
-            given = text.split(",") if "tuple" in str(hints[name]) else text
-            found[name] = TypeAdapter(hints[name]).validate_python(None if text.lower() == "none" else given)
-        except ValidationError as error:
-            raise UsageError(f"--set {pair}: {error.errors()[0]['msg'].lower()}") from None
-        except PydanticSchemaGenerationError:
-            made = f"{method.__name__}({name}=...)"
-            raise UsageError(f"--set {pair}: '{name}' is an object, not a text; give it from Python: {made}") from None
-    return found
+        several_values = "tuple" in str(hints.get(name, ""))
+        given[name] = None if text.lower() == "none" else text.split(",") if several_values else text
+    return parameter_values(method, given, flag="--set ")

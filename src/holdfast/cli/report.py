@@ -7,15 +7,17 @@ from typing import Annotated
 
 import typer
 
+from holdfast.api.folders import no_run
 from holdfast.cli import options as o
 from holdfast.cli.console import note, say, say_json
 from holdfast.cli.console import out as standard_out
-from holdfast.cli.results import no_run
+from holdfast.cli.spread import spread
 from holdfast.core.errors import DataError, UsageError
 
 __all__ = ["diff", "report", "write_comparison"]
 
 
+@spread
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folder of a run, or several with --compare.", metavar="RUN...")],
     compare: Annotated[
@@ -24,9 +26,8 @@ def report(
     out: Annotated[Path, typer.Option(help="The page that --compare writes.", metavar="FILE.html")] = Path(
         "compare.html"
     ),
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    *,
+    talk: o.TalkOptions,
 ) -> None:
     """Write a run's report anew, or compare runs."""
     if compare:
@@ -41,7 +42,7 @@ def report(
 
     document = Document.load(runs[0])
     render(runs[0], document)
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(document.model_dump(mode="json"))
     else:
         show(document, standard_out())
@@ -72,19 +73,19 @@ def write_comparison(runs: list[Path], page: Path) -> int:
     return len(finished)
 
 
+@spread
 def diff(
     before: Annotated[Path, typer.Argument(help="Folder of the earlier run.", metavar="A")],
     after: Annotated[Path, typer.Argument(help="Folder of the later run.", metavar="B")],
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    *,
+    talk: o.TalkOptions,
 ) -> None:
     """What changed from one run to another: figures, and which samples moved."""
     from holdfast.audits.document import Document
     from holdfast.report.diff import diff as compared
 
     found = compared(Document.load(before), Document.load(after))
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(found.as_dict())
     else:
         say(found.text().rstrip())

@@ -13,13 +13,15 @@ from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say, say_json
 from holdfast.cli.console import table as printed
 from holdfast.cli.opening import opened
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
+from holdfast.core.threat import size_text
 from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from holdfast.audits.context import Context
+    from holdfast.session.session import Session
 
 __all__ = ["posthoc", "study", "unseen"]
 
@@ -29,18 +31,11 @@ _ATTACK = "cosine_margin"  # the first attack of the suite `fast`
 
 
 @study.command()
+@spread
 def posthoc(
     out: o.Out,
-    model: o.Model = None,
-    arch: o.Arch = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
-    normalise: o.Normalise = None,
-    binary: o.Binary = None,
-    class_names: o.ClassNames = None,
-    table: o.TableFile = None,
-    data: o.Data = None,
-    samples: o.Samples = None,
+    model: o.ModelOptions,
+    *,
     held_out: Annotated[
         str | None,
         typer.Option(
@@ -66,41 +61,32 @@ def posthoc(
             show_default=f"{_ATTACK}, the first of the suite fast; pgd for l0",
         ),
     ] = None,
-    norm: o.NormName = None,
-    eps: o.Eps = None,
+    threat: o.NormOptions,
     set_: o.Set = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    run: o.RunOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Compare robustness before and after pruning, quantisation and calibration, and transfer between the two.
 
     Example: holdfast study posthoc --model m.safetensors --arch net.py:network --data test.npz --eps 8/255 --out runs/posthoc
     """  # fmt: skip
-    import numpy as np
-
+    from holdfast.audits.plan import Plan
     from holdfast.report.studies import posthoc_page
     from holdfast.studies.posthoc import ADJUSTMENTS
     from holdfast.studies.posthoc import posthoc as study_posthoc
 
-    context = opened(
-        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
-        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
-        norm=norm, eps=eps, seed=seed, device=device,
-    )  # fmt: skip
-    module, ids = _module(context), np.arange(len(context.data))
+    session = opened(model, o.threat(threat.norm, threat.eps), run)
+    module, ids = _module(session), session.ids
     if held_out is None:
         if len(ids) < 2:
             raise UsageError("one sample cannot be both fitted on and judged; give --held-out")
-        judged, fitted = context.problem(ids[: len(ids) // 2]), context.problem(ids[len(ids) // 2 :])
+        judged, fitted = session.problem(ids[: len(ids) // 2]), session.problem(ids[len(ids) // 2 :])
         note(f"no --held-out: judged on the first {len(judged)} samples, fitted on the other {len(fitted)}")
     else:
-        judged, fitted = context.problem(ids), context.problem_of(held_out)
+        judged, fitted = session.problem(ids), session.problem_of(held_out)
     names = o.several(attack)
     if names is None:
-        first = context.plan.entries[0]
+        first = Plan.of(norm=session.threat.norm).entries[0]
         chosen = {first.method: first.attack()}
     else:
         chosen = {name: _attack(name, set_ if len(names) == 1 else None) for name in names}
@@ -109,11 +95,11 @@ def posthoc(
     with progress() as tell:
         found = study_posthoc(
             module, judged, (fitted.x, fitted.y), chosen, adjustments=o.several(adjustments) or ADJUSTMENTS,
-            eps=context.plan.eps_text, seed=context.plan.seed, settings=context.settings, progress=tell,
+            eps=size_text(session.threat.eps), seed=session.seed, settings=session.settings, progress=tell,
         )  # fmt: skip
-    page = posthoc_page(found, f"{context.source}, {context.data.name}", _command())
-    _save(out, "posthoc", {"subject": context.subject.sha256, **found.as_dict()}, page)
-    if format_ is o.FormatName.JSON:
+    page = posthoc_page(found, f"{session.source}, {session.data.name}", _command())
+    _save(out, "posthoc", {"subject": session.subject.sha256, **found.as_dict()}, page)
+    if talk.json:
         say_json(found.as_dict())
         return
     say(
@@ -133,68 +119,52 @@ def posthoc(
 
 
 @study.command()
+@spread
 def unseen(
     out: o.Out,
-    model: o.Model = None,
-    arch: o.Arch = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
-    normalise: o.Normalise = None,
-    binary: o.Binary = None,
-    class_names: o.ClassNames = None,
-    table: o.TableFile = None,
-    data: o.Data = None,
-    samples: o.Samples = None,
+    model: o.ModelOptions,
+    *,
     known: Annotated[
         str, typer.Option(help="The attack that the model was hardened against; --set is about it.", metavar="NAME")
     ] = "pgd",
-    norm: o.NormName = None,
-    eps: o.Eps = None,
+    threat: o.NormOptions,
     queries: Annotated[
         int, typer.Option(help="Most queries for one sample of a black-box attack.", metavar="N", min=1)
     ] = 1000,
     surrogate: o.Surrogate = None,
     surrogate_arch: o.SurrogateArch = None,
     set_: o.Set = None,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    run: o.RunOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Compare the attack that a model was hardened against with attacks it has not seen, and with what is proved.
 
     Example: holdfast study unseen --model hard.safetensors --arch net.py:network --data test.npz --eps 0.1 --known pgd
     --out runs/unseen
     """
-    import numpy as np
-
     from holdfast.core.errors import ContradictionError
     from holdfast.report.studies import unseen_page
     from holdfast.studies.unseen import Trial
     from holdfast.studies.unseen import held_out as unseen_attacks
     from holdfast.studies.unseen import unseen as study_unseen
 
-    context = opened(
-        out, anyway=anyway, model=model, arch=arch, trust=trust, normalise=o.normalisation(normalise), binary=binary,
-        class_names=o.class_names(class_names), table=o.table(table), data=data, samples=samples,
-        norm=norm, eps=eps, surrogate=o.several(surrogate), surrogate_arch=o.several(surrogate_arch), seed=seed,
-        device=device,
-    )  # fmt: skip
-    plan, module = context.plan, _module(context)
+    session = opened(
+        model, o.threat(threat.norm, threat.eps), run, surrogates=o.surrogates(surrogate, surrogate_arch, model.trust)
+    )
+    module = _module(session)
     tool = _attack(known, set_)
-    trial = Trial(known.replace("-", "_"), "known", plan.norm, o.assignments(set_, type(tool)))
-    others = unseen_attacks(plan.norm, trial, transfer=plan.surrogate is not None, queries=queries)
+    trial = Trial(known.replace("-", "_"), "known", session.threat.norm, o.assignments(set_, type(tool)))
+    others = unseen_attacks(session.threat.norm, trial, transfer=session.surrogates is not None, queries=queries)
     with progress() as tell:
         found = study_unseen(
-            module, context.problem(np.arange(len(context.data))), trial, others, seed=plan.seed,
-            surrogate=None if plan.surrogate is None else context.surrogate, settings=context.settings, progress=tell,
+            module, session.problem(session.ids), trial, others, seed=session.seed,
+            surrogate=None if session.surrogates is None else session.surrogate, settings=session.settings, progress=tell,
         )  # fmt: skip
-    page = unseen_page(found, f"{context.source}, {context.data.name}", _command())
-    _save(out, "unseen", {"subject": context.subject.sha256, **found.as_dict()}, page)
+    page = unseen_page(found, f"{session.source}, {session.data.name}", _command())
+    _save(out, "unseen", {"subject": session.subject.sha256, **found.as_dict()}, page)
     if any(b.contradictions for b in found.bounds):
         raise ContradictionError(f"samples are proved and broken at once; see {out / 'unseen.json'} and report it")
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(found.as_dict())
         return
     printed(
@@ -212,12 +182,12 @@ def unseen(
         note(f"{name} could not serve: {why}")
 
 
-def _module(context: Context) -> nn.Module:
+def _module(session: Session) -> nn.Module:
     from torch import nn
 
-    if not isinstance(context.base, nn.Module) or not context.differentiable:
+    if not isinstance(session.base, nn.Module) or not session.differentiable:
         raise UsageError("a study needs the model itself, with its gradient")
-    return context.base
+    return session.base
 
 
 def _attack(name: str, set_: list[str] | None) -> Any:

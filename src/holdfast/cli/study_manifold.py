@@ -11,13 +11,16 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say, say_json, table
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
 __all__ = ["manifold"]
 
 
+@spread
 def manifold(
     out: o.Out,
+    *,
     data: o.Data = None,
     train_data: Annotated[
         str | None, typer.Option(help="What the decoder, and models of sizes, learn from.", metavar="FILE")
@@ -42,32 +45,24 @@ def manifold(
         typer.Option(help="Without --models: passes over the largest; all see as many batches.", metavar="N", min=1),
     ] = 30,
     samples: o.Samples = None,
-    norm: o.NormName = None,
-    eps: o.Eps = None,
+    threat: o.NormOptions,
     set_: o.Set = None,
     trust: o.Trust = None,
     anyway: o.Anyway = False,
-    seed: o.Seed = None,
-    device: o.Device = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    run: o.RunOptions,
+    talk: o.TalkOptions,
 ) -> None:
     """Ask whether adversarial examples are errors of generalisation: on-manifold error against test error.
 
     --set is about on_manifold, the attack in the latent space of a learned decoder.
     Example: holdfast study manifold --data digits:test --train-data digits:train --out runs/manifold
     """
-    import numpy as np
-
     from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
-    from holdfast.audits.context import Context
-    from holdfast.audits.folder import RunFolder
-    from holdfast.audits.plan import Plan
-    from holdfast.cli.opening import device_named, given, look_at_all, opened_models
+    from holdfast.cli.opening import look_at_models, open_models
     from holdfast.core.files import write_whole
     from holdfast.data.load import load_data
     from holdfast.report.manifold import render
+    from holdfast.session.opening import open_session
     from holdfast.studies.manifold import manifold_study, models_of_sizes
 
     for flag, value in (("data", data), ("train-data", train_data)):
@@ -75,28 +70,30 @@ def manifold(
             raise UsageError(f"what {flag.replace('-', ' ')}? give --{flag}")
     kind: type[Any] = OnManifold
     method: OnManifold = kind(**o.assignments(set_, kind))
-    named = given(data=data, samples=samples, norm=norm, eps=eps, seed=seed, device=device_named(device))
-    plan = Plan.of(certify="none", trust=bool(trust), **named)
+    place = run.place()
     known = load_data(str(train_data))
     with progress() as tell:
         if models:
-            found = opened_models(models, archs, plan)
+            found = open_models(models, archs, trust=trust, device=place)
         else:
             found = models_of_sizes(
-                known, _numbers(sizes), epochs=epochs, seed=plan.seed, device=plan.device, progress=tell
+                known, _numbers(sizes), epochs=epochs, seed=run.seed or 0, device=place or "cpu", progress=tell
             )
-        context = Context.open(plan, RunFolder(out), next(iter(found.values())))
-        look_at_all(found, context.data, plan.threat, anyway=anyway)
-        problem = context.problem(np.arange(len(context.data)))
+        session = open_session(
+            next(iter(found.values())), str(data), o.threat(threat.norm, threat.eps), samples=samples, seed=run.seed or 0,
+            device=place or "cpu",
+        )  # fmt: skip
+        look_at_models(found, session.data, session.threat, anyway=anyway)
+        problem = session.problem(session.ids)
         study = manifold_study(
-            found, problem, known, method, seed=plan.seed, settings=context.settings, progress=tell
+            found, problem, known, method, seed=session.seed, settings=session.settings, progress=tell
         )  # fmt: skip
     answer = study.as_dict()
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "manifold.json", json.dumps(answer, indent=1))
-    page = render(study, context.data.name, shlex.join(["holdfast", *sys.argv[1:]]))
+    page = render(study, session.data.name, shlex.join(["holdfast", *sys.argv[1:]]))
     write_whole(out / "manifold.html", page)
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(answer)
     else:
         say(f"{study.samples} samples, latent {study.size}, input {study.eps}, seed {study.seed}; "

@@ -10,6 +10,7 @@ import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say_json, table
+from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
 __all__ = ["scalability"]
@@ -18,8 +19,10 @@ _LEARNT = 0.5
 _METHODS = ("ibp", "fast_lin", "crown", "alpha_crown")
 
 
+@spread
 def scalability(
     out: o.Out,
+    *,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,9 +36,7 @@ def scalability(
     limit: Annotated[float, typer.Option(help="CPU seconds after which larger networks are left out.", min=0.1)] = 60.0,
     norm: o.NormName = None,
     seed: o.Seed = None,
-    format_: o.Format = o.FormatName.TEXT,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    talk: o.TalkOptions,
 ) -> None:
     """Train networks of growing depth, width and input size on the digits, and measure what each verifier makes of them.
 
@@ -58,7 +59,7 @@ def scalability(
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "scalability.json", json.dumps(found.as_dict(), indent=1))
     write_whole(out / "scalability.html", render(found, command=shlex.join(["holdfast", *sys.argv[1:]])))
-    if format_ is o.FormatName.JSON:
+    if talk.json:
         say_json(found.as_dict())
     else:
         table(

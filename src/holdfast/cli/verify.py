@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from holdfast.api.folders import no_run
 from holdfast.cli import options as o
 from holdfast.cli.console import fault, note, say, say_json, table
-from holdfast.cli.results import no_run
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:

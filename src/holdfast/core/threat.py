@@ -8,7 +8,7 @@ from fractions import Fraction
 
 from typing_extensions import override
 
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import UsageError, did_you_mean
 
 __all__ = ["Access", "Formulation", "Goal", "Guarantee", "Norm", "Phase", "ThreatModel", "parse_eps", "size_text"]
 
@@ -152,6 +152,41 @@ class ThreatModel:
     known: tuple[str, ...] = ()
     phase: Phase = Phase.DEPLOYMENT
 
+    @classmethod
+    def of(
+        cls,
+        norm: Norm | str,
+        eps: Fraction | str | float,
+        *,
+        goal: Goal | str = Goal.UNTARGETED,
+        access: Access | str = Access.WHITE_BOX,
+        low: float = 0.0,
+        high: float = 1.0,
+        grid: Fraction | str | float | None = None,
+    ) -> ThreatModel:
+        """A threat model from values as people write them.
+
+        Args:
+            norm: ``l0``, ``l1``, ``l2`` or ``linf``.
+            eps: its bound: ``8/255``, ``0.1``.
+            goal: ``untargeted`` or ``targeted``.
+            access: the most that the attacker may ask: ``white-box``, ``soft-label``, ``hard-label`` or ``transfer``.
+            low: least value of an input feature.
+            high: largest value of an input feature.
+            grid: distance of neighbouring valid values.
+
+        Raises:
+            UsageError: no such norm, goal or access, or no size.
+
+        Example:
+            >>> ThreatModel.of("linf", "8/255").describe()
+            'linf <= 8/255 in [0, 1], untargeted, white-box'
+        """
+        return cls(
+            norm=Norm(norm), eps=parse_eps(eps), goal=_goal(goal), access=_access(access), low=low, high=high,
+            grid=None if grid is None else parse_eps(grid),
+        )  # fmt: skip
+
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise UsageError(f"the input range is empty: low {self.low} is not below high {self.high}")
@@ -178,3 +213,18 @@ class ThreatModel:
         if self.known:
             parts.append(f"known to the attacker: {', '.join(self.known)}")
         return ", ".join(parts)
+
+
+def _goal(name: Goal | str) -> Goal:
+    if name not in list(Goal):
+        raise UsageError(f"there is no goal '{name}'. {did_you_mean(name, list(Goal))}")
+    return Goal(name)
+
+
+def _access(name: Access | str) -> Access:
+    if isinstance(name, Access):
+        return name
+    labels = {a.label: a for a in Access}
+    if name not in labels:
+        raise UsageError(f"there is no access '{name}'. {did_you_mean(name, labels)}")
+    return labels[name]

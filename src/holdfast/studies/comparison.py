@@ -21,8 +21,7 @@ from holdfast.attacks.engine import Settings, run
 from holdfast.core.cost import Cost
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
-from holdfast.core.registry import method, names
-from holdfast.core.threat import Access, Formulation, Goal, Norm
+from holdfast.core.threat import Access, Formulation, Norm
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.judged import judged
 from holdfast.judge.ledger import Budget
@@ -31,7 +30,7 @@ from holdfast.judge.referee import Referee
 from holdfast.numerics.distance import box, distance
 from holdfast.numerics.evaluation import evaluating
 
-__all__ = ["Comparison", "Entry", "candidates", "compare"]
+__all__ = ["Comparison", "Entry", "compare"]
 
 _TRIALS = 8  # radii that an attack inside a budget can be run at when it uses up its share at each
 _MOST_TRIALS = 3 * _TRIALS
@@ -101,23 +100,6 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self) | {"norm": str(self.norm), "refused": dict(self.refused)}
-
-
-def candidates(norm: Norm, goal: Goal, access: Access, patterns: Sequence[str] = ("*",)) -> list[str]:
-    """Names of the attacks on single samples that serve a norm and a goal and ask no more than an access allows.
-
-    Example:
-        >>> "pgd" in candidates(Norm.LINF, Goal.UNTARGETED, Access.WHITE_BOX, ["p*"])
-        True
-    """
-    found = {n for pattern in patterns for n in names("attack", pattern.replace("-", "_").lower())}
-    able: list[str] = []
-    for name in sorted(found):
-        card = method(name).card
-        asks = card.access is not None and Access.TRANSFER < card.access <= access
-        if asks and Attack.supports(card, norm, goal):
-            able.append(name)
-    return able
 
 
 def compare(

@@ -14,13 +14,13 @@ from torch import nn
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
-from holdfast.audits.context import Context
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate, Clash, Witness, clash
 from holdfast.judge.judged import judged
+from holdfast.session.session import Session
 
 __all__ = ["Column", "by_column", "certified", "crossings", "distances"]
 
@@ -84,25 +84,25 @@ class Column:
         return {"fit_median_p": float(np.median(known)) if len(known) else None, "fit_rejected": poor}
 
 
-def by_column(context: Context, column: Column) -> dict[str, Array]:
+def by_column(session: Session, column: Column) -> dict[str, Array]:
     """By column of a table, (n,) the change in its own units that a radius allows; NaN where there is no radius.
 
     In linf all columns may change so at once; in l1 and l2 one of them, the others staying as they are. Empty where the
     data are no table of their own values, and in l0, whose radius counts columns.
     """
-    table = context.plan.table
-    if table is None or context.plan.norm is Norm.L0:
+    table = session.spec.table
+    if table is None or session.threat.norm is Norm.L0:
         return {}
     return table.own_changes(column.radius)
 
 
 def certified(
-    context: Context, name: str, tool: Any, tell: Tell, *, deployed: torch.dtype | None = None
+    session: Session, name: str, tool: Any, tell: Tell, *, deployed: torch.dtype | None = None
 ) -> Column:  # fmt: skip
     """The largest radius that a method proves or estimates for each sample of the data.
 
     Args:
-        context: the opened model, data and threat.
+        session: the opened model, data and threat.
         name: of the method.
         tool: a graph certifier or an oracle certifier.
         tell: progress.
@@ -112,25 +112,25 @@ def certified(
         UsageError: the method needs something that is not there.
         UnsupportedError: the method does not serve the norm, the model or ``deployed``.
     """
-    plan, n, start = context.plan, len(context.data), perf_counter()
-    limit, card = float(plan.largest_radius), tool.card
+    n, start = len(session.data), perf_counter()
+    limit, card = float(session.largest_radius), tool.card
     found: list[Certificate | None] = []
     against: str | None = None
     tell(name, 0, n)
     if isinstance(tool, GraphCertifier):
-        graph, against = replace(context.graph, deployed=deployed), context.believed.held_against
+        graph, against = replace(session.graph, deployed=deployed), session.believed.held_against
         for ids in torch.split(torch.arange(n), tool.batch):
-            part = context.problem(ids.numpy())
+            part = session.problem(ids.numpy())
             found += tool.certificates(graph, part.x, part.y, part.set, limit)
             tell(name, len(found), n)
     elif isinstance(tool, OracleCertifier):
         if deployed is not None:
             raise UsageError(f"{name} asks the model and proves nothing about its arithmetic; leave --deployed out")
-        if not isinstance(context.model, nn.Module):
+        if not isinstance(session.model, nn.Module):
             raise UsageError(f"{name} needs the model itself, not a prediction API")
-        part = context.problem(np.arange(n))
+        part = session.problem(np.arange(n))
         found = tool.certify(
-            ModuleAsk(context.model.eval()), part.x, part.y, part.ids.tolist(), plan.seed, norm=plan.norm,
+            ModuleAsk(session.model.eval()), part.x, part.y, part.ids.tolist(), session.seed, norm=session.threat.norm,
             radius_max=limit, progress=lambda done: tell(name, done, n),
         )  # fmt: skip
     else:
@@ -146,19 +146,19 @@ def certified(
     )  # fmt: skip
 
 
-def distances(context: Context, name: str, tool: Attack[Any, Any], tell: Tell) -> Column:
+def distances(session: Session, name: str, tool: Attack[Any, Any], tell: Tell) -> Column:
     """The least distance at which an attack breaks each sample, as the referee upholds it: 0 where the model is wrong as it
     is, NaN where nothing is upheld.
     """
-    if not isinstance(context.model, nn.Module):
+    if not isinstance(session.model, nn.Module):
         raise UsageError("an attack beside certificates needs the model itself, not a prediction API")
     start, card = perf_counter(), tool.card
-    problem = context.problem(np.arange(len(context.data)))
+    problem = session.problem(np.arange(len(session.data)))
     # a method of minimal distortion searches the whole box, one with a budget its largest radius
-    limit = float("inf") if card.affine_ratio else float(context.plan.largest_radius)
+    limit = float("inf") if card.affine_ratio else float(session.largest_radius)
     problem = replace(problem, set=problem.set.with_eps(limit))
-    out = run(tool, problem, context.model, seed=context.plan.seed, progress=lambda done, of: tell(name, done, of))
-    done = judged(context.referee(), problem, out)
+    out = run(tool, problem, session.model, seed=session.seed, progress=lambda done, of: tell(name, done, of))
+    done = judged(session.referee(), problem, out)
     distance = done.distance.cpu().numpy()
     return Column(
         name=name, title=card.title, guarantee="witness", radius=np.where(np.isfinite(distance), distance, np.nan),

@@ -6,7 +6,6 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from holdfast.cli.console import note
 from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
 
@@ -49,9 +48,14 @@ def check_results(out: Path) -> None:
         raise UsageError(f"{out} holds {', '.join(taken)}, which would be written over; choose another --out")
 
 
-def begin_results(out: Path, attack: str) -> None:
-    """Makes the folder, or takes an earlier attack's results out of it; a fit that was interrupted stays, to go on with."""
+def begin_results(out: Path, attack: str) -> bool:
+    """Makes the folder, or takes an earlier attack's results out of it; a fit that was interrupted stays, to go on with.
+
+    Returns:
+        Whether there were such results.
+    """
     check_results(out)
+    gone: list[Path] = []
     if _ours(out):
         gone = [out / name for name in _WRITTEN if (out / name).exists()]
         for file in gone:
@@ -60,9 +64,8 @@ def begin_results(out: Path, attack: str) -> None:
             if file.is_dir():
                 with suppress(OSError):  # something of others is in it
                     file.rmdir()
-        if gone:
-            note(f"{out} held an earlier attack's results; they were made anew")
     write_whole(out / _ABOUT, json.dumps({"kind": "attack", "attack": attack}, indent=1) + "\n")
+    return bool(gone)
 
 
 def _ours(out: Path) -> bool:

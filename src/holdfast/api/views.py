@@ -1,19 +1,10 @@
-"""``--views``: what a model is put behind; and whether a model is randomised by itself."""
+"""What is drawn of the random changes of the input that a model is put behind (EOT), as people write it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from holdfast.core.errors import UsageError, did_you_mean
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from holdfast.judge.desk import Model
-
-__all__ = ["randomised", "ranges"]
-
-_ASKED = 8
+__all__ = ["ranges"]
 
 
 def ranges(text: str) -> dict[str, float]:
@@ -40,13 +31,3 @@ def ranges(text: str) -> dict[str, float]:
         if not found[name] > 0:
             raise UsageError(f"--views {part.strip()}: write {name}=NUMBER, above 0")
     return found
-
-
-def randomised(model: Model, x: Tensor) -> bool:
-    """Whether two forwards of the same inputs differ."""
-    import torch
-
-    from holdfast.numerics.evaluation import evaluating
-
-    with torch.no_grad(), evaluating(model):
-        return not torch.equal(model(x[:_ASKED].clone()), model(x[:_ASKED].clone()))

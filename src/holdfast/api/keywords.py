@@ -1,0 +1,161 @@
+"""The keywords of a verb: a method's parameters, checked against its card, and how the model is to be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from holdfast.core.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from holdfast.session.spec import ModelLike, ModelSpec
+
+__all__ = ["kind_of", "method_and_spec", "parameter_values", "split_spec", "tool_of"]
+
+
+def method_and_spec(
+    method: str | object, model: ModelLike | ModelSpec | None, keywords: Mapping[str, Any]
+) -> tuple[Any, ModelSpec]:
+    """The method with its parameters, and the model with what is said of its reading.
+
+    A keyword is a parameter of the method if the method has one of that name, else one of `ModelSpec`.
+
+    Args:
+        method: a name, a class or an object; only a name and a class take parameters.
+        model: the model.
+        keywords: what the caller gave beside the verb's own.
+
+    Raises:
+        UsageError: no such method or parameter, or a value of another type.
+    """
+    own, spec = split_spec(kind_of(method), model, keywords)
+    return tool_of(method, own, beside=_reading()), spec
+
+
+def split_spec(
+    kind: type, model: ModelLike | ModelSpec | None, keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], ModelSpec]:
+    """The keywords that are the method's, and the model with those that say how it is read.
+
+    Raises:
+        UsageError: the model is a `ModelSpec`, which says it already.
+    """
+    from holdfast.session.spec import ModelSpec
+
+    of_method = set(_parameters(kind))
+    about = {k: v for k, v in keywords.items() if k in _reading() and k not in of_method}
+    own = {k: v for k, v in keywords.items() if k not in about}
+    if not isinstance(model, ModelSpec):
+        return own, ModelSpec(model=model, **_spec_values(about))
+    if about:
+        raise UsageError(f"a ModelSpec says how the model is read; put {', '.join(about)} into it")
+    return own, model
+
+
+def _reading() -> set[str]:
+    from holdfast.session.spec import ModelSpec
+
+    return {f.name for f in fields(ModelSpec)} - {"model"}
+
+
+def tool_of(method: str | object, given: Mapping[str, Any], beside: Iterable[str] = ()) -> Any:
+    """A method with its parameters.
+
+    Args:
+        method: a name, a class or an object.
+        given: parameters by name.
+        beside: keywords of the verb that are none of the method's, for hints.
+
+    Raises:
+        UsageError: no such method or parameter, a value of another type, or parameters for an object, which has its own.
+    """
+    kind = kind_of(method)
+    if not isinstance(method, str | type):
+        if given:
+            raise UsageError(
+                f"{kind.__name__} was given as an object, which has its parameters; leave out {', '.join(given)}"
+            )
+        return method
+    return kind(**parameter_values(kind, given, beside))
+
+
+def parameter_values(
+    kind: type, given: Mapping[str, Any], beside: Iterable[str] = (), *, flag: str = ""
+) -> dict[str, Any]:
+    """Values of a method's parameters, of the types that it declares.
+
+    Args:
+        kind: the method.
+        given: by name; texts are read as what they are meant for.
+        beside: other names that a caller may have meant.
+        flag: what stands before an assignment in a message.
+
+    Raises:
+        UsageError: no such parameter, or a value of another type.
+
+    Example:
+        >>> from holdfast.attacks.evasion.white.pgd import PGD
+        >>> parameter_values(PGD, {"steps": "7"})
+        {'steps': 7}
+    """
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+    known, hints = _parameters(kind), get_type_hints(kind)
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise UsageError(f"{kind.__name__} has no parameter '{name}'. {did_you_mean(name, [*known, *beside])}")
+        try:
+            found[name] = TypeAdapter(hints[name]).validate_python(value)
+        except ValidationError as error:
+            raise UsageError(f"{flag}{name}={_written(value)}: {error.errors()[0]['msg'].lower()}") from None
+        except PydanticSchemaGenerationError:
+            if isinstance(value, str):
+                made = f"{kind.__name__}({name}=...)"
+                raise UsageError(
+                    f"{flag}{name}={value}: '{name}' is an object, not a text; give it from Python: {made}"
+                ) from None
+            found[name] = value
+    return found
+
+
+def _written(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def kind_of(method: str | object) -> type:
+    """The class of a method that is given by name, as a class or as an object."""
+    from holdfast.core.registry import method as registered
+
+    if isinstance(method, str):
+        return registered(method)
+    return method if isinstance(method, type) else type(method)
+
+
+def _parameters(kind: type) -> list[str]:
+    from holdfast.core.cards import parameters_of
+
+    return [p.name for p in parameters_of(kind)]
+
+
+def _spec_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a `ModelSpec` as people write them."""
+    from pathlib import Path
+
+    from holdfast.data.table import Table
+    from holdfast.models.wrap import Normalisation
+
+    values = dict(given)
+    match values.get("normalise"):
+        case str() as text:
+            values["normalise"] = Normalisation.parse(text)
+        case (mean, std):
+            values["normalise"] = Normalisation(tuple(mean), tuple(std))
+        case _:
+            pass
+    if isinstance(values.get("table"), str | Path):
+        values["table"] = Table.read(Path(values["table"]))
+    if values.get("class_names") is not None:
+        values["class_names"] = tuple(values["class_names"])
+    return values
