@@ -295,7 +295,7 @@ def test_between_the_start_and_the_triangle_program():
             generator = torch.Generator().manual_seed(seed)
             for _ in range(10):  # any line with a slope in [0, 1]
                 slopes = {k: torch.rand(2, *s.shape, generator=generator).double() for k, s in parallel.items()}
-                assert (specification(found, c, slopes=slopes)[0].numpy() <= program + 1e-7).all()
+                assert (specification(found, c, alphas=slopes)[0].numpy() <= program + 1e-7).all()
         assert (first[0].numpy() <= program + 1e-7).all()
         assert (lower >= dual.bound(dual.network)).all()
         assert (lower[0].numpy() <= program + 1e-7).all()

@@ -206,7 +206,7 @@ def test_a_part_is_bounded_no_worse_than_the_whole_and_multipliers_help() -> Non
     zero = torch.zeros(n, 1)
     cuts = Cuts(units.repeat_interleave(2).unsqueeze(1), side, zero, zero)
     low, high = (t.float() for t in reduced.cut(cuts))
-    state = State(low, high, start.slope, start.choices, cuts)
+    state = State(low, high, start.slope, start.alphas, cuts)
     c, d = query.c.expand(n, 1, -1), query.d.expand(n, 1)
     whole = specification(found, query.c.unsqueeze(0), query.d.unsqueeze(0))
     plain = sound_bounds(found, reduced, query, c, d, state)
@@ -255,7 +255,7 @@ def test_a_new_split_starts_no_worse_than_what_it_splits(act: type[nn.Module]) -
     for side in (-1, 1):
         cuts = Cuts(at, torch.full_like(point, side), point, choice.multiplier(a, slope, at, side))
         low, high = (t.float() for t in reduced.cut(cuts))
-        child = State(low, high, whole.slope, whole.choices, cuts)
+        child = State(low, high, whole.slope, whole.alphas, cuts)
         plain = child._replace(cuts=cuts._replace(multiplier=torch.zeros_like(point)))
         reference = parent if act is nn.ReLU else reduced.evaluate(rows, plain)
         assert (reduced.evaluate(rows, child).bound >= reference.bound - 1e-4).all()

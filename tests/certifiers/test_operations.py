@@ -157,7 +157,7 @@ def test_boxes_and_lines_hold_whatever_is_chosen(case):
     assert (values >= box.lower - slack * size).all()
     assert (values <= box.upper + slack * size).all()
     usual = op.prepare(node, boxes)
-    default = op.choice(usual)
+    default = op.alpha(usual)
     choices = [None]
     if default is not None:
         choices += [default.unsqueeze(0)]
@@ -263,7 +263,7 @@ def test_bounds_have_the_gradients_that_differences_show(case):
             k: (0.25 + 0.5 * torch.rand(1, *s.shape, generator=generator, dtype=F64)).requires_grad_()
             for k, s in part.items()
         }
-        for part in ({}, found.choices(last))
+        for part in ({}, found.alphas(last))
     ]
 
     def bound(slopes):

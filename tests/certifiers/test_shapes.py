@@ -8,7 +8,7 @@ import torch
 
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
-from holdfast.certifiers.propagation.operations.activations import Activation, Kink
+from holdfast.certifiers.propagation.operations.activations import Activation, PiecewiseLinear
 from holdfast.certifiers.propagation.operations.curves import Wave
 from holdfast.certifiers.propagation.operations.smooth import Curve
 from holdfast.certifiers.propagation.propagation import Propagation
@@ -33,7 +33,7 @@ RANGES = {
     ),
     "gelu": ("approximate", ("none", "tanh")),
 }
-ONE = sorted(k for k, op in TABLE.items() if op.separate and not op.linear)
+ONE = sorted(k for k, op in TABLE.items() if op.elementwise and not op.linear)
 NODES = [
     Node(op, (0,), (1,), attributes={RANGES[op][0]: v} if op in RANGES else {})
     for op in ONE
@@ -81,7 +81,7 @@ def declared(node):
     own = entry(node)
     if isinstance(own, Curve):
         return *own.bends(node), own.turns(node)
-    return (True, (), (0.0,) if node.op == "abs" else ()) if isinstance(own, Kink) else (True, (0.0,), ())
+    return (True, (), (0.0,) if node.op == "abs" else ()) if isinstance(own, PiecewiseLinear) else (True, (0.0,), ())
 
 
 def grid(node):
@@ -148,9 +148,9 @@ def test_both_lines_and_the_box_hold_on_intervals_of_every_size(node, position):
     node = Node(node.op, (0,), tuple(low.shape[1:]), attributes=node.attributes)
     box, chosen = Box(low, high), None
     if position is not None:
-        if isinstance(own, Kink) and node.op == "leaky_relu":
+        if isinstance(own, PiecewiseLinear) and node.op == "leaky_relu":
             position = max(position, node.attributes["slope"])  # it is the slope itself
-        free = own.choice(own.prepare(node, [box]))
+        free = own.alpha(own.prepare(node, [box]))
         chosen = torch.full_like(free, position)[None]
     lines = own.prepare(node, [box], chosen)
     found = Box(*own.interval(node, [box])).known

@@ -157,7 +157,7 @@ def _tuned(found, query, relus, splits, steps):
         best, _ = rows_of(found, query)
     c, d = query.c[best].unsqueeze(1), query.d[best]
     n = len(best)
-    default = found.choices(len(found.graph.nodes) - 1)
+    default = found.alphas(len(found.graph.nodes) - 1)
     slopes = {k: default[k].expand(n, *default[k].shape[1:]).clone().unsqueeze(1).requires_grad_() for k in relus}
     weights = torch.zeros(n, len(splits), dtype=torch.float64, requires_grad=True)
 

@@ -117,7 +117,7 @@ class AlphaCROWN(GraphCertifier):
                 inside = Propagation(graph, Region(part.region, part.x), memory=self.memory)
                 if deep:
                     last, inner = self._seek(rough, part, known, steps, deep=True)
-                    inside.run(refine=lambda _: True, slopes=inner, known=known)
+                    inside.run(refine=lambda _: True, alphas=inner, known=known)
                     self._keep(best, part, specification(inside, part.c, part.d, last))
                     known = inside.boxes
                     if not self.iterations:
@@ -145,14 +145,14 @@ class AlphaCROWN(GraphCertifier):
         found.run(refine=lambda _: False, known=boxes)
         c, d, open_ = part.c.float(), part.d.float(), part.open
         rows = c.shape[1]
-        last = {k: s.repeat(rows, *(1,) * s.ndim) for k, s in found.choices(len(found.graph.nodes) - 1).items()}
+        last = {k: s.repeat(rows, *(1,) * s.ndim) for k, s in found.alphas(len(found.graph.nodes) - 1).items()}
         inner: dict[int, dict[int, Tensor]] = {}
         if deep:
-            inner = {i: {k: s.unsqueeze(0) for k, s in found.choices(i).items()} for i in found.tightened()}
+            inner = {i: {k: s.unsqueeze(0) for k, s in found.alphas(i).items()} for i in found.tightened()}
 
         def evaluate() -> Tensor:
             if deep:
-                found.run(refine=lambda _: True, slopes=inner, known=boxes)
+                found.run(refine=lambda _: True, alphas=inner, known=boxes)
             return specification(found, c, d, last)
 
         variables = [*last.values(), *(s for slopes in inner.values() for s in slopes.values())]

@@ -53,8 +53,8 @@ class PoolPlanes(MaxPool):
         return torch.full_like(output.lower, (4 * node_size(node.attributes["kernel"]) + 4) * reach)
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Any:
-        """The planes of each window; a slope is not asked for."""
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Any:
+        """The planes of each window; nothing is free in them."""
         (lower, upper), shape = inputs[0], tuple(inputs[0].lower.shape[1:])
         place = window_places(node, shape[1:], lower.device)
         filled, place = place >= 0, place.clamp(min=0)

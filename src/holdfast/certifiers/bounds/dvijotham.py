@@ -90,7 +90,7 @@ def ascend(dual: Dual, iterations: int, step: float) -> Tensor:
     best = dual.bound(remember)
     if not start:
         return best
-    slopes = {k: s.expand(rows, *s.shape).clone() for k, s in found.choices(len(found.graph.nodes) - 1).items()}
+    slopes = {k: s.expand(rows, *s.shape).clone() for k, s in found.alphas(len(found.graph.nodes) - 1).items()}
     units = {k: Multipliers(*(_mean_size(t) for t in pair)) for k, pair in start.items()}
     moves = {k: Multipliers(*(torch.zeros_like(t) for t in pair)) for k, pair in start.items()}
 

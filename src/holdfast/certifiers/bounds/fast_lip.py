@@ -12,7 +12,7 @@ from typing_extensions import override
 from holdfast.certifiers.bounds.cnn_cert import window_places
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.operation import Operation, node_size
-from holdfast.certifiers.propagation.operations.activations import Kink, MaxPool, Sigmoid, Tanh
+from holdfast.certifiers.propagation.operations.activations import MaxPool, PiecewiseLinear, Sigmoid, Tanh
 from holdfast.certifiers.propagation.propagation import Propagation, specification
 from holdfast.certifiers.propagation.region import Box, Region, gamma
 from holdfast.certifiers.proved import numbers
@@ -109,7 +109,7 @@ class FastLip(GraphCertifier):
         self.check_deployed(graph)
         found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory, lines=PARALLEL)
         for node, op in zip(found.graph.nodes, found.operations, strict=True):
-            if op and not op.linear and not isinstance(op, Kink | Sigmoid | Tanh | MaxPool):
+            if op and not op.linear and not isinstance(op, PiecewiseLinear | Sigmoid | Tanh | MaxPool):
                 raise UnsupportedError(f"{self.card.title} knows no bounds on the slope of '{node.op}'; use crown")
         found.run(refine=lambda _: True)
         return found
@@ -144,7 +144,7 @@ def gradients(found: Propagation, c: Tensor) -> Gradients:
         boxes = [found.boxes[j] for j in node.inputs]
         if isinstance(op, MaxPool):
             parts = [_through_pool(node, boxes[0], given)]
-        elif isinstance(op, Kink | Sigmoid | Tanh):
+        elif isinstance(op, PiecewiseLinear | Sigmoid | Tanh):
             parts = [_scaled(given, _slopes(op, node, boxes[0]))]
         else:
             assert op is not None
@@ -161,7 +161,7 @@ def _widened(low: Tensor, high: Tensor) -> Gradients:
 
 def _slopes(op: Operation, node: Node, box: Box) -> Gradients:
     """Least and largest slope of an activation between any two points of a box, (n, \\*shape)."""
-    if isinstance(op, Kink):
+    if isinstance(op, PiecewiseLinear):
         flat, one = op.flat(node), torch.ones_like(box.lower)
         return Gradients(torch.where(box.lower >= 0, one, flat), torch.where(box.upper <= 0, flat, one))
     assert isinstance(op, Sigmoid | Tanh)  # their derivatives are even and fall on either side of 0

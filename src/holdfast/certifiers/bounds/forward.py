@@ -121,7 +121,7 @@ class _Pass:
             functions = self._next(i, node, op, inputs, slack)
             if functions is not None:
                 self.functions[i] = functions
-                if not op.separate:
+                if not op.elementwise:
                     box = self._concrete(functions, box)
             known.append(box)
             for j in node.inputs:

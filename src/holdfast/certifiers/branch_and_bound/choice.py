@@ -98,7 +98,7 @@ class Choice:
                 high = high.scatter(1, at, torch.minimum(point, high.gather(1, at)))
             own = (at, torch.full_like(point, side), point, self.multiplier(a, slope, at, side))
             both = Cuts(*(torch.cat([t, e], 1) for t, e in zip(cuts, own, strict=True)))
-            child = State(low, high, state.slope, state.choices, both)
+            child = State(low, high, state.slope, state.alphas, both)
             bound = self._reduced.evaluate(linear, child, forth=False).bound
             children.append(self._score(bound.view(-1, width)).view(n, count))
         start = parent.unsqueeze(1)

@@ -90,38 +90,38 @@ class State(NamedTuple):
         low: least arguments of the activations, (n, units).
         high: the largest.
         slope: lower slopes of ReLUs, (n, units).
-        choices: of each layer that is no ReLU what its operation may choose, (n, ..., entries of the layer).
+        alphas: of each layer that is no ReLU what its operation may choose, (n, ..., entries of the layer).
         cuts: with the multipliers.
     """
 
     low: Tensor
     high: Tensor
     slope: Tensor
-    choices: list[Tensor]
+    alphas: list[Tensor]
     cuts: Cuts
 
     def pick(self, rows: Tensor) -> State:
         """Some of the parts, repeats allowed."""
-        choices = [t[rows] for t in self.choices]
-        return State(self.low[rows], self.high[rows], self.slope[rows], choices, self.cuts.pick(rows))
+        alphas = [t[rows] for t in self.alphas]
+        return State(self.low[rows], self.high[rows], self.slope[rows], alphas, self.cuts.pick(rows))
 
     @classmethod
     def join(cls, states: Sequence[State]) -> State:
         """The parts of all, one after another; all have the same number of cuts."""
-        low, high, slope, choices, cuts = zip(*states, strict=True)
-        joined = [torch.cat(t) for t in zip(*choices, strict=True)]
+        low, high, slope, alphas, cuts = zip(*states, strict=True)
+        joined = [torch.cat(t) for t in zip(*alphas, strict=True)]
         both = Cuts(*(torch.cat(t) for t in zip(*cuts, strict=True)))
         return cls(torch.cat(low), torch.cat(high), torch.cat(slope), joined, both)
 
     @property
     def variables(self) -> list[Tensor]:
         """All that is optimised."""
-        return [self.slope, self.cuts.multiplier, *self.choices]
+        return [self.slope, self.cuts.multiplier, *self.alphas]
 
     def replaced(self, variables: list[Tensor]) -> State:
         """The same parts with other variables."""
-        slope, multiplier, *choices = variables
-        return State(self.low, self.high, slope, choices, Cuts(*self.cuts[:3], multiplier))
+        slope, multiplier, *alphas = variables
+        return State(self.low, self.high, slope, alphas, Cuts(*self.cuts[:3], multiplier))
 
 
 class Pass(NamedTuple):
@@ -189,10 +189,10 @@ class Reduced:
             node = found.graph.nodes[k]
             source = node.inputs[0]
             box = found.boxes[source]
-            lines = op.prepare(node, [found.boxes[j] for j in node.inputs]) if op.separate else None
+            lines = op.prepare(node, [found.boxes[j] for j in node.inputs]) if op.elementwise else None
             if not isinstance(lines, Lines) or len(node.inputs) > 1:
                 raise UnsupportedError(f"neurons are split at activations of one argument; '{node.op}' is none")
-            wanted = op.wanted(node, box)
+            wanted = op.unstable(node, box)
             bent = (torch.ones_like(box.lower, dtype=torch.bool) if wanted is None else wanted).flatten()
             index = bent.nonzero().squeeze(1)
             layer = Layer(k, source, index, units, units + len(index), op)
@@ -311,14 +311,14 @@ class Reduced:
         """The whole region, n times, with default slopes."""
         empty = self.low.new_zeros(n, 0)
         cuts = Cuts(empty.long(), empty, empty, empty)
-        choices: list[Tensor] = []
+        alphas: list[Tensor] = []
         for layer in self.smooth:
             box = Box(self.low[None, layer.span], self.high[None, layer.span])
             lines: Lines = layer.operation.prepare(self._found.graph.nodes[layer.node], [box])
-            choice = layer.operation.choice(lines)
-            assert choice is not None
-            choices.append(choice.detach().repeat(n, *(1,) * (choice.ndim - 1)))
-        return State(self.low.expand(n, -1), self.high.expand(n, -1), self.slope.repeat(n, 1), choices, cuts)
+            alpha = layer.operation.alpha(lines)
+            assert alpha is not None
+            alphas.append(alpha.detach().repeat(n, *(1,) * (alpha.ndim - 1)))
+        return State(self.low.expand(n, -1), self.high.expand(n, -1), self.slope.repeat(n, 1), alphas, cuts)
 
     def narrow(self, layer: Layer, box: Box) -> None:
         """Puts a better box of a layer's arguments, (1, \\*shape), in the place of the old one."""
@@ -377,10 +377,10 @@ class Reduced:
             return chords._replace(lower_slope=below), []
         lines = Lines(below, torch.zeros_like(below), chords.upper_slope.clone(), chords.upper_intercept.clone())
         found: list[tuple[Tensor, Lines]] = []
-        for layer, choice in zip(self.smooth, state.choices, strict=True):
+        for layer, alpha in zip(self.smooth, state.alphas, strict=True):
             node, box = self._found.graph.nodes[layer.node], Box(state.low[:, layer.span], state.high[:, layer.span])
             with torch.enable_grad():
-                leaf = choice.unsqueeze(0).requires_grad_()
+                leaf = alpha.unsqueeze(0).requires_grad_()
                 own: Lines = layer.operation.prepare(node, [box], leaf)
             for whole, part in zip(lines[:4], own[:4], strict=True):
                 if whole is not None and part is not None:

@@ -134,8 +134,8 @@ class Refinement:
             )
             for side in (-1, 1)
         ]
-        below = State(low, high.scatter(1, unit, point), state.slope, state.choices, sides[0])
-        above = State(low.scatter(1, unit, point), high, state.slope, state.choices, sides[1])
+        below = State(low, high.scatter(1, unit, point), state.slope, state.alphas, sides[0])
+        above = State(low.scatter(1, unit, point), high, state.slope, state.alphas, sides[1])
         return State.join([below, above])
 
 
@@ -144,4 +144,4 @@ def _widened(state: State) -> State:
     empty = state.low.new_zeros(len(state.low), 1)
     fill = (empty.long(), empty, empty, empty)
     cuts = Cuts(*(torch.cat([t, e], 1) for t, e in zip(state.cuts, fill, strict=True)))
-    return State(state.low, state.high, state.slope, state.choices, cuts)
+    return State(state.low, state.high, state.slope, state.alphas, cuts)

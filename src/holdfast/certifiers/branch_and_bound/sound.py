@@ -124,9 +124,9 @@ def _cut(
 def spread_slopes(found: Propagation, reduced: Reduced, state: State, n: int, rows: int, i: int) -> dict[int, Tensor]:
     """What the rows choose, spread over whole nodes: node -> (rows, n, ..., \\*shape) float64."""
     slopes: dict[int, Tensor] = {}
-    smooth = {y.node: t for y, t in zip(reduced.smooth, state.choices, strict=True)}
+    smooth = {y.node: t for y, t in zip(reduced.smooth, state.alphas, strict=True)}
     for layer in reduced.layers:
-        default = found.choices(i).get(layer.node)
+        default = found.alphas(i).get(layer.node)
         if default is None or not len(layer.index):
             continue
         shape = found.graph.nodes[layer.node].shape

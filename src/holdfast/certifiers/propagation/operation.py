@@ -48,7 +48,7 @@ class Operation(ABC):
     """
 
     linear = True
-    separate = False
+    elementwise = False
 
     def check(self, node: Node) -> None:  # noqa: B027
         """Refuses parameters of the node that lie outside of what is declared here.
@@ -81,21 +81,21 @@ class Operation(ABC):
         """
         return None
 
-    def wanted(self, node: Node, box: Box) -> Tensor | None:
+    def unstable(self, node: Node, box: Box) -> Tensor | None:
         """Entries of the input (n, \\*shape), bool, of which tighter bounds would tighten the output's; None: none."""
         return None
 
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Any:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Any:
         """Whatever `pull` needs that depends on the boxes; a nonlinear operation's two lines.
 
         Args:
             node: the node.
             inputs: boxes of its inputs.
-            slope: what to choose instead of the default, broadcastable to (rows, \\*shape of `choice`).
+            alpha: what to choose instead of the default, broadcastable to (rows, \\*shape of `Operation.alpha`).
         """
         return None
 
-    def choice(self, prepared: Any) -> Tensor | None:
+    def alpha(self, prepared: Any) -> Tensor | None:
         """What an optimiser may vary in the relaxation: its default (n, \\*any shape), or None where nothing is free.
 
         Any numbers in [0, 1] give sound lines. What they mean is the operation's affair: a lower slope for ReLU,
@@ -215,7 +215,7 @@ class Conv(Operation):
         return spread + _bias_size(node, spread).view(-1, *(1,) * (spread.ndim - 2))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> tuple[int, ...]:
         """The input's spatial shape, which the transpose must give back."""
         return tuple(inputs[0].lower.shape[2:])
 
@@ -262,7 +262,7 @@ class Conv(Operation):
 class Affine(Operation):
     """``x * scale + shift``."""
 
-    separate = True
+    elementwise = True
 
     @override
     def floor(self, node: Node, inputs: Sequence[Box]) -> Tensor | None:
@@ -333,7 +333,7 @@ class Mean(Operation):
         return inputs[0].magnitude.mean(dims, keepdim=True)
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
     @override
@@ -346,14 +346,14 @@ class Mean(Operation):
 class Reshape(Operation):
     """The same entries in another shape."""
 
-    separate = True
+    elementwise = True
 
     @override
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
         return Box(*(t.reshape(-1, *node.shape) for t in inputs[0]))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
     @override
@@ -364,7 +364,7 @@ class Reshape(Operation):
 class Permute(Operation):
     """Dimensions in another order."""
 
-    separate = True
+    elementwise = True
 
     @override
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
@@ -390,7 +390,7 @@ class Select(Operation):
         return output.magnitude
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> tuple[int, ...]:
         return tuple(inputs[0].lower.shape[1:])
 
     @override
@@ -425,7 +425,7 @@ class Concat(Operation):
         return Box(torch.cat([b.lower for b in inputs], dim), torch.cat([b.upper for b in inputs], dim))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> list[int]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> list[int]:
         return [b.lower.shape[node.attributes["dim"] + 1] for b in inputs]
 
     @override

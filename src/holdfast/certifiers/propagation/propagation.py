@@ -20,17 +20,20 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
 
 __all__ = [
+    "Alphas",
     "Entries",
     "LinearBound",
     "Propagation",
-    "Slopes",
     "check_constants",
     "linear_specification",
     "specification",
 ]
 
-Slopes = Mapping[int, Tensor]
-"""For some nodes what was chosen in their relaxation, see `Operation.prepare`."""
+Alphas = Mapping[int, Tensor]
+"""For some nodes what is chosen in their relaxation, see `Operation.alpha`."""
+
+Coefficients = Mapping[int, Tensor]
+"""For some nodes what their values are multiplied by, (rows or 1, n, \\*shape)."""
 
 _ROOTED = frozenset(("sqrt", "power", "log", "reciprocal"))  # not of all numbers, so that the sign of an end counts
 
@@ -151,7 +154,7 @@ class Propagation:
         self._compared = [False] * len(graph.nodes)
         for i in range(len(graph.nodes) - 1, -1, -1):
             readers = ((self.operations[j], self._compared[j]) for j in self._consumers[i])
-            self._compared[i] = any(op and (not op.linear if not op.separate else later) for op, later in readers)
+            self._compared[i] = any(op and (not op.linear if not op.elementwise else later) for op, later in readers)
 
     def _classify(self) -> tuple[list[bool], list[bool], list[bool]]:
         """For each node: its entries range independently; no backward pass can improve its box; it is affine in x."""
@@ -159,15 +162,15 @@ class Propagation:
         for node, op in zip(self.graph.nodes[1:], self.operations[1:], strict=True):
             assert op is not None
             free = len(node.inputs) == 1 and separable[node.inputs[0]]
-            separable.append(free and op.separate)
-            settled.append(free or not op.linear or (op.separate and settled[node.inputs[0]]))
+            separable.append(free and op.elementwise)
+            settled.append(free or not op.linear or (op.elementwise and settled[node.inputs[0]]))
             affine.append(op.linear and all(affine[i] for i in node.inputs))
         return separable, settled, affine
 
     def run(
         self,
         refine: Callable[[int], bool],
-        slopes: Mapping[int, Slopes] | None = None,
+        alphas: Mapping[int, Alphas] | None = None,
         known: Sequence[Box] | None = None,
         *,
         every: bool = False,
@@ -176,7 +179,7 @@ class Propagation:
 
         Args:
             refine: whether the box of this node may be tightened by backward passes.
-            slopes: for a node that is tightened, lower slopes of the activations before it.
+            alphas: for a node that is tightened, what is chosen in the relaxations before it, see `minimum`.
             known: boxes from an earlier propagation over the same region, to intersect with.
             every: tighten every entry of such a node, not only those that a nonlinear reader gains by.
         """
@@ -193,9 +196,9 @@ class Propagation:
                 box = Box(torch.maximum(box.lower, known[i].lower), torch.minimum(box.upper, known[i].upper))
             self._ready(i, inputs)
             self.boxes.append(box.known if self.sound else box)
-            self._settled[i] |= op.separate and self._settled[node.inputs[0]]
+            self._settled[i] |= op.elementwise and self._settled[node.inputs[0]]
             if not self._settled[i] and refine(i):
-                self.boxes[i] = self._tighten(i, slopes.get(i, {}) if slopes else {}, every)
+                self.boxes[i] = self._tighten(i, alphas.get(i, {}) if alphas else {}, every)
                 self._settled[i] = every
 
     def enclosed(self, i: int, inputs: Sequence[Box]) -> tuple[Box, Tensor | None]:
@@ -220,7 +223,7 @@ class Propagation:
         if op.linear:
             return box, size
         lost = torch.where(_finite(inputs), 0.0, torch.inf).to(lower).view(-1, *(1,) * len(node.shape))
-        if op.separate:  # entry by entry
+        if op.elementwise:  # entry by entry
             lost = torch.where(inputs[0].lower.isfinite() & inputs[0].upper.isfinite(), 0.0, torch.inf).to(lower)
         return Box(box.lower - lost, box.upper + lost), size
 
@@ -250,8 +253,8 @@ class Propagation:
             self._run_errors[i] = sum(errors[1:], errors[0])
         return box
 
-    def choices(self, i: int) -> dict[int, Tensor]:
-        """What may be chosen in the relaxations that node ``i`` depends on: its defaults, see `Operation.choice`."""
+    def alphas(self, i: int) -> dict[int, Tensor]:
+        """What may be chosen in the relaxations that node ``i`` depends on: its defaults, see `Operation.alpha`."""
         needed = {i}
         for k in range(i, 0, -1):
             if k in needed:
@@ -259,9 +262,9 @@ class Propagation:
         found: dict[int, Tensor] = {}
         for k, prepared in self._prepared.items():
             op = self.operations[k]
-            choice = op.choice(prepared) if op and k in needed else None
-            if choice is not None:
-                found[k] = choice
+            alpha = op.alpha(prepared) if op and k in needed else None
+            if alpha is not None:
+                found[k] = alpha
         return found
 
     def parts(self, region: Region, boxes: Mapping[int, Box]) -> Propagation:
@@ -296,13 +299,13 @@ class Propagation:
         node = self.graph.nodes[i]
         return 16 + node_size(node.shape) + sum(node_size(self.graph.nodes[j].shape) for j in node.inputs)
 
-    def _tighten(self, i: int, slopes: Slopes, every: bool) -> Box:
+    def _tighten(self, i: int, alphas: Alphas, every: bool) -> Box:
         """Backward bounds of the entries of a node that its nonlinear readers want, where better than the box."""
         box, wanted = self.boxes[i], None
         for j in self._consumers[i]:
             op = self.operations[j]
             assert op is not None
-            more = op.wanted(self.graph.nodes[j], box)
+            more = op.unstable(self.graph.nodes[j], box)
             wanted = more if wanted is None else wanted if more is None else wanted | more
         if every or self._compared[i]:
             wanted = ~(box.lower >= box.upper)
@@ -314,9 +317,9 @@ class Propagation:
             if (
                 torch.is_grad_enabled()
             ):  # what a pass computed is computed again when gradients need it: memory stays bounded
-                least, most, coefficients = checkpoint(self._both_ends, i, part, slopes, use_reentrant=False)
+                least, most, coefficients = checkpoint(self._both_ends, i, part, alphas, use_reentrant=False)
             else:
-                least, most, coefficients = self._both_ends(i, part, slopes)
+                least, most, coefficients = self._both_ends(i, part, alphas)
             if self.arrived is not None:
                 self.arrived(Entries(i, part, least, most, coefficients))
             found.append(torch.stack([least, most]))
@@ -335,14 +338,14 @@ class Propagation:
             flat.upper.scatter(1, chosen, upper).view_as(box.upper),
         )
 
-    def _both_ends(self, i: int, chosen: Tensor, slopes: Slopes) -> tuple[Tensor, Tensor, Tensor]:
+    def _both_ends(self, i: int, chosen: Tensor, alphas: Alphas) -> tuple[Tensor, Tensor, Tensor]:
         """The least and the largest value of chosen entries of a node, each (rows, n), and the coefficients of both."""
         node, op, (rows, n) = self.graph.nodes[i], self.operations[i], chosen.shape
-        start = op.pull_units(node, chosen, self._prepare(i, slopes)) if op else None
+        start = op.pull_units(node, chosen, self._prepare(i, alphas)) if op else None
         if start is None:
             unit = self.boxes[i].lower.new_zeros(rows, n, node_size(node.shape)).scatter_(2, chosen.unsqueeze(2), 1.0)
             a = unit.view(rows, n, *node.shape)
-            found = self.linear_bound(i, torch.cat([a, -a]), slopes)
+            found = self.linear_bound(i, torch.cat([a, -a]), alphas)
         else:
             (a,), constant = start
             a = torch.cat([a, -a])
@@ -352,7 +355,7 @@ class Propagation:
             if i in self._run_errors:
                 run = self._run_errors[i].flatten(1).gather(1, chosen.T).T
                 total = total - torch.cat([run, run])
-            found = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, slopes)
+            found = self._descend({node.inputs[0]: a}, total, torch.zeros_like(total) + slack, alphas)
         least, negated = found.least.chunk(2)
         assert found.coefficients is not None
         return least, -negated, found.coefficients
@@ -366,9 +369,9 @@ class Propagation:
         self,
         i: int,
         a: Tensor,
-        slopes: Slopes | None = None,
+        alphas: Alphas | None = None,
         *,
-        extra: Slopes | None = None,
+        extra: Coefficients | None = None,
         at_boxes: bool = False,
     ) -> Tensor:
         """A lower bound of ``<a, value of node i>`` over the region, less what rounding may have added.
@@ -376,7 +379,7 @@ class Propagation:
         Args:
             i: the node; the boxes of its ancestors must be known.
             a: (rows, n, \\*shape).
-            slopes: lower slopes of activations, (rows or 1, n, \\*shape), for those that shall not have the default.
+            alphas: what is chosen in relaxations, (rows or 1, n, \\*its shape), for nodes that shall not have the default.
             extra: coefficients e of node values that are added on the way, (rows or 1, n, \\*shape) for each node. The
                 result bounds ``<a, value of i> + sum <e, values>``; where the caller knows the sum to be at most 0
                 (a multiplier times a split that holds), it bounds ``<a, value of i>``.
@@ -385,28 +388,28 @@ class Propagation:
         Returns:
             (rows, n).
         """
-        return self.linear_bound(i, a, slopes, extra=extra, at_boxes=at_boxes).least
+        return self.linear_bound(i, a, alphas, extra=extra, at_boxes=at_boxes).least
 
     def linear_bound(
         self,
         i: int,
         a: Tensor,
-        slopes: Slopes | None = None,
+        alphas: Alphas | None = None,
         *,
-        extra: Slopes | None = None,
+        extra: Coefficients | None = None,
         at_boxes: bool = False,
     ) -> LinearBound:
         """`minimum` with the linear functions of the input behind it."""
         total = a.new_zeros(a.shape[:2])
-        return self._descend({i: a}, total, torch.zeros_like(total), slopes, extra, at_boxes)
+        return self._descend({i: a}, total, torch.zeros_like(total), alphas, extra, at_boxes)
 
     def _descend(
         self,
         pending: dict[int, Tensor],
         total: Tensor,
         error: Tensor,
-        slopes: Slopes | None,
-        extra: Slopes | None = None,
+        alphas: Alphas | None,
+        extra: Coefficients | None = None,
         at_boxes: bool = False,
     ) -> LinearBound:
         """Substitutes backwards until only the input is left: a bound of ``sum <pending, values> + total``.
@@ -427,7 +430,7 @@ class Propagation:
             elif at_boxes and not op.linear:
                 constant, slack = box_minimum(a, self.boxes[k])
             else:
-                pulled, constant, slack = self.pull(k, a, slopes)
+                pulled, constant, slack = self.pull(k, a, alphas)
                 for j, part in zip(node.inputs, pulled, strict=True):
                     if j in pending:
                         part = pending[j] + part
@@ -439,20 +442,20 @@ class Propagation:
             error = error + slack
         return LinearBound(numbers(total - error) if self.sound else total, coefficients)
 
-    def pull(self, k: int, a: Tensor, slopes: Slopes | None = None) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
+    def pull(self, k: int, a: Tensor, alphas: Alphas | None = None) -> tuple[Sequence[Tensor], Tensor | None, Tensor]:
         """One step back: ``<a, value of node k>`` is at least ``sum <parts, inputs> + constant - error``.
 
         Args:
             k: a node other than the input; the boxes of its inputs must be known.
             a: (rows, n, \\*shape).
-            slopes: see `minimum`.
+            alphas: see `minimum`.
 
         Returns:
             The parts, one for each input, the constant (None: 0) and what rounding may have done, (rows, n).
         """
         op, slack = self.operations[k], a.new_zeros(a.shape[:2])
         assert op is not None
-        parts, constant = op.pull(self.graph.nodes[k], a, self._prepare(k, slopes))
+        parts, constant = op.pull(self.graph.nodes[k], a, self._prepare(k, alphas))
         if k in self._sizes:
             slack = gamma(self.terms(k)) * norm(a, 2) * self._sizes[k]
         if k in self._lost:
@@ -464,11 +467,11 @@ class Propagation:
             slack = slack + gamma(a[0, 0].numel() + 1) * run.detach()
         return parts, constant, slack
 
-    def _prepare(self, k: int, slopes: Slopes | None) -> Any:
+    def _prepare(self, k: int, alphas: Alphas | None) -> Any:
         node, op = self.graph.nodes[k], self.operations[k]
         assert op is not None
-        if slopes and k in slopes:
-            return op.prepare(node, [self.boxes[j] for j in node.inputs], slopes[k])
+        if alphas and k in alphas:
+            return op.prepare(node, [self.boxes[j] for j in node.inputs], alphas[k])
         return self._prepared[k]
 
 
@@ -476,9 +479,9 @@ def specification(
     found: Propagation,
     c: Tensor,
     d: Tensor | None = None,
-    slopes: Slopes | None = None,
+    alphas: Alphas | None = None,
     *,
-    extra: Slopes | None = None,
+    extra: Coefficients | None = None,
     at_boxes: bool = False,
 ) -> Tensor:
     """Lower bounds of ``C f(x') + d`` from a propagation that has run: `linear_specification` without the functions.
@@ -486,16 +489,16 @@ def specification(
     Returns:
         (n, rows).
     """
-    return linear_specification(found, c, d, slopes, extra=extra, at_boxes=at_boxes).least
+    return linear_specification(found, c, d, alphas, extra=extra, at_boxes=at_boxes).least
 
 
 def linear_specification(
     found: Propagation,
     c: Tensor,
     d: Tensor | None = None,
-    slopes: Slopes | None = None,
+    alphas: Alphas | None = None,
     *,
-    extra: Slopes | None = None,
+    extra: Coefficients | None = None,
     at_boxes: bool = False,
 ) -> LinearBound:
     """Lower bounds of ``C f(x') + d`` from a propagation that has run, with linear functions of the input below it.
@@ -504,7 +507,7 @@ def linear_specification(
         found: the propagation.
         c: (n, rows, classes) or (rows, classes).
         d: (rows,) or (n, rows), 0 if missing.
-        slopes: see `Propagation.minimum`.
+        alphas: see `Propagation.minimum`.
         extra: see `Propagation.minimum`.
         at_boxes: see `Propagation.minimum`.
 
@@ -519,7 +522,7 @@ def linear_specification(
         raise UnsupportedError(f"a specification needs a vector as output, not {found.graph.output_shape}")
     n, reference = len(found.region.x), found.region.x
     rows = c.to(reference).expand(n, *c.shape[-2:]).transpose(0, 1)
-    bound = found.linear_bound(output, rows, slopes, extra=extra, at_boxes=at_boxes)
+    bound = found.linear_bound(output, rows, alphas, extra=extra, at_boxes=at_boxes)
     lower = bound.least.T
     coefficients = None if bound.coefficients is None else bound.coefficients.transpose(0, 1)
     if d is not None:

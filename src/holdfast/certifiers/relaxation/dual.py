@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certifiers.propagation.operation import Operation
-from holdfast.certifiers.propagation.operations.activations import Activation, Kink
+from holdfast.certifiers.propagation.operations.activations import Activation, PiecewiseLinear
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, box_minimum, gamma, norm
 from holdfast.certifiers.proved import numbers
@@ -108,13 +108,13 @@ class Dual:
 
 def separates(op: Operation | None) -> bool:
     """Whether the least of ``lambda h(z) - mu z`` over an interval is known in closed form."""
-    return isinstance(op, Kink) or (isinstance(op, Activation) and hasattr(op, "stationary"))
+    return isinstance(op, PiecewiseLinear) or (isinstance(op, Activation) and hasattr(op, "stationary"))
 
 
 def _candidates(op: Activation, node: Node, box: Box, given: Multipliers) -> Tensor:
     """Points of the interval among which ``lambda h(z) - mu z`` takes its least: (points, rows, n, \\*shape)."""
     low, high = (t.expand_as(given.value) for t in box)
-    if isinstance(op, Kink):
+    if isinstance(op, PiecewiseLinear):
         return torch.stack([low, high, torch.zeros_like(low).clamp(low, high)])
     slope = (given.argument / torch.where(given.value == 0, 1.0, given.value)).detach()
     z = cast(Tensor, op.stationary(slope)).detach()  # pyright: ignore

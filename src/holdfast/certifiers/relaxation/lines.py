@@ -19,9 +19,9 @@ class ParallelRelu(LeakyRelu):
     """A ReLU between two parallel lines: the chord, and its slope again through the kink (Weng et al. 2018, Fast-Lin)."""
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
-        lines = super().prepare(node, inputs, slope)
-        return lines if slope is not None else lines._replace(lower_slope=lines.upper_slope)
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
+        lines = super().prepare(node, inputs, alpha)
+        return lines if alpha is not None else lines._replace(lower_slope=lines.upper_slope)
 
 
 PARALLEL: dict[str, Operation] = {"relu": ParallelRelu(), "leaky_relu": ParallelRelu()}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.propagation.operations.activations import Kink
+from holdfast.certifiers.propagation.operations.activations import PiecewiseLinear
 from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.certifiers.propagation.table import operation
 from holdfast.core.errors import UnsupportedError, UsageError
@@ -106,7 +106,7 @@ def projected_bound(
     clouds = [_start(region, x.to(graph.dtype), projections, generator)]
     for node in graph.nodes[1:]:
         inputs, op = [clouds[j] for j in node.inputs], operation(node.op)
-        if isinstance(op, Kink):
+        if isinstance(op, PiecewiseLinear):
             clouds.append(_through_relu(op.flat(node), inputs[0], projections, generator))
         elif op.linear:
             clouds.append(_through_linear(node, inputs))

@@ -135,7 +135,7 @@ class Relaxation:
             raise UnsupportedError(f"'{node.op}' has no lines in one argument, of which linear relaxations are made")
         if isinstance(op, LeakyRelu):
             flat = float(node.attributes.get("slope", 0.0))
-            bends = op.wanted(node, argument)
+            bends = op.unstable(node, argument)
             slope = torch.where(argument.lower >= 0, torch.ones_like(argument.lower), flat).masked_fill(bends, 0.0)
         else:
             flat, bends = torch.nan, torch.ones_like(argument.lower, dtype=torch.bool)

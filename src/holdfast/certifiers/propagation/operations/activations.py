@@ -22,7 +22,7 @@ from holdfast.certifiers.propagation.region import Box
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 
-__all__ = ["Activation", "Kink", "LeakyRelu", "Lines", "MaxPool", "Sigmoid", "Tanh", "pull_lines"]
+__all__ = ["Activation", "LeakyRelu", "Lines", "MaxPool", "PiecewiseLinear", "Sigmoid", "Tanh", "pull_lines"]
 
 
 class Lines(NamedTuple):
@@ -61,7 +61,7 @@ class Activation(Operation):
     """An increasing function of each entry, with slopes in [0, 1]."""
 
     linear = False
-    separate = True
+    elementwise = True
 
     @abstractmethod
     def value(self, node: Node, z: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ class Activation(Operation):
 
     @abstractmethod
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
-        """Two lines around f on the boxes; ``slope`` replaces the lower slope where there is a choice."""
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
+        """Two lines around f on the boxes; ``alpha`` replaces the lower slope where there is a choice."""
 
     @override
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
@@ -82,7 +82,7 @@ class Activation(Operation):
         return 4 * (inputs[0].magnitude + output.magnitude)
 
     @override
-    def choice(self, prepared: Lines) -> Tensor:
+    def alpha(self, prepared: Lines) -> Tensor:
         """The lower slope."""
         return prepared.lower_slope.detach()
 
@@ -93,7 +93,7 @@ class Activation(Operation):
         return [pulled], constant
 
 
-class Kink(Activation):
+class PiecewiseLinear(Activation):
     """Linear on each side of 0, with slope 1 above and a smaller one below: ``max(z, flat z)``."""
 
     @abstractmethod
@@ -105,30 +105,29 @@ class Kink(Activation):
         return 4 * inputs[0].magnitude
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """The entries that may have either sign (or are not numbers)."""
         return ~((box.lower >= 0) | (box.upper <= 0))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
         """The chord above; below, a line through the kink with a slope between those of the two sides.
 
         The lower intercept is 0: f is convex and the line touches it in 0, or is f itself.
         """
         (low, high), flat = inputs[0], self.flat(node)
-        either, one = self.wanted(node, inputs[0]), torch.ones_like(low)  # two plain numbers would meet in float32
+        either, one = self.unstable(node, inputs[0]), torch.ones_like(low)  # two plain numbers would meet in float32
         width = torch.where(either, high - low, 1.0)
         chord = torch.where(either, (high - flat * low) / width, torch.where(low >= 0, one, flat))
         chord = chord.clamp(max=1)
         # the chord's two ends agree but for rounding; the larger one is sound
         intercept = torch.where(either, torch.maximum(flat * low - chord * low, high - chord * high), 0.0)
-        if slope is None:
-            slope = torch.where(high > -low, one, flat)
-        lower = torch.where(either, _within(slope, flat), chord)
+        slope = torch.where(high > -low, one, flat) if alpha is None else _within(alpha, flat)
+        lower = torch.where(either, slope, chord)
         return Lines(lower, None, chord, intercept)
 
 
-class LeakyRelu(Kink):
+class LeakyRelu(PiecewiseLinear):
     """``max(z, slope z)``, the ReLU with slope 0 among them (Zhang et al. 2018, CROWN, arXiv 1811.00866)."""
 
     @override
@@ -164,7 +163,7 @@ class _SShaped(Activation):
         """The z >= 0 with f'(z) = slope; f' is even."""
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
@@ -192,10 +191,10 @@ class _SShaped(Activation):
         return slope.clamp(0, 1)
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
         low, high = inputs[0]
         upper = self._upper_slope(node, low, high)
-        lower = self._upper_slope(node, -high, -low) if slope is None else _within(slope, 0.0)
+        lower = self._upper_slope(node, -high, -low) if alpha is None else _within(alpha, 0.0)
         return Lines(lower, self._gap(node, low, high, lower).amin(0), upper, self._gap(node, low, high, upper).amax(0))
 
     def _gap(self, node: Node, low: Tensor, high: Tensor, slope: Tensor) -> Tensor:
@@ -289,12 +288,12 @@ class MaxPool(Operation):
         return torch.full_like(output.lower, 4 * reach)
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Choice:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> _Choice:
         (lower, upper), shape = inputs[0], tuple(inputs[0].lower.shape[1:])
         below = self._pool(node, lower)[1]
         top, above = self._pool(node, upper)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.propagation.operation import Operation, Pull
-from holdfast.certifiers.propagation.operations.activations import Kink, Lines, pull_lines
+from holdfast.certifiers.propagation.operations.activations import Lines, PiecewiseLinear, pull_lines
 from holdfast.certifiers.propagation.operations.smooth import Contact, Curve, Side
 from holdfast.certifiers.propagation.region import Box
 from holdfast.core.errors import UnsupportedError
@@ -123,8 +123,8 @@ class Softplus(Curve):
         return Box(torch.where(low > last, low, lower), torch.where(low > last, high, upper))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
-        lines, (low, high) = super().prepare(node, inputs, slope), inputs[0]
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
+        lines, (low, high) = super().prepare(node, inputs, alpha), inputs[0]
         first, last = self._switch(node)
         if first == math.inf:
             return lines
@@ -371,8 +371,8 @@ class Reciprocal(Power):
         return Box(lower - blur, upper + blur) if blur else Box(lower, upper)
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
-        lines, blur = super().prepare(node, inputs, slope), node.attributes.get("blurred", 0.0)
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
+        lines, blur = super().prepare(node, inputs, alpha), node.attributes.get("blurred", 0.0)
         if not blur or lines.lower_intercept is None:
             return lines
         lower, upper = lines.lower_intercept - blur, lines.upper_intercept + blur
@@ -460,7 +460,7 @@ class Wave(Curve):
         return least
 
 
-class Abs(Kink):
+class Abs(PiecewiseLinear):
     """``|z|``, whose lower slope is chosen in [-1, 1] by a number in [0, 1]."""
 
     @override
@@ -481,20 +481,20 @@ class Abs(Kink):
         return Box(torch.maximum(low, -high).clamp(min=0), torch.maximum(-low, high))
 
     @override
-    def choice(self, prepared: Lines) -> Tensor:
+    def alpha(self, prepared: Lines) -> Tensor:
         """Where between -1 and 1 the lower slope lies."""
         return (prepared.lower_slope.detach() + 1) / 2
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
-        return super().prepare(node, inputs, None if slope is None else 2 * slope - 1)
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
+        return super().prepare(node, inputs, None if alpha is None else 2 * alpha - 1)
 
 
 class Sign(Operation):
     """-1, 0 or 1: level lines, or lines that turn about the jump up to the other end."""
 
     linear = False
-    separate = True
+    elementwise = True
 
     @override
     def interval(self, node: Node, inputs: Sequence[Box]) -> Box:
@@ -506,24 +506,24 @@ class Sign(Operation):
         return torch.full_like(output.lower, 8.0)
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """Those that may have either sign."""
         return ~((box.lower > 0) | (box.upper < 0))
 
     @override
-    def choice(self, prepared: Lines) -> Tensor | None:
+    def alpha(self, prepared: Lines) -> Tensor | None:
         """How far each line turns, (n, 2, \\*shape)."""
         return prepared.positions
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
         """Below ``sign(low) + k z`` with k z at most the jump at the upper end, above likewise."""
         low, high = inputs[0]
         least, most = torch.sign(low), torch.sign(high)
         jump, reach = most - least, torch.maximum(-low, high)  # no steeper than over the longer half: |k z| <= 2
         steepest = jump / torch.where(reach > 0, reach, 1.0)
         turns = torch.stack([high > -low, high < -low], 1).to(low)
-        positions = turns if slope is None else slope + (slope.clamp(0, 1) - slope).detach()
+        positions = turns if alpha is None else alpha + (alpha.clamp(0, 1) - alpha).detach()
         below, above = positions.unbind(positions.ndim - low.ndim)
         return Lines(
             torch.where((low <= 0) & (high > 0), below * steepest, 0.0),

@@ -45,7 +45,7 @@ class ConvTranspose(Operation):
         return spread if bias is None else spread + bias.abs().view(-1, *(1,) * (spread.ndim - 2))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> tuple[int, ...]:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> tuple[int, ...]:
         """The input's spatial shape."""
         return tuple(inputs[0].lower.shape[2:])
 
@@ -97,7 +97,7 @@ class Embedding(Operation):
         return Box(torch.stack(lower).view(shape), torch.stack(upper).view(shape))
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Rows:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> _Rows:
         return _Rows(*self.interval(node, inputs), tuple(inputs[0].lower.shape[1:]))
 
     @override

@@ -76,19 +76,19 @@ class Mul(Operation):
         return 8 * inputs[0].magnitude * inputs[1].magnitude
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
     @override
-    def choice(self, prepared: Planes) -> Tensor:
+    def alpha(self, prepared: Planes) -> Tensor:
         """The part of the second plane in each mixture, (n, 2, \\*shape): below and above."""
         return prepared.mixture
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Planes:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Planes:
         x, y = inputs
-        return _planes(x, y, slope)
+        return _planes(x, y, alpha)
 
     @override
     def pull(self, node: Node, a: Tensor, prepared: Planes) -> Pull:
@@ -143,20 +143,20 @@ class MatMul(Operation):
         return 8 * (inputs[0].magnitude @ inputs[1].magnitude)
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
     @override
-    def choice(self, prepared: _Middle | Planes) -> Tensor | None:
+    def alpha(self, prepared: _Middle | Planes) -> Tensor | None:
         """As for `Mul`, (n, 2, \\*b, m, k, n), where there are few products."""
         return prepared.mixture
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> _Middle | Planes:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> _Middle | Planes:
         x, y = inputs
-        if slope is not None:
-            return _planes(_tall(x), _wide(y), slope)
+        if alpha is not None:
+            return _planes(_tall(x), _wide(y), alpha)
         mixture = None
         if self._few(node, x.lower):
             shape = (len(x.lower), 2, *x.lower.shape[1:], node.shape[-1])

@@ -135,7 +135,7 @@ class Curve(Operation):
     """A function of each entry that bends at most twice and, if twice, has no line that touches both outer stretches."""
 
     linear = False
-    separate = True
+    elementwise = True
 
     def inset(self, node: Node) -> float:
         """The part of an interval that points of contact keep from its lower end, where f' may be infinite."""
@@ -200,21 +200,21 @@ class Curve(Operation):
         return torch.where(high > low, slopes, 0.0)
 
     @override
-    def wanted(self, node: Node, box: Box) -> Tensor:
+    def unstable(self, node: Node, box: Box) -> Tensor:
         """All that are not points."""
         return ~(box.lower >= box.upper)
 
     @override
-    def choice(self, prepared: Lines) -> Tensor | None:
+    def alpha(self, prepared: Lines) -> Tensor | None:
         """Positions of the points of contact, (n, 2, \\*shape): below and above."""
         return prepared.positions
 
     @override
-    def prepare(self, node: Node, inputs: Sequence[Box], slope: Tensor | None = None) -> Lines:
+    def prepare(self, node: Node, inputs: Sequence[Box], alpha: Tensor | None = None) -> Lines:
         """Tangents, by default at the interval's middle if they stay below (above), or else chords."""
         defined = self.bounded(node, inputs[0])
         low, high = _made_safe(*inputs[0], defined)
-        below, above = (None, None) if slope is None else slope.unbind(2)
+        below, above = (None, None) if alpha is None else alpha.unbind(2)
         lower_slope, lower, at_lower = self.line(Side(self, node, 1, low, high), below)
         upper_slope, upper, at_upper = self.line(Side(self, node, -1, low, high), above)
         lower_slope, upper_slope = lower_slope.masked_fill(~defined, 0), upper_slope.masked_fill(~defined, 0)
