@@ -257,8 +257,8 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
             target=self._target,
             until=self._until,
         )
-        self.alphas = [t.new_zeros(len(self.table), width, *t.shape[1:]) for t in state.choices]
-        for whole, t in zip(self.alphas, state.choices, strict=True):
+        self.alphas = [t.new_zeros(len(self.table), width, *t.shape[1:]) for t in state.alphas]
+        for whole, t in zip(self.alphas, state.alphas, strict=True):
             whole[groups] = t.view(len(groups), width, *t.shape[1:])
         sound = self._sound(groups, state)
         flat = self.table[groups].flatten()
