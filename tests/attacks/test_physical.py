@@ -236,7 +236,9 @@ def test_a_patch_changes_its_place_and_nothing_else():
 def test_pixels_off_the_frame_stay():
     x = torch.rand(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     attack = EyeglassFrame(noise=0.0)
-    made = Artefact("eyeglass_frame", {"texture": torch.ones(3, 48, 96)}, attack.geometry())
+    made = Artefact(
+        "eyeglass_frame", {"texture": torch.ones(3, 48, 96)}, {"size": attack.size, "height": attack.height}
+    )
     worn = attack.apply(made, x, Draws(0, "test").of([0, 1])).x
     share = (worn != x).any(1).double().mean((1, 2))
     assert share.min() > 0.04

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save
 
 from holdfast.attacks.common.boundary import deepfool_step, rivals
 from holdfast.attacks.common.universal import project_shared
@@ -14,7 +16,7 @@ from holdfast.attacks.evasion.universal.sgd_uap import SgdUap
 from holdfast.attacks.evasion.universal.uap import UAP
 from holdfast.attacks.shared import Artefact, evaluate, fit
 from holdfast.core.draws import Draws
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.errors import JournalError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -171,3 +173,28 @@ def test_tiny_logits_are_fooled_about_as_often_as_usual_ones():
     attack, fitting, held = SgdUap(steps=30, batch=16, loss="ce"), problem_of(64, eps=0.2), problem_of(64, 64, eps=0.2)
     tiny, usual = (evaluate(attack, fit(attack, fitting, m).artefact, held, net()).success for m in (Tiny(), net()))
     assert tiny > 0.6 * usual > 0.1
+
+
+def test_a_checkpoint_of_the_former_form_and_one_of_another_fit_are_refused_in_words(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done == 2:
+            raise Stop
+
+    def interrupted(seed=0):
+        with pytest.raises(Stop):
+            fit(SgdUap(steps=4), problem_of(8), net(), checkpoint=tmp_path / "c", every=1, progress=stop, seed=seed)
+        with safe_open(tmp_path / "c", framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata()  # noqa: SIM118
+
+    tensors, header = interrupted()
+    del header["form"]
+    (tmp_path / "c").write_bytes(save(tensors, header))
+    with pytest.raises(JournalError, match="of form 1, and this version of Holdfast reads form 2"):
+        fit(SgdUap(steps=4), problem_of(8), net(), checkpoint=tmp_path / "c")
+    (tmp_path / "c").unlink()
+    interrupted(seed=1)
+    with pytest.raises(JournalError, match="of another fit"):
+        fit(SgdUap(steps=4), problem_of(8), net(), checkpoint=tmp_path / "c")

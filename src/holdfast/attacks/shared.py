@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,18 +28,17 @@ from holdfast.core.files import write_whole
 from holdfast.core.problem import Problem
 from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Formulation
+from holdfast.judge.asks import HardLabelAsk
 from holdfast.judge.desk import Desk, Model
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
-__all__ = ["Applied", "Artefact", "Evaluation", "Fit", "SharedAttack", "SharedState", "evaluate", "fit"]
-
-SharedState = dict[str, Tensor]
-"""What a shared attack knows between two steps: named tensors, all that a checkpoint has to hold."""
+__all__ = ["Applied", "Artefact", "Evaluation", "Fitted", "SharedAttack", "SharedState", "evaluate", "fit"]
 
 _ROWS = 256
+_FORM = "2"  # of a checkpoint; 1 held the state by names of its own and did not say so
 
 Progress = Callable[[int, int], None]
 
@@ -104,19 +103,43 @@ class Applied:
     conditions: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-class SharedAttack(ABC):
+@dataclass(frozen=True)
+class SharedState:
+    """What a shared attack knows between two steps; the fields of a subclass are tensors, all that a checkpoint holds."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+A_contra = TypeVar("A_contra", bound=HardLabelAsk, contravariant=True)
+S = TypeVar("S", bound=SharedState)
+
+
+class SharedAttack(ABC, Generic[A_contra, S]):
     """A frozen dataclass of parameters with the paper's loop in `start`, `step` and `artefact`; `fit` owns the rest.
 
-    ``oracles`` holds one oracle for each model, narrowed to the card's access: their ``index`` is ``problem.rows``.
-    ``problem`` is the batch of the step: all samples, or ``batch`` of them in a keyed order.
+    ``asks`` holds one ask for each model, narrowed to the card's access and all about the same samples: those of the step,
+    which are all, or ``batch`` of them in a keyed order.
+
+    Attributes:
+        state: the class of its state, as which a checkpoint is read.
     """
 
     card: ClassVar[Card]
+    state: ClassVar[type[SharedState]]
 
     @property
-    @abstractmethod
     def iterations(self) -> int:
-        """Steps of a fit."""
+        """Steps of a fit: the field ``steps``.
+
+        Raises:
+            UsageError: the attack has no such field and does not override this.
+        """
+        made = getattr(self, "steps", None)
+        if made is None:
+            raise UsageError(f"{type(self).__name__} must have a field steps, or say its iterations")
+        return int(made)
 
     @property
     def samples_a_step(self) -> int | None:
@@ -129,18 +152,18 @@ class SharedAttack(ABC):
         return 1
 
     @abstractmethod
-    def start(self, oracles: Sequence[Any], problem: Problem) -> SharedState:
-        """The state before the first step; ``problem`` has all samples."""
+    def start(self, asks: Sequence[A_contra]) -> S:
+        """The state before the first step; the asks are about all samples."""
 
     @abstractmethod
-    def step(self, oracles: Sequence[Any], problem: Problem, state: SharedState, step: int) -> SharedState:
+    def step(self, asks: Sequence[A_contra], state: S, step: int) -> S:
         """One iteration on the step's samples."""
 
     @abstractmethod
-    def artefact(self, state: SharedState) -> Artefact:
+    def artefact(self, state: S) -> Artefact:
         """What was learned so far."""
 
-    def finished(self, state: SharedState) -> bool:
+    def finished(self, state: S) -> bool:
         """The artefact is as good as was asked for, before the steps are up; False if the attack does not look."""
         return False
 
@@ -172,7 +195,7 @@ class SharedAttack(ABC):
 
 
 @dataclass(frozen=True)
-class Fit:
+class Fitted:
     """A fitted artefact and what it cost.
 
     Attributes:
@@ -187,7 +210,7 @@ class Fit:
 
 
 def fit(
-    attack: SharedAttack,
+    attack: SharedAttack[Any, Any],
     problem: Problem,
     models: Model | Sequence[Model],
     *,
@@ -197,7 +220,7 @@ def fit(
     every: int = 50,
     micro_batch: int = 1024,
     progress: Progress | None = None,
-) -> Fit:
+) -> Fitted:
     """Fits an artefact.
 
     Args:
@@ -238,22 +261,23 @@ def fit(
     with evaluating(*group):
         done, state, spent = 0, None, None
         if checkpoint is not None and checkpoint.exists():
-            done, state, spent, units = _resume(checkpoint, of, problem.x.device)
+            done, state, spent, units = _resume(checkpoint, of, attack.state, problem.x.device)
             for desk, known in zip(desks, units, strict=True):
                 desk.units.resume(known)
         if state is None:
-            state = attack.start(oracles, whole)
+            state = attack.start([oracle.on(whole) for oracle in oracles])
         for step in range(done, attack.iterations):
             if attack.finished(state):
                 break
-            state, done = attack.step(oracles, _batch(attack, whole, draws, step), state, step), step + 1
+            batch = _batch(attack, whole, draws, step)
+            state, done = attack.step([oracle.on(batch) for oracle in oracles], state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
                 _keep(checkpoint, of, step + 1, state, _total(desks, spent), [d.units.known for d in desks])
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return Fit(attack.artefact(state), _total(desks, spent), done)
+    return Fitted(attack.artefact(state), _total(desks, spent), done)
 
 
 @dataclass(frozen=True)
@@ -315,7 +339,13 @@ class Evaluation:
 
 
 def evaluate(
-    attack: SharedAttack, artefact: Artefact, problem: Problem, model: Model, *, draws: int | None = None, seed: int = 0
+    attack: SharedAttack[Any, Any],
+    artefact: Artefact,
+    problem: Problem,
+    model: Model,
+    *,
+    draws: int | None = None,
+    seed: int = 0,
 ) -> Evaluation:
     """Judges an artefact on held-out samples with fresh draws.
 
@@ -356,7 +386,7 @@ def evaluate(
     )  # fmt: skip
 
 
-def _batch(attack: SharedAttack, whole: Problem, draws: Draws, step: int) -> Problem:
+def _batch(attack: SharedAttack[Any, Any], whole: Problem, draws: Draws, step: int) -> Problem:
     """The samples of a step: all, or the next of a keyed order that is shuffled anew for each pass over the data."""
     size = attack.samples_a_step
     if size is None or size >= len(whole):
@@ -367,7 +397,7 @@ def _batch(attack: SharedAttack, whole: Problem, draws: Draws, step: int) -> Pro
     return whole.select(order[at : at + size].cpu().numpy())
 
 
-def _identity(attack: SharedAttack, problem: Problem, seed: int) -> str:
+def _identity(attack: SharedAttack[Any, Any], problem: Problem, seed: int) -> str:
     told = {f.name: repr(getattr(attack, f.name)) for f in fields(attack)}  # type: ignore[arg-type]
     facts = [name_of(attack), told, problem.set.describe(), list(problem.x.shape), problem.ids.tolist(), seed]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
@@ -380,18 +410,26 @@ def _total(desks: Sequence[Desk], before: Ledger | None) -> Ledger:
 
 
 def _keep(path: Path, of: str, step: int, state: SharedState, ledger: Ledger, units: Sequence[Tensor]) -> None:
-    tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.items()}
+    tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.tensors().items()}
     tensors["ledger"] = ledger.stacked.cpu()
     tensors["units"] = torch.stack(list(units)).cpu()
-    write_whole(path, save(tensors, {"of": of, "step": str(step)}))
+    write_whole(path, save(tensors, {"form": _FORM, "of": of, "step": str(step)}))
 
 
-def _resume(path: Path, of: str, device: torch.device) -> tuple[int, SharedState, Ledger, Tensor]:
+def _resume(
+    path: Path, of: str, kind: type[SharedState], device: torch.device
+) -> tuple[int, SharedState, Ledger, Tensor]:
     tensors, header = _read(path, device)
-    if header.get("of") != of or "units" not in tensors:
-        raise JournalError(f"{path} is the checkpoint of another fit; remove it or name another file")
+    form = header.get("form", "1")
+    if "of" in header and form != _FORM:
+        raise JournalError(
+            f"{path} is a checkpoint of form {form}, and this version of Holdfast reads form {_FORM}; remove it to start "
+            "anew, or finish the fit with the version that began it"
+        )
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-    return int(header["step"]), state, Ledger.of(tensors["ledger"]), tensors["units"]
+    if header.get("of") != of or "units" not in tensors or set(state) != {f.name for f in fields(kind)}:
+        raise JournalError(f"{path} is the checkpoint of another fit; remove it or name another file")
+    return int(header["step"]), kind(**state), Ledger.of(tensors["ledger"]), tensors["units"]
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.attacks.shared import Artefact, Fit, SharedAttack, evaluate, fit
+from holdfast.attacks.shared import Artefact, Fitted, SharedAttack, evaluate, fit
 from holdfast.core.cards import parameters_of
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError
@@ -41,8 +41,8 @@ _ROOMY = {"area": 0.25}  # a tenth of 64 pixels has no pattern: a shuffled patch
 
 @dataclass(frozen=True)
 class _Case:
-    whole: SharedAttack
-    small: SharedAttack
+    whole: SharedAttack[Any, Any]
+    small: SharedAttack[Any, Any]
     norm: Norm
 
     def problem(self, n: int, offset: int = 0, eps: float | None = None) -> Problem:
@@ -52,7 +52,7 @@ class _Case:
         ball = LpBall.uniform(self.norm, size, n, dtype=torch.float64)
         return Problem.of(x[offset:], y[offset:], ball, ids=np.arange(offset, offset + n))
 
-    def fit(self, model: nn.Module | None = None, **more: Any) -> Fit:
+    def fit(self, model: nn.Module | None = None, **more: Any) -> Fitted:
         """The small attack fitted on the first digits."""
         return fit(self.small, more.pop("problem", None) or self.problem(_FIT), model or net(), **more)
 
@@ -226,7 +226,9 @@ SHARED_ATTACK_CHECKS = tuple(_CHECKS)
 """Names of the checks, in the order in which they run."""
 
 
-def check_shared_attack(attack: str | type[SharedAttack] | SharedAttack, *, only: Iterable[str] | None = None) -> None:
+def check_shared_attack(
+    attack: str | type[SharedAttack[Any, Any]] | SharedAttack[Any, Any], *, only: Iterable[str] | None = None
+) -> None:
     """Runs the contract of a shared attack; each check is made, and all that fail are told together.
 
     Args:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 from math import cos, pi
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.common.grid import valid
+from holdfast.attacks.shared import SharedState
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.numerics.project import project
 from holdfast.numerics.steps import steepest
 
-__all__ = ["ascend", "falling", "on_samples", "project_shared"]
+__all__ = ["UniversalState", "ascend", "falling", "on_samples", "project_shared"]
+
+
+@dataclass(frozen=True)
+class UniversalState(SharedState):
+    """Attributes:
+    v: (\\*features) the perturbation.
+    """
+
+    v: Tensor
 
 
 def on_samples(problem: Problem, v: Tensor) -> Tensor:
@@ -24,7 +34,7 @@ def on_samples(problem: Problem, v: Tensor) -> Tensor:
         problem: the samples.
         v: (\\*features).
     """
-    return valid(problem, project(replace(problem.set, grid=None), problem.x + v, problem.x))
+    return valid(problem, project(problem.ball, problem.x + v, problem.x))
 
 
 def project_shared(set: LpBall, v: Tensor) -> Tensor:
@@ -44,16 +54,16 @@ def project_shared(set: LpBall, v: Tensor) -> Tensor:
     return project(ball, v.unsqueeze(0), torch.zeros_like(v).unsqueeze(0))[0]
 
 
-def ascend(set: LpBall, v: Tensor, grad: Tensor, share: float) -> Tensor:
-    """``project(v + share * eps * steepest(grad))``, eps the largest of the samples'; l1 moves 2 % of the features.
+def ascend(set: LpBall, v: Tensor, grad: Tensor, fraction: float) -> Tensor:
+    """``project(v + fraction * eps * steepest(grad))``, eps the largest of the samples'; l1 moves 2 % of the features.
 
     Args:
         set: of the samples.
         v: (\\*features).
         grad: (\\*features).
-        share: of eps.
+        fraction: of eps.
     """
-    move = share * set.eps.amax().to(grad.dtype) * steepest(set.norm, grad.unsqueeze(0), share=0.02)[0]
+    move = fraction * set.eps.amax().to(grad.dtype) * steepest(set.norm, grad.unsqueeze(0), share=0.02)[0]
     return project_shared(set, v + move)
 
 

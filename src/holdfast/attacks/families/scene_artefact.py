@@ -7,9 +7,9 @@ pulls the gradient back to the texture, and moves that with Adam inside what can
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -25,35 +25,71 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import name_of
 from holdfast.core.threat import Goal
-from holdfast.judge.gradients import Gradient
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import Loss, cross_entropy, cross_entropy_targeted, margin, margin_targeted
 
-__all__ = ["Asked", "PhysicalAttack"]
+__all__ = ["PhysicalAttack", "PhysicalState", "Printed"]
 
 _DRAWS = 10
-Facts = Mapping[str, Any]
 
 
-class Asked(NamedTuple):
-    """One step's question to the models.
+class Printed(NamedTuple):
+    """What gets into a picture.
 
     Attributes:
-        answers: of each model.
-        grad: of the objective, which the attack minimises, with respect to the texture.
+        texture: what is learned.
+        mask: where it may lie, None where that is everywhere.
     """
 
-    answers: list[Gradient]
-    grad: Tensor
+    texture: Tensor
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class PhysicalAttack(SharedAttack):
+class PhysicalState(SharedState):
+    """Attributes:
+    texture: what is learned.
+    mean: Adam's first moment, likewise.
+    square: its second moment, likewise.
+    count: (1,) int64 Adam's steps.
+    """
+
+    texture: Tensor
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    @classmethod
+    def at(cls, texture: Tensor, **more: Tensor) -> Self:
+        """The state before the first step."""
+        zero = torch.zeros_like(texture)
+        count = torch.zeros(1, dtype=torch.int64, device=texture.device)
+        return cls(texture=texture, mean=zero, square=zero, count=count, **more)
+
+    @property
+    def printed(self) -> Printed:
+        """What gets into a picture."""
+        return Printed(self.texture)
+
+
+P = TypeVar("P", bound=PhysicalState)
+
+
+@dataclass(frozen=True)
+class PhysicalAttack(SharedAttack[WhiteBoxAsk, P]):
     """``texture <- clamp(texture - rate * adam(grad))`` of ``penalty - mean loss`` over fresh draws of the scene.
 
     Pictures are scaled to [0, 1] by the sets' boxes. With several models the mean of their losses counts.
+
+    Attributes:
+        learned: name of the texture in an artefact.
+        geometry: names of the parameters that an artefact takes along, for its pictures are made with them.
     """
+
+    state = PhysicalState
+    learned: ClassVar[str] = "texture"
+    geometry: ClassVar[tuple[str, ...]] = ()
 
     steps: int = parameter(500, "steps of Adam, at least 1", "ours")
     batch: int = parameter(64, "samples of a step, at least 1", "ours")
@@ -79,39 +115,25 @@ class PhysicalAttack(SharedAttack):
 
     # what a method declares
 
-    @property
     @abstractmethod
-    def learned(self) -> str:
-        """Name of the tensor that is learned."""
+    def begin(self, problem: Problem, x: Tensor) -> P:
+        """The state before the first step; x (n, C, H, W) in [0, 1]."""
 
     @abstractmethod
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
-        """The tensors before the first step; x (n, C, H, W) in [0, 1]."""
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+        """Pictures in [0, 1] of the samples x with the artefact; differentiable in the texture."""
 
-    @abstractmethod
-    def geometry(self) -> dict[str, Any]:
-        """Facts that the artefact takes along: what `picture` needs besides tensors."""
-
-    @abstractmethod
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
-        """Pictures in [0, 1] of the samples x with the artefact; differentiable in the learned tensor."""
-
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
+    def penalty(self, state: P) -> Tensor:
         """() what the texture itself costs; nothing by default."""
-        return made[self.learned].new_zeros(())
+        return state.texture.new_zeros(())
 
     def weights(self, losses: Tensor) -> Tensor:
         """(k,) weights of the models by their mean losses (k,), of sum 1."""
         return torch.full_like(losses, 1 / len(losses))
 
-    def admit(self, texture: Tensor, state: SharedState) -> Tensor:
+    def admit(self, texture: Tensor, state: P) -> Tensor:
         """The nearest texture that can be made."""
         return texture.clamp(0, 1)
-
-    @property
-    def shown(self) -> tuple[str, ...]:
-        """Names of the tensors that an artefact holds."""
-        return (self.learned,)
 
     def lights(self) -> dict[str, tuple[float, float]]:
         """Ranges of what `lit` needs."""
@@ -123,11 +145,6 @@ class PhysicalAttack(SharedAttack):
         return {"angle": (-self.rotation, self.rotation), "scale": (1 - self.zoom, 1 + self.zoom)}
 
     # the contract
-
-    @property
-    @override
-    def iterations(self) -> int:
-        return self.steps
 
     @property
     @override
@@ -153,46 +170,38 @@ class PhysicalAttack(SharedAttack):
             )
 
     @override
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
-        return self.restarted(self.begin(problem, _unit(problem)[0]))
-
-    def restarted(self, state: SharedState) -> SharedState:
-        """The state with moments as before the first step."""
-        like = state[self.learned]
-        count = torch.zeros(1, dtype=torch.int64, device=like.device)
-        return {**state, "mean": torch.zeros_like(like), "square": torch.zeros_like(like), "count": count}
+    def start(self, asks: Sequence[WhiteBoxAsk]) -> P:
+        return self.begin(asks[0].problem, _unit(asks[0].problem)[0])
 
     @override
-    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
-        texture = state[self.learned]
-        grad = self.ask(oracles, problem, state, step).grad.nan_to_num(0.0)
-        way, mean, square = adam(
-            grad.unsqueeze(0), state["mean"].unsqueeze(0), state["square"].unsqueeze(0), state["count"]
-        )
+    def step(self, asks: Sequence[WhiteBoxAsk], state: P, step: int) -> P:
+        grad = self.gradient(asks, state, step).nan_to_num(0.0)
+        way, mean, square = adam(grad.unsqueeze(0), state.mean.unsqueeze(0), state.square.unsqueeze(0), state.count)
         rate = self.rate * 0.5 * float(1 + np.cos(np.pi * step / self.steps))
-        return {
-            **state, self.learned: self.admit(texture - rate * way[0], state), "mean": mean[0], "square": square[0],
-            "count": state["count"] + 1,
-        }  # fmt: skip
+        moved = self.admit(state.texture - rate * way[0], state)
+        return replace(state, texture=moved, mean=mean[0], square=square[0], count=state.count + 1)
 
-    def ask(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> Asked:
-        """Asks all models at one set of pictures, and pulls the gradient back to the texture."""
-        seen = _views(problem, self.views)
-        loss, target = self._loss(problem)
+    def gradient(self, asks: Sequence[WhiteBoxAsk], state: P, step: int) -> Tensor:
+        """Of the objective, which the attack minimises, with respect to the texture: asks all models at one set of pictures
+        and pulls their gradients back.
+        """
+        rows = np.tile(np.arange(len(asks[0].problem)), self.views)
+        seen = _seen(asks[0].problem, rows, self.views)
+        loss, target = self._loss(seen)
         unit, low, width = _unit(seen)
         with torch.enable_grad():
-            texture = state[self.learned].detach().requires_grad_()
-            made = {**state, self.learned: texture}
-            shot = low + width * self.picture(made, self.geometry(), unit, seen.keyed, step).x
+            texture = state.texture.detach().requires_grad_()
+            free = replace(state, texture=texture)
+            shot = low + width * self.picture(free.printed, unit, seen.keyed, step).x
             point = _inside(seen, shot.detach())
-            t = seen.target if target is None else torch.full_like(seen.target, target)
-            answers = [oracle.gradient(point, seen.rows, loss, seen.y, t) for oracle in oracles]
+            aim = None if target is None else torch.full_like(seen.target, target)
+            answers = [ask.at(rows).as_given.gradient(point, loss, target=aim) for ask in asks]
             weights = self.weights(torch.stack([a.value.nan_to_num(0.0).mean() for a in answers]))
             push = sum(
                 (w * a.grad.nan_to_num(0.0) for w, a in zip(weights, answers, strict=True)), torch.zeros_like(shot)
             )
-            objective = self.penalty(made) - (shot * push.detach()).sum() / len(shot)
-            return Asked(answers, torch.autograd.grad(objective, texture)[0])
+            objective = self.penalty(free) - (shot * push.detach()).sum() / len(shot)
+            return torch.autograd.grad(objective, texture)[0]
 
     def _loss(self, problem: Problem) -> tuple[Loss, int | None]:
         """The loss, and the class to steer to where it is not the problem's."""
@@ -205,17 +214,21 @@ class PhysicalAttack(SharedAttack):
         return loss, self.aim if targeted and not aimed else None
 
     @override
-    def artefact(self, state: SharedState) -> Artefact:
-        return Artefact(name_of(self), {k: state[k] for k in self.shown}, self.geometry())
+    def artefact(self, state: P) -> Artefact:
+        printed = state.printed
+        tensors = {self.learned: printed.texture} | ({} if printed.mask is None else {"mask": printed.mask})
+        return Artefact(name_of(self), tensors, {name: getattr(self, name) for name in self.geometry})
 
     @torch.no_grad()
     @override
     def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
-        made = {k: v.to(x) for k, v in artefact.tensors.items()}
+        tensors = {k: v.to(x) for k, v in artefact.tensors.items()}
+        printed = Printed(tensors[self.learned], tensors.get("mask"))
+        made = replace(self, **{name: artefact.facts[name] for name in self.geometry})
         if problem is None:
-            return self.picture(made, artefact.facts, x, draws, 0)
+            return made.picture(printed, x, draws, 0)
         unit, low, width = _unit(problem)
-        taken = self.picture(made, artefact.facts, unit, draws, 0)
+        taken = made.picture(printed, unit, draws, 0)
         return replace(taken, x=_inside(problem, low + width * taken.x))
 
 
@@ -233,11 +246,9 @@ def _inside(problem: Problem, x: Tensor) -> Tensor:
     return valid(whole, torch.minimum(torch.maximum(x, low), high))
 
 
-def _views(problem: Problem, views: int) -> Problem:
-    """Each sample so many times, with draws of their own."""
+def _seen(problem: Problem, rows: np.ndarray, views: int) -> Problem:
+    """Each sample as often as ``rows`` says, with draws of their own in each view."""
     if views == 1:
         return problem
-    rows = np.tile(np.arange(len(problem)), views)
-    many, keyed = problem.select(rows), problem.keyed
-    rounds = np.repeat(np.arange(views), len(problem))
-    return replace(many, draws=keyed.draws.of(many.ids, rounds))
+    many = problem.select(rows)
+    return replace(many, draws=problem.keyed.draws.of(many.ids, np.repeat(np.arange(views), len(problem))))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
-from holdfast.attacks.shared import Applied, SharedState
+from holdfast.attacks.families.scene_artefact import PhysicalAttack, PhysicalState, Printed
+from holdfast.attacks.shared import Applied
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.problem import Problem
@@ -27,7 +26,7 @@ _BRIDGE, _TEMPLE, _RAISED = 0.16, 0.86, -0.06  # half the bridge, inner end of a
 
 
 @dataclass(frozen=True)
-class EyeglassFrame(PhysicalAttack):
+class EyeglassFrame(PhysicalAttack[PhysicalState]):
     """The texture covers a frame of two rims, a bridge and two temples, over the eyes of pictures that show a face
     upright and filling the picture; the frame sits a little differently on each.
 
@@ -45,6 +44,7 @@ class EyeglassFrame(PhysicalAttack):
         0.05, "weight of the non-printability score, 0 or more", "ours: our score is scaled"
     )
 
+    geometry: ClassVar[tuple[str, ...]] = ("size", "height")
     card: ClassVar[Card] = Card(
         title="Eyeglass frames",
         rows=("E41", "T03"),
@@ -63,37 +63,28 @@ class EyeglassFrame(PhysicalAttack):
         checked_by="pixels off the frame stay; held-out success against a frame that was not fitted",
     )
 
-    @property
     @override
-    def learned(self) -> str:
-        return "texture"
-
-    @override
-    def geometry(self) -> dict[str, Any]:
-        return {"size": self.size, "height": self.height}
-
-    @override
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
+    def begin(self, problem: Problem, x: Tensor) -> PhysicalState:
         channels, side = x.shape[1], max(4, min(x.shape[2:]))
-        return {"texture": torch.full((channels, side, 2 * side), 0.5, dtype=x.dtype, device=x.device)}
+        return PhysicalState.at(torch.full((channels, side, 2 * side), 0.5, dtype=x.dtype, device=x.device))
 
     @override
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         slip = (-self.slip, self.slip)
         drawn = conditions(draws, step, x, **self.turns(), **self.lights(), right=slip, down=slip)
-        half = facts["size"] * drawn["scale"]
-        pose = {**drawn, "down": drawn["down"] + facts["height"]}
+        half = self.size * drawn["scale"]
+        pose = {**drawn, "down": drawn["down"] + self.height}
         at = seen_at(homography(pose, half), pixels(height, width, x))
         pixel = (half * min(height, width) / 2).view(-1, 1, 1)
         share = (0.5 + pixel * frame_depth(at)).clamp(0, 1).unsqueeze(1)
-        frame = lit(sample(made["texture"], at * at.new_tensor([1.0, 2.0])), drawn)
+        frame = lit(sample(printed.texture, at * at.new_tensor([1.0, 2.0])), drawn)
         shown = x + share * (frame - x)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})
 
     @override
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
-        texture = made["texture"]
+    def penalty(self, state: PhysicalState) -> Tensor:
+        texture = state.texture
         channels, high, wide = texture.shape
         on = frame_depth(pixels(high, wide, texture) / 2) > 0
         score = non_printability(texture, printable(texture, channels), on)

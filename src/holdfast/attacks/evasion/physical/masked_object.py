@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
-from holdfast.attacks.shared import Applied, SharedState
+from holdfast.attacks.families.scene_artefact import PhysicalAttack, PhysicalState, Printed
+from holdfast.attacks.shared import Applied
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.transforms.scene.camera import (
     blurred,
     clipped,
@@ -31,11 +31,29 @@ from holdfast.transforms.scene.camera import (
 )
 from holdfast.transforms.scene.printing import non_printability, printable
 
-__all__ = ["MaskedObject"]
+__all__ = ["MaskedObject", "MaskedObjectState"]
 
 
 @dataclass(frozen=True)
-class MaskedObject(PhysicalAttack):
+class MaskedObjectState(PhysicalState):
+    """Attributes:
+    mask: uint8, like the texture: where it may lie.
+    object: likewise, the mean of the fitting samples.
+    searches: (1,) uint8: the mask is still looked for.
+    """
+
+    mask: Tensor
+    object: Tensor
+    searches: Tensor
+
+    @property
+    @override
+    def printed(self) -> Printed:
+        return Printed(self.texture, self.mask)
+
+
+@dataclass(frozen=True)
+class MaskedObject(PhysicalAttack[MaskedObjectState]):
     """``delta`` is added to the object inside a mask; the object with it is turned, scaled, moved and lit as a whole.
 
     The samples are pictures of one object, or of objects of one kind, that fills the picture at the same place (signs
@@ -57,6 +75,8 @@ class MaskedObject(PhysicalAttack):
     tilt: float = parameter(0.1, "largest perspective to either side, in [0, 0.5]", "ours: seen from beside the road")
     blur: float = parameter(0.0, "largest blur, standard deviation in pixels, 0 or more", "ours")
 
+    state = MaskedObjectState
+    learned: ClassVar[str] = "delta"
     card: ClassVar[Card] = Card(
         title="RP2",
         rows=("E40", "T03"),
@@ -81,43 +101,30 @@ class MaskedObject(PhysicalAttack):
         if not 0 < self.area <= 1 or not 0 < self.finding < 1 or not 0 <= self.tilt <= 0.5:
             raise UsageError("RP2 needs area in (0, 1], finding in (0, 1) and tilt in [0, 0.5]")
 
-    @property
     @override
-    def learned(self) -> str:
-        return "delta"
-
-    @property
-    @override
-    def shown(self) -> tuple[str, ...]:
-        return ("delta", "mask")
-
-    @override
-    def geometry(self) -> dict[str, Any]:
-        return {}
-
-    @override
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
+    def begin(self, problem: Problem, x: Tensor) -> MaskedObjectState:
         given = problem.set.mask
         whole = torch.ones_like(x[0], dtype=torch.bool)
         mask = whole if given is None else given.expand(len(x), *x.shape[1:]).all(0)
         if not bool(mask.any()):
             raise UsageError("the samples' masks have no feature in common, so no sticker fits on all of them")
-        return {
-            "delta": torch.zeros_like(x[0]), "mask": mask.to(torch.uint8), "object": x.mean(0),
-            "searches": torch.tensor([given is None]).to(torch.uint8),
-        }  # fmt: skip
+        searches = torch.tensor([given is None]).to(torch.uint8)
+        return MaskedObjectState.at(
+            torch.zeros_like(x[0]), mask=mask.to(torch.uint8), object=x.mean(0), searches=searches
+        )
 
     @override
-    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
-        state = super().step(oracles, problem, state, step)
-        if bool(state["searches"]) and step + 1 >= max(1, int(self.finding * self.steps)) and step + 1 < self.steps:
-            mask = most_changed(state["delta"], self.area)
-            found = {**state, "delta": torch.zeros_like(state["delta"]), "mask": mask.to(torch.uint8)}
-            return self.restarted({**found, "searches": torch.zeros_like(state["searches"])})
+    def step(self, asks: Sequence[WhiteBoxAsk], state: MaskedObjectState, step: int) -> MaskedObjectState:
+        state = super().step(asks, state, step)
+        if bool(state.searches) and step + 1 >= max(1, int(self.finding * self.steps)) and step + 1 < self.steps:
+            mask, nothing = most_changed(state.texture, self.area), torch.zeros_like(state.searches)
+            return MaskedObjectState.at(
+                torch.zeros_like(state.texture), mask=mask.to(torch.uint8), object=state.object, searches=nothing
+            )
         return state
 
     @override
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         move, tilt = (-self.shift, self.shift), (-self.tilt, self.tilt)
         drawn = conditions(
@@ -126,22 +133,23 @@ class MaskedObject(PhysicalAttack):
         )  # fmt: skip
         at = seen_at(homography(drawn, drawn["scale"]), pixels(height, width, x))
         edges = at.new_tensor([min(height, width) / width, min(height, width) / height])
-        print_ = clipped(x + made["mask"].to(x) * made["delta"])
+        mask = torch.ones_like(printed.texture) if printed.mask is None else printed.mask.to(x)
+        print_ = clipped(x + mask * printed.texture)
         shown = blurred(lit(sample(print_, at * edges), drawn), drawn["blur"], self.blur)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})
 
     @override
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
-        delta, mask = made["delta"], made["mask"].to(made["delta"])
-        if bool(made["searches"]):
+    def penalty(self, state: MaskedObjectState) -> Tensor:
+        delta, mask = state.texture, state.mask.to(state.texture)
+        if bool(state.searches):
             return self.sparsity * delta.abs().mean()
-        printed = (made["object"] + mask * delta).clamp(0, 1)
+        printed = (state.object + mask * delta).clamp(0, 1)
         score = non_printability(printed, printable(delta, len(delta)), mask.amax(0))
         return self.size * (mask * delta).abs().sum() / mask.sum() + self.printability * score
 
     @override
-    def admit(self, texture: Tensor, state: SharedState) -> Tensor:
-        return texture.clamp(-1, 1) * state["mask"].to(texture)
+    def admit(self, texture: Tensor, state: MaskedObjectState) -> Tensor:
+        return texture.clamp(-1, 1) * state.mask.to(texture)
 
 
 def most_changed(delta: Tensor, area: float) -> Tensor:

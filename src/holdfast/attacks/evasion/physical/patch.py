@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
-from holdfast.attacks.shared import Applied, SharedState
+from holdfast.attacks.families.scene_artefact import PhysicalAttack, PhysicalState, Printed
+from holdfast.attacks.shared import Applied
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
@@ -34,7 +33,7 @@ __all__ = ["Patch"]
 
 
 @dataclass(frozen=True)
-class Patch(PhysicalAttack):
+class Patch(PhysicalAttack[PhysicalState]):
     """The patch lies at a random place of the picture, turned, scaled, tilted and lit at random; nothing else changes."""
 
     area: float = parameter(0.1, "share of the picture at size 1, in (0, 1)", "Brown et al. 2017: 10 %")
@@ -42,6 +41,8 @@ class Patch(PhysicalAttack):
     tilt: float = parameter(0.1, "largest perspective to either side, in [0, 0.5]", "ours")
     resolution: int = parameter(0, "texels a side; 0: two for each pixel it is wide", "ours")
 
+    learned: ClassVar[str] = "patch"
+    geometry: ClassVar[tuple[str, ...]] = ("shape", "area")
     card: ClassVar[Card] = Card(
         title="Adversarial patch",
         rows=("E39", "T03"),
@@ -66,33 +67,24 @@ class Patch(PhysicalAttack):
         if not 0 < self.area < 1 or self.shape not in ("circle", "square") or not 0 <= self.tilt <= 0.5:
             raise UsageError("a patch needs area in (0, 1), tilt in [0, 0.5] and the shape circle or square")
 
-    @property
     @override
-    def learned(self) -> str:
-        return "patch"
-
-    @override
-    def geometry(self) -> dict[str, Any]:
-        return {"shape": self.shape, "area": self.area}
-
-    @override
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
+    def begin(self, problem: Problem, x: Tensor) -> PhysicalState:
         channels, height, width = x.shape[1:]
         half = half_side(self.area, height, width, round=self.shape == "circle")
         side = self.resolution or max(2, round(2 * half * min(height, width)))
-        return {"patch": torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device)}
+        return PhysicalState.at(torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device))
 
     @override
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         tilt = (-self.tilt, self.tilt)
         drawn = conditions(
             draws, step, x, **self.turns(), **self.lights(), right=(-1, 1), down=(-1, 1), lean=tilt, tip=tilt
         )
-        half = half_side(facts["area"], height, width, round=facts["shape"] == "circle") * drawn["scale"]
+        half = half_side(self.area, height, width, round=self.shape == "circle") * drawn["scale"]
         across, along = room(half, height, width)
         pose = {**drawn, "right": drawn["right"] * across, "down": drawn["down"] * along}
         at = seen_at(homography(pose, half), pixels(height, width, x))
-        share = cover(at, half, min(height, width) / 2, facts["shape"])
-        shown = x + share * (lit(sample(made["patch"], at), drawn) - x)
+        share = cover(at, half, min(height, width) / 2, self.shape)
+        shown = x + share * (lit(sample(printed.texture, at), drawn) - x)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})

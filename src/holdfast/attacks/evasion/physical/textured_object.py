@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, pi
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
-from holdfast.attacks.shared import Applied, SharedState
+from holdfast.attacks.families.scene_artefact import PhysicalAttack, PhysicalState, Printed
+from holdfast.attacks.shared import Applied
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
@@ -29,7 +28,7 @@ _PLAIN = 0.5
 
 
 @dataclass(frozen=True)
-class TexturedObject(PhysicalAttack):
+class TexturedObject(PhysicalAttack[PhysicalState]):
     """A solid with a learned texture is rendered before the samples, which are the backgrounds, in random poses, sizes,
     places and lights.
 
@@ -56,6 +55,7 @@ class TexturedObject(PhysicalAttack):
     )
     resolution: int = parameter(0, "texels from top to bottom; 0: as many as pixels, seen from the front", "ours")
 
+    geometry: ClassVar[tuple[str, ...]] = ("solid", "area")
     card: ClassVar[Card] = Card(
         title="Adversarial 3D texture",
         rows=("E42", "T03"),
@@ -82,37 +82,28 @@ class TexturedObject(PhysicalAttack):
         if not 0 < self.area <= 0.6 or not 0 <= self.wander <= 1 or not 0 <= self.ambient <= 1:
             raise UsageError("a textured object needs area in (0, 0.6], wander and ambient in [0, 1]")
 
-    @property
     @override
-    def learned(self) -> str:
-        return "texture"
-
-    @override
-    def geometry(self) -> dict[str, Any]:
-        return {"solid": self.solid, "area": self.area}
-
-    @override
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
+    def begin(self, problem: Problem, x: Tensor) -> PhysicalState:
         channels, height, width = x.shape[1:]
         across = half_side(self.area, height, width, round=True) * min(height, width)
         high = max(2, self.resolution or ceil(across * (pi / 2 if self.solid == "sphere" else 1)))
         shape = {"sphere": (high, 2 * high), "box": (2 * high, 3 * high), "plane": (high, high)}[self.solid]
-        return {"texture": torch.full((channels, *shape), _PLAIN, dtype=x.dtype, device=x.device)}
+        return PhysicalState.at(torch.full((channels, *shape), _PLAIN, dtype=x.dtype, device=x.device))
 
     @override
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         turn, place, lamp = (-self.pitch, self.pitch), (-self.wander, self.wander), (-self.lamp, self.lamp)
         drawn = conditions(
             draws, step, x, **self.turns(), **self.lights(), pitch=turn, roll=turn, right=place, down=place,
             lamp_x=lamp, lamp_y=lamp,
         )  # fmt: skip
-        radius = half_side(facts["area"], height, width, round=True)
+        radius = half_side(self.area, height, width, round=True)
         across, along = room(radius * drawn["scale"], height, width)
         toward = F.normalize(torch.stack([drawn["lamp_x"], drawn["lamp_y"], -torch.ones_like(across)], 1), dim=1)
-        painted = lit(made["texture"].expand(len(x), -1, -1, -1), drawn)
+        painted = lit(printed.texture.expand(len(x), -1, -1, -1), drawn)
         shown, _ = render(
-            facts["solid"], painted, x, rotation(drawn["angle"], drawn["pitch"], drawn["roll"]),
+            self.solid, painted, x, rotation(drawn["angle"], drawn["pitch"], drawn["roll"]),
             distance_for(radius) / drawn["scale"], drawn["right"] * across, drawn["down"] * along, toward,
             ambient=self.ambient,
         )  # fmt: skip
@@ -120,7 +111,7 @@ class TexturedObject(PhysicalAttack):
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 
     @override
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
-        texture = made["texture"]
+    def penalty(self, state: PhysicalState) -> Tensor:
+        texture = state.texture
         plain = lab(torch.full_like(texture, _PLAIN))
         return self.likeness * (lab(texture) - plain).square().sum(-3).mean()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.families.scene_artefact import Facts, PhysicalAttack
-from holdfast.attacks.shared import Applied, SharedState
+from holdfast.attacks.families.scene_artefact import PhysicalAttack, PhysicalState, Printed
+from holdfast.attacks.shared import Applied
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
@@ -38,7 +37,7 @@ __all__ = ["TpsShirt"]
 
 
 @dataclass(frozen=True)
-class TpsShirt(PhysicalAttack):
+class TpsShirt(PhysicalAttack[PhysicalState]):
     """A square print on the middle of the picture, bent by a thin-plate spline with control points shifted at random,
     then turned, scaled, moved, blurred and lit.
 
@@ -55,6 +54,7 @@ class TpsShirt(PhysicalAttack):
     gamma: float = parameter(1.0, "how far the weights of several models stay from the hardest alone, above 0", "ours")
     resolution: int = parameter(0, "texels a side; 0: two for each pixel it is wide", "ours")
 
+    geometry: ClassVar[tuple[str, ...]] = ("area", "control")
     card: ClassVar[Card] = Card(
         title="Adversarial T-shirt",
         rows=("E43", "T03"),
@@ -80,44 +80,35 @@ class TpsShirt(PhysicalAttack):
         if not 0 < self.area < 1 or not 0 <= self.bend <= 0.5 or not 0 <= self.wander <= 1 or self.gamma <= 0:
             raise UsageError("a shirt needs area in (0, 1), bend in [0, 0.5], wander in [0, 1] and gamma above 0")
 
-    @property
     @override
-    def learned(self) -> str:
-        return "texture"
-
-    @override
-    def geometry(self) -> dict[str, Any]:
-        return {"area": self.area, "control": self.control}
-
-    @override
-    def begin(self, problem: Problem, x: Tensor) -> SharedState:
+    def begin(self, problem: Problem, x: Tensor) -> PhysicalState:
         channels, height, width = x.shape[1:]
         side = self.resolution or max(2, round(2 * half_side(self.area, height, width) * min(height, width)))
-        return {"texture": torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device)}
+        return PhysicalState.at(torch.full((channels, side, side), 0.5, dtype=x.dtype, device=x.device))
 
     @override
-    def picture(self, made: Mapping[str, Tensor], facts: Facts, x: Tensor, draws: SampleDraws, step: int) -> Applied:
+    def picture(self, printed: Printed, x: Tensor, draws: SampleDraws, step: int) -> Applied:
         height, width = x.shape[2:]
         place = (-self.wander, self.wander)
         drawn = conditions(
             draws, step, x, **self.turns(), **self.lights(), right=place, down=place, blur=(0, self.blur),
             bend=(0, self.bend),
         )  # fmt: skip
-        half = half_side(facts["area"], height, width) * drawn["scale"]
+        half = half_side(self.area, height, width) * drawn["scale"]
         across, along = room(half, height, width)
         pose = {**drawn, "right": drawn["right"] * across, "down": drawn["down"] * along}
         flat = seen_at(homography(pose, half), pixels(height, width, x))
-        pull = 2 * draws.uniform("cloth", (facts["control"] ** 2, 2), step).to(x) - 1
+        pull = 2 * draws.uniform("cloth", (self.control**2, 2), step).to(x) - 1
         at = bent(flat, pull * drawn["bend"].view(-1, 1, 1))
         share = cover(at, half, min(height, width) / 2, "square")
-        cloth = lit(sample(made["texture"], at), drawn)
+        cloth = lit(sample(printed.texture, at), drawn)
         shown = blurred(x + share * (cloth - x), drawn["blur"], self.blur)
         kept = {k: drawn[k] for k in ("angle", "scale", "light", "bend")}
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 
     @override
-    def penalty(self, made: Mapping[str, Tensor]) -> Tensor:
-        return self.smoothness * total_variation(made["texture"])
+    def penalty(self, state: PhysicalState) -> Tensor:
+        return self.smoothness * total_variation(state.texture)
 
     @override
     def weights(self, losses: Tensor) -> Tensor:

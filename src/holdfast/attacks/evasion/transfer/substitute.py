@@ -22,7 +22,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.data.dataset import Dataset
-from holdfast.judge.oracles import SoftLabelOracle
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.models.zoo import substitute
 from holdfast.numerics.distance import box
 from holdfast.numerics.losses import complete
@@ -30,13 +30,28 @@ from holdfast.training.batch import Batch
 from holdfast.training.loop import fit
 from holdfast.training.settings import TrainingSettings
 
-__all__ = ["Substitute"]
+__all__ = ["Substitute", "SubstituteState"]
 
 _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Substitute(SharedAttack):
+class SubstituteState(SharedState):
+    """Attributes:
+    weights: (p,) float32 those of the substitute, one after the other.
+    x: (m, \\*features) the inputs that were asked.
+    owner: (m,) int64 the samples that they stem from.
+    answer: (m, K) float32 probabilities.
+    """
+
+    weights: Tensor
+    x: Tensor
+    owner: Tensor
+    answer: Tensor
+
+
+@dataclass(frozen=True)
+class Substitute(SharedAttack[SoftLabelAsk, SubstituteState]):
     """``S <- S + {x + lambda sign(grad_x F_k(x)), k the answer to x}``, then the substitute F is trained on S again."""
 
     rounds: int = parameter(
@@ -55,6 +70,7 @@ class Substitute(SharedAttack):
     train_epochs: int = parameter(10, "passes over all inputs in each round, at least 1", "Papernot et al. 2017: 10")
     attack_steps: int = parameter(10, "MI-FGSM steps on the substitute, at least 1", "Dong et al. 2018")
 
+    state = SubstituteState
     card: ClassVar[Card] = Card(
         title="Substitute training",
         rows=("E36", "T03"),
@@ -94,25 +110,28 @@ class Substitute(SharedAttack):
             raise UsageError("a new input must lie apart from the old one, and a reservoir hold one at least")
 
     @override
-    def start(self, oracles: Sequence[SoftLabelOracle], problem: Problem) -> SharedState:
-        known = self._ask(oracles[0], problem.x, problem.rows)
-        model = substitute(tuple(problem.x.shape[1:]), known[2].shape[1], problem.keyed.draws.seed)
-        return _state(model, *known)
+    def start(self, asks: Sequence[SoftLabelAsk]) -> SubstituteState:
+        (ask,) = asks
+        problem = ask.problem
+        x, owner, answer = self._asked(ask, problem.x, torch.arange(len(problem), device=problem.x.device))
+        model = substitute(tuple(problem.x.shape[1:]), answer.shape[1], problem.keyed.draws.seed)
+        return SubstituteState(_weights(model), x, owner, answer)
 
     @override
-    def step(self, oracles: Sequence[SoftLabelOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
-        model = _built(state, problem.x)
-        x, owner, answer = state["x"], state["owner"], state["answer"]
+    def step(self, asks: Sequence[SoftLabelAsk], state: SubstituteState, step: int) -> SubstituteState:
+        (ask,) = asks
+        problem, model = ask.problem, _built(state)
+        x, owner, answer = state.x, state.owner, state.answer
         if step:
-            more = self._ask(oracles[0], *self._suggested(model, problem, x, owner, answer, step))
+            more = self._asked(ask, *self._suggested(model, problem, x, owner, answer, step))
             x, owner, answer = (torch.cat(pair) for pair in zip((x, owner, answer), more, strict=True))
         self._learn(model, x, answer, problem.keyed.draws.seed + 1 + step)
-        return _state(model, x, owner, answer)
+        return SubstituteState(_weights(model), x, owner, answer)
 
     @override
-    def artefact(self, state: SharedState) -> Artefact:
-        weights = {k: v for k, v in state.items() if k.startswith("weights.")}
-        facts = {"shape": list(state["x"].shape[1:]), "classes": state["answer"].shape[1], "inputs": len(state["x"])}
+    def artefact(self, state: SubstituteState) -> Artefact:
+        weights = {f"weights.{k}": v.detach().clone() for k, v in _built(state).state_dict().items()}
+        facts = {"shape": list(state.x.shape[1:]), "classes": state.answer.shape[1], "inputs": len(state.x)}
         return Artefact("substitute", weights, facts)
 
     @override
@@ -122,14 +141,15 @@ class Substitute(SharedAttack):
         model = _load(substitute(tuple(artefact.facts["shape"]), artefact.facts["classes"], 0), artefact.tensors)
         return Applied(searched(model.to(x.device, x.dtype), replace(problem, x=x, draws=draws), self.attack_steps))
 
-    def _ask(self, oracle: SoftLabelOracle, x: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _asked(self, ask: SoftLabelAsk, x: Tensor, owner: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs, the samples they stem from, and the answers as probabilities (m, K); what was not answered is left out."""
+        some = ask.as_given.at(owner.cpu().numpy())
         if self.answers == "scores":
-            told, answered = oracle.log_probs(x, owner)
-            told = complete(told).exp()
+            scored = some.scores(x)
+            told, answered = complete(scored.scores).exp(), scored.answered
         else:
-            labels, answered = oracle.labels(x, owner)
-            told = nn.functional.one_hot(labels, oracle.classes)
+            labelled = some.labels(x)
+            told, answered = nn.functional.one_hot(labelled.labels, ask.classes), labelled.answered
         return x[answered], owner[answered], told[answered].to(torch.float32)
 
     def _suggested(
@@ -160,19 +180,19 @@ class Substitute(SharedAttack):
             fit(model, data, loss, settings=settings, device=x.device)
 
 
-def _state(model: nn.Module, x: Tensor, owner: Tensor, answer: Tensor) -> SharedState:
-    weights = {f"weights.{k}": v.detach().clone() for k, v in model.state_dict().items()}
-    return {**weights, "x": x, "owner": owner, "answer": answer}
+def _weights(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
-def _built(state: SharedState, like: Tensor) -> nn.Module:
-    """The substitute of a state."""
-    return _load(substitute(tuple(like.shape[1:]), state["answer"].shape[1], 0), state).to(like.device)
+def _built(state: SubstituteState) -> nn.Module:
+    """The substitute of a state; it has parameters and no buffers."""
+    model = substitute(tuple(state.x.shape[1:]), state.answer.shape[1], 0).to(state.x.device)
+    nn.utils.vector_to_parameters(state.weights.clone(), model.parameters())
+    return model
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    found = {k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")}
-    model.load_state_dict(found)
+    model.load_state_dict({k.removeprefix("weights."): v for k, v in tensors.items() if k.startswith("weights.")})
     return model
 
 

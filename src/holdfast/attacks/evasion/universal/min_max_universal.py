@@ -10,22 +10,31 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.universal import ascend, falling, on_samples
-from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
+from holdfast.attacks.common.universal import UniversalState, ascend, falling, on_samples
+from holdfast.attacks.shared import Applied, Artefact, SharedAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import clipped, pick_loss
 from holdfast.numerics.project import project_on_simplex
 
-__all__ = ["MinMaxUniversal"]
+__all__ = ["MinMaxUniversal", "MinMaxUniversalState"]
 
 
 @dataclass(frozen=True)
-class MinMaxUniversal(SharedAttack):
+class MinMaxUniversalState(UniversalState):
+    """Attributes:
+    weight: (samples, models) float64, on the simplex.
+    """
+
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class MinMaxUniversal(SharedAttack[WhiteBoxAsk, MinMaxUniversalState]):
     """``v <- project(v + step * steepest(sum_i w_i grad loss_i))``, then the weights of the simplex leave the samples
     that are fooled already. With several models each pair of sample and model is a domain.
 
@@ -45,6 +54,7 @@ class MinMaxUniversal(SharedAttack):
         3.0, "pull of K w toward 1, 0 or more; the larger, the nearer to the mean over the samples", "Wang et al. 2021"
     )
 
+    state = MinMaxUniversalState
     card: ClassVar[Card] = Card(
         title="Min-max universal perturbation (APGDA)",
         rows=("E15", "E16", "E18", "T03"),
@@ -67,11 +77,6 @@ class MinMaxUniversal(SharedAttack):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def samples_a_step(self) -> int:
         return self.batch
 
@@ -82,32 +87,33 @@ class MinMaxUniversal(SharedAttack):
             raise UsageError("min-max needs steps and batch of at least 1, and rate, gamma and kappa of at least 0")
 
     @override
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
-        domains = len(problem) * len(oracles)
-        even = problem.set.eps.new_full((len(problem), len(oracles)), 1 / domains)
-        return {"v": torch.zeros_like(problem.x[0]), "weight": even}
+    def start(self, asks: Sequence[WhiteBoxAsk]) -> MinMaxUniversalState:
+        problem = asks[0].problem
+        domains = len(problem) * len(asks)
+        even = problem.set.eps.new_full((len(problem), len(asks)), 1 / domains)
+        return MinMaxUniversalState(torch.zeros_like(problem.x[0]), even)
 
     @override
-    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
-        x, total = on_samples(problem, state["v"]), torch.zeros_like(state["v"])
+    def step(self, asks: Sequence[WhiteBoxAsk], state: MinMaxUniversalState, step: int) -> MinMaxUniversalState:
+        problem, total = asks[0].problem, torch.zeros_like(state.v)
+        x = on_samples(problem, state.v)
         values: list[Tensor] = []
-        domains = state["weight"].numel()
-        share = domains * state["weight"][problem.rows]
-        for k, oracle in enumerate(oracles):
-            plain, _ = pick_loss(self.loss, problem.goal, oracle.classes)
-            loss = clipped(plain, self.kappa)
-            asked = oracle.gradient(x, problem.rows, loss, problem.y, problem.target)
-            total += (problem.flat(share[:, k].to(x.dtype)) * asked.grad.nan_to_num(0.0)).mean(0)
-            values.append(asked.value.double().nan_to_num(0.0) * asked.answered)
-        moved = share - self.rate * (torch.stack(values, 1) + self.gamma * (share - 1))
-        weight = state["weight"].index_copy(0, problem.rows, moved / domains)
+        domains = state.weight.numel()
+        multiple = domains * state.weight[problem.rows]
+        for k, ask in enumerate(asks):
+            plain, _ = pick_loss(self.loss, problem.goal, ask.classes)
+            g = ask.as_given.gradient(x, clipped(plain, self.kappa))
+            total += (problem.flat(multiple[:, k].to(x.dtype)) * g.grad.nan_to_num(0.0)).mean(0)
+            values.append(g.value.double().nan_to_num(0.0) * g.answered)
+        moved = multiple - self.rate * (torch.stack(values, 1) + self.gamma * (multiple - 1))
+        weight = state.weight.index_copy(0, problem.rows, moved / domains)
         weight = project_on_simplex(weight.view(1, -1)).view_as(weight)
-        size = falling(self.relative_step, step, self.steps)
-        return {"v": ascend(problem.set, state["v"], total, size), "weight": weight}
+        length = falling(self.relative_step, step, self.steps)
+        return MinMaxUniversalState(ascend(problem.set, state.v, total, length), weight)
 
     @override
-    def artefact(self, state: SharedState) -> Artefact:
-        return Artefact("min_max_universal", {"v": state["v"], "weight": state["weight"]})
+    def artefact(self, state: MinMaxUniversalState) -> Artefact:
+        return Artefact("min_max_universal", {"v": state.v, "weight": state.weight})
 
     @override
     def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.common.universal import ascend, falling, on_samples
-from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
+from holdfast.attacks.common.universal import UniversalState, ascend, falling, on_samples
+from holdfast.attacks.shared import Applied, Artefact, SharedAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import WhiteBoxAsk
 from holdfast.numerics.losses import Loss, margin, margin_targeted, pick_loss
 
 __all__ = ["SgdUap"]
 
 
 @dataclass(frozen=True)
-class SgdUap(SharedAttack):
+class SgdUap(SharedAttack[WhiteBoxAsk, UniversalState]):
     """``v <- project(v + step * steepest(mean gradient of the loss at x + v))`` on one batch after the other.
 
     With several models the gradients of all are summed: the perturbation fools the ensemble (Tramer et al. 2018). The
@@ -38,6 +38,7 @@ class SgdUap(SharedAttack):
         5.0, "margin at which a sample counts as fooled, 0 or more", "ours; Shafahi et al. 2020 clip the loss at 9"
     )
 
+    state = UniversalState
     card: ClassVar[Card] = Card(
         title="SGD-UAP",
         rows=("E15", "E16", "T03"),
@@ -59,26 +60,21 @@ class SgdUap(SharedAttack):
 
     @property
     @override
-    def iterations(self) -> int:
-        return self.steps
-
-    @property
-    @override
     def samples_a_step(self) -> int:
         return self.batch
 
     @override
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
-        return {"v": torch.zeros_like(problem.x[0])}
+    def start(self, asks: Sequence[WhiteBoxAsk]) -> UniversalState:
+        return UniversalState(torch.zeros_like(asks[0].problem.x[0]))
 
     @override
-    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
-        x = on_samples(problem, state["v"])
-        total = torch.zeros_like(state["v"])
-        for oracle in oracles:
-            loss = self._loss(problem, oracle.classes)
-            total += oracle.gradient(x, problem.rows, loss, problem.y, problem.target).grad.nan_to_num(0.0).mean(0)
-        return {"v": ascend(problem.set, state["v"], total, falling(self.relative_step, step, self.steps))}
+    def step(self, asks: Sequence[WhiteBoxAsk], state: UniversalState, step: int) -> UniversalState:
+        problem, total = asks[0].problem, torch.zeros_like(state.v)
+        x = on_samples(problem, state.v)
+        for ask in asks:
+            grad = ask.as_given.gradient(x, self._loss(problem, ask.classes)).grad
+            total += grad.nan_to_num(0.0).mean(0)
+        return UniversalState(ascend(problem.set, state.v, total, falling(self.relative_step, step, self.steps)))
 
     def _loss(self, problem: Problem, classes: int) -> Loss:
         if self.loss == "margin":
@@ -86,8 +82,8 @@ class SgdUap(SharedAttack):
         return pick_loss(self.loss, problem.goal, classes)[0]
 
     @override
-    def artefact(self, state: SharedState) -> Artefact:
-        return Artefact("sgd_uap", {"v": state["v"]})
+    def artefact(self, state: UniversalState) -> Artefact:
+        return Artefact("sgd_uap", {"v": state.v})
 
     @override
     def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:

@@ -11,21 +11,32 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.attacks.common.boundary import deepfool_step, leave_a_class, rivals
-from holdfast.attacks.common.universal import on_samples, project_shared
-from holdfast.attacks.shared import Applied, Artefact, SharedAttack, SharedState
+from holdfast.attacks.common.universal import UniversalState, on_samples, project_shared
+from holdfast.attacks.shared import Applied, Artefact, SharedAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Norm
-from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.asks import Answer, WhiteBoxAsk
 from holdfast.numerics.distance import box, distance
 
-__all__ = ["UAP"]
+__all__ = ["UAP", "UAPState"]
 
 
 @dataclass(frozen=True)
-class UAP(SharedAttack):
+class UAPState(UniversalState):
+    """Attributes:
+    best: (\\*features) the v of the best pass.
+    rate: () float64 the share of the samples that it fools; -1 before the first.
+    """
+
+    best: Tensor
+    rate: Tensor
+
+
+@dataclass(frozen=True)
+class UAP(SharedAttack[WhiteBoxAsk, UAPState]):
     """For each sample that x + v does not fool: ``v <- project(v + r)``, r the least l2 move of x + v to a boundary.
 
     ``batch`` samples move v at once: along the sum of their r, as far as the mean of their lengths. One sample at a time
@@ -53,6 +64,7 @@ class UAP(SharedAttack):
         0.02, "share by which r passes the boundary", "Moosavi-Dezfooli et al. 2017, authors' code"
     )
 
+    state = UAPState
     card: ClassVar[Card] = Card(
         title="UAP",
         rows=("E15", "E16"),
@@ -84,68 +96,62 @@ class UAP(SharedAttack):
             raise UsageError("UAP needs passes, batch and inner of at least 1 and a fooling rate in (0, 1]")
 
     @override
-    def start(self, oracles: Sequence[WhiteBoxOracle], problem: Problem) -> SharedState:
+    def start(self, asks: Sequence[WhiteBoxAsk]) -> UAPState:
+        problem = asks[0].problem
         v = torch.zeros_like(problem.x[0])
-        return {"v": v, "best": v, "rate": problem.set.eps.new_full((), -1.0)}
+        return UAPState(v, v, problem.set.eps.new_full((), -1.0))
 
     @override
-    def step(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, state: SharedState, step: int) -> SharedState:
+    def step(self, asks: Sequence[WhiteBoxAsk], state: UAPState, step: int) -> UAPState:
+        problem, v = asks[0].problem, state.v
         order = problem.keyed.uniform("order", (), step).argsort(stable=True).cpu().numpy()
-        v = state["v"]
         for k in range(0, len(order), self.batch):
-            part = problem.select(order[k : k + self.batch])
-            v = project_shared(problem.set, v + self._move(oracles, part, v))
-        rate = self._rate(oracles, problem, v)
-        better = rate > state["rate"]
-        return {"v": v, "best": torch.where(better, v, state["best"]), "rate": torch.where(better, rate, state["rate"])}
+            some = [ask.at(order[k : k + self.batch]) for ask in asks]
+            v = project_shared(problem.set, v + self._move(some, v))
+        rate = torch.stack([_fooled(ask, v)[0].double().mean() for ask in asks]).amin()  # of the model fooled least
+        better = rate > state.rate
+        return UAPState(v, torch.where(better, v, state.best), torch.where(better, rate, state.rate))
 
     @override
-    def finished(self, state: SharedState) -> bool:
-        return bool(state["rate"] >= self.fooling)
+    def finished(self, state: UAPState) -> bool:
+        return bool(state.rate >= self.fooling)
 
-    def _rate(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, v: Tensor) -> Tensor:
-        """() float64 the share of the samples that v fools, of the model that it fools least."""
-        x = on_samples(problem, v)
-        shares = [_fooled(o, problem, x)[0].double().mean() for o in oracles]
-        return torch.stack(shares).amin()
-
-    def _move(self, oracles: Sequence[WhiteBoxOracle], problem: Problem, v: Tensor) -> Tensor:
+    def _move(self, asks: Sequence[WhiteBoxAsk], v: Tensor) -> Tensor:
         """(\\*features) what the samples that v does not fool ask of it, together."""
-        x = on_samples(problem, v)
-        asked = [torch.zeros_like(x[:0])]
-        for oracle in oracles:
-            fooled, answered, scores = _fooled(oracle, problem, x)
-            rows = (~fooled & answered).nonzero().squeeze(-1)
+        moves = [torch.zeros_like(asks[0].problem.x[:0])]
+        for ask in asks:
+            fooled, answer = _fooled(ask, v)
+            rows = (~fooled & answer.answered).nonzero().squeeze(-1)
             if len(rows):
-                part = problem.select(rows.cpu().numpy())
-                asked.append(self._deepfool(oracle, part, x[rows], rivals(scores[rows], part.y, self.candidates)))
-        each = torch.cat(asked)
+                some = ask.at(rows.cpu().numpy())
+                classes = rivals(answer.scores[rows], some.problem.y, self.candidates)
+                moves.append(self._deepfool(some, answer.x[rows], classes))
+        each = torch.cat(moves)
         total = each.sum(0)
         if len(each) < 2:
             return total
         length = distance(Norm.L2, total.unsqueeze(0)).clamp_min(torch.finfo(torch.float64).tiny)
         return total * (distance(Norm.L2, each).mean() / length).to(total.dtype)
 
-    def _deepfool(self, oracle: WhiteBoxOracle, problem: Problem, x: Tensor, classes: Tensor) -> Tensor:
+    def _deepfool(self, ask: WhiteBoxAsk, x: Tensor, classes: Tensor) -> Tensor:
         """(n, \\*features) r, overshoot included; samples leave as they cross."""
-        low, high = (edge.expand_as(x) for edge in box(problem.set, problem.x))
+        low, high = (edge.expand_as(x) for edge in box(ask.problem.set, ask.problem.x))
         delta, left = torch.zeros_like(x), torch.arange(len(x), device=x.device)
         for _ in range(self.inner):
-            part, edges = problem.select(left.cpu().numpy()), (low[left], high[left])
+            edges = low[left], high[left]
             at = (x[left] + (1 + self.overshoot) * delta[left]).clamp(*edges)
-            scores, grad, answered = oracle.jacobian(at, part.rows, classes[left])
-            going = answered & ~part.criterion.certain(scores, part.y, part.target)
-            unsure = part.criterion.unsure(scores, part.y, part.target)
-            move = deepfool_step(Norm.L2, at, scores, grad, classes[left], *edges, unsure) - at
-            delta = delta.index_add(0, left, move * part.flat(going).to(move.dtype))
+            answer = ask.at(left.cpu().numpy()).as_given.jacobian(at, classes[left])
+            going = answer.answered & ~answer.adversarial
+            near = deepfool_step(Norm.L2, at, answer.scores, answer.grad, classes[left], *edges, answer.unsure)
+            delta = delta.index_add(0, left, (near - at) * ask.problem.flat(going).to(near.dtype))
             left = left[going]
             if not len(left):
                 break
         return ((x + (1 + self.overshoot) * delta).clamp(low, high) - x).nan_to_num(0.0)
 
     @override
-    def artefact(self, state: SharedState) -> Artefact:
-        return Artefact("uap", {"v": state["best"]}, {"fooling_rate_on_fitting_samples": float(state["rate"])})
+    def artefact(self, state: UAPState) -> Artefact:
+        return Artefact("uap", {"v": state.best}, {"fooling_rate_on_fitting_samples": float(state.rate)})
 
     @override
     def apply(self, artefact: Artefact, x: Tensor, draws: SampleDraws, problem: Problem | None = None) -> Applied:
@@ -153,7 +159,8 @@ class UAP(SharedAttack):
         return Applied(x + v if problem is None else on_samples(problem, v))
 
 
-def _fooled(oracle: WhiteBoxOracle, problem: Problem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(n,) bool who is fooled at x, (n,) bool who was answered, and the scores."""
-    scores, answered = oracle.logits(x, problem.rows)
-    return problem.criterion.holds(scores, problem.y, problem.target) & answered, answered, scores
+def _fooled(ask: WhiteBoxAsk, v: Tensor) -> tuple[Tensor, Answer]:
+    """(n,) bool which samples v fools, and the answer; a tie that rounding decides counts, for no witness is claimed."""
+    problem = ask.problem
+    answer = ask.as_given.scores(on_samples(problem, v))
+    return problem.criterion.holds(answer.scores, problem.y, problem.target) & answer.answered, answer
