@@ -12,7 +12,6 @@ from holdfast.audits.folder import RunFolder
 from holdfast.audits.journal import Journal
 from holdfast.audits.pictures import in_8_bits, load_png, save_png
 from holdfast.audits.plan import Plan
-from holdfast.audits.reconcile import standings
 from holdfast.audits.replay import Replay
 from holdfast.audits.run import audit
 
@@ -38,20 +37,20 @@ def run(trained, tmp_path_factory):
     return plan, RunFolder(folder)
 
 
-def replayed(run, change=lambda unit: None):
+def replayed(run, **change):
     plan, folder = run
     context = Context.open(plan, folder)
-    units = Journal(folder.journal_file, context.identity, read_only=True).units()
-    change(units["grid", 0])
-    replay = Replay(context, units)
-    replay.run(standings(context, units))
-    return replay.problems
+    records = Journal(folder.journal_file, context.identity, read_only=True).units()
+    fewer = {name: getattr(records["grid", 0], name) - less for name, less in change.items()}
+    replay = Replay(context, records | {("grid", 0): records["grid", 0].model_copy(update=fewer)})
+    replay.run()
+    return replay.notes.problems
 
 
 def test_recheck_counts_the_pictures_anew(run):
     assert replayed(run) == []
     for name in ("saved", "still_breaking"):
-        (problem,) = replayed(run, lambda unit, name=name: unit.update({name: unit[name] - 1}))
+        (problem,) = replayed(run, **{name: 1})
         assert "pictures break the model, not" in problem
 
 

@@ -151,30 +151,35 @@ def _forged(folder, change):
     db.close()
 
 
+def _ends(unit):
+    """What a record says of inputs without an answer."""
+    return unit.get("claims", unit).get("unanswered", {})
+
+
 def _at_the_input(folder, x):
     content = save({"x": x})
     sha = hashlib.sha256(content).hexdigest()
     (folder / "witnesses" / f"{sha}.safetensors").write_bytes(content)
 
     def change(stage, unit):
-        for record in unit.get("no_answer", {}).values():
+        for record in _ends(unit).values():
             record |= {"sha256": sha, "distance": 0.0}
 
     return change
 
 
 def _nearer(stage, unit):
-    for record in unit.get("no_answer", {}).values():
+    for record in _ends(unit).values():
         record["distance"] *= 0.5
 
 
 def _otherwise(stage, unit):
-    for record in unit.get("no_answer", {}).values():
+    for record in _ends(unit).values():
         record["met"] = "+infinity"
 
 
 def _gone(stage, unit):
-    unit.pop("no_answer", None)
+    _ends(unit).clear()
 
 
 @pytest.mark.parametrize("change", [_nearer, _otherwise, _gone, None])

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-import holdfast.audits.run as driver
 from holdfast.audits.clashes import contradictions
-from holdfast.audits.evidence import Claim, Standing
+from holdfast.audits.context import Context
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.folder import RunFolder
+from holdfast.audits.journal import Journal
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
-from holdfast.audits.reconcile import _verdict
+from holdfast.audits.records import AttackRecord, CertificateRecord, Claims, CleanRecord, Fault, Spent, WitnessRecord
 from holdfast.audits.run import audit, resume
 from holdfast.audits.suite import SPARED_SHARE
+from holdfast.audits.verdicts import verdicts
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Status, Verdict, Witness
@@ -22,23 +25,32 @@ from holdfast.core.verdict import Certificate, Status, Verdict, Witness
 EPS = 0.25
 
 
-def _standing(prediction=0, error=False, failed=False, witness=None, marginal=None, certificate=None):
+def _evidence(prediction=0, error=False, failed=False, witness=None, marginal=None, certificate=None):
     """One sample, id 7, of label 0."""
-    one = np.ones(1, dtype=np.int64)
-    standing = Standing(
-        np.array([7]), np.array([0]), np.array([[1.0, 0.0]]), np.array([prediction]), np.array([error]), np.array([failed]),
-        np.array([0.5]), one, one, one,
-    )  # fmt: skip
-    if witness is not None:
-        claim = Claim(Witness(witness, "pgd", "00", -1.0), 0.0, "attack:pgd")
-        standing.nearest[7] = claim
-        if witness <= EPS:
-            standing.broken[7] = claim
-    if marginal is not None:
-        standing.marginal[7] = Claim(Witness(marginal, "pgd", "00", 0.0), 0.0, "attack:pgd")
+    evidence = Evidence(ids=np.array([7]), labels=np.array([0]), eps=EPS)
+    scores = (np.nan, np.nan) if error else (1.0, 0.0)
+    one = Spent(forwards=(1,), backwards=(0,), queries=(1,))
+    evidence.add("clean", CleanRecord(ids=(7,), scores=(scores,), prediction=(prediction,), spent=one))
+    claims = Claims(
+        witnesses={} if witness is None else {7: _claimed(witness, -1.0)},
+        marginal={} if marginal is None else {7: _claimed(marginal, 0.0)},
+        spent=one,
+        found_at=(1,),
+        low_margin=(0.5,),
+    )
+    raised = Fault(ids=(7,), why="ValueError") if failed else None
+    evidence.add("attack:pgd", AttackRecord(ids=(7,), claims=claims, raised=raised))
     if certificate is not None:
-        standing.certificates[7] = Certificate(*certificate, "crown")
-    return standing
+        radius, guarantee = certificate
+        record = CertificateRecord(ids=(7,), certificates={7: Certificate(radius, guarantee, "crown")})
+        evidence.add("certificates", record)
+    return evidence
+
+
+def _claimed(distance, margin):
+    return WitnessRecord(
+        distance=distance, attack="pgd", sha256="00", margin=margin, rounding=0.0, arithmetics=(), prediction=1
+    )
 
 
 SOUND, CHANCE, GUESS = Guarantee.SOUND, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE
@@ -72,7 +84,7 @@ SOUND, CHANCE, GUESS = Guarantee.SOUND, Guarantee.PROBABILISTIC, Guarantee.ESTIM
     ],
 )
 def test_what_a_sample_is_called(status, given):
-    found = _verdict(_standing(**given), 0, EPS)
+    (found,) = verdicts([_evidence(**given)])
     assert found.status is status
     assert (found.id, found.label) == (7, 0)
 
@@ -127,28 +139,18 @@ def small(trained):
     )  # fmt: skip
 
 
-@pytest.fixture
-def entered(monkeypatch):
-    """The payloads of a run: (stage, chunk) -> payload."""
-    kept, enter = {}, driver._enter
-
-    def keep(journal, units, stage, chunk, payload, seconds):
-        kept[stage, chunk] = payload
-        enter(journal, units, stage, chunk, payload, seconds)
-
-    monkeypatch.setattr(driver, "_enter", keep)
-    return kept
+def _ids(out, stage, name="ids"):
+    """What the records of a stage name."""
+    context = Context.open(RunFolder(out).plan(), RunFolder(out))
+    records = Journal(out / "journal.sqlite", context.identity, read_only=True).units()
+    return {i for (of, _), record in records.items() if of == stage for i in getattr(record, name)}
 
 
-def _ids(entered, stage, key="ids"):
-    return {i for (name, _), unit in entered.items() if name == stage for i in unit[key]}
-
-
-def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_path):
+def test_a_planted_contradiction_stops_the_run(small, credulous, tmp_path):
     out = tmp_path / "run"
     document = audit(small, out)
     right = {s.id for s in document.samples if s.prediction == s.label}
-    proved = _ids(entered, "triage", "proved")  # asked of what the first entry left standing
+    proved = _ids(out, "triage", "proved")  # asked of what the first entry left standing
     assert proved
     assert proved < right
 
@@ -156,10 +158,10 @@ def test_a_planted_contradiction_stops_the_run(small, credulous, entered, tmp_pa
     first, *dear = small.entries
     assert not first.spares
     assert all(r.spares != r.takes_over for r in dear)
-    assert _ids(entered, first.stage) == right
+    assert _ids(out, first.stage) == right
     assert document.suite.certified_attacked == len(right)
     for entry in dear:
-        assert len(_ids(entered, entry.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
+        assert len(_ids(out, entry.stage)) <= max(3, 4 * len(proved) // SPARED_SHARE)
 
     broken = {s.id for s in document.samples if s.status is Status.BROKEN}
     near = {
@@ -207,13 +209,14 @@ def test_the_command_line_exits_with_3(small, credulous, tmp_path, monkeypatch, 
     assert "contradict" in (out / "report.html").read_text().lower()
 
 
-def test_an_honest_run_has_none(small, entered, tmp_path):
-    document = audit(small, tmp_path / "run")
+def test_an_honest_run_has_none(small, tmp_path):
+    out = tmp_path / "run"
+    document = audit(small, out)
     assert document.contradictions == []
     assert document.complete
-    proved = _ids(entered, "triage", "proved")
+    proved = _ids(out, "triage", "proved")
     assert proved
-    assert proved <= _ids(entered, "attack:cosine_margin")
+    assert proved <= _ids(out, "attack:cosine_margin")
     assert document.suite.certified_attacked == len(proved)
     certified = {s.id for s in document.samples if s.status is Status.CERTIFIED}
     assert proved <= certified

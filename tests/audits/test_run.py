@@ -10,7 +10,6 @@ import time
 import pytest
 import torch
 
-import holdfast.audits.run as driver
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.evidence import Claim
@@ -107,18 +106,18 @@ def test_chunks_do_not_change_the_draws(finished, plan, tmp_path):
 @pytest.mark.parametrize("unit", [4, 16, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 9))])
 def test_interrupted_after_any_unit_and_resumed(finished, plan, tmp_path, monkeypatch, unit):
     _, document = finished
-    enter, entered = driver._enter, []
+    write, entered = Journal.write, []
 
-    def stop(*args):
+    def stop(self, *row):
         if len(entered) == unit:
             raise KeyboardInterrupt
-        entered.append(args[2])
-        return enter(*args)
+        entered.append(row)
+        return write(self, *row)
 
-    monkeypatch.setattr(driver, "_enter", stop)
-    with pytest.raises(KeyboardInterrupt):
-        audit(plan, tmp_path / "run")
-    monkeypatch.setattr(driver, "_enter", enter)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            audit(plan, tmp_path / "run")
     assert but_for_times(resume(tmp_path / "run")) == but_for_times(document)
     assert recheck(tmp_path / "run").ok
 
@@ -217,11 +216,10 @@ def test_a_witness_that_left_its_set_is_no_rounding(finished, margin, rounding):
     broken = max((s for s in document.samples if s.status is Status.BROKEN), key=lambda s: s.witness.distance)
     found = broken.witness
     claim = Claim(Witness(found.distance, found.attack, found.sha256, margin), rounding, "attack:x")
-    units = Journal(out / "journal.sqlite", context.identity, read_only=True).units()
-    result = Replay(context, units)
-    result.judge([(broken.id, claim)], found.distance / 2)  # a set that it does not lie in
-    assert result.problems
-    assert not result.marginal
+    replay = Replay(context, Journal(out / "journal.sqlite", context.identity, read_only=True).units())
+    replay.judge([(broken.id, claim)], found.distance / 2)  # a set that it does not lie in
+    assert replay.notes.problems
+    assert not replay.notes.marginal
 
 
 def test_standard_is_only_standard_whole():

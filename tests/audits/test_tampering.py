@@ -22,7 +22,7 @@ from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.reconcile import compose
 from holdfast.audits.run import audit
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.verdict import Status
 from holdfast.report import write
 
@@ -49,7 +49,11 @@ class Forger:
         self.facts: dict[str, str] = {}
         self.context = Context.open(RunFolder(path).plan(), RunFolder(path), Net().eval())
         journal = Journal(path / "journal.sqlite", self.context.identity, read_only=True)
-        self.units, self.facts, self.seconds = journal.units(), dict(journal.facts()), journal.seconds()
+        self.facts, self.seconds = dict(journal.facts()), journal.seconds()
+        with sqlite3.connect(path / "journal.sqlite") as db:
+            for stage, k, text in db.execute("SELECT stage, chunk, payload FROM units ORDER BY rowid"):
+                self.units[stage, k] = json.loads(text)
+        db.close()
 
     def unit(self, stage: str, chunk: int = 0) -> dict:
         return self.units[stage, chunk]
@@ -57,12 +61,12 @@ class Forger:
     def first(self, kind: str) -> tuple[tuple[str, int], str, dict]:
         """A unit that has some of a kind, with one of them."""
         for key, unit in self.units.items():
-            for name, record in unit.get(kind, {}).items():
+            for name, record in (unit | unit.get("claims", {})).get(kind, {}).items():
                 return key, name, record
         raise AssertionError(kind)
 
     def seal(self) -> None:
-        """Every hash anew: of the units, of the journal, and a whole report from them."""
+        """Every hash anew: of the units, of the journal, and a whole report from them, if they can be read at all."""
         with sqlite3.connect(self.path / "journal.sqlite") as db:
             db.execute("DELETE FROM units")
             for (stage, k), payload in self.units.items():
@@ -75,8 +79,11 @@ class Forger:
                 db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", row)
         db.close()
         sha = hashlib.sha256((self.path / "journal.sqlite").read_bytes()).hexdigest()
-        journal = Journal(self.path / "journal.sqlite", self.context.identity, read_only=True)
-        document = compose(self.context, self.units, journal.seconds(), facts=self.facts, journal=sha)
+        try:
+            journal = Journal(self.path / "journal.sqlite", self.context.identity, read_only=True)
+        except JournalError:
+            return
+        document = compose(self.context, journal.units(), journal.seconds(), facts=self.facts, journal=sha)
         export(self.context, document)
         write(self.path, document)
 
@@ -130,7 +137,7 @@ def _right_at_last(f):
 def _witness_gone(f):
     for (_, k), unit in f.units.items():
         if k == 0:
-            unit.get("witnesses", {}).clear()
+            unit.get("claims", {}).get("witnesses", {}).clear()
 
 
 def _witness_nearer(f):
@@ -143,38 +150,39 @@ def _witness_margin(f):
 
 def _margins_understated(f):
     for unit in f.units.values():
-        for record in unit.get("witnesses", {}).values():
+        for record in unit.get("claims", {}).get("witnesses", {}).values():
             record["margin"] *= 0.01
 
 
 def _margin_of_the_nearest(f):
     """Of the witnesses that the report shows, the surest alone."""
-    stage = f.units["shrink", 0]["witnesses"]
+    stage = f.units["shrink", 0]["claims"]["witnesses"]
     record = min(stage.values(), key=lambda one: one["margin"])
     record["margin"] += 1e-3
 
 
 def _failed_alone(f):
-    f.units["attack:cosine_margin", 0]["failed"] = f.units["attack:cosine_margin", 0]["ids"][:1]
+    """A sample is said to have failed, and not by what."""
+    f.units["attack:cosine_margin", 0]["raised"] = {"ids": f.units["attack:cosine_margin", 0]["ids"][:1]}
 
 
 def _failed_elsewhere(f):
-    f.units["attack:cosine_margin", 0] |= {"failed": [23], "raised": "ValueError: no such input"}
+    f.units["attack:cosine_margin", 0]["raised"] = {"ids": [23], "why": "ValueError: no such input"}
 
 
 def _rejected_elsewhere(f):
-    f.units["attack:cosine_margin", 0]["rejected"] = [23]
+    f.units["attack:cosine_margin", 0]["claims"]["rejected"] = [23]
 
 
 def _no_answer_made_up(f):
-    _, key, record = f.first("witnesses")
-    unit = next(u for u in f.units.values() if key in u.get("witnesses", {}))
-    unit["no_answer"] = {key: {k: record[k] for k in ("attack", "sha256", "distance")} | {"met": "NaN"}}
+    at, key, record = f.first("witnesses")
+    made_up = {k: record[k] for k in ("attack", "sha256", "distance")} | {"met": "NaN"}
+    f.units[at]["claims"]["unanswered"] = {key: made_up}
 
 
 def _marginal_far(f):
     (stage, k), key, record = f.first("witnesses")
-    f.units[stage, k]["marginal"] = {key: record | {"distance": record["distance"] * 2}}
+    f.units[stage, k]["claims"]["marginal"] = {key: record | {"distance": record["distance"] * 2}}
 
 
 def _witness_rounding(f):
@@ -189,8 +197,9 @@ def _witness_rounding(f):
 def _witness_of_another(f):
     (stage, k), _, record = f.first("witnesses")
     unit = f.units[stage, k]
-    other = next(i for i in unit["ids"] if str(i) not in unit["witnesses"])
-    unit["witnesses"][str(other)] = record
+    witnesses = unit["claims"]["witnesses"]
+    other = next(i for i in unit["ids"] if str(i) not in witnesses)
+    witnesses[str(other)] = record
 
 
 def _witness_outside(f):
@@ -256,19 +265,20 @@ def _stage_gone(f):
 
 
 def _attack_gone(f):
-    unit = f.units["attack:cosine_margin", 0]
-    for name, value in unit.items():
-        unit[name] = {} if isinstance(value, dict) else [] if isinstance(value, list) else value
+    f.units["attack:cosine_margin", 0] |= {"ids": [], "claims": {}}
 
 
 def _attack_spared(f):
     unit = f.units["attack:cosine_margin", 1]
-    for name in ("ids", "forwards", "backwards", "queries", "found_at", "low_margin"):
-        unit[name] = unit[name][1:]
+    unit["ids"] = unit["ids"][1:]
+    claims = unit["claims"]
+    for name in ("found_at", "low_margin"):
+        claims[name] = claims[name][1:]
+    claims["spent"] = {name: column[1:] for name, column in claims["spent"].items()}
 
 
 def _stage_added(f):
-    f.units["attack:autoattack", 0] = f.units["attack:cosine_margin", 0] | {"witnesses": {}}
+    f.units["attack:autoattack", 0] = f.units["attack:cosine_margin", 0] | {"ids": [], "claims": {}}
 
 
 def _preflight_finding(f):
@@ -311,9 +321,7 @@ def _refused(f):
 
 
 def _emptied(unit, failed):
-    for name, value in unit.items():
-        unit[name] = {} if isinstance(value, dict) else [] if isinstance(value, list) else value
-    unit |= {"fault": "attack: RuntimeError", "failed": failed}
+    unit |= {"ids": [], "claims": {}, "fault": {"ids": failed, "why": "attack: RuntimeError"}}
 
 
 def _faulty(f):
@@ -327,6 +335,27 @@ def _faulty_elsewhere(f):
     _emptied(f.units["attack:cosine_margin", 0], [])
 
 
+def _record_of_another_stage(f):
+    f.units["probe", 0] = f.units["shrink", 0]
+
+
+def _row_more(f):
+    f.units["attack:cosine_margin", 0]["claims"]["found_at"].append(0)
+
+
+def _field_more(f):
+    f.unit("clean")["note"] = "looks fine"
+
+
+def _prediction_of_the_witness(f):
+    record = f.first("witnesses")[2]
+    record["prediction"] = 1 - record["prediction"]
+
+
+def _arithmetics_of_the_witness(f):
+    f.first("witnesses")[2]["arithmetics"] = ["float16"]
+
+
 def _on_grid(f):
     f.unit("grid")["broken_on_grid"] = []
 
@@ -338,6 +367,7 @@ _JOURNAL = [
     _attack_spared, _stage_added, _preflight_finding, _diagnostics_gone, _diagnostics_added, _diagnostics_weaker, _randomised,
     _proved_at_eps, _grid_broken, _refused, _on_grid, _witness_file, _margins_understated, _margin_of_the_nearest,
     _failed_alone, _failed_elsewhere, _rejected_elsewhere, _no_answer_made_up, _marginal_far, _faulty_elsewhere,
+    _record_of_another_stage, _row_more, _field_more, _prediction_of_the_witness, _arithmetics_of_the_witness,
 ]  # fmt: skip
 
 
@@ -354,7 +384,7 @@ def test_a_forged_journal_is_found(finished, tmp_path, tamper):
 
 
 def _spent(f):
-    f.unit("attack:cosine_margin")["forwards"][0] += 1000
+    f.unit("attack:cosine_margin")["claims"]["spent"]["forwards"][0] += 1000
 
 
 def _command(f):
@@ -377,11 +407,11 @@ def _figures(f):
 def _failed(f):
     """A sample is said to be one that the model raised on."""
     unit = f.units["attack:cosine_margin", 1]
-    unit |= {"failed": unit["ids"][:1], "raised": "ValueError: no such input"}
+    unit["raised"] = {"ids": unit["ids"][:1], "why": "ValueError: no such input"}
 
 
 def _rejected(f):
-    f.units["attack:cosine_margin", 0]["rejected"] = f.units["attack:cosine_margin", 0]["ids"][:1]
+    f.units["attack:cosine_margin", 0]["claims"]["rejected"] = f.units["attack:cosine_margin", 0]["ids"][:1]
 
 
 def _referee(f):
@@ -389,8 +419,8 @@ def _referee(f):
 
 
 def _least_margins(f):
-    unit = f.units["attack:cosine_margin", 0]
-    unit["low_margin"] = [m - 1e-4 for m in unit["low_margin"]]
+    claims = f.units["attack:cosine_margin", 0]["claims"]
+    claims["low_margin"] = [m - 1e-4 for m in claims["low_margin"]]
 
 
 _LISTED = {_spent: "spent", _failed: "the model raised", _rejected: "claims the referee rejected", _referee: "and the referee",

@@ -7,6 +7,7 @@ import torch
 from holdfast.audits.context import Context
 from holdfast.audits.folder import RunFolder
 from holdfast.audits.plan import Plan
+from holdfast.audits.records import AttackRecord, Claims, CleanRecord, Spent, TriageRecord, WitnessRecord
 from holdfast.audits.run import audit
 from holdfast.audits.units import Layout
 from holdfast.core.verdict import Status
@@ -65,20 +66,33 @@ def test_certificates_wait_for_no_attack(layout):
 
 def test_a_unit_reads_of_larger_and_of_smaller_units_its_own_samples(layout):
     found = layout()
-    payload = {"ids": list(range(60)), "forwards": [10 * i for i in range(60)], "witnesses": {"20": "w", "3": "v"}}
-    units = {("clean", 0): payload}
-    units |= {
-        ("triage", k): {"ids": ids.tolist(), "proved": [int(ids[1])], "refused": "no"}
-        for k, ids in enumerate(found.units("triage"))
-    }
-    small = found.known(units, ["clean", "triage"], np.arange(16, 32))
-    assert small["clean"]["ids"] == list(range(16, 32))
-    assert small["clean"]["forwards"] == [10 * i for i in range(16, 32)]
-    assert small["clean"]["witnesses"] == {"20": "w"}
-    assert small["triage"]["proved"] == [17]
-    large = found.known(units, ["clean", "triage"], np.arange(60))
-    assert large["triage"]["proved"] == [1, 17, 33, 49]
-    assert large["clean"] == payload
+    sixty = tuple(range(60))
+    spent = Spent(forwards=tuple(10 * i for i in sixty), backwards=sixty, queries=sixty)
+    clean = CleanRecord(ids=sixty, scores=((1.0, 0.0),) * 60, prediction=sixty, spent=spent)
+    witness = WitnessRecord(
+        distance=0.0, attack="a", sha256="00", margin=-1.0, rounding=0.0, arithmetics=(), prediction=None
+    )
+    claims = Claims(witnesses={20: witness, 3: witness}, spent=spent, found_at=sixty, low_margin=(0.5,) * 60)
+    records = {("clean", 0): clean, ("attack:cosine_margin", 0): AttackRecord(ids=sixty, claims=claims)}
+    for k, ids in enumerate(found.units("triage")):
+        records["triage", k] = TriageRecord(ids=tuple(ids.tolist()), proved=(int(ids[1]),), refused="no")
+    names = ["clean", "attack:cosine_margin", "triage"]
+    small = found.evidence(records, names, np.arange(16, 32))
+    assert small.prediction.tolist() == list(range(16, 32))
+    assert small.forwards.tolist() == [20 * i for i in range(16, 32)]
+    assert small.broken.keys() == small.nearest.keys() == {20}
+    assert small.tried == {"attack:cosine_margin": set(range(16, 32))}
+    assert small.proved == {17}
+    large = found.evidence(records, names, np.arange(60))
+    assert large.proved == {1, 17, 33, 49}
+    assert large.broken.keys() == {3, 20}
+    assert large.seen.all()
+
+
+def test_samples_that_no_unit_has_answered_yet_have_no_decision(layout):
+    evidence = layout().evidence({}, ["clean"], np.arange(4))
+    assert evidence.error.all()
+    assert not evidence.open.any()
 
 
 def test_what_was_built_on_a_unit_that_failed_is_stale(layout):

@@ -56,7 +56,7 @@ class Context(Session):
         spec = place.spec if model is None else replace(place.spec, model=model, request=None, answer=None)
         with importable(place, folder):
             opened = open_spec(spec, device, low=place.low, high=place.high, paid=_paid(plan, folder))
-        subject, sigma = opened.subject, plan.sigma if plan.certify == "smoothing" else None
+        subject, sigma = opened.subject, plan.smoothing
         return cls(
             base=opened.base,
             subject=subject if sigma is None else smoothed_subject(subject, sigma, plan.seed),
@@ -84,7 +84,7 @@ class Context(Session):
             UsageError: the message says what can be had.
         """
         plan = self.plan
-        if not self.differentiable and (plan.suite != "black-box" or plan.certify != "none"):
+        if not self.differentiable and (not plan.composition.queries_only or plan.lower_bound is not None):
             raise UsageError(
                 f"{self.source} can only be asked ({self.why}): use --suite black-box --certify none, with --answers labels "
                 "if it gives labels alone"

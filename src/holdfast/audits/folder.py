@@ -18,16 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from holdfast.audits.journal import Journal
+from holdfast.audits.journal import PREFLIGHT, Journal
 from holdfast.audits.plan import Plan
 from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.files import read_json, write_whole
 from holdfast.core.store import LOCK, SIDECARS, locked
 
-__all__ = ["PREFLIGHT", "RunFolder"]
-
-PREFLIGHT = ("preflight", -1)
-"""The journal's key of the look at model and data; work begins after it."""
+__all__ = ["RunFolder"]
 
 _JOURNAL = "journal.sqlite"
 _ABOUT, _WITNESSES, _PLAN = "run.json", "witnesses", "plan.yaml"

@@ -1,33 +1,72 @@
 """The journal of a run: one row for each finished unit of work (a stage of a chunk), with its hash.
 
-A unit is pure: the same plan, stage, chunk and earlier units give the same payload. A run that was killed is resumed by
+A unit is pure: the same plan, stage, chunk and earlier units give the same record. A run that was killed is resumed by
 doing the units that have no row; at most one chunk of work is lost.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
 
 from typing_extensions import override
 
-from holdfast.core.files import read_json
+from holdfast.audits.records import SCHEMA_VERSION, AnyRecord, DiagnosticsRecord, PreflightRecord, parsed
+from holdfast.core.errors import JournalError
 from holdfast.core.store import Key, Store
 
-__all__ = ["Journal", "Key", "Payload"]
+__all__ = ["DIAGNOSTICS", "PREFLIGHT", "Journal", "Key", "Records", "diagnosed", "lost", "preflighted"]
 
-Payload = dict[str, Any]
+Records = Mapping[Key, AnyRecord]
+"""Finished units, by stage and number."""
+
+PREFLIGHT: Key = ("preflight", -1)
+"""The look at model and data; work begins after it."""
+DIAGNOSTICS: Key = ("diagnostics", -1)
+"""The look back at the whole run."""
 
 
-class Journal(Store[Payload]):
+class Journal(Store[AnyRecord]):
     """Finished units by (stage, chunk), and a few facts about the run as a whole."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = SCHEMA_VERSION
+    instead: ClassVar[str] = "audit again, into another --out"
+
+    def __init__(self, path: Path, identity: Mapping[str, str], *, read_only: bool = False) -> None:
+        """As of a `Store`; a record of one stage is none of another.
+
+        Raises:
+            JournalError: as of a `Store`.
+        """
+        super().__init__(path, identity, read_only=read_only)
+        for (stage, k), record in self.units().items():
+            if stage.partition(":")[0] != record.kind:
+                raise JournalError(
+                    f"{path} was altered: its unit {stage} of chunk {k} holds a record of '{record.kind}'"
+                )
 
     @override
-    def encode(self, record: Payload) -> str:
-        return json.dumps(record, sort_keys=True, allow_nan=False)
+    def encode(self, record: AnyRecord) -> str:
+        return record.model_dump_json()
 
     @override
-    def decode(self, text: str) -> Payload:
-        return read_json(text)
+    def decode(self, text: str) -> AnyRecord:
+        return parsed(text)
+
+
+def preflighted(records: Records) -> PreflightRecord | None:
+    """The look at model and data, if it was done."""
+    record = records.get(PREFLIGHT)
+    return record if isinstance(record, PreflightRecord) else None
+
+
+def diagnosed(records: Records) -> DiagnosticsRecord | None:
+    """The look back at the whole run, if it was done."""
+    record = records.get(DIAGNOSTICS)
+    return record if isinstance(record, DiagnosticsRecord) else None
+
+
+def lost(records: Records) -> list[Key]:
+    """The units in which something failed."""
+    return [key for key, record in records.items() if not record.is_whole]

@@ -24,6 +24,7 @@ from pydantic import (
 )
 from typing_extensions import override
 
+from holdfast.audits.lower_bound import LowerBound, SmoothedBound, canonical, lower_bound
 from holdfast.audits.suite import Suite, SuiteEntry, SuiteRequest, load_suite
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.files import read_yaml
@@ -119,7 +120,7 @@ class Plan(BaseModel):
     high: float = 1.0
     goal: Goal = Goal.UNTARGETED
     suite: str = "fast"
-    certify: Literal["crown", "ibp", "alpha-crown", "smoothing", "none"] = "crown"
+    certify: str = "crown"
     radius_max: Size | None = None
     sigma: float = Field(default=0.25, gt=0)
     smoothing_samples: int = Field(default=2000, ge=100)
@@ -168,6 +169,11 @@ class Plan(BaseModel):
     def _as_fractions(self, value: tuple[Fraction, ...]) -> tuple[str, ...]:
         return tuple(map(str, value))
 
+    @field_validator("certify", mode="after")
+    @classmethod
+    def _one_name(cls, value: str) -> str:
+        return canonical(value)
+
     @field_validator("suite", mode="after")
     @classmethod
     def _listed(cls, value: str) -> str:
@@ -195,11 +201,11 @@ class Plan(BaseModel):
         if self.goal is Goal.TARGETED and "certify" not in self.model_fields_set:
             object.__setattr__(self, "certify", "none")
             self._stepped_down = "no certificates: they are about every other class, and --goal targeted is about one"
-        if self.certify == "smoothing" and self.norm is not Norm.L2:
-            raise UsageError("smoothing certifies l2; use --norm l2, or --certify crown")
-        if self.goal is Goal.TARGETED and self.certify != "none":
+        if self.lower_bound is not None:
+            self.lower_bound.refuse(self.norm)
+        if self.goal is Goal.TARGETED and self.lower_bound is not None:
             raise UsageError("certificates are untargeted; use --certify none with --goal targeted")
-        if self.remote and (not self.composition.queries_only or self.certify != "none"):
+        if self.remote and (not self.composition.queries_only or self.lower_bound is not None):
             raise UsageError("a prediction API can only be asked queries: use --suite black-box --certify none")
         _ = self.spec
         self.composition.refuse(self.suite_request)
@@ -286,6 +292,16 @@ class Plan(BaseModel):
     def _text(self, name: str, value: Fraction) -> str:
         typed = self._typed.get(name)
         return size_text(value) if typed is None or parse_eps(typed) != value else typed
+
+    @property
+    def lower_bound(self) -> LowerBound | None:
+        """What certifies; None for nothing."""
+        return lower_bound(self.certify, sigma=self.sigma, draws=self.smoothing_samples)
+
+    @property
+    def smoothing(self) -> float | None:
+        """Noise of smoothing, where the verdicts are about g = smooth(f, sigma); None: they are about f."""
+        return self.sigma if isinstance(self.lower_bound, SmoothedBound) else None
 
     @property
     def largest_radius(self) -> Fraction:

@@ -20,9 +20,9 @@ from torch import nn
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.folder import RunFolder
-from holdfast.audits.journal import Journal, Key, Payload
+from holdfast.audits.journal import Journal, Records, preflighted
 from holdfast.audits.places import Places
-from holdfast.audits.reconcile import compose, standings
+from holdfast.audits.reconcile import compose
 from holdfast.audits.replay import Replay
 from holdfast.audits.workers import Progress
 from holdfast.core.errors import DataError, JournalError
@@ -83,7 +83,7 @@ def recheck(
         progress: told (what is looked at, samples done, samples).
 
     Raises:
-        JournalError: the run is unfinished.
+        JournalError: the run is unfinished, or its journal is of a former form.
         UnsafeFileError: the plan names code to run, and nobody said that it may.
         BudgetError: the plan names a prediction API, and nobody said that it may be asked.
     """
@@ -91,15 +91,17 @@ def recheck(
     plan = folder.plan()
     context = Context.open(plan, folder, model, at=(places or Places()).located(plan, folder))
     _refuse_unfinished(folder)
+    Journal.check_form(folder.journal_file)
     result = Recheck(not_rederived=list(_NEVER))
     try:
         report = Document.load(folder.report_file)
         journal = Journal(folder.journal_file, context.identity, read_only=True)
         result.problems += [f"the journal's unit {stage} of chunk {k} was altered" for stage, k in journal.altered()]
-        units = journal.units()
-        context.randomised = bool(units.get(("preflight", -1), {}).get("randomised", False))
-        _replay(context, units, result, progress)
-        again = _derived(context, units, journal, report, result)
+        records = journal.units()
+        look = preflighted(records)
+        context.randomised = look is not None and look.randomised
+        _replay(context, records, result, progress)
+        again = _derived(context, records, journal, report, result)
     except (DataError, JournalError) as error:
         result.problems.append(str(error))
         return result
@@ -128,25 +130,24 @@ def _refuse_unfinished(folder: RunFolder) -> None:
     )
 
 
-def _replay(context: Context, units: dict[Key, Payload], result: Recheck, progress: Progress | None) -> None:
-    replay = Replay(context, units, progress)
-    replay.run(standings(context, units))
-    result.witnesses, result.certificates = replay.witnesses, replay.certificates
-    result.marginal += sorted(set(replay.marginal))
-    result.problems += replay.problems
-    result.not_rederived += replay.unread
+def _replay(context: Context, records: Records, result: Recheck, progress: Progress | None) -> None:
+    replay = Replay(context, records, progress)
+    replay.run()
+    notes = replay.notes
+    result.witnesses, result.certificates = notes.witnesses, notes.certificates
+    result.marginal += sorted(set(notes.marginal))
+    result.problems += notes.problems
+    result.not_rederived += notes.unread
 
 
-def _derived(
-    context: Context, units: dict[Key, Payload], journal: Journal, report: Document, result: Recheck
-) -> Document:
+def _derived(context: Context, records: Records, journal: Journal, report: Document, result: Recheck) -> Document:
     """The document that the journal gives."""
     facts = journal.facts()
     if not {"command", "environment"} <= facts.keys():
         facts = {"command": report.command, "environment": report.environment.model_dump_json()}
         result.not_rederived.append("the command and the machine: the journal is of a version that did not note them")
     sha256 = hashlib.sha256(journal.path.read_bytes()).hexdigest()
-    again = compose(context, units, journal.seconds(), facts=facts, journal=sha256)
+    again = compose(context, records, journal.seconds(), facts=facts, journal=sha256)
     if report.gate is not None:
         again = again.gated(report.gate.threshold, report.gate.side, allow_weak=report.gate.allow_weak)
         result.not_rederived.append("the threshold that the run was held to")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,24 +16,21 @@ from holdfast.audits.consent import needs_trust
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.export import export
-from holdfast.audits.folder import PREFLIGHT, RunFolder
-from holdfast.audits.journal import Journal, Payload
+from holdfast.audits.folder import RunFolder
+from holdfast.audits.journal import DIAGNOSTICS, PREFLIGHT, Journal, Key, diagnosed, lost, preflighted
 from holdfast.audits.needs import PREFLIGHT_ROWS, need
 from holdfast.audits.places import Places
 from holdfast.audits.plan import Plan
-from holdfast.audits.reconcile import compose, environment, standings
+from holdfast.audits.reconcile import compose, environment
+from holdfast.audits.records import AnyRecord, DiagnosticsRecord, Fault, PreflightRecord, findings_of
 from holdfast.audits.stages.diagnostics import diagnose
-from holdfast.audits.stages.suite import Stage
 from holdfast.audits.units import Layout
-from holdfast.audits.workers import Progress, Work, take_a_gradient, unit_of
+from holdfast.audits.workers import Progress, Work, guarded, take_a_gradient
 from holdfast.core.errors import UsageError
 from holdfast.models.checks import admitted, preflight
 from holdfast.models.http import HttpModel
 
 __all__ = ["Progress", "audit", "resume"]
-
-_DIAGNOSTICS = "diagnostics"
-_WHOLE = -1  # the chunk number of stages that look at the whole run
 
 
 def audit(
@@ -112,7 +107,7 @@ def _run(
         take_a_gradient()
     context = Context.open(plan, folder, model, at=at)
     context.check_suite()
-    looked: tuple[Payload, float] | None = None
+    looked: tuple[PreflightRecord, float] | None = None
     if going_on:
         Journal(folder.journal_file, context.identity)
     else:
@@ -123,28 +118,32 @@ def _run(
         threads = torch.get_num_threads()
         try:
             _forget_failed(journal, layout)
-            units = journal.units()
-            before = len(units)
+            records = journal.units()
+            before = len(records)
             torch.set_num_threads(max(1, threads // workers))
-            if PREFLIGHT not in units:
-                payload, seconds = looked or _preflight(context)
-                _enter(journal, units, *PREFLIGHT, payload, seconds)
-            context = replace(context, randomised=units[PREFLIGHT]["randomised"])
+            look = preflighted(records)
+            if look is None:
+                look, spent = looked or _preflight(context)
+                _enter(journal, records, PREFLIGHT, look, spent)
+            context = replace(context, randomised=look.randomised)
             opener = partial(_reopen, plan, at, folder.path, context.randomised)
-            for key, payload, spent in Work(context, layout, units, workers, opener, progress).run():
-                _enter(journal, units, *key, payload, spent)
-            if (_DIAGNOSTICS, _WHOLE) not in units:
-                payload, spent = _diagnosed(context, units)
-                _enter(journal, units, _DIAGNOSTICS, _WHOLE, payload, spent)
-            if len(units) > before or "environment" not in journal.facts():
-                told = folder.about().get("command") or _command(folder, plan)
-                journal.note({"command": told, "environment": json.dumps(environment(plan.device))})
+            work = Work(
+                context=context, layout=layout, records=records, workers=workers, opener=opener, progress=progress
+            )  # fmt: skip
+            for key, record, spent in work.run():
+                _enter(journal, records, key, record, spent)
+            if diagnosed(records) is None:
+                record, spent = _diagnosed(context, layout, records)
+                _enter(journal, records, DIAGNOSTICS, record, spent)
+            if len(records) > before or "environment" not in journal.facts():
+                named = folder.about().get("command") or _command(folder, plan)
+                journal.note({"command": named, "environment": environment(plan.device).model_dump_json()})
             facts = journal.facts()
         finally:
             torch.set_num_threads(threads)
             seconds_by_stage = journal.seconds()
             sha256 = journal.close()
-        document = compose(context, units, seconds_by_stage, facts=facts, journal=sha256)
+        document = compose(context, records, seconds_by_stage, facts=facts, journal=sha256)
         export(context, document)
         document.save(folder.report_file)
     return document
@@ -163,19 +162,18 @@ def _forget_failed(journal: Journal, layout: Layout) -> None:
 
     What failed goes last, so that a run which is killed in between finds all of it again.
     """
-    units = journal.units()
-    failed = [key for key, unit in units.items() if "fault" in unit or "raised" in unit]
+    records = journal.units()
+    failed = lost(records)
     if failed:
-        stale = layout.stale(failed) | {(_DIAGNOSTICS, _WHOLE)}
-        journal.forget([*sorted(stale & units.keys() - set(failed)), *failed])
+        stale = layout.stale(failed) | {DIAGNOSTICS}
+        journal.forget([*sorted(stale & records.keys() - set(failed)), *failed])
 
 
-def _enter(journal: Journal, units: dict[tuple[str, int], Payload], stage: str, chunk: int, payload: Payload,
-           seconds: float) -> None:  # fmt: skip
-    units[stage, chunk] = journal.write(stage, chunk, payload, seconds)
+def _enter(journal: Journal, records: dict[Key, AnyRecord], key: Key, record: AnyRecord, seconds: float) -> None:
+    records[key] = journal.write(*key, record, seconds)
 
 
-def _preflight(context: Context, *, anyway: bool = False) -> tuple[Payload, float]:
+def _preflight(context: Context, *, anyway: bool = False) -> tuple[PreflightRecord, float]:
     """What is wrong with the pair of model and data; an error stops the run before anything is spent or written."""
     start = time.monotonic()
     remote = context.plan.remote
@@ -195,28 +193,24 @@ def _preflight(context: Context, *, anyway: bool = False) -> tuple[Payload, floa
     randomised = any(f.code == "model.randomised" for f in found)
     if not randomised:
         found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
-    payload: Payload = {"findings": [_plain(f.as_dict()) for f in found], "randomised": randomised}
-    return payload, time.monotonic() - start
+    return PreflightRecord(findings=findings_of(found), randomised=randomised), time.monotonic() - start
 
 
-def _plain(finding: dict[str, object]) -> dict[str, object]:
-    data = finding.get("data")
-    if isinstance(data, dict):
-        kept = {k: v if not isinstance(v, float) or np.isfinite(v) else str(v) for k, v in data.items()}
-        finding = finding | {"data": kept}
-    return finding
-
-
-def _diagnosed(context: Context, units: Mapping[tuple[str, int], Payload]) -> tuple[Payload, float]:
+def _diagnosed(context: Context, layout: Layout, records: dict[Key, AnyRecord]) -> tuple[AnyRecord, float]:
     """The diagnostics; where they fail nothing is known of the upper bound, and the run is incomplete."""
 
-    def unit(context: Context, ids: np.ndarray, before: Mapping[str, Payload]) -> Payload:
-        payload = diagnose(context, standings(context, units))
-        if isinstance(context.base, HttpModel):
-            payload["findings"] += [_plain(f.as_dict()) for f in context.base.findings()]
-        return payload
+    def work() -> DiagnosticsRecord:
+        record = diagnose(context, layout.whole(records))
+        if not isinstance(context.base, HttpModel):
+            return record
+        more = findings_of(list(context.base.findings()))
+        return record.model_copy(update={"findings": (*record.findings, *more)})
 
-    return unit_of(context, Stage(_DIAGNOSTICS, unit, "diagnostics"), np.zeros(0, dtype=np.int64), {})
+    def failed(error: Exception) -> DiagnosticsRecord:
+        return DiagnosticsRecord(fault=Fault(ids=(), why=f"diagnostics: {type(error).__name__}: {error}"))
+
+    context.begin(f"{DIAGNOSTICS[0]} []")
+    return guarded(context, work, failed)
 
 
 def _reopen(plan: Plan, at: Plan | None, out: Path, randomised: bool) -> Context:

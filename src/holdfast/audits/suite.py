@@ -14,7 +14,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 
 from holdfast.attacks.attack import Attack
-from holdfast.audits.evidence import Standing
+from holdfast.audits.evidence import Evidence
 from holdfast.audits.suites import suite_names
 from holdfast.core.cards import Card
 from holdfast.core.errors import UsageError, did_you_mean
@@ -27,8 +27,8 @@ SPARED_SHARE = 20
 """Certified samples are spared dear entries, but for one in this many, chosen by its id."""
 
 
-def _everyone(standing: Standing) -> np.ndarray:
-    return np.ones(len(standing.ids), dtype=bool)
+def _everyone(known: Evidence) -> np.ndarray:
+    return np.ones(len(known.ids), dtype=bool)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class SuiteEntry:
     name: str
     method: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    wants: Callable[[Standing], np.ndarray] = _everyone
+    wants: Callable[[Evidence], np.ndarray] = _everyone
     spares: bool = False
     nearest: bool = False
     under: float | None = None
@@ -153,9 +153,9 @@ def load_suite(name: str) -> Suite:
     return next(kind for kind in own if issubclass(kind, Suite))()
 
 
-def came_close(share: float) -> Callable[[Standing], np.ndarray]:
+def came_close(share: float) -> Callable[[Evidence], np.ndarray]:
     """Samples whose margin has lost at least this share of its clean size: where a further search has a chance."""
-    return lambda standing: standing.progress >= share
+    return lambda known: known.progress >= share
 
 
 def where_gradients_fail(request: SuiteRequest) -> tuple[SuiteEntry, ...]:

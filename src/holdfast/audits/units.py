@@ -1,7 +1,7 @@
-"""Units of work: how the samples of each stage are cut into units, and what a unit reads of those before it.
+"""Units of work: how the samples of each stage are cut into units, and what is known before each.
 
 Dear stages have small units, so that little is lost when a run is killed and processes share them evenly; cheap ones have
-large units, for speed. A unit of one size reads units of another: payloads are by sample, and are joined and cut here.
+large units, for speed. A unit of one size reads units of another: evidence takes of each record what is of its samples.
 """
 
 from __future__ import annotations
@@ -12,50 +12,65 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.audits.context import Context
-from holdfast.audits.journal import Payload
-from holdfast.audits.stages.suite import Stage, stages
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.journal import DIAGNOSTICS, PREFLIGHT, Key, Records
+from holdfast.audits.order import stages
+from holdfast.audits.records import AnyRecord
+from holdfast.audits.stage import AnyStage, UnitSize
 
-__all__ = ["Layout", "Units"]
-
-Units = Mapping[tuple[str, int], Payload]
-"""Payloads by stage and number of the unit."""
-
-# what a payload has for each of its ``ids``, for each of some ids, and by id
-_PER_ROW = ("scores", "prediction", "forwards", "backwards", "queries", "found_at", "low_margin")
-_IDS = ("ids", "failed", "proved", "hindered", "rejected", "broken_here", "broken_on_grid")
-_BY_ID = ("witnesses", "marginal", "certificates", "no_answer")
+__all__ = ["Layout"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """The units of a run.
 
     Attributes:
         order: its stages.
-        samples: rows of the data.
+        labels: (samples,) of all rows of the data.
+        eps: the size at which they are judged.
         sizes: by stage, samples of a unit.
     """
 
-    order: tuple[Stage, ...]
-    samples: int
+    order: tuple[AnyStage, ...]
+    labels: np.ndarray
+    eps: float
     sizes: Mapping[str, int]
 
     @classmethod
     def of(cls, context: Context) -> Layout:
         """The units of a plan; they hang on the plan, the model and the data alone."""
-        order = tuple(stages(context.plan))
-        return cls(order, len(context.data.x), {s.name: _size(s, context) for s in order})
+        order = stages(context.plan)
+        sizes = {stage.name: _limit(stage.unit_size, context) for stage in order}
+        return cls(order=order, labels=context.data.y.numpy(), eps=float(context.plan.eps), sizes=sizes)
+
+    @property
+    def samples(self) -> int:
+        """Rows of the data."""
+        return len(self.labels)
+
+    def stage(self, name: str) -> AnyStage:
+        """The stage of a name."""
+        return next(stage for stage in self.order if stage.name == name)
 
     def units(self, stage: str) -> list[np.ndarray]:
         """The ids of each unit of a stage."""
         ids, size = np.arange(self.samples), self.sizes[stage]
         return [ids[k : k + size] for k in range(0, self.samples, size)]
 
-    def all_keys(self) -> list[tuple[str, int]]:
+    def ids(self, key: Key) -> np.ndarray:
+        """The ids of a unit."""
+        return self.units(key[0])[key[1]]
+
+    def all_keys(self) -> list[Key]:
         """All units, stage by stage."""
         return [(stage.name, k) for stage in self.order for k in range(len(self.units(stage.name)))]
 
-    def covering(self, stage: str, ids: np.ndarray) -> list[tuple[str, int]]:
+    def missing(self, records: Records) -> list[Key]:
+        """The units of the plan, its looks at the whole run among them, that have no record."""
+        return [key for key in (PREFLIGHT, *self.all_keys(), DIAGNOSTICS) if key not in records]
+
+    def covering(self, stage: str, ids: np.ndarray) -> list[Key]:
         """The units of a stage that have any of some ids, which follow one another."""
         size = self.sizes[stage]
         return [(stage, k) for k in range(int(ids[0]) // size, int(ids[-1]) // size + 1)] if len(ids) else []
@@ -64,67 +79,50 @@ class Layout:
         """The stages that a unit of this one reads."""
         names = [s.name for s in self.order]
         at = names.index(stage)
-        needs = self.order[at].needs
-        return [name for name in names[:at] if (name in needs if needs is not None else not self._apart(name))]
+        reads = self.order[at].reads
+        return [s.name for s in self.order[:at] if (s.name in reads if reads is not None else not s.is_apart)]
 
-    def before(self, units: Units, stage: str, ids: np.ndarray) -> dict[str, Payload]:
-        """What a unit of a stage reads: by stage, what is known of its samples."""
-        return self.known(units, self.needed(stage), ids)
+    def before(self, records: Records, key: Key) -> Evidence:
+        """What is known of the samples of a unit when it is begun."""
+        return self.evidence(records, self.needed(key[0]), self.ids(key))
 
-    def known(self, units: Units, names: Sequence[str], ids: np.ndarray) -> dict[str, Payload]:
-        """By stage, what is known of some samples, which follow one another; stages of which nothing is done are left out."""
-        found: dict[str, Payload] = {}
+    def evidence(self, records: Records, names: Sequence[str], ids: np.ndarray) -> Evidence:
+        """What some stages, in their order, say of some samples, which follow one another."""
+        evidence = Evidence(ids=ids, labels=self.labels[ids], eps=self.eps)
         for name in names:
-            done = [units[key] for key in self.covering(name, ids) if key in units]
-            if done:
-                found[name] = _joined(done, ids)
-        return found
+            for key in self.covering(name, ids):
+                if key in records:
+                    evidence.add(name, records[key])
+        return evidence
 
-    def around(self, units: Units, ids: np.ndarray) -> dict[str, Payload]:
-        """By stage, what the looks at the whole run say of some samples, which follow one another."""
-        mine = {stage: unit for (stage, _), unit in units.items() if stage not in self.sizes}
-        return {stage: _joined([unit], ids) for stage, unit in mine.items() if any(unit.get(name) for name in _BY_ID)}
+    def whole(self, records: Records) -> list[Evidence]:
+        """What is known in the end of each chunk whose clean stage is done, with what the diagnostics met."""
+        names, parts = [stage.name for stage in self.order], list[Evidence]()
+        for k, ids in enumerate(self.units("clean")):
+            if ("clean", k) in records:
+                evidence = self.evidence(records, names, ids)
+                if DIAGNOSTICS in records:
+                    evidence.add(DIAGNOSTICS[0], records[DIAGNOSTICS])
+                parts.append(evidence)
+        return parts
 
-    def ordered(self, units: Units) -> dict[tuple[str, int], Payload]:
-        """Units stage by stage, whoever did them when; what looks at the whole run stands around them."""
-        mine = [key for key in self.all_keys() if key in units]
-        around = [key for key in units if key[0] not in self.sizes]
-        return {key: units[key] for key in [*around, *mine]}
+    def ordered(self, records: Records) -> dict[Key, AnyRecord]:
+        """Records stage by stage, whoever did them when; what looks at the whole run stands around them."""
+        mine = [key for key in self.all_keys() if key in records]
+        around = [key for key in records if key[0] not in self.sizes]
+        return {key: records[key] for key in [*around, *mine]}
 
-    def stale(self, failed: Sequence[tuple[str, int]]) -> set[tuple[str, int]]:
+    def stale(self, failed: Sequence[Key]) -> set[Key]:
         """Units that failed, with all that were built on them."""
         gone = set(failed)
-        names = [s.name for s in self.order]
-        for name in names:
-            needed = self.needed(name)
-            for k, ids in enumerate(self.units(name)):
+        for stage in self.order:
+            needed = self.needed(stage.name)
+            for k, ids in enumerate(self.units(stage.name)):
                 if any(key in gone for earlier in needed for key in self.covering(earlier, ids)):
-                    gone.add((name, k))
+                    gone.add((stage.name, k))
         return gone
 
-    def _apart(self, name: str) -> bool:
-        """The stage is read by none but those that name it."""
-        return next(s.apart for s in self.order if s.name == name)
 
-
-def _size(stage: Stage, context: Context) -> int:
-    limits = [context.plan.chunk, stage.most, stage.most_if_heavy if context.heavy else None]
+def _limit(size: UnitSize, context: Context) -> int:
+    limits = [context.plan.chunk, size.most, size.if_heavy if context.heavy else None]
     return min(limit for limit in limits if limit is not None)
-
-
-def _joined(parts: Sequence[Payload], ids: np.ndarray) -> Payload:
-    """One payload of some samples, made of payloads of units of any size; what is not by sample is left out."""
-    low, high = int(ids[0]), int(ids[-1])
-    joined: Payload = {}
-    for part in parts:
-        rows = [k for k, i in enumerate(part.get("ids", ())) if low <= i <= high]
-        for name in _PER_ROW:
-            if name in part and len(part[name]) == len(part.get("ids", ())):
-                joined.setdefault(name, []).extend(part[name][k] for k in rows)
-        for name in _IDS:
-            if name in part:
-                joined.setdefault(name, []).extend(i for i in part[name] if low <= i <= high)
-        for name in _BY_ID:
-            if name in part:
-                joined.setdefault(name, {}).update({i: v for i, v in part[name].items() if low <= int(i) <= high})
-    return joined

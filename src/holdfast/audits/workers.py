@@ -1,7 +1,7 @@
 """Who does the units of a run: this process, or several that share them.
 
 Several processes take whatever can be done next, the earlier stage first: certificates, which hang on no attack, fill the
-time in which the attacks of one unit wait for each other. The units and their payloads are the same for any number.
+time in which the attacks of one unit wait for each other. The units and their records are the same for any number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -19,33 +19,34 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
-import numpy as np
 import torch
 
 from holdfast.audits.context import Context
-from holdfast.audits.journal import Payload
-from holdfast.audits.stages.suite import Stage
-from holdfast.audits.units import Layout, Units
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.journal import Key, Records
+from holdfast.audits.records import AnyRecord
+from holdfast.audits.stage import AnyStage, ids_of
+from holdfast.audits.units import Layout
 from holdfast.core.errors import BudgetError, HoldfastError, ModelError
 
-__all__ = ["Done", "Progress", "Work", "take_a_gradient", "unit_of"]
+__all__ = ["Done", "Progress", "Work", "guarded", "take_a_gradient"]
 
-Key = tuple[str, int]
-Done = tuple[Key, Payload, float]
+Done = tuple[Key, AnyRecord, float]
+"""A unit, its record and its seconds."""
 Progress = Callable[[str, int, int], None]
 """Told (stage title, samples done, samples)."""
 
 _TRIES = 2
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Work:
     """The units of a run that are still to be done.
 
     Attributes:
         context: the run.
         layout: its units.
-        units: the payloads so far; whoever takes a `Done` enters it here before he asks for the next.
+        records: those so far; whoever takes a `Done` enters it here before he asks for the next.
         workers: processes; 1 is this one.
         opener: opens the run in another process, for processes that do not inherit it; picklable.
         progress: told of samples.
@@ -53,7 +54,7 @@ class Work:
 
     context: Context
     layout: Layout
-    units: Units
+    records: Records
     workers: int
     opener: Callable[[], Context]
     progress: Progress | None = None
@@ -61,48 +62,41 @@ class Work:
 
     def run(self) -> Iterator[Done]:
         """Does all that is left, unit by unit."""
-        todo = [key for key in self.layout.all_keys() if key not in self.units]
+        todo = [key for key in self.layout.all_keys() if key not in self.records]
         left = {stage for stage, _ in todo}
         for stage in self.layout.order:
             if stage.name not in left:  # done by an earlier start
                 self._tell(stage.name)
         work = self._alone(todo) if self.workers == 1 or len(todo) < 2 else self._together(todo)
-        for key, payload, seconds in work:
-            yield key, payload, seconds
+        for key, record, seconds in work:
+            yield key, record, seconds
             self._tell(key[0])
 
     def _tell(self, stage: str, more: int = 0) -> None:
         if self.progress is not None:
             done = sum(
-                len(self._ids((stage, k))) for k in range(len(self.layout.units(stage))) if (stage, k) in self.units
+                len(self.layout.ids((stage, k)))
+                for k in range(len(self.layout.units(stage)))
+                if (stage, k) in self.records
             )
-            self.progress(self._stage(stage).title, min(done + more, self.layout.samples), self.layout.samples)
-
-    def _stage(self, name: str) -> Stage:
-        return next(s for s in self.layout.order if s.name == name)
-
-    def _ids(self, key: Key) -> np.ndarray:
-        return self.layout.units(key[0])[key[1]]
-
-    def _before(self, key: Key) -> dict[str, Payload]:
-        return self.layout.before(self.units, key[0], self._ids(key))
+            self.progress(self.layout.stage(stage).title, min(done + more, self.layout.samples), self.layout.samples)
 
     # one process
 
     def _alone(self, todo: list[Key]) -> Iterator[Done]:
         for key in todo:
-            ids = self._ids(key)
+            evidence = self.layout.before(self.records, key)
 
-            def inside(done: int, total: int, stage: str = key[0], size: int = len(ids)) -> None:
+            def inside(done: int, total: int, stage: str = key[0], size: int = len(evidence.ids)) -> None:
                 self._tell(stage, size * done // max(1, total))
 
             self._tell(key[0])
             self.context.progress = inside
             try:
-                payload, seconds = unit_of(self.context, self._stage(key[0]), ids, self._before(key))
+                record, seconds = _done(self.context, self.layout.stage(key[0]), evidence)
             finally:
                 self.context.progress = None
-            yield key, payload, seconds
+            yield key, record, seconds
 
     # several
 
@@ -118,12 +112,13 @@ class Work:
                     if lane.job is not None:
                         continue
                     for key in (k for k in tries if k not in running and self._ready(k)):
-                        if self._stage(key[0]).bounds and _inherits():
+                        stage = self.layout.stage(key[0])
+                        if stage.uses_graph and _inherits():
                             # one capture of the graph serves all processes that are begun after it
                             captured = captured or captures.submit(self._capture)
                             if not captured.done():
                                 continue
-                        lane.begin(key, self._ids(key), self._before(key), self._stage(key[0]).bounds)
+                        lane.begin(key, self.layout.before(self.records, key), uses_graph=stage.uses_graph)
                         running.add(key)
                         self._tell(key[0])
                         break
@@ -135,25 +130,24 @@ class Work:
                         continue
                     key = lane.key
                     try:
-                        payload, seconds = lane.end()
+                        record, seconds = lane.end()
                     except BrokenProcessPool:
                         tries[key] -= 1
                         if tries[key]:
                             continue
                         died = RuntimeError("a worker process died on it twice")
-                        payload = _fault(self.context, self._stage(key[0]), self._ids(key), self._before(key), died)
-                        seconds = 0.0
+                        evidence = self.layout.before(self.records, key)
+                        record, seconds = _failed(self.context, self.layout.stage(key[0]), evidence, died), 0.0
                     del tries[key]
-                    yield key, payload, seconds
+                    yield key, record, seconds
         finally:
             captures.shutdown(wait=True, cancel_futures=True)
             for lane in self._lanes:
                 lane.close()
 
     def _ready(self, key: Key) -> bool:
-        ids = self._ids(key)
-        needed = self.layout.needed(key[0])
-        return all(before in self.units for name in needed for before in self.layout.covering(name, ids))
+        ids, needed = self.layout.ids(key), self.layout.needed(key[0])
+        return all(before in self.records for name in needed for before in self.layout.covering(name, ids))
 
     def _capture(self) -> None:
         with suppress(Exception):  # the unit that needs it meets the same, and says so
@@ -167,18 +161,18 @@ class _Lane:
         self._context, self._opener = context, opener
         self._pool: Executor | None = None
         self._has_graph = False
-        self.job: Future[tuple[Payload, float]] | None = None
+        self.job: Future[tuple[AnyRecord, float]] | None = None
         self.key: Key = ("", -1)
 
-    def begin(self, key: Key, ids: np.ndarray, before: dict[str, Payload], bounds: bool) -> None:
-        if self._pool is not None and bounds and not self._has_graph and _inherits():
+    def begin(self, key: Key, evidence: Evidence, *, uses_graph: bool) -> None:
+        if self._pool is not None and uses_graph and not self._has_graph and _inherits():
             self.close()  # begun before the graph was there
         if self._pool is None:
             self._pool = self._start()
             self._has_graph = "_captured" in vars(self._context)
-        self.key, self.job = key, self._pool.submit(_in_worker, key[0], ids, before)
+        self.key, self.job = key, self._pool.submit(_in_worker, key[0], evidence)
 
-    def end(self) -> tuple[Payload, float]:
+    def end(self) -> tuple[AnyRecord, float]:
         job, self.job = self.job, None
         if job is None:
             raise RuntimeError("the process is at no unit")
@@ -249,38 +243,37 @@ def _die_with_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
 
 
-def _in_worker(name: str, ids: np.ndarray, before: dict[str, Payload]) -> tuple[Payload, float]:
+def _in_worker(name: str, evidence: Evidence) -> tuple[AnyRecord, float]:
     if _worker is None:
         raise RuntimeError("the worker was not opened")
-    stage = next(s for s in Layout.of(_worker).order if s.name == name)
-    return unit_of(_worker, stage, ids, before)
+    return _done(_worker, Layout.of(_worker).stage(name), evidence)
 
 
-def unit_of(context: Context, stage: Stage, ids: np.ndarray, before: dict[str, Payload]) -> tuple[Payload, float]:
-    """One unit of work and its seconds; a fault of the model makes errors of the samples that the unit was run on, instead
-    of ending the run."""
+def _done(context: Context, stage: AnyStage, evidence: Evidence) -> tuple[AnyRecord, float]:
+    """One unit of work and its seconds."""
+    context.begin(f"{stage.name} {evidence.ids.tolist()}")
+    return guarded(
+        context, lambda: stage.unit(context, evidence), lambda error: _failed(context, stage, evidence, error)
+    )  # fmt: skip
+
+
+def guarded(
+    context: Context, work: Callable[[], AnyRecord], failed: Callable[[Exception], AnyRecord]
+) -> tuple[AnyRecord, float]:
+    """Work and its seconds; a fault of the model makes a record that says so, instead of ending the run."""
     start = time.monotonic()
-    context.begin(f"{stage.name} {ids.tolist()}")
     try:
-        payload = stage.unit(context, ids, before)
+        record = work()
     except HoldfastError as error:
         spent = isinstance(error, BudgetError)  # what was found so far is reported, and a larger budget goes on
         if not spent and (context.plan.remote or not isinstance(error, ModelError)):
             raise  # about the command, the folder or the line to an API, not about these samples
-        payload = _fault(context, stage, ids, before, error)
+        record = failed(error)
     except Exception as error:  # a user's model may raise anything
-        payload = _fault(context, stage, ids, before, error)
-    return payload, time.monotonic() - start
+        record = failed(error)
+    return record, time.monotonic() - start
 
 
-def _fault(context: Context, stage: Stage, ids: np.ndarray, before: Mapping[str, Payload], error: Exception) -> Payload:
-    rows: dict[str, list[int]] = {
-        k: [] for k in ("ids", "forwards", "backwards", "queries", "found_at", "low_margin", "broken_here")
-    }
-    extra: Payload = {"broken_on_grid": [], "saved": 0, "still_breaking": 0, "witnesses": {}}
-    if stage.name == "clean":
-        extra |= {
-            "ids": ids.tolist(), "scores": [[]] * len(ids), "prediction": [-1] * len(ids), "forwards": [0] * len(ids),
-        }  # fmt: skip
-    failed = ids if stage.runs_on is None else stage.runs_on(context, ids, before)
-    return rows | extra | {"failed": failed.tolist(), "fault": f"{stage.title}: {type(error).__name__}: {error}"}
+def _failed(context: Context, stage: AnyStage, evidence: Evidence, error: Exception) -> AnyRecord:
+    """The record of a unit that failed: errors are the samples that it was run on."""
+    return stage.failed(ids_of(stage.lost(context, evidence)), f"{type(error).__name__}: {error}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import shutil
 import sqlite3
 from abc import ABC, abstractmethod
@@ -56,9 +57,11 @@ class Store(ABC, Generic[R]):
 
     Attributes:
         version: of the form of the records; a store of another one is refused by it, before a record is read.
+        instead: what to do with a store of another form.
     """
 
     version: ClassVar[str]
+    instead: ClassVar[str] = "start again, in another folder"
 
     def __init__(self, path: Path, identity: Mapping[str, str], *, read_only: bool = False) -> None:
         """Reads a store.
@@ -77,6 +80,7 @@ class Store(ABC, Generic[R]):
         self._db: sqlite3.Connection | None = None
         self._held = self._look()
         known = self._held.identity
+        self._check_form(path, self._held)
         for name, value in self._identity.items():
             if known and known.get(name) != value:
                 raise JournalError(_another(path, name, str(known.get(name)), value))
@@ -86,6 +90,28 @@ class Store(ABC, Generic[R]):
             self._records = {key: self.decode(text) for key, text in self._held.texts.items()}
         except ValueError as error:
             raise JournalError(f"{path} is no readable journal, or was altered: {error}") from None
+
+    @classmethod
+    def check_form(cls, path: Path) -> None:
+        """Refuses a store whose records are of another form than this one's; what cannot be read is refused when it is opened.
+
+        Raises:
+            JournalError: its records are of another form.
+        """
+        try:
+            held = _read(path)
+        except JournalError:
+            return
+        cls._check_form(path, held)
+
+    @classmethod
+    def _check_form(cls, path: Path, held: _Held) -> None:
+        form = held.identity.get("version")
+        if held.identity and form != cls.version:
+            raise JournalError(
+                f"the journal {path} has records of form {form}, as {_writer(held.facts)} wrote them; form {cls.version} is "
+                f"the one that is read here: {cls.instead}"
+            )
 
     @abstractmethod
     def encode(self, record: R) -> str:
@@ -199,6 +225,14 @@ class Store(ABC, Generic[R]):
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
 
+def _writer(facts: Mapping[str, str]) -> str:
+    """The release that noted where a run was made; a run that did not end has none."""
+    try:
+        return f"Holdfast {json.loads(facts['environment'])['holdfast']}"
+    except (KeyError, TypeError, ValueError):
+        return "an earlier Holdfast"
+
+
 def _another(path: Path, name: str, known: str, value: str) -> str:
     said = f"the journal {path} was written for {'other data' if name == 'data' else f'another {name}'}"
     hashes = f"{known[:12]} there, {value[:12]} here"
@@ -209,8 +243,6 @@ def _another(path: Path, name: str, known: str, value: str) -> str:
             )
         case "data":
             return f"{said}, by its hash ({hashes}); say where the right ones are with --data"
-        case "version":
-            return f"{said} of Holdfast's journals ({hashes}); read it with that one"
         case _:
             return f"{said} ({hashes}); choose another --out"
 

@@ -25,12 +25,12 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Any
 
-from holdfast.audits.journal import Journal, Payload
 from holdfast.certifiers.verification.solver import Decision
 from holdfast.core.errors import DataError, HoldfastError, UsageError, did_you_mean
 from holdfast.core.files import write_whole
 from holdfast.core.store import locked
 from holdfast.verification.decide import Effort, decide, rerun
+from holdfast.verification.journal import Journal, Payload
 
 __all__ = [
     "Contradiction",

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.audits.claims import unanswered
 from holdfast.audits.context import Context
-from holdfast.audits.evidence import Standing
-from holdfast.audits.journal import Payload
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.records import DiagnosticsRecord, findings_of
 from holdfast.audits.stages.gradients import difference_agrees, is_zero, margin_of
-from holdfast.audits.stages.suite import no_answers
 from holdfast.core.draws import Draws
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
@@ -49,27 +49,27 @@ class _Walk:
     moving: Tensor
 
 
-def diagnose(context: Context, parts: Sequence[Standing]) -> Payload:
+def diagnose(context: Context, parts: Sequence[Evidence]) -> DiagnosticsRecord:
     """The findings of a finished suite, on a few samples that were classified right."""
-    found = [*_reported(context, parts), *_compared(context, parts)]
-    spent: Payload = {"forwards": [], "backwards": [], "queries": []}
+    noticed = [*_reported(context, parts), *_compared(context, parts)]
     ids = np.concatenate([s.ids[s.correct] for s in parts]) if parts else np.zeros(0, dtype=np.int64)
-    if len(ids) and context.plan.access is Access.WHITE_BOX and context.differentiable:
-        chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
-        problem = context.problem(chosen)
-        problem = replace(problem, draws=Draws(context.plan.seed, "diagnostics", context.device).of(chosen))
-        desk = Desk(context.search, problem, first=False, micro_batch=context.plan.slots)
-        with evaluating(context.search):
-            found += [*_gradients(desk, problem), *_stability(desk, problem)]
-            broken = {i for s in parts for i in s.broken}
-            # g is judged by its own predictor: what a walk on its stand-in reaches is no witness that a suite missed
-            found += _optimisation(desk, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
-            found += _unconstrained(context, problem)
-        spent = {
-            "forwards": desk.ledger.forwards.tolist(), "backwards": desk.ledger.backwards.tolist(),
-            "queries": desk.ledger.queries.tolist(),
-        } | no_answers(context, problem, desk.outcome(context.plan.slots), "diagnostics")  # fmt: skip
-    return {"findings": [f.as_dict() for f in found], **spent}
+    if not len(ids) or context.plan.access is not Access.WHITE_BOX or not context.differentiable:
+        return DiagnosticsRecord(findings=findings_of(noticed))
+    chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
+    problem = context.problem(chosen)
+    problem = replace(problem, draws=Draws(context.plan.seed, "diagnostics", context.device).of(chosen))
+    desk = Desk(context.search, problem, first=False, micro_batch=context.plan.slots)
+    with evaluating(context.search):
+        noticed += [*_gradients(desk, problem), *_stability(desk, problem)]
+        broken = {i for s in parts for i in s.broken}
+        # g is judged by its own predictor: what a walk on its stand-in reaches is no witness that a suite missed
+        noticed += _optimisation(desk, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
+        noticed += _unconstrained(context, problem)
+    return DiagnosticsRecord(
+        findings=findings_of(noticed),
+        cost=desk.ledger.total,
+        unanswered=unanswered(context, problem, desk.outcome(context.plan.slots), "diagnostics"),
+    )
 
 
 def _walk(desk: Desk, problem: Problem) -> _Walk:
@@ -220,7 +220,7 @@ def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
+def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     """What a reader must know to judge the figure: which attacks ran, and on how many samples."""
     n = sum(len(s.ids) for s in parts)
     plan = context.plan
@@ -250,7 +250,7 @@ def _reported(context: Context, parts: Sequence[Standing]) -> list[Finding]:
     return found
 
 
-def _compared(context: Context, parts: Sequence[Standing]) -> list[Finding]:
+def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     """Weak attacks that break what strong ones did not: per sample, not on average."""
     n = max(1, sum(len(s.ids) for s in parts))
     access = {r.stage: r.card.access for r in context.plan.entries}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.audits.context import Context
-from holdfast.audits.evidence import Standing
-from holdfast.audits.journal import Payload
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.records import AnyRecord, GradientsRecord, Ids
+from holdfast.audits.stage import Doubt, Repeatable, ids_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
@@ -23,38 +26,56 @@ from holdfast.numerics.losses import Loss, margin, margin_targeted
 from holdfast.numerics.sampling import uniform_in_ball
 from holdfast.numerics.steps import steepest
 
-__all__ = ["difference_agrees", "hindered", "is_zero", "margin_of"]
+__all__ = ["GradientsStage", "difference_agrees", "is_zero", "margin_of"]
 
 _KEPT = 0.1  # of what the gradient promises; smooth networks keep a third of it and more
 
 
-def hindered(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+@dataclass(frozen=True, kw_only=True)
+class GradientsStage(Repeatable[GradientsRecord]):
     """Which open samples the gradients of the model lead nowhere on.
 
     Asked after the first attack. A sample counts if its gradient is zero or undefined at the input or at a random point
     of its set, if it disagrees with finite differences at both, or if the attack got less than a tenth of the way that
     the gradient promises. Of a model that answers at random only the first is asked: its differences are noise.
     """
-    standing = Standing.of(ids, context.data.y.numpy()[ids], float(context.plan.eps), units)
-    chosen = ids[standing.open]
-    if not len(chosen) or not context.differentiable:
-        return {"ids": [], "hindered": [], "forwards": [], "backwards": [], "queries": []}
-    problem = context.problem(chosen)
-    problem = replace(problem, draws=Draws(context.plan.seed, "gradients", context.device).of(chosen))
-    scores = torch.from_numpy(standing.scores[standing.open]).to(context.device, problem.x.dtype)
-    desk = Desk(context.search, problem, first=False, judges=False, clean=scores, micro_batch=context.plan.slots)
-    with evaluating(context.search):
-        bad = _useless(context, desk, problem, standing)
-    return {
-        "ids": chosen.tolist(),
-        "hindered": chosen[bad.cpu().numpy()].tolist(),
-        "forwards": desk.ledger.forwards.tolist(),
-        "backwards": desk.ledger.backwards.tolist(),
-        "queries": [0] * len(chosen),
-    }
+
+    record: ClassVar[type[AnyRecord]] = GradientsRecord
+
+    name: str = "gradients"
+    title: str = "use of the gradients"
+
+    @override
+    def chosen(self, context: Context, evidence: Evidence) -> np.ndarray:
+        return evidence.ids[evidence.open & context.differentiable]
+
+    @override
+    def unit(self, context: Context, evidence: Evidence) -> GradientsRecord:
+        ids = self.chosen(context, evidence)
+        if not len(ids):
+            return GradientsRecord()
+        problem = context.problem(ids)
+        problem = replace(problem, draws=Draws(context.plan.seed, "gradients", context.device).of(ids))
+        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        desk = Desk(context.search, problem, first=False, judges=False, clean=scores, micro_batch=context.plan.slots)
+        with evaluating(context.search):
+            useless = _useless(context, desk, problem, evidence)
+        return GradientsRecord(
+            ids=ids_of(ids),
+            hindered=ids_of(ids[useless.cpu().numpy()]),
+            cost=replace(desk.ledger.total, queries=0),
+        )
+
+    @override
+    def failed(self, ids: Ids, why: str) -> GradientsRecord:
+        return GradientsRecord(fault=self.fault(why, ids))
+
+    @override
+    def differences(self, told: GradientsRecord, due: GradientsRecord) -> Iterator[Doubt]:
+        yield from self.differing(told, due, ("ids", "hindered"))
 
 
-def _useless(context: Context, desk: Desk, problem: Problem, standing: Standing) -> Tensor:
+def _useless(context: Context, desk: Desk, problem: Problem, evidence: Evidence) -> Tensor:
     loss = margin_of(problem)
     dead = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
     wrong = torch.ones_like(dead)
@@ -73,7 +94,7 @@ def _useless(context: Context, desk: Desk, problem: Problem, standing: Standing)
     # the margin that is left at the input, and what a step along the gradient would take of it
     left = -first.value.double()
     promised = problem.set.eps.double() * dual_norm(problem.set.norm, first.grad.double())
-    low = torch.from_numpy(standing.low_margin[standing.open]).to(left.device)
+    low = torch.from_numpy(evidence.low_margin[evidence.open]).to(left.device)
     unkept = left - low < _KEPT * torch.minimum(promised, left)
     return dead | wrong | unkept
 

@@ -5,16 +5,20 @@ A suite that they beat was hindered; what they find counts all the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
+from holdfast.audits.claims import claims_of, raised_on
 from holdfast.audits.context import Context
-from holdfast.audits.journal import Payload
-from holdfast.audits.stages.suite import ruled, standing_of
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.records import AnyRecord, Ids, ProbeRecord
+from holdfast.audits.stage import Doubt, Repeatable, ids_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
@@ -25,41 +29,57 @@ from holdfast.numerics.project import project
 from holdfast.numerics.sampling import uniform_in_ball
 from holdfast.numerics.steps import steepest
 
-__all__ = ["probe"]
+__all__ = ["ProbeStage"]
 
 _POINTS = 20
 
 
-def probe(context: Context, ids: np.ndarray, units: Mapping[str, Payload]) -> Payload:
+@dataclass(frozen=True, kw_only=True)
+class ProbeStage(Repeatable[ProbeRecord]):
     """Random points, then one steepest step, on the samples that are still open."""
-    standing = standing_of(context, ids, units)
-    chosen = ids[standing.open]
-    payload: Payload = {
-        "ids": [],
-        "witnesses": {},
-        "marginal": {},
-        "rejected": [],
-        "referee": 0,
-        "noise": 0,
-        "one_step": 0,
-    }
-    if not len(chosen) or context.plan.remote:
-        return payload
-    problem = context.problem(chosen)
-    problem = replace(problem, draws=Draws(context.plan.seed, "probe", context.device).of(chosen))
-    scores = torch.from_numpy(standing.scores[standing.open]).to(context.device, problem.x.dtype)
-    desk = Desk(context.search, problem, clean=scores, micro_batch=context.plan.slots)
-    with evaluating(context.search):
-        for k in range(_POINTS):
-            desk.logits(_random_point(problem, k), problem.rows)
-        noise = int(desk.found.sum())
-        if context.plan.access is Access.WHITE_BOX:
-            desk.logits(_one_step(desk, problem), problem.rows)
-    return (
-        payload
-        | ruled(context, problem, desk.outcome(context.plan.slots), "probe")
-        | {"noise": noise, "one_step": int(desk.found.sum()) - noise}
-    )
+
+    record: ClassVar[type[AnyRecord]] = ProbeRecord
+
+    name: str = "probe"
+    title: str = "random points and single steps"
+
+    @override
+    def chosen(self, context: Context, evidence: Evidence) -> np.ndarray:
+        return evidence.ids[evidence.open & (not context.plan.remote)]
+
+    @override
+    def unit(self, context: Context, evidence: Evidence) -> ProbeRecord:
+        ids = self.chosen(context, evidence)
+        if not len(ids):
+            return ProbeRecord()
+        problem = context.problem(ids)
+        problem = replace(problem, draws=Draws(context.plan.seed, "probe", context.device).of(ids))
+        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        desk = Desk(context.search, problem, clean=scores, micro_batch=context.plan.slots)
+        with evaluating(context.search):
+            for k in range(_POINTS):
+                desk.logits(_random_point(problem, k), problem.rows)
+            noise = int(desk.found.sum())
+            if context.plan.access is Access.WHITE_BOX:
+                desk.logits(_one_step(desk, problem), problem.rows)
+        outcome = desk.outcome(context.plan.slots)
+        claims, referee = claims_of(context, problem, outcome, self.name)
+        return ProbeRecord(
+            ids=ids_of(ids),
+            claims=claims,
+            raised=raised_on(ids, outcome.failed, outcome.fault),
+            referee=referee,
+            noise=noise,
+            one_step=int(desk.found.sum()) - noise,
+        )
+
+    @override
+    def failed(self, ids: Ids, why: str) -> ProbeRecord:
+        return ProbeRecord(fault=self.fault(why, ids))
+
+    @override
+    def differences(self, told: ProbeRecord, due: ProbeRecord) -> Iterator[Doubt]:
+        yield from self.differing(told, due, ("ids",))
 
 
 def _random_point(problem: Problem, k: int) -> Tensor:

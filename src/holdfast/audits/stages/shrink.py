@@ -5,14 +5,21 @@ Its own stage and its own cost: what a suite spends to decide the verdict at eps
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.white.fab_t import FABT
+from holdfast.audits.claims import claims_of
 from holdfast.audits.context import Context
+from holdfast.audits.evidence import Evidence
+from holdfast.audits.records import AnyRecord, Ids, ShrinkRecord
+from holdfast.audits.stage import Stage, ids_of
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.desk import Desk
@@ -20,20 +27,61 @@ from holdfast.judge.outcome import Outcome
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.search import bisect
 
-__all__ = ["shrink"]
+__all__ = ["ShrinkStage"]
 
 _HALVINGS = 12
 _STEPS, _TARGETS = 20, 3
 
 
-def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, clean: Tensor) -> Outcome:
+@dataclass(frozen=True, kw_only=True)
+class ShrinkStage(Stage[ShrinkRecord]):
+    """A nearer witness for each broken sample, and one beyond eps for those that are not."""
+
+    record: ClassVar[type[AnyRecord]] = ShrinkRecord
+
+    name: str = "shrink"
+    title: str = "nearest witnesses"
+
+    @override
+    def chosen(self, context: Context, evidence: Evidence) -> np.ndarray:
+        return evidence.ids[evidence.correct]
+
+    @override
+    def author(self, evidence: Evidence, i: int) -> str:
+        """That of the witness that it was made of."""
+        return evidence.nearest[i].witness.attack if i in evidence.nearest else self.name
+
+    @override
+    def unit(self, context: Context, evidence: Evidence) -> ShrinkRecord:
+        ids = self.chosen(context, evidence)
+        if not len(ids):
+            return ShrinkRecord()
+        known = {i: claim.witness for i, claim in evidence.nearest.items()}
+        problem = context.problem(ids, float("inf"))
+        witness = problem.x.clone()
+        for k, i in enumerate(ids.tolist()):
+            if i in known:
+                witness[k] = context.folder.witness(known[i].sha256).to(context.device)
+        has_witness = torch.tensor([i in known for i in ids.tolist()], device=context.device)
+        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        outcome = _shrunk(context, problem, witness, has_witness, scores)
+        authors = {i: one.attack for i, one in known.items()}
+        claims, referee = claims_of(context, problem, outcome, self.name, authors)
+        return ShrinkRecord(ids=ids_of(ids), claims=claims, referee=referee)
+
+    @override
+    def failed(self, ids: Ids, why: str) -> ShrinkRecord:
+        return ShrinkRecord(fault=self.fault(why, ids))
+
+
+def _shrunk(context: Context, problem: Problem, witness: Tensor, has_witness: Tensor, clean: Tensor) -> Outcome:
     """Minimal distortion from known witnesses.
 
     Args:
         context: the run.
         problem: the samples in the box alone (eps infinite).
-        witness: (n, \\*features) known witnesses; anything where ``has`` is false.
-        has: (n,) bool: a witness is known.
+        witness: (n, \\*features) known witnesses; anything where there is none.
+        has_witness: (n,) bool: a witness is known.
         clean: (n, K) clean scores.
 
     Returns:
@@ -41,7 +89,7 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
         it is asked far beyond eps here, where nothing is claimed.
     """
     desk = Desk(context.search, problem, first=False, clean=clean, micro_batch=context.plan.slots)
-    rows = has.nonzero().squeeze(-1)
+    rows = has_witness.nonzero().squeeze(-1)
     if len(rows):
         part = problem.select(rows.cpu().numpy())
         path = _fewer_features if problem.set.norm is Norm.L0 else _toward
@@ -67,7 +115,7 @@ def shrink(context: Context, problem: Problem, witness: Tensor, has: Tensor, cle
     found = _nearer_no_answer(problem, first, found)
     return replace(
         found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,
-        distance=torch.minimum(found.distance, first.distance), ledger=found.ledger + desk.ledger, failed=None,
+        ledger=found.ledger + desk.ledger, distance=torch.minimum(found.distance, first.distance), failed=None,
     )  # fmt: skip
 
 
