@@ -18,9 +18,9 @@ from holdfast.attacks.evasion.semantic.hue_saturation import ColourShift
 from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
 from holdfast.attacks.evasion.semantic.rotation_translation import Pose
 from holdfast.attacks.evasion.semantic.semantic_gradient import SemanticGradient
-from holdfast.attacks.evasion.semantic.unrestricted import Judged, Unrestricted
+from holdfast.attacks.evasion.semantic.unrestricted import BesideJudge, Unrestricted
 from holdfast.attacks.evasion.white.pgd import PGD
-from holdfast.attacks.families.parameter_search import Grid, WorstOfK
+from holdfast.attacks.families.parameter_search import GridSearch, WorstOfK
 from holdfast.attacks.semantic import run_semantic
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -64,14 +64,14 @@ def test_the_grid_asks_every_cell_once_and_finds_a_planted_one() -> None:
             seen.append(z[:, 1:])
             return super().forward(z)
 
-    out = run(Grid(cells=(5, 3), block=4), lifted(1, 2), Watched((2.0, 2.0), 0.1))
+    out = run(GridSearch(cells=(5, 3), block=4), lifted(1, 2), Watched((2.0, 2.0), 0.1))
     assert not out.found.any()
     asked = torch.cat(seen)[1:]  # the first is the clean one
     wanted = torch.cartesian_prod(torch.linspace(-1, 1, 5).double(), torch.linspace(-1, 1, 3).double())
     assert len(asked) == 15
     assert {tuple(r) for r in asked.tolist()} == {tuple(r) for r in wanted.tolist()}
     assert int(out.ledger.queries) == 16
-    assert run(Grid(cells=(5, 3), block=4), lifted(3, 2), _Hidden((-0.5, 1.0), 0.1)).found.all()
+    assert run(GridSearch(cells=(5, 3), block=4), lifted(3, 2), _Hidden((-0.5, 1.0), 0.1)).found.all()
 
 
 def test_the_grid_finds_a_planted_angle_that_a_gradient_from_0_does_not() -> None:
@@ -101,7 +101,7 @@ class _Planted(nn.Module):
 
 @pytest.mark.parametrize("norm", list(Norm))
 def test_a_search_stays_in_balls_of_every_norm(norm: Norm) -> None:
-    for attack in (Grid(cells=(5, 5, 5)), WorstOfK(trials=20)):
+    for attack in (GridSearch(cells=(5, 5, 5)), WorstOfK(trials=20)):
         out = run(attack, lifted(2, 3, norm, 1.0), _Hidden((0.9, 0.9, 0.9), 0.05))
         assert not out.found.any()  # l0 moves one parameter, l1 and l2 reach no corner; linf: no cell is there
         assert (out.ledger.queries > 20).all()
@@ -132,17 +132,17 @@ def test_searches_serve_ordinary_problems_of_few_features_and_refuse_others() ->
 
     x = torch.tensor([[0.5, 0.5], [0.1, 0.1]]).double()
     ball = LpBall.uniform(Norm.LINF, 0.3, 2, dtype=torch.float64)
-    out = run(Grid(cells=(3, 3)), Problem.of(x, torch.tensor([0, 0]), ball), Corner())
+    out = run(GridSearch(cells=(3, 3)), Problem.of(x, torch.tensor([0, 0]), ball), Corner())
     assert out.found.tolist() == [True, False]
     wide = Problem.of(torch.rand(1, 64), torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.1, 1))
     with pytest.raises(UnsupportedError, match="free features"):
         run(WorstOfK(), wide, Corner())
     with pytest.raises(UsageError, match="as many numbers"):
-        run(Grid(cells=(3, 3, 3)), Problem.of(x, torch.tensor([0, 0]), ball), Corner())
+        run(GridSearch(cells=(3, 3, 3)), Problem.of(x, torch.tensor([0, 0]), ball), Corner())
 
 
 def test_a_budget_cuts_a_search() -> None:
-    out = run(Grid(cells=(50,)), lifted(2, 1), _Hidden((2.0,), 0.1), budget=Budget(queries=20))
+    out = run(GridSearch(cells=(50,)), lifted(2, 1), _Hidden((2.0,), 0.1), budget=Budget(queries=20))
     assert out.ledger.queries.tolist() == [20, 20]
 
 
@@ -264,14 +264,14 @@ def test_new_images_fool_the_model_and_not_the_judge(careless: nn.Module) -> Non
     assert out.facts["judge_accuracy"] > 0.8
     _, y = case.samples()
     joint = out.lifted.model
-    assert isinstance(joint, Judged)
+    assert isinstance(joint, BesideJudge)
     with torch.no_grad(), evaluating(joint):
         told, right = joint(out.x[out.found]).chunk(2, 1)
     assert (told.argmax(1) != y[out.found]).all()
     assert (right.argmax(1) == y[out.found]).all()
     # A model that is the judge itself cannot be wrong where the judge is right.
     setting = case.setting(careless)
-    setting = replace(setting, attacked=Judged(joint.judge, joint.judge))
+    setting = replace(setting, attacked=BesideJudge(joint.judge, joint.judge))
     assert not case.search(setting, 1.0)[0].found.any()
 
 

@@ -25,20 +25,20 @@ from holdfast.core.registry import method as registered
 from holdfast.core.threat import Goal, Norm
 from holdfast.data.dataset import Dataset
 from holdfast.judge.desk import Model
-from holdfast.judge.judged import judged
+from holdfast.judge.judged import Judged, judged
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee
 from holdfast.numerics.evaluation import evaluating
 from holdfast.transforms.lifted import Lifted, lift
 from holdfast.transforms.transform import ImageTransform, Transform
 
-__all__ = ["ImageAttack", "SemanticAttack", "SemanticOutcome", "Setting", "gradient_search", "run_semantic"]
+__all__ = ["ImageAttack", "Prepared", "SemanticAttack", "SemanticOutcome", "gradient_search", "run_semantic"]
 
 _ROWS = 256
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
     """What a method makes of samples before it searches.
 
     Attributes:
@@ -79,7 +79,7 @@ class SemanticAttack(ABC):
         return False
 
     @abstractmethod
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
+    def prepare(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Prepared:
         """Prepares the search for samples.
 
         Args:
@@ -119,11 +119,11 @@ class ImageAttack(SemanticAttack):
         """The transform of images of a shape (C, H, W)."""
 
     @override
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
+    def prepare(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Prepared:
         shape = tuple(x.shape[1:])
         made = self.transform(shape)
         made.check(shape)
-        return Setting(made, x, model)
+        return Prepared(transform=made, origin=x, attacked=model)
 
 
 def gradient_search(name: str, **given: Any) -> Attack[Any, Any]:
@@ -192,7 +192,7 @@ def run_semantic(
     *,
     target: Tensor | None = None,
     known: Dataset | None = None,
-    prepared: Setting | None = None,
+    prepared: Prepared | None = None,
     ids: object = None,
     seed: int = 0,
     budget: Budget | None = None,
@@ -209,7 +209,7 @@ def run_semantic(
         model: images -> scores (n, K).
         target: (n,) targets of a targeted attack.
         known: data to learn from, for methods that do.
-        prepared: what `SemanticAttack.setting` gave for these samples, so that several models share what was learned.
+        prepared: what `SemanticAttack.prepare` gave for these samples, so that several models share what was learned.
         ids: of the samples; they key the draws.
         seed: keys all draws.
         budget: the most that may be asked for one sample.
@@ -231,31 +231,47 @@ def run_semantic(
     method.check(x, Goal.UNTARGETED if target is None else Goal.TARGETED)
     if method.learns and known is None and prepared is None:
         raise UsageError(f"{method.card.title} learns what images look like; give it data beside the attacked samples")
-    setting = prepared or method.setting(x, y, model, known, seed)
-    shape = setting.origin.shape[1:]
-    lifted = Lifted(setting.attacked, setting.transform, shape)
+    prepared = prepared or method.prepare(x, y, model, known, seed)
+    lifted = Lifted(prepared.attacked, prepared.transform, prepared.origin.shape[1:])
+    axes = len(prepared.transform.axes)
     problem = lift(
-        setting.origin, y, len(setting.transform.axes), method.norm, method.eps, target=target,
-        criterion=setting.criterion, ids=ids,
-    )  # fmt: skip
-    search = method.search(setting.transform)
-    out = run(search, problem, lifted, seed=seed, budget=budget, settings=settings, progress=progress)
-    referee = Referee(lifted, draws=draws, exact=lifted.differentiable and not draws)
-    done = judged(referee, problem, out)
+        prepared.origin, y, axes, method.norm, method.eps, target=target, criterion=prepared.criterion, ids=ids
+    )
+    search = method.search(prepared.transform)
+    outcome = run(search, problem, lifted, seed=seed, budget=budget, settings=settings, progress=progress)
+    done = judged(Referee(lifted, draws=draws, exact=lifted.differentiable and not draws), problem, outcome)
+    wrong = done.clean_wrong
+    if prepared.origin is not x and prepared.refers:
+        with torch.no_grad(), evaluating(lifted):
+            wrong = wrong | _wrong(model, problem, x, target)
+    return _outcome(x, prepared, lifted, problem, outcome.ledger, done, wrong)
+
+
+def _outcome(
+    x: Tensor, prepared: Prepared, lifted: Lifted, problem: Problem, ledger: Ledger, done: Judged, wrong: Tensor
+) -> SemanticOutcome:
+    """What was judged, in images and natural units; ``wrong`` (n,) are those that were not right to begin with."""
     found = done.broken | done.clean_wrong
     kept = found.nonzero().squeeze(-1)
     z = torch.where(problem.flat(found), done.x, problem.x)
     with torch.no_grad(), evaluating(lifted):
         moved = torch.cat([lifted.transformed(z[kept][k : k + _ROWS]) for k in range(0, max(1, len(kept)), _ROWS)])
-        wrong = _wrong(model, problem, x, target) if setting.origin is not x and setting.refers else done.clean_wrong
     theta = lifted.theta(z)
     return SemanticOutcome(
-        x=x.index_copy(0, kept, moved.to(x.dtype)), theta=theta, natural=setting.transform.natural(theta),
-        units={a.name: a.unit for a in setting.transform.axes}, found=found,
-        right=~(wrong | done.clean_wrong) if setting.refers else torch.ones_like(found), refers=setting.refers,
-        marginal=int((done.marginal | done.rejected).sum()), distance=done.distance, ledger=out.ledger,
-        facts=setting.facts, lifted=lifted, problem=problem,
-    )  # fmt: skip
+        x=x.index_copy(0, kept, moved.to(x.dtype)),
+        theta=theta,
+        natural=prepared.transform.natural(theta),
+        units={a.name: a.unit for a in prepared.transform.axes},
+        found=found,
+        right=~wrong if prepared.refers else torch.ones_like(found),
+        refers=prepared.refers,
+        marginal=int((done.marginal | done.rejected).sum()),
+        distance=done.distance,
+        ledger=ledger,
+        facts=prepared.facts,
+        lifted=lifted,
+        problem=problem,
+    )
 
 
 def _wrong(model: Model, problem: Problem, x: Tensor, target: Tensor | None) -> Tensor:

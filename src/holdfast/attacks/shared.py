@@ -280,7 +280,7 @@ def fit(
     return Fitted(attack.artefact(state), _total(desks, spent), done)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How an artefact does on samples that it was not fitted on.
 
@@ -381,9 +381,13 @@ def evaluate(
         if k == 0:
             first, distance = applied.x, ruling.distance
     return Evaluation(
-        torch.stack(hits, 1), right, {k: torch.stack(v, 1) for k, v in conditions.items()}, first, distance,
-        referee.forwards,
-    )  # fmt: skip
+        broken=torch.stack(hits, 1),
+        right=right,
+        conditions={k: torch.stack(v, 1) for k, v in conditions.items()},
+        x=first,
+        distance=distance,
+        forwards=referee.forwards,
+    )
 
 
 def _batch(attack: SharedAttack[Any, Any], whole: Problem, draws: Draws, step: int) -> Problem:

@@ -164,7 +164,7 @@ def manifold_study(
     x, y = problem.x, problem.y
     first = next(iter(models.values()))
     method.check(x, problem.goal)
-    prepared = method.setting(x, y, first, known, seed)
+    prepared = method.prepare(x, y, first, known, seed)
     decoder = prepared.transform
     if not isinstance(decoder, Decoded):
         raise UsageError("the on-manifold attack has no decoder")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.engine import run
-from holdfast.attacks.semantic import SemanticAttack, SemanticOutcome, Setting, run_semantic
+from holdfast.attacks.semantic import Prepared, SemanticAttack, SemanticOutcome, run_semantic
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
 from holdfast.judge.outcome import Outcome
@@ -103,17 +103,17 @@ class Case:
             self.small, more.pop("x", x), more.pop("y", y), model or self.model, known=self.known, **more
         )
 
-    def setting(self, model: nn.Module | None = None) -> Setting:
+    def setting(self, model: nn.Module | None = None) -> Prepared:
         """What the small attack prepares for the digits."""
-        return self.small.setting(*self.samples(), model or self.model, self.known, 0)
+        return self.small.prepare(*self.samples(), model or self.model, self.known, 0)
 
-    def search(self, setting: Setting, eps: float, **more: Any) -> tuple[Outcome, Problem, Lifted]:
+    def search(self, prepared: Prepared, eps: float, **more: Any) -> tuple[Outcome, Problem, Lifted]:
         """The search alone, in a ball of another size."""
         _, y = self.samples()
-        lifted = Lifted(setting.attacked, setting.transform, setting.origin.shape[1:])
-        axes = len(setting.transform.axes)
-        problem = lift(setting.origin, y, axes, self.small.norm, eps, criterion=setting.criterion)
-        return run(self.small.search(setting.transform), problem, lifted, **more), problem, lifted
+        lifted = Lifted(prepared.attacked, prepared.transform, prepared.origin.shape[1:])
+        axes = len(prepared.transform.axes)
+        problem = lift(prepared.origin, y, axes, self.small.norm, eps, criterion=prepared.criterion)
+        return run(self.small.search(prepared.transform), problem, lifted, **more), problem, lifted
 
     def with_samples(self, n: int) -> Case:
         """The same on other many samples."""

@@ -39,7 +39,7 @@ _RANGES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientTransform:
     """A composition; the defaults change nothing.
 

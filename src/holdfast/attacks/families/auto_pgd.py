@@ -59,7 +59,7 @@ def checkpoints(steps: int) -> tuple[int, ...]:
     return tuple(marks)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoPGDState(State):
     """What Auto-PGD knows of each sample.
 

@@ -17,7 +17,7 @@ from holdfast.numerics.project import project
 __all__ = ["CriterionAscent"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CriterionAscent(Attack[WhiteBoxAsk, State]):
     """``z <- project(z - step * steepest(grad margin))`` from Gaussian starts; the step falls to 0 over a start."""
 

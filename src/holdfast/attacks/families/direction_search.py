@@ -46,7 +46,7 @@ class DirectionState(State):
     over: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
     """Each step: an estimate of how g falls, and a line search for how far to turn the direction that way."""
 

@@ -44,7 +44,7 @@ class Plane(NamedTuple):
         return cls(g.value + g.unsure, g.grad.nan_to_num(0.0))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FastBoundaryState(State):
     """Attributes:
     best: (n, \\*features) the nearest adversarial point of this round, inside the ball or not.
@@ -59,7 +59,7 @@ class FastBoundaryState(State):
     over: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
     """Projects the iterate and the clean input on the nearest linearised boundary in the box, mixes the two with a bias
     toward the clean input, and steps back toward it whenever the boundary was crossed.

@@ -38,7 +38,7 @@ class MomentumState(State):
     variance: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MomentumSteps(Attack[WhiteBoxAsk, MomentumState]):
     """``v <- mu v + g / ||g||_1``; ``x <- project(x + step * steepest(v))``, where g is the transformed gradient.
 

@@ -26,7 +26,7 @@ from holdfast.judge.asks import HardLabelAsk
 from holdfast.numerics.distance import box
 from holdfast.numerics.project import linf_bounds, project
 
-__all__ = ["Grid", "ParameterSearch", "SearchState", "WorstOfK"]
+__all__ = ["GridSearch", "ParameterSearch", "SearchState", "WorstOfK"]
 
 _MOST = 32  # free features
 
@@ -137,7 +137,7 @@ class ParameterSearch(Attack[HardLabelAsk, SearchState]):
 
 
 @dataclass(frozen=True)
-class Grid(ParameterSearch):
+class GridSearch(ParameterSearch):
     """Every cell of a grid over the free features, those nearest to the middle first."""
 
     cells: tuple[int, ...] = parameter((31, 5, 5), "values of each free feature, at least 1", "Engstrom et al. 2019")

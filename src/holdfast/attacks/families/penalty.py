@@ -37,7 +37,7 @@ _FEW_STEPS = 50
 _FEWEST_SEARCHES, _LEAST_STEPS = 1, 60  # of an attack that is fitted to fewer passes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PenaltyState(State):
     """``x`` is the nearest success of this round, the clean input until there is one.
 
@@ -67,7 +67,7 @@ class PenaltyState(State):
 P = TypeVar("P", bound=PenaltyState)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Penalty(Attack[WhiteBoxAsk, P]):
     """The frame of a penalty attack: ``searches`` searches of at most ``steps`` steps, each with its own weight c."""
 

@@ -39,7 +39,7 @@ class ProjectedState(State):
 P = TypeVar("P", bound=ProjectedState)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProjectedGradient(Attack[WhiteBoxAsk, P]):
     """``x <- project(x + step * steepest(gradient))``, from a random point of the set, ``restarts`` times."""
 

@@ -46,7 +46,7 @@ class Printed(NamedTuple):
     mask: Tensor | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhysicalState(SharedState):
     """Attributes:
     texture: what is learned.
@@ -76,7 +76,7 @@ class PhysicalState(SharedState):
 P = TypeVar("P", bound=PhysicalState)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PhysicalAttack(SharedAttack[WhiteBoxAsk, P]):
     """``texture <- clamp(texture - rate * adam(grad))`` of ``penalty - mean loss`` over fresh draws of the scene.
 

@@ -34,7 +34,7 @@ _DUTY = 2.0  # how much stronger the hinge is than the pull toward x
 _MOST_BOOST = 1e3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoftPenaltyState(State):
     """``x`` is the last iterate that was asked.
 
@@ -58,7 +58,7 @@ class SoftPenaltyState(State):
 P = TypeVar("P", bound=SoftPenaltyState)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SoftPenalty(Attack[SoftLabelAsk, P]):
     """Steps until the queries are up, then a bisection from the nearest witness toward the clean input."""
 

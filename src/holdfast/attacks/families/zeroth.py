@@ -110,7 +110,7 @@ def coarse(problem: Problem, sigma: float) -> float:
     return sigma if problem.set.grid is None else max(sigma, 2 * float(problem.set.grid))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AscentState(State):
     """The iterate of a search inside the budget.
 
@@ -129,7 +129,7 @@ class AscentState(State):
     high: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AscentParameters:
     """What the loop of `Ascent` takes.
 

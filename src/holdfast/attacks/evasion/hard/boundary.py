@@ -23,7 +23,7 @@ __all__ = ["BoundaryAttack", "BoundaryState"]
 _LEAST, _MOST = 1e-7, 0.5  # of both step sizes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundaryState(State):
     """``x`` is adversarial.
 
@@ -42,7 +42,7 @@ class BoundaryState(State):
     over: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BoundaryAttack(Attack[HardLabelAsk, BoundaryState]):
     """Each step: a random move on the sphere around the clean input, then one toward it; kept if adversarial. Half of
     the moves on the sphere are to be adversarial, as of a boundary that is flat at their scale, and a quarter of the

@@ -45,7 +45,7 @@ class GeoDAState(State):
     blocks: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeoDA(Attack[HardLabelAsk, GeoDAState]):
     """Each step: the boundary's normal from the labels around x; then the point at which the way from the clean input
     that is shortest to the plane with this normal crosses the boundary.

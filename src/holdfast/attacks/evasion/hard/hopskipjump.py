@@ -40,7 +40,7 @@ class HopSkipJumpState(State):
     blocks: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HopSkipJump(Attack[HardLabelAsk, HopSkipJumpState]):
     """Each step: the boundary's normal from the labels around x, a move along it, a bisection back to the boundary."""
 

@@ -23,7 +23,7 @@ from holdfast.numerics.zeroth import Antithetic
 __all__ = ["NESLabelOnly"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NESLabelOnlyState(State):
     """``x`` is adversarial.
 
@@ -40,7 +40,7 @@ class NESLabelOnlyState(State):
     over: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NESLabelOnly(Attack[HardLabelAsk, NESLabelOnlyState]):
     """Ascent on the share of noisy copies that are adversarial, in a ball that shrinks from an adversarial start."""
 

@@ -25,7 +25,7 @@ __all__ = ["RayS", "RaySState"]
 _FIRST_RADII = 3  # radii at which a ray is tried while nothing adversarial is known
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RaySState(State):
     """``x`` is the adversarial end of the best ray, or the clean input while none is known.
 

@@ -28,7 +28,7 @@ _FLOOR = 0.1  # of the weights, so that what a clean input lacks can be added to
 _PARALLEL = 1e-6  # a direction of which less is left beside the others counts as none
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SurFreeState(State):
     """``x`` is adversarial and next to the boundary; each step asks one point of the circle of each sample.
 
@@ -55,7 +55,7 @@ class SurFreeState(State):
     over: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SurFree(Attack[HardLabelAsk, SurFreeState]):
     """Round after round: a random direction v; on the circle that has the clean input and x as ends of a diameter, in
     the plane of both and v, the point furthest from x that is still adversarial.

@@ -25,7 +25,7 @@ _LENS, _WIDE, _HIGH, _THIN = 0.5, 0.36, 0.3, 0.14  # middle of a lens, its half 
 _BRIDGE, _TEMPLE, _RAISED = 0.16, 0.86, -0.06  # half the bridge, inner end of a temple, height of both
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EyeglassFrame(PhysicalAttack[PhysicalState]):
     """The texture covers a frame of two rims, a bridge and two temples, over the eyes of pictures that show a face
     upright and filling the picture; the frame sits a little differently on each.

@@ -52,7 +52,7 @@ class MaskedObjectState(PhysicalState):
         return Printed(self.texture, self.mask)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskedObject(PhysicalAttack[MaskedObjectState]):
     """``delta`` is added to the object inside a mask; the object with it is turned, scaled, moved and lit as a whole.
 

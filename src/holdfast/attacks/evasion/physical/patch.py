@@ -32,7 +32,7 @@ from holdfast.transforms.scene.camera import (
 __all__ = ["Patch"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Patch(PhysicalAttack[PhysicalState]):
     """The patch lies at a random place of the picture, turned, scaled, tilted and lit at random; nothing else changes."""
 

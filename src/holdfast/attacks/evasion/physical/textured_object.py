@@ -27,7 +27,7 @@ __all__ = ["TexturedObject"]
 _PLAIN = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TexturedObject(PhysicalAttack[PhysicalState]):
     """A solid with a learned texture is rendered before the samples, which are the backgrounds, in random poses, sizes,
     places and lights.

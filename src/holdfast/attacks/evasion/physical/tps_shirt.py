@@ -36,7 +36,7 @@ from holdfast.transforms.scene.thin_plate import bent
 __all__ = ["TpsShirt"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TpsShirt(PhysicalAttack[PhysicalState]):
     """A square print on the middle of the picture, bent by a thin-plate spline with control points shifted at random,
     then turned, scaled, moved, blurred and lit.

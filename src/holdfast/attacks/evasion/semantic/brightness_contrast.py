@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.families.parameter_search import Grid, WorstOfK
+from holdfast.attacks.families.parameter_search import GridSearch, WorstOfK
 from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
@@ -21,7 +21,7 @@ __all__ = ["LightShift"]
 _SEARCHES = ("gradient", "grid", "random")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LightShift(ImageAttack):
     """``clip((1 + contrast) x + brightness)`` with the two numbers that make the label wrong."""
 
@@ -62,7 +62,7 @@ class LightShift(ImageAttack):
     @override
     def search(self, transform: Transform) -> Attack[Any, Any]:
         if self.search_by == "grid":
-            return Grid(cells=(self.levels,) * len(transform.axes), block=self.block)
+            return GridSearch(cells=(self.levels,) * len(transform.axes), block=self.block)
         if self.search_by == "random":
             return WorstOfK(trials=self.trials, block=self.block)
         return gradient_search("pgd", steps=self.steps, restarts=self.restarts)

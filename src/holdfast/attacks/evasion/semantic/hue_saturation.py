@@ -17,7 +17,7 @@ from holdfast.transforms.transform import Transform
 __all__ = ["ColourShift"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ColourShift(ImageAttack):
     """Trial i of N: any hue, a saturation shift of at most ``i / N``; the first label that is wrong ends it.
 

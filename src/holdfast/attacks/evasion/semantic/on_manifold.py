@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.common.generator import codes_of, learned_vae
-from holdfast.attacks.semantic import SemanticAttack, Setting, gradient_search
+from holdfast.attacks.semantic import Prepared, SemanticAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -23,7 +23,7 @@ from holdfast.transforms.transform import Transform
 __all__ = ["OnManifold"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnManifold(SemanticAttack):
     """``max_zeta loss(f(dec(z + zeta, y)), y)`` with ``||zeta||_p <= size``, where ``dec(z, y)`` is the picture nearest to x.
 
@@ -86,7 +86,7 @@ class OnManifold(SemanticAttack):
         return True
 
     @override
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
+    def prepare(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Prepared:
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder; give it data")
         classes = 1 + max(int(known.y.max()), int(y.max()) if len(y) else 0)
@@ -101,7 +101,9 @@ class OnManifold(SemanticAttack):
             "reconstruction_rmse": float(error.sqrt()),
             "variance_explained": 1 - float(error / spread.clamp_min(1e-12)),
         }
-        return Setting(Decoded(vae, 1.0, self.bound), torch.cat([code, label], 1), model, facts=facts)
+        return Prepared(
+            transform=Decoded(vae, 1.0, self.bound), origin=torch.cat([code, label], 1), attacked=model, facts=facts
+        )
 
     @override
     def search(self, transform: Transform) -> Attack[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.families.parameter_search import Grid, WorstOfK
+from holdfast.attacks.families.parameter_search import GridSearch, WorstOfK
 from holdfast.attacks.semantic import ImageAttack, gradient_search
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
@@ -21,7 +21,7 @@ __all__ = ["Pose"]
 _SEARCHES = ("grid", "random", "gradient")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pose(ImageAttack):
     """Rotates about the middle and shifts, bilinear and black beyond the edges, until the label is wrong."""
 
@@ -71,4 +71,4 @@ class Pose(ImageAttack):
         if self.search_by == "gradient":
             return gradient_search("pgd", steps=self.steps, random_start=False)
         cells = tuple(self.angles if axis.name == "rotation" else self.shifts for axis in transform.axes)
-        return Grid(cells=cells, block=self.block)
+        return GridSearch(cells=cells, block=self.block)

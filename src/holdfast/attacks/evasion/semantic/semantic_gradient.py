@@ -19,7 +19,7 @@ from holdfast.transforms.transform import Composition, ImageTransform, Transform
 __all__ = ["SemanticGradient"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SemanticGradient(ImageAttack):
     """Colour, then light, then pose; theta in the lp ball of radius ``size``, where 1 in linf is all ranges at once.
 

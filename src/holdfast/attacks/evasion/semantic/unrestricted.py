@@ -15,7 +15,7 @@ from typing_extensions import override
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.common.generator import learned_vae
 from holdfast.attacks.families.criterion_ascent import CriterionAscent
-from holdfast.attacks.semantic import SemanticAttack, Setting
+from holdfast.attacks.semantic import Prepared, SemanticAttack
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Criterion, Misclassified
 from holdfast.core.errors import UsageError
@@ -30,7 +30,7 @@ from holdfast.training.loop import fit
 from holdfast.training.settings import TrainingSettings
 from holdfast.transforms.transform import Transform
 
-__all__ = ["Judged", "Unrestricted", "WrongAndJudgedRight"]
+__all__ = ["BesideJudge", "Unrestricted", "WrongAndJudgedRight"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class WrongAndJudgedRight(Criterion):
         return torch.maximum(plain.margin(attacked, y, target), self.sure - plain.margin(judge, y, target))
 
 
-class Judged(nn.Module):
+class BesideJudge(nn.Module):
     """The scores of the attacked model and the judge's, side by side."""
 
     def __init__(self, attacked: Model, judge: nn.Module) -> None:
@@ -69,7 +69,7 @@ class Judged(nn.Module):
         return torch.cat([told, right], 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unrestricted(SemanticAttack):
     """Searches the whole latent box of a class-conditional decoder; there is no reference input, x gives the label alone.
 
@@ -116,7 +116,7 @@ class Unrestricted(SemanticAttack):
             raise UsageError(f"reach must be above 0 and sure not negative, got {self.reach} and {self.sure}")
 
     @override
-    def setting(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Setting:
+    def prepare(self, x: Tensor, y: Tensor, model: Model, known: Dataset | None, seed: int) -> Prepared:
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder and a judge; give it data")
         classes = self._classes(x, y, model, known)
@@ -124,11 +124,15 @@ class Unrestricted(SemanticAttack):
                           device=x.device).to(x.dtype)  # fmt: skip
         judge, score = self._judge(known, classes, seed + 1, x.device)
         origin = torch.cat([x.new_zeros(len(x), self.latent), vae.one_hot(y)], 1)
-        joint = Judged(model, judge.to(x.dtype))
-        return Setting(
-            Decoded(vae, self.reach, self.reach), origin, joint, WrongAndJudgedRight(self.sure), refers=False,
+        joint = BesideJudge(model, judge.to(x.dtype))
+        return Prepared(
+            transform=Decoded(vae, self.reach, self.reach),
+            origin=origin,
+            attacked=joint,
+            criterion=WrongAndJudgedRight(self.sure),
+            refers=False,
             facts={"judge_accuracy": score},
-        )  # fmt: skip
+        )
 
     @staticmethod
     def _classes(x: Tensor, y: Tensor, model: Model, known: Dataset) -> int:

@@ -38,7 +38,7 @@ class AutoZOOMState(SoftPenaltyState):
     square: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AutoZOOM(SoftPenalty[AutoZOOMState]):
     """``minimise |delta|^2 + c * hinge`` over the coordinates of a space that lifts to delta: ``first_q`` random
     directions an estimate until the first success, ``q`` from then on.

@@ -52,7 +52,7 @@ class BanditsState(State):
     high: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bandits(Attack[SoftLabelAsk, BanditsState]):
     """Bandit optimisation of the prior; the image follows its sign (linf) or its direction (l2)."""
 

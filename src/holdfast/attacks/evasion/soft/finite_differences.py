@@ -19,7 +19,7 @@ from holdfast.numerics.zeroth import Components, Coordinates, Estimator, Groups
 __all__ = ["FiniteDifferences"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FiniteDifferences(Ascent):
     """Symmetric differences of the logit loss along random groups of features, or along given principal components;
     one step of length eps, or several.
@@ -65,7 +65,7 @@ class FiniteDifferences(Ascent):
     @override
     def parameters(self) -> AscentParameters:
         step = self.relative_step or (1.0 if self.steps == 1 else 2.5 / self.steps)
-        return AscentParameters(self.queries, step, momentum=self.momentum, loss=self.loss)
+        return AscentParameters(queries=self.queries, rate=step, momentum=self.momentum, loss=self.loss)
 
     @property
     @override

@@ -33,7 +33,7 @@ class NESState(AscentState):
     shrink: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NES(Ascent):
     """``x <- project(x + rate * eps * steepest(m))``, m the mean of antithetic estimates.
 
@@ -78,7 +78,13 @@ class NES(Ascent):
     @property
     @override
     def parameters(self) -> AscentParameters:
-        return AscentParameters(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
+        return AscentParameters(
+            queries=self.queries,
+            rate=self.relative_step,
+            momentum=self.momentum,
+            patience=self.patience,
+            loss=self.loss,
+        )
 
     @override
     def estimator(self, problem: Problem) -> Estimator:

@@ -55,7 +55,7 @@ class OnePixelState(State):
         return super(OnePixelState, mine).join(theirs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnePixel(Attack[SoftLabelAsk, OnePixelState]):
     """DE/rand/1 without crossover over pixels; a child competes with the parent of its place in the population."""
 

@@ -31,7 +31,7 @@ _FIRST = 8  # the lowest eighth of the frequencies comes first, then ring by rin
 _RINGS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SimBAState(State):
     """The incumbent x.
 

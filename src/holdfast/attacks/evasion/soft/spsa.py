@@ -24,7 +24,7 @@ __all__ = ["SPSA"]
 _STEPS = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SPSA(Ascent):
     """Both sides of random sign vectors tell the slope; Adam follows its mean, projected on the set."""
 
@@ -62,7 +62,7 @@ class SPSA(Ascent):
     @property
     @override
     def parameters(self) -> AscentParameters:
-        return AscentParameters(self.queries, self.rate)
+        return AscentParameters(queries=self.queries, rate=self.rate)
 
     @override
     def estimator(self, problem: Problem) -> Antithetic:

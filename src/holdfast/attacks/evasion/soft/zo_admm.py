@@ -34,7 +34,7 @@ class ZOADMMState(SoftPenaltyState):
     dual: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOADMM(SoftPenalty[ZOADMMState]):
     """``minimise gamma |z|^2 + c * hinge(x + delta)`` with z in the box and ``z = delta``: z has a closed form, delta
     takes one linearised step along the estimate, and the multiplier pulls the two together.

@@ -21,7 +21,7 @@ from holdfast.numerics.zeroth import Antithetic, Estimate, Estimator, Values, na
 __all__ = ["ZONGD"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZONGD(Ascent):
     """``x <- project(x + rate * eps * steepest((damping I + F)^-1 g))``: the values that estimate g, the loss's
     gradient, also give the gradients s_k of the log-probabilities, and ``F = sum_k f_k s_k s_k^T`` of low rank.
@@ -61,7 +61,13 @@ class ZONGD(Ascent):
     @property
     @override
     def parameters(self) -> AscentParameters:
-        return AscentParameters(self.queries, self.relative_step, self.momentum, self.patience, self.loss)
+        return AscentParameters(
+            queries=self.queries,
+            rate=self.relative_step,
+            momentum=self.momentum,
+            patience=self.patience,
+            loss=self.loss,
+        )
 
     @override
     def estimator(self, problem: Problem) -> Estimator:

@@ -16,7 +16,7 @@ from holdfast.numerics.zeroth import Estimator, OneSided, Signed
 __all__ = ["ZOSignSGD"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOSignSGD(Ascent):
     """``x <- project(x + rate * eps * sign(g))``, g the mean of q forward differences along random unit directions."""
 
@@ -50,7 +50,7 @@ class ZOSignSGD(Ascent):
     @property
     @override
     def parameters(self) -> AscentParameters:
-        return AscentParameters(self.queries, self.relative_step, patience=self.patience, loss=self.loss)
+        return AscentParameters(queries=self.queries, rate=self.relative_step, patience=self.patience, loss=self.loss)
 
     @override
     def estimator(self, problem: Problem) -> Estimator:

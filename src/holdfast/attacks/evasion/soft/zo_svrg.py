@@ -25,7 +25,7 @@ __all__ = ["ZOSVRG"]
 _EDGE = 0.99  # tanh at which the box ends: a feature on the edge can leave it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOSVRGState(SoftPenaltyState):
     """Attributes:
     v: (n, \\*features) the tanh variable.
@@ -40,7 +40,7 @@ class ZOSVRGState(SoftPenaltyState):
     value: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOSVRG(SoftPenalty[ZOSVRGState]):
     """Every ``period`` steps a large estimate at an anchor; the steps between add to it the difference of two small
     estimates, at the iterate and at the anchor, along the same directions: near the anchor their noise cancels.

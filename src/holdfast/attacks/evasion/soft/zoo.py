@@ -45,7 +45,7 @@ _FINAL = 0.05  # what is left of the step at the end of a search
 _TIMES = 10.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOOState(State):
     """A binary search over the weight of the loss, and Adam inside it; ``x`` is what was asked last.
 
@@ -70,7 +70,7 @@ class ZOOState(State):
     broke: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ZOO(Attack[SoftLabelAsk, ZOOState]):
     """Minimises ``|delta|_2^2 + c * max(margin, -kappa)`` of log-probabilities by coordinate-wise Adam."""
 

@@ -35,7 +35,7 @@ __all__ = ["Substitute", "SubstituteState"]
 _BATCH = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubstituteState(SharedState):
     """Attributes:
     weights: (p,) float32 those of the substitute, one after the other.
@@ -50,7 +50,7 @@ class SubstituteState(SharedState):
     answer: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Substitute(SharedAttack[SoftLabelAsk, SubstituteState]):
     """``S <- S + {x + lambda sign(grad_x F_k(x)), k the answer to x}``, then the substitute F is trained on S again."""
 
@@ -115,7 +115,7 @@ class Substitute(SharedAttack[SoftLabelAsk, SubstituteState]):
         problem = ask.problem
         x, owner, answer = self._asked(ask, problem.x, torch.arange(len(problem), device=problem.x.device))
         model = substitute(tuple(problem.x.shape[1:]), answer.shape[1], problem.keyed.draws.seed)
-        return SubstituteState(_weights(model), x, owner, answer)
+        return SubstituteState(weights=_weights(model), x=x, owner=owner, answer=answer)
 
     @override
     def step(self, asks: Sequence[SoftLabelAsk], state: SubstituteState, step: int) -> SubstituteState:
@@ -126,7 +126,7 @@ class Substitute(SharedAttack[SoftLabelAsk, SubstituteState]):
             more = self._asked(ask, *self._suggested(model, problem, x, owner, answer, step))
             x, owner, answer = (torch.cat(pair) for pair in zip((x, owner, answer), more, strict=True))
         self._learn(model, x, answer, problem.keyed.draws.seed + 1 + step)
-        return SubstituteState(_weights(model), x, owner, answer)
+        return SubstituteState(weights=_weights(model), x=x, owner=owner, answer=answer)
 
     @override
     def artefact(self, state: SubstituteState) -> Artefact:

@@ -15,7 +15,7 @@ from holdfast.core.threat import Access, Formulation, Goal, Norm
 __all__ = ["SurrogateTransfer"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SurrogateTransfer(MomentumSteps):
     """The whole family as one composition; by default MI-FGSM, the plain momentum of Dong et al. 2018."""
 
@@ -58,5 +58,11 @@ class SurrogateTransfer(MomentumSteps):
     @override
     def transform(self) -> GradientTransform:
         return GradientTransform(
-            self.look_ahead, self.diversity, self.least_size, self.kernel, self.scales, self.neighbours, self.reach
+            look_ahead=self.look_ahead,
+            diversity=self.diversity,
+            least_size=self.least_size,
+            kernel=self.kernel,
+            scales=self.scales,
+            neighbours=self.neighbours,
+            reach=self.reach,
         )

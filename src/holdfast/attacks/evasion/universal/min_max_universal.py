@@ -33,7 +33,7 @@ class MinMaxUniversalState(UniversalState):
     weight: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MinMaxUniversal(SharedAttack[WhiteBoxAsk, MinMaxUniversalState]):
     """``v <- project(v + step * steepest(sum_i w_i grad loss_i))``, then the weights of the simplex leave the samples
     that are fooled already. With several models each pair of sample and model is a domain.

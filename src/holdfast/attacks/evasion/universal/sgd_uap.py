@@ -22,7 +22,7 @@ from holdfast.numerics.losses import Loss, margin, margin_targeted, pick_loss
 __all__ = ["SgdUap"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SgdUap(SharedAttack[WhiteBoxAsk, UniversalState]):
     """``v <- project(v + step * steepest(mean gradient of the loss at x + v))`` on one batch after the other.
 

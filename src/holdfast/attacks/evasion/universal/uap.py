@@ -35,7 +35,7 @@ class UAPState(UniversalState):
     rate: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UAP(SharedAttack[WhiteBoxAsk, UAPState]):
     """For each sample that x + v does not fool: ``v <- project(v + r)``, r the least l2 move of x + v to a boundary.
 

@@ -27,7 +27,7 @@ _LEAST, _MOST = 1e-6, 1e12  # of the multiplier
 _TINY = 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ALMAState(State):
     """Attributes:
     square: (n, \\*features) running mean of the squared gradient.
@@ -74,7 +74,7 @@ def penalty_slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
     return mu / (1 - rho * below) ** 2 + 2 * mu * rho * above + rho**2 * above**2 / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ALMA(Attack[WhiteBoxAsk, ALMAState]):
     """Descends distance + P2(constraint, rho, mu) with RMSProp and momentum, where the constraint is the logit difference
     ratio, the multiplier mu follows the penalty's slope smoothly, and rho grows while the constraint does not improve.

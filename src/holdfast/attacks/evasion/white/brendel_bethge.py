@@ -25,7 +25,7 @@ _HALVINGS = 10  # of the way from x to the adversarial start
 _BISECTIONS = 8  # of the trade-off in a step; the next step mends what they leave
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BrendelBethgeState(State):
     """``x`` is near the boundary.
 
@@ -42,7 +42,7 @@ class BrendelBethgeState(State):
     reach: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BrendelBethge(Attack[WhiteBoxAsk, BrendelBethgeState]):
     """``x <- argmin ||z - clean||_p`` over z in the box, on the linearised boundary, within a radius of x that shrinks."""
 

@@ -37,7 +37,7 @@ _SPARSE = 100.0  # l0: c of the first search in units of that of l2, so that fea
 _FINE = 0.1  # linf: the rate once there is a success, as a share of the rate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CarliniWagnerState(PenaltyState):
     """Attributes:
     v: (n, \\*features) the free variable.

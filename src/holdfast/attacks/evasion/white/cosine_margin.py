@@ -40,7 +40,7 @@ class CosineMarginState(State):
     direction: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CosineMargin(Attack[WhiteBoxAsk, CosineMarginState]):
     """Ascends ``z_t - z_y`` with steps ``eps (1 + cos(pi k / n)) / 2``; round r takes the r-th nearest class as t.
 

@@ -35,7 +35,7 @@ class DDNState(State):
     crossed: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DDN(Attack[WhiteBoxAsk, DDNState]):
     """Follows the gradient of the cross-entropy on a sphere around x that shrinks by ``gamma`` after each adversarial
     iterate and grows by it after each other. Iterates are not rounded to 8 bits, which is the stronger form (DDN-NQ in

@@ -28,7 +28,7 @@ from holdfast.numerics.distance import box
 __all__ = ["DeepFool", "DeepFoolState"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeepFoolState(State):
     """``x`` is the overshot point.
 
@@ -45,7 +45,7 @@ class DeepFoolState(State):
     margin: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeepFool(Attack[WhiteBoxAsk, DeepFoolState]):
     """``delta <- delta + project(x + delta, nearest boundary in the box)`` until ``x + 1.02 delta`` crosses.
 

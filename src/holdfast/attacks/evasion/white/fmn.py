@@ -36,7 +36,7 @@ class FMNState(State):
     most: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FMN(Attack[WhiteBoxAsk, FMNState]):
     """Ascends the margin inside a ball whose radius is the linearised distance of the boundary until it is crossed, then
     shrinks by ``gamma`` after each adversarial iterate and grows by it after each other.

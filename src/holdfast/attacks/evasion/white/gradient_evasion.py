@@ -33,7 +33,7 @@ class GradientEvasionState(State):
     width: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GradientEvasion(Attack[WhiteBoxAsk, GradientEvasionState]):
     """Descends ``g(x) - mimicry * p(x)`` inside the budget: g is the margin of the class to leave, p the density of
     samples of the class to look like. ``run(..., first=False)`` goes on past the first crossing, into the dense region.

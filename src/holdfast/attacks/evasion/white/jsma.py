@@ -23,7 +23,7 @@ from holdfast.numerics.distance import box
 __all__ = ["JSMA", "JSMAState", "best_pair"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JSMAState(State):
     """The iterate and where it heads.
 
@@ -42,7 +42,7 @@ class JSMAState(State):
     has_witness: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JSMA(Attack[WhiteBoxAsk, JSMAState]):
     """Each step moves the pair of features whose common effect is up on the aim's logit and down on all others',
     largest in product, by theta in one direction, until the class is left (or reached).

@@ -28,7 +28,7 @@ _HALVINGS = 20  # a search ends where no step this short helps
 _CURVED = 1e-10  # least <s, y> / |y|^2 of a pair that is used
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LBFGSState(PenaltyState):
     """Attributes:
     here: (n, \\*features) the last point that was accepted.

@@ -32,7 +32,7 @@ class MinMaxState(ProjectedState):
     weight: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MinMax(ProjectedGradient[MinMaxState]):
     """``x <- project(x + step * steepest(grad sum_i w_i loss_i))``, then
     ``w <- simplex(w - rate * (loss + gamma * (w - 1 / K)))``: the weights leave the domains that are fooled already.

@@ -25,7 +25,7 @@ __all__ = ["PDPGD", "PDPGDState"]
 _BETA_1, _BETA_2, _TINY = 0.9, 0.999, 1e-8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PDPGDState(State):
     """Attributes:
     mean: (n, \\*features) Adam's running mean of the gradient.
@@ -42,7 +42,7 @@ class PDPGDState(State):
     crossed: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
     """Adam steps on ``softplus(margin)``, each followed by the proximal operator of the weighted norm in Adam's metric;
     the weight of the constraint rises while the iterate is not adversarial and falls while it is.

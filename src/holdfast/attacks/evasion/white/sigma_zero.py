@@ -26,7 +26,7 @@ __all__ = ["SigmaZero", "SigmaZeroState"]
 _LAST = 0.1  # the last step over the first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SigmaZeroState(State):
     """``x`` is clean + delta.
 
@@ -45,7 +45,7 @@ class SigmaZeroState(State):
     reach: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SigmaZero(Attack[WhiteBoxAsk, SigmaZeroState]):
     """Descends ``hinge(margin) + sum_i u_i^2 / (u_i^2 + sigma) / d`` for u = delta over the width of the box, on the
     gradient over its largest entry, and sets |u_i| < tau to 0; tau grows while x is adversarial and falls otherwise.

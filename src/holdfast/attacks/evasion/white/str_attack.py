@@ -27,7 +27,7 @@ from holdfast.numerics.distance import box
 __all__ = ["StrAttack", "group_shrink", "groups"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StrAttackState(PenaltyState):
     """Attributes:
     loss_copy: (n, d) the delta that the loss moves.
@@ -44,7 +44,7 @@ class StrAttackState(PenaltyState):
     support: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StrAttack(Penalty[StrAttackState]):
     """ADMM on the group-sparse penalty; the last third of the searches refines on the support of the nearest success."""
 
