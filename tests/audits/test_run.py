@@ -21,7 +21,7 @@ from holdfast.audits.replay import Replay
 from holdfast.audits.run import audit, resume
 from holdfast.core.errors import DataError, JournalError, UsageError
 from holdfast.core.verdict import Status, Witness
-from holdfast.report.text import plain
+from holdfast.report.audits.text import plain
 
 
 def but_for_times(document: Document) -> dict:

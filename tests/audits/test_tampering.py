@@ -24,7 +24,7 @@ from holdfast.audits.reconcile import compose
 from holdfast.audits.run import audit
 from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.verdict import Status
-from holdfast.report import write
+from holdfast.report.audits import write
 
 
 class Net(nn.Module):

@@ -343,12 +343,14 @@ def test_an_estimate_never_stands_under_what_is_certified():
     import numpy as np
 
     from holdfast.api.certify import radii_rows
-    from holdfast.report.radii import render
-    from holdfast.studies.radii import Column
+    from holdfast.core.threat import Norm
+    from holdfast.report.studies import page as page_of
+    from holdfast.studies.common.columns import RadiiColumn
+    from holdfast.studies.radii import RadiiResult
 
     columns = [
-        Column(name="crown", title="CROWN", guarantee="sound", radius=np.array([0.2, 0.05]), seconds=1.0),
-        Column(
+        RadiiColumn(name="crown", title="CROWN", guarantee="sound", radius=np.array([0.2, 0.05]), seconds=1.0),
+        RadiiColumn(
             name="clever",
             title="CLEVER",
             guarantee="estimate",
@@ -356,9 +358,9 @@ def test_an_estimate_never_stands_under_what_is_certified():
             seconds=1.0,
             fit=np.array([0.5, 0.5]),
         ),
-        Column(name="fmn", title="FMN", guarantee="witness", radius=np.array([0.4, 0.4]), seconds=1.0),
+        RadiiColumn(name="fmn", title="FMN", guarantee="witness", radius=np.array([0.4, 0.4]), seconds=1.0),
     ]
-    answers = [{**c.as_dict(), "eps": "1/10", "at_eps": c.at_least(0.1)} for c in columns]
+    answers = [{**c.summary().to_dict(), "eps": "1/10", "at_eps": c.at_least(0.1)} for c in columns]
     tables = [radii_rows(few, "1/10") for few in (answers, answers[:1], answers[1:2])]
     said = [[dict(zip(t.heads, row, strict=True)) for row in t.rows] for t in tables]
     crown, clever, fmn = said[0]
@@ -370,7 +372,17 @@ def test_an_estimate_never_stands_under_what_is_certified():
     )
     assert "estimated >= 1/10" not in said[1][0]
     assert not any("certified" in word for word in said[2][0])
-    page = render(columns, [0, 1], norm="linf", eps=0.1, about="x", command="")
+    result = RadiiResult(
+        columns=tuple(columns),
+        labels=(0, 1),
+        norm=Norm.LINF,
+        eps="1/10",
+        eps_value=0.1,
+        own={},
+        crossings=(),
+        refused={},
+    )
+    page = page_of(result, "x")
     certified, rest = page.split("<h3>Estimated</h3>")
     assert "CLEVER</th>" not in certified.split("<h3>Certified</h3>")[1]
     assert "Certified radii" not in page

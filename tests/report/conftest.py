@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import beta
 
 from holdfast.audits.document import Document
-from holdfast.report import Picture
+from holdfast.report.audits import Picture
 
 EPS = 8 / 255
 ATTACKS = ("apgd_ce", "apgd_t", "fab_t", "square")

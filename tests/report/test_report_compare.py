@@ -7,8 +7,8 @@ import pytest
 from holdfast.audits.document import Document
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
-from holdfast.report.compare import render, write_compare
-from holdfast.report.diff import Move, diff
+from holdfast.report.audits.compare import render, write_compare
+from holdfast.report.audits.diff import Move, diff
 
 
 def _restated(document: Document, statuses: dict[int, str]) -> Document:

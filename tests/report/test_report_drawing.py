@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from holdfast.audits.document import Curves
-from holdfast.report import Picture, curves
-from holdfast.report.bar import headline_bar
+from holdfast.report.audits import Picture, curves
+from holdfast.report.audits.bar import headline_bar
+from holdfast.report.audits.page import render
+from holdfast.report.audits.pictures import MOST, cards
 from holdfast.report.draw import after, before
-from holdfast.report.page import render
-from holdfast.report.pictures import MOST, cards
 
 
 def _image(uri: str) -> np.ndarray:

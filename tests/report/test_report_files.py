@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from holdfast.audits.document import Document
-from holdfast.report import junit, sarif, write
-from holdfast.report.page import render as render_page
+from holdfast.report.audits import junit, sarif, write
+from holdfast.report.audits.page import render as render_page
 
 ERROR = {
     "code": "masking.zero",

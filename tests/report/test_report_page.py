@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from holdfast.audits.document import Document
-from holdfast.report.page import embed, render
-from holdfast.report.words import stage_name
+from holdfast.report.audits.page import render
+from holdfast.report.audits.words import stage_name
+from holdfast.report.template import embed
 
 PAYLOADS = [
     "<script>document.title='PWNED'</script>",
@@ -195,7 +196,7 @@ def test_browser_runs_no_payload(make, document, pictures, tmp_path):
 
 
 def test_the_worst_class_and_the_easiest_samples_come_first(document):
-    from holdfast.report.tables import by_class, easiest
+    from holdfast.report.audits.tables import by_class, easiest
 
     rows = by_class(document)
     assert [r.empirical for r in rows] == sorted(r.empirical for r in rows)

@@ -5,7 +5,7 @@ from io import StringIO
 from rich.console import Console
 
 from holdfast.audits.document import Document
-from holdfast.report.text import show
+from holdfast.report.audits.text import show
 
 NASTY = "[bold red]x[/] \x1b[2J\x07"
 

@@ -14,7 +14,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Goal, Norm
 from holdfast.numerics.affine import affine_optimum
-from holdfast.report.comparison import render
+from holdfast.report.studies import page
 from holdfast.session.allowance import candidates
 from holdfast.studies.comparison import compare
 from holdfast.testing.toys import affine_digits, digits, net
@@ -82,6 +82,6 @@ def test_candidates_keep_to_norm_goal_and_access():
 
 
 def test_the_page_shows_every_attack(found):
-    page = render(found, "affine digits")
-    assert all(e.title in page for e in found.entries)
-    assert page.count('class="line series') >= 3
+    shown = page(found, "affine digits")
+    assert all(e.title in shown for e in found.entries)
+    assert shown.count('class="line series') >= 3

@@ -11,20 +11,20 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.load import load_data
-from holdfast.report.manifold import render
-from holdfast.studies.manifold import ManifoldStudy, manifold_study, models_of_sizes
+from holdfast.report.studies import page
+from holdfast.studies.manifold import ManifoldResult, compare_on_manifold, models_of_sizes
 
 
 @pytest.fixture(scope="module")
-def found() -> ManifoldStudy:
+def found() -> ManifoldResult:
     known, test = load_data("digits:train"), load_data("digits:test").head(60)
     models = models_of_sizes(known, [40, 200, 800], epochs=6)
     problem = Problem.of(test.x, test.y, LpBall.uniform(Norm.LINF, 0.1, 60))
     method = OnManifold(epochs=12, steps=8, restarts=1)
-    return manifold_study(models, problem, known.head(800), method, regular_steps=8)
+    return compare_on_manifold(models, problem, known.head(800), method, regular_steps=8)
 
 
-def test_on_manifold_errors_fall_with_the_test_error(found: ManifoldStudy) -> None:
+def test_on_manifold_errors_fall_with_the_test_error(found: ManifoldResult) -> None:
     """Stutz et al. 2019: on-manifold examples are errors of generalisation; regular ones leave the manifold."""
     test, on = [r.test_error for r in found.rows], [r.on_manifold_error for r in found.rows]
     assert test == sorted(test, reverse=True)
@@ -40,14 +40,14 @@ def test_on_manifold_errors_fall_with_the_test_error(found: ManifoldStudy) -> No
     assert worst.off_on < 0.3 * found.off_clean < worst.off_regular
 
 
-def test_the_page_shows_every_model_and_loads_nothing(found: ManifoldStudy) -> None:
-    page = render(found, "<digits>", "holdfast study manifold")
+def test_the_page_shows_every_model_and_loads_nothing(found: ManifoldResult) -> None:
+    shown = page(found, "<digits>", "holdfast study manifold")
     for row in found.rows:
-        assert row.name in page
-    assert page.count('class="dot series s0"') >= len(found.rows)
-    assert "&lt;digits&gt;" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
-    assert "https://" not in page
+        assert row.name in shown
+    assert shown.count('class="dot series s0"') >= len(found.rows)
+    assert "&lt;digits&gt;" in shown
+    assert "http://" not in shown.replace("http://www.w3.org", "")
+    assert "https://" not in shown
 
 
 def test_sizes_that_the_data_do_not_have_are_refused() -> None:
@@ -55,4 +55,4 @@ def test_sizes_that_the_data_do_not_have_are_refused() -> None:
         models_of_sizes(load_data("digits:train").head(20), [10, 30])
     problem = Problem.of(torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), LpBall.uniform(Norm.LINF, 0.1, 0))
     with pytest.raises(UsageError, match="at least one"):
-        manifold_study({}, problem, load_data("digits:train").head(20))
+        compare_on_manifold({}, problem, load_data("digits:train").head(20))

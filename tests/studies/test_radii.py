@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from holdfast.core.verdict import Clash
-from holdfast.studies.radii import Column, crossings
+from holdfast.studies.common.columns import Crossing, RadiiColumn, crossings
 
 
 def _column(name, guarantee, radius, **more):
-    return Column(name=name, title=name, guarantee=guarantee, radius=np.array(radius), seconds=0.0, **more)
+    return RadiiColumn(name=name, title=name, guarantee=guarantee, radius=np.array(radius), seconds=0.0, **more)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def _column(name, guarantee, radius, **more):
 def test_a_sound_radius_that_reaches_a_witness_crosses_it(deployed, asked, meaning):
     up = _column("fmn", "witness", [0.2, 0.3, np.nan], arithmetics=asked)
     low = _column("crown", "sound", [0.2, np.nextafter(0.3, 0), 0.5], deployed=deployed)
-    assert crossings([up, low]) == [("crown", "fmn", 0, meaning)]
+    assert crossings([up, low]) == (Crossing(certifier="crown", attack="fmn", sample=0, meaning=meaning),)
 
 
 def test_what_is_no_proof_crosses_nothing():

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from holdfast.attacks.evasion.transfer.surrogate_transfer import SurrogateTransfer
+from holdfast.attacks.evasion.white.fgsm import FGSM
 from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
+from holdfast.core.registry import create, names
 from holdfast.core.sets import LpBall
-from holdfast.core.threat import Norm
-from holdfast.report.studies import posthoc_page, unseen_page
+from holdfast.core.threat import Norm, ThreatModel, parse_eps
+from holdfast.models.compressed import adjusted, pruned
+from holdfast.numerics.calibration import calibration_error, temperature_of
+from holdfast.numerics.evaluation import evaluate
+from holdfast.report.studies import page
+from holdfast.session import Session, open_session
 from holdfast.session.look import answers_vary
-from holdfast.studies.posthoc import adjusted, calibration_error, posthoc, pruned, scores_of, temperature_of
-from holdfast.studies.unseen import Trial, held_out, matched_eps, unseen
+from holdfast.studies.common.trials import UnseenTrial, matched_eps, unseen_attacks
+from holdfast.studies.posthoc import Posthoc, compare_adjusted
+from holdfast.studies.radii import RadiiStudy
+from holdfast.studies.study import Study
+from holdfast.studies.unseen import Unseen, against_unseen
 from holdfast.testing.toys import affine_digits, digits, net
 
 
@@ -55,7 +67,7 @@ class TestAdjustments:
     def test_int8_rounds_inputs_and_lets_the_gradient_pass(self):
         model, (x, y) = affine_digits(), held(50)
         made, _ = adjusted("int8", nn.Sequential(nn.Flatten(), _linear(model)), x, y)
-        close = scores_of(made, x) - model(x)
+        close = evaluate(made, x) - model(x)
         assert 0 < close.abs().max() < 0.15
         probe = x[:2].clone().requires_grad_()
         grad = torch.autograd.grad(made(probe)[:, 0].sum(), probe)[0]
@@ -66,7 +78,7 @@ class TestAdjustments:
     def test_lower_precision_keeps_the_callers_type(self, name):
         model, (x, y) = affine_digits(), held(20)
         made, _ = adjusted(name, model, x, y)
-        scores = scores_of(made, x)
+        scores = evaluate(made, x)
         assert scores.dtype == x.dtype
         assert 0 < (scores - model(x)).abs().max() < 0.3
 
@@ -98,7 +110,7 @@ class TestPosthoc:
     def test_the_table(self):
         problem = problem_of(40, 0.08)
         names = ("prune:0.7", "int8", "temperature", "bf16")
-        found = posthoc(net(), problem, held(100), {"pgd": PGD(steps=10)}, adjustments=names, eps="0.08")
+        found = compare_adjusted(net(), problem, held(100), {"pgd": PGD(steps=10)}, adjustments=names, eps="0.08")
         rows = {r.name: r for r in found.rows}
         assert list(rows) == ["original", *names]
         original, cool = rows["original"], rows["temperature"]
@@ -110,14 +122,13 @@ class TestPosthoc:
             assert r.robust is not None
             assert r.robust_to_both <= r.robust <= r.accuracy
             assert r.interval[0] <= r.robust <= r.interval[1]
-        page = posthoc_page(found, "net, digits", "holdfast study posthoc")
-        assert page.count("<tr>") == 6
+        assert page(found, "net, digits", "holdfast study posthoc").count("<tr>") == 6
 
     def test_a_model_without_a_gradient_is_judged_on_the_originals_examples(self):
         x, y = digits(30, torch.float32)
         problem = Problem.of(x, y, LpBall.uniform(Norm.LINF, 0.1, 30))
         model = nn.Sequential(nn.Flatten(), _linear(affine_digits())).float()
-        found = posthoc(model, problem, (x, y), {"pgd": PGD(steps=5)}, adjustments=("dynamic-int8",))
+        found = compare_adjusted(model, problem, (x, y), {"pgd": PGD(steps=5)}, adjustments=("dynamic-int8",))
         if found.refused:
             assert "dynamic-int8" in found.refused
             return
@@ -127,7 +138,7 @@ class TestPosthoc:
         assert row.from_original > 0.3
 
     def test_what_cannot_be_had_is_told(self):
-        found = posthoc(nn.Flatten(), problem_of(2, 0.1), held(4), {}, adjustments=("prune:0.5",))
+        found = compare_adjusted(nn.Flatten(), problem_of(2, 0.1), held(4), {}, adjustments=("prune:0.5",))
         assert "no linear or convolutional layer" in found.refused["prune:0.5"]
         with pytest.raises(UsageError, match="no adjustment 'prun'"):
             adjusted("prun", net(), *held(4))
@@ -152,9 +163,9 @@ class TestUnseen:
             nn.functional.cross_entropy(model(x), y).backward()
             optimiser.step()
         problem = problem_of(10, 0.03)
-        known = Trial("pgd", "known", Norm.LINF, {"steps": 1, "random_start": False})
-        trials = held_out(Norm.LINF, known, transfer=True, queries=60)
-        found = unseen(model, problem, known, trials, surrogate=affine_digits())
+        known = UnseenTrial(attack=PGD(steps=1, random_start=False), kind="known", norm=Norm.LINF)
+        trials = unseen_attacks(Norm.LINF, known, transfer=True, queries=60)
+        found = against_unseen(model, problem, known, trials, surrogate=affine_digits())
         assert not found.refused
         same = [r for r in found.rows if r.norm == "linf"]
         assert found.known == found.rows[0].robust
@@ -165,14 +176,16 @@ class TestUnseen:
         assert [b.norm for b in found.bounds] == ["linf", "l2", "l1"]
         assert not any(b.contradictions for b in found.bounds)
         assert {r.kind for r in found.rows} >= {"transfer", "black-box", "other norm"}
-        assert "Proved (CROWN)" in unseen_page(found, "net")
+        assert "Proved (CROWN)" in page(found, "net")
 
     def test_transfer_without_a_surrogate_is_told(self):
-        known = Trial("pgd", "known", Norm.LINF, {"steps": 2})
-        found = unseen(net(), problem_of(4, 0.02), known, (Trial("surrogate_transfer", "transfer", Norm.LINF),))
+        known = UnseenTrial(attack=PGD(steps=2), kind="known", norm=Norm.LINF)
+        transfer = UnseenTrial(attack=SurrogateTransfer(), kind="transfer", norm=Norm.LINF)
+        found = against_unseen(net(), problem_of(4, 0.02), known, (transfer,))
         assert "needs a surrogate" in found.refused["surrogate_transfer"]
+        fgsm = UnseenTrial(attack=FGSM(), kind="known", norm=Norm.L0)
         with pytest.raises(UnsupportedError, match="no l0 form"):
-            unseen(net(), problem_of(4, 2, Norm.L0), Trial("fgsm", "known", Norm.L0), ())
+            against_unseen(net(), problem_of(4, 2, Norm.L0), fgsm, ())
         with pytest.raises(UsageError, match="no volume"):
             matched_eps(Norm.LINF, 0.1, Norm.L0, 64)
 
@@ -189,7 +202,56 @@ class _Writes(nn.Module):
 def test_studies_hand_out_copies_of_their_samples():
     x = torch.rand(6, 2, generator=torch.Generator().manual_seed(0))
     before = x.clone()
-    first = scores_of(_Writes(), x)
-    assert torch.equal(scores_of(_Writes(), x), first)
+    first = evaluate(_Writes(), x)
+    assert torch.equal(evaluate(_Writes(), x), first)
     assert not answers_vary(_Writes(), x)
     assert torch.equal(x, before)
+
+
+def session_of(n: int, eps: str = "0.08", *, seed: int = 0) -> Session:
+    x, y = digits(n, torch.float32)
+    return open_session(net().float(), (x, y), ThreatModel(norm=Norm.LINF, eps=parse_eps(eps)), seed=seed)
+
+
+class TestStudiesOfASession:
+    def test_every_study_is_a_method_with_a_card_and_is_made_of_its_defaults(self):
+        assert set(names("study")) >= {
+            "comparison", "manifold", "posthoc", "radii", "scalability", "transfer", "unseen",
+        }  # fmt: skip
+        for name in names("study"):
+            made = create(name, Study)
+            assert made.card.rows, name
+            assert {p.name for p in parameters_of(type(made))} <= {f.name for f in fields(made)}
+
+    def test_posthoc_judges_the_first_half_and_fits_on_the_second(self):
+        result = Posthoc(adjustments=("temperature",), attacks=("fgsm",)).run(session_of(21))
+        assert (result.samples, result.fitted_on, result.eps, result.attacks) == (10, 11, "0.08", ("fgsm",))
+        given = Posthoc(adjustments=(), attacks=("fgsm",), held_out=digits(5, torch.float32)).run(session_of(6))
+        assert (given.samples, given.fitted_on, len(given.rows)) == (6, 5, 1)
+
+    def test_the_known_attack_and_the_sessions_seed_are_those_that_are_used(self):
+        result = Unseen(known=PGD(steps=1), queries=10).run(session_of(4, "0.01", seed=3))
+        assert (result.rows[0].method, result.rows[0].kind, result.seed) == ("pgd", "known", 3)
+        assert result.to_dict()["certified"] == result.bounds[0].certified
+        assert not result.contradicts_itself
+
+    def test_a_model_that_can_only_be_asked_has_no_study_that_differentiates_it(self):
+        class Asked(nn.Module):
+            differentiable = False
+
+            def forward(self, x):
+                return x.flatten(1)[:, :10]
+
+        x, y = digits(4, torch.float32)
+        asked = open_session(Asked(), (x, y), ThreatModel(norm=Norm.LINF, eps=parse_eps("0.1")))
+        for study in (Posthoc(), Unseen()):
+            with pytest.raises(UsageError, match="its gradient"):
+                study.run(asked)
+
+    def test_radii_cross_no_witness_and_the_table_names_every_method(self):
+        result = RadiiStudy(methods=("ibp", "crown"), attack="fgsm").run(session_of(4, "0.02"))
+        assert [c.name for c in result.columns] == ["ibp", "crown", "fgsm"]
+        assert result.crossings == ()
+        assert [c["at_eps"] for c in result.to_dict()["columns"]] == [c.at_least(0.02) for c in result.columns]
+        with pytest.raises(UsageError, match="no certifier of radii"):
+            RadiiStudy(methods=("pgd",)).run(session_of(2))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.core.threat import ThreatModel
     from holdfast.session.session import Session
     from holdfast.session.spec import DataLike, ModelLike, ModelSpec
-    from holdfast.studies.radii import Column
+    from holdfast.studies.common.columns import RadiiColumn
 
 __all__ = ["CertifyResult", "Radii", "Ranges", "certify", "certify_radii", "certify_ranges", "deployed_type"]
 
@@ -90,7 +90,7 @@ class Radii(CertifyResult):
         column: what the method says of every sample.
     """
 
-    column: Column
+    column: RadiiColumn
 
     @property
     @override
@@ -236,7 +236,7 @@ def certify_radii(
     session: Session, name: str, tool: Any, voice: Voice, *, deployed: torch.dtype | None = None
 ) -> Radii:
     """The radii of one method on an opened session."""
-    from holdfast.studies.radii import certified
+    from holdfast.studies.common.columns import certified
 
     with voice.progress() as tell:
         column = certified(session, name, tool, tell, deployed=deployed)
@@ -277,11 +277,11 @@ def deployed_type(name: str | None) -> torch.dtype | None:
     return None if name is None else getattr(torch, name)
 
 
-def of_column(session: Session, column: Column) -> dict[str, Any]:
+def of_column(session: Session, column: RadiiColumn) -> dict[str, Any]:
     """What one method says, in plain values, without those of each sample."""
     eps = session.threat.eps
     threat = {"norm": str(session.threat.norm), "eps": size_text(eps), "at_eps": column.at_least(float(eps))}
-    return {**column.as_dict(), **threat, "subject": session.subject.sha256}
+    return {**column.summary().to_dict(), **threat, "subject": session.subject.sha256}
 
 
 _SHARES = {"estimate": "estimated >= {}", "witness": "not broken at {}"}

@@ -12,27 +12,25 @@ import numpy as np
 
 from holdfast.api.results import Rows, Saved
 from holdfast.core.files import write_whole
-from holdfast.report.radii import render
+from holdfast.report.studies import page
 from holdfast.session.session import Session
-from holdfast.studies.radii import Column, by_column
+from holdfast.studies.common.columns import RadiiColumn
+from holdfast.studies.radii import RadiiResult, gathered
 
 __all__ = ["own_rows", "save_columns"]
 
 
-def save_columns(session: Session, columns: Sequence[Column], out: Path, command: str) -> Saved:
+def save_columns(session: Session, columns: Sequence[RadiiColumn], out: Path, command: str) -> Saved:
     """Writes what some methods say of every sample: an npz for each, ``radii.csv`` and ``radii.html``."""
     out.mkdir(parents=True, exist_ok=True)
     files = [_array(session, column, out) for column in columns]
-    write_whole(out / "radii.csv", _table(session, columns))
-    page = render(
-        columns, session.data.y.tolist(), norm=str(session.threat.norm), eps=float(session.threat.eps),
-        about=f"{session.source}, {session.data.name}", command=command, own=_in_own_units(session, columns),
-    )  # fmt: skip
-    write_whole(out / "radii.html", page)
+    result = gathered(session, columns)
+    write_whole(out / "radii.csv", _table(result))
+    write_whole(out / "radii.html", page(result, f"{session.source}, {session.data.name}", command))
     return Saved(files=(*files, out / "radii.csv", out / "radii.html"))
 
 
-def _array(session: Session, column: Column, out: Path) -> Path:
+def _array(session: Session, column: RadiiColumn, out: Path) -> Path:
     values: dict[str, Any] = {
         "id": np.arange(len(column.radius)),
         "y": session.data.y.numpy(),
@@ -44,21 +42,21 @@ def _array(session: Session, column: Column, out: Path) -> Path:
     return out / f"{column.name}.npz"
 
 
-def _table(session: Session, columns: Sequence[Column]) -> str:
-    text = StringIO()
+def _table(result: RadiiResult) -> str:
+    text, columns = StringIO(), result.columns
     rows = csv.writer(text, lineterminator="\n")
-    own = {f"{c.name}: {name}": far for c in columns for name, far in by_column(session, c).items()}
+    own = {f"{c}: {name}": far for c, changes in result.own.items() for name, far in changes.items()}
     rows.writerow(["id", "label", *(c.name for c in columns), *own])
     rows.writerows(
         [i, y, *(float(c.radius[i]) for c in columns), *(float(far[i]) for far in own.values())]
-        for i, y in enumerate(session.data.y.tolist())
+        for i, y in enumerate(result.labels)
     )
     return text.getvalue()
 
 
-def own_rows(session: Session, columns: Sequence[Column]) -> Rows | None:
+def own_rows(session: Session, columns: Sequence[RadiiColumn]) -> Rows | None:
     """How far each column of a table may change, in its own units; None where the data are no such table."""
-    own = _in_own_units(session, columns)
+    own = gathered(session, columns).own_medians()
     if not own:
         return None
     together = "all columns at once" if str(session.threat.norm) == "linf" else "one column alone"
@@ -66,9 +64,3 @@ def own_rows(session: Session, columns: Sequence[Column]) -> Rows | None:
         (f"median change in own units, {together}", *(c.name for c in columns)),
         tuple((name, *(f"{far:.4g}" for far in values)) for name, values in own),
     )
-
-
-def _in_own_units(session: Session, columns: Sequence[Column]) -> list[tuple[str, list[float]]]:
-    """For each column of a table, the median change in its own units that each method allows; no radius counts as none."""
-    far = [by_column(session, c) for c in columns]
-    return [(name, [float(np.median(np.nan_to_num(f[name], posinf=0.0))) for f in far]) for name in far[0]]

@@ -50,7 +50,7 @@ def save_strips(
     import torch
     from PIL import Image, ImageDraw
 
-    from holdfast.report.pictures import magnification
+    from holdfast.report.audits.pictures import magnification
 
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         return 0

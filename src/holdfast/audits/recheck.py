@@ -113,7 +113,9 @@ def recheck(
     if len(result.problems) == before:
         _compare_text(folder, again, result)
     _begun(folder, again, result)
-    problems, unread = import_module("holdfast.report.derive").compared(context, again)  # a floor above, by its name
+    problems, unread = import_module("holdfast.report.audits.derive").compared(
+        context, again
+    )  # a floor above, by its name
     result.problems += problems
     result.not_rederived += unread
     return result

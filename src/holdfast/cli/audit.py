@@ -265,7 +265,7 @@ def _resuming(run: Path, plan: Plan) -> str:
 def finish(run: Path, document: Document, gate: Gate | None, talk: o.TalkOptions, *, at: Plan | None = None) -> None:
     """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
     from holdfast.cli.rendering import render
-    from holdfast.report.text import show
+    from holdfast.report.audits.text import show
 
     if gate is not None:
         document = document.gated(gate.threshold, gate.side, allow_weak=gate.allow_weak)

@@ -57,41 +57,31 @@ def transfer(
     from holdfast.attacks.attack import Attack
     from holdfast.cli.opening import look_at_models, open_models
     from holdfast.core.files import write_whole
-    from holdfast.core.registry import cards, create, method
-    from holdfast.core.threat import Access, size_text
-    from holdfast.report.matrix import render
+    from holdfast.core.registry import create, method
+    from holdfast.report.studies import page
     from holdfast.session.opening import open_session
-    from holdfast.studies.transfer import transfer_matrix
+    from holdfast.studies.transfer import Transfer
 
     if data is None:
         raise UsageError("what data? give --data")
     place = run.place()
     models_by_name = open_models(models, archs, trust=trust, device=place)
-    wanted = o.several(methods) or tuple(n for n, c in cards("attack") if c.access is Access.TRANSFER)
-    if set_ and len(wanted) > 1:
+    names = o.several(methods) or ()
+    if set_ and len(names) != 1:
         raise UsageError("--set needs one method; name it with --methods")
-    tools = []
-    for name in wanted:
-        tools.append(create(name, Attack, **o.assignments(set_, method(name))))
+    tools = tuple(create(name, Attack, **o.assignments(set_, method(name))) for name in names)
     session = open_session(
         next(iter(models_by_name.values())), data, o.threat(threat.norm, threat.eps, goal), samples=samples,
         seed=run.seed or 0, device=place or "cpu",
     )  # fmt: skip
     look_at_models(models_by_name, session.data, session.threat, anyway=anyway)
-    problem = session.problem(session.ids)
-    matrices = []
     with progress() as tell:
-        for tool in tools:
-            matrices.append(
-                transfer_matrix(
-                    models_by_name, problem, tool, eps=size_text(session.threat.eps), ensembles=ensembles, seed=session.seed,
-                    settings=session.settings, progress=lambda done, total, title=tool.card.title: tell(title, done, total),
-                )
-            )  # fmt: skip
-    answer = [m.as_dict() for m in matrices]
+        result = Transfer(methods=tools, ensembles=ensembles, models=models_by_name).run(session, progress=tell)
+    matrices = result.matrices
+    answer = [m.to_dict() for m in matrices]
     command = shlex.join(["holdfast", *sys.argv[1:]])
     write_whole(out / "transfer.json", json.dumps(answer, indent=1))
-    write_whole(out / "transfer.html", render(matrices, session.data.name, command))
+    write_whole(out / "transfer.html", page(result, session.data.name, command))
     if talk.json:
         say_json(answer)
     else:

@@ -37,15 +37,13 @@ def attacks(
     """Compare attacks on one model: median distance, success, passes, and distance against passes, as a table and a page."""
     import json
 
-    from holdfast.attacks.attack import Attack
     from holdfast.core.errors import BudgetError, UsageError
     from holdfast.core.files import write_whole
-    from holdfast.core.registry import create
     from holdfast.core.threat import Access
     from holdfast.models.http import HttpModel
-    from holdfast.report.comparison import write_comparison
+    from holdfast.report.studies import page
     from holdfast.session.allowance import JUDGED, candidates, given_access
-    from holdfast.studies.comparison import compare
+    from holdfast.studies.comparison import Comparison
 
     session = opened(model, o.threat(norm, None, goal, asked), run, asked=asked)
     threat = session.threat
@@ -66,31 +64,27 @@ def attacks(
             f"may send {most:,} rows, and --max-queries allows {session.base.max_queries:,}; allow more, or name "
             "fewer attacks, --samples or --passes"
         )
-    problem = session.problem(session.ids, float("inf"))
     with progress() as tell:
-        found = compare(
-            session.model, problem, {name: create(name, Attack) for name in chosen}, passes=passes, seed=session.seed,
-            settings=session.settings, progress=tell,
-        )  # fmt: skip
+        result = Comparison(attacks=tuple(chosen), access=allowed, passes=passes).run(session, progress=tell)
     about = f"{session.source}, {session.data.name}, seed {session.seed}"
-    answer = {"subject": session.subject.sha256, "seed": session.seed, **found.as_dict()}
+    answer = {"subject": session.subject.sha256, "seed": session.seed, **result.to_dict()}
     write_whole(out / "comparison.json", json.dumps(answer, indent=1))
-    write_comparison(out / "comparison.html", found, about)
+    write_whole(out / "comparison.html", page(result, about))
     if talk.json:
         say_json(answer)
         return
     say(
-        f"{found.norm}: {found.samples} samples that were right, at most {found.passes} passes each, seed {session.seed}"
+        f"{result.norm}: {result.samples} samples that were right, at most {result.passes} passes each, seed {session.seed}"
     )
     table(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [
             (e.name, f"{e.success:.1%}", "none" if e.median is None else f"{e.median:.4g}", f"{e.area:.4g}",
              f"{e.forwards:.1f}", f"{e.backwards:.1f}", f"{e.queries:.1f}", f"{e.cpu_seconds:.1f}")
-            for e in found.entries
+            for e in result.entries
         ],
     )  # fmt: skip
-    say(f"best of all: median {'none' if found.best is None else f'{found.best:.4g}'}")
-    for name, why in found.refused.items():
+    say(f"best of all: median {'none' if result.best is None else f'{result.best:.4g}'}")
+    for name, why in result.refused.items():
         note(f"{name} could not serve: {why}")
     note(f"saved {out / 'comparison.html'} and {out / 'comparison.json'}")

@@ -19,7 +19,7 @@ from holdfast.core.threat import size_text
 
 if TYPE_CHECKING:
     from holdfast.session.session import Session
-    from holdfast.studies.radii import Column
+    from holdfast.studies.common.columns import RadiiColumn
 
 __all__ = ["Deployed", "certify"]
 
@@ -132,14 +132,14 @@ def _tools(names: list[str], set_: list[str] | None) -> dict[str, Any]:
 
 def _columns(
     session: Session, tools: dict[str, Any], deployed: DeployedName | None, attack: str | None
-) -> list[Column]:
+) -> list[RadiiColumn]:
     from holdfast.api.certify import certify_radii, deployed_type
     from holdfast.attacks.attack import Attack
     from holdfast.core.errors import UnsupportedError
     from holdfast.core.registry import create
-    from holdfast.studies.radii import distances
+    from holdfast.studies.common.columns import distances
 
-    columns: list[Column] = []
+    columns: list[RadiiColumn] = []
     voice = Spoken()
     for name, tool in tools.items():
         try:
@@ -157,16 +157,19 @@ def _columns(
     return columns
 
 
-def _refuse_crossings(columns: list[Column]) -> None:
+def _refuse_crossings(columns: list[RadiiColumn]) -> None:
     from holdfast.core.verdict import Clash
-    from holdfast.studies.radii import crossings
+    from holdfast.studies.common.columns import crossings
 
-    for low, up, i, meaning in crossings(columns):
-        if meaning is Clash.CONTRADICTION:
+    for c in crossings(columns):
+        if c.meaning is Clash.CONTRADICTION:
             raise ContradictionError(
-                f"sample {i} is proved by {low} beyond the distance at which {up} breaks it; report it"
+                f"sample {c.sample} is proved by {c.certifier} beyond the distance at which {c.attack} breaks it; report it"
             )
-        note(f"sample {i}: {up} breaks it within the radius of {low}, and was not asked in the arithmetic of the proof")
+        note(
+            f"sample {c.sample}: {c.attack} breaks it within the radius of {c.certifier}, and was not asked in the "
+            "arithmetic of the proof"
+        )
 
 
 def _ranges(session: Session, tools: dict[str, Any], out: Path, talk: o.TalkOptions) -> None:

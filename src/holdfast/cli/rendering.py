@@ -28,8 +28,8 @@ def render(run: Path, document: Document, at: Plan | None = None) -> None:
     from holdfast.audits.context import Context
     from holdfast.audits.folder import RunFolder
     from holdfast.audits.places import Places
-    from holdfast.report import write
-    from holdfast.report.shown import broken_rows, pictured, pictures
+    from holdfast.report.audits import write
+    from holdfast.report.audits.shown import broken_rows, pictured, pictures
 
     folder, shown, rows = RunFolder(run), [], None
     plan = folder.plan()

@@ -38,7 +38,7 @@ def report(
         raise UsageError("several runs on one page need --compare")
     from holdfast.audits.document import Document
     from holdfast.cli.rendering import render
-    from holdfast.report.text import show
+    from holdfast.report.audits.text import show
 
     document = Document.load(runs[0])
     render(runs[0], document)
@@ -58,7 +58,7 @@ def write_comparison(runs: list[Path], page: Path) -> int:
         How many were compared.
     """
     from holdfast.audits.document import Document
-    from holdfast.report.compare import write_compare
+    from holdfast.report.audits.compare import write_compare
 
     finished = []
     for run in runs:
@@ -82,7 +82,7 @@ def diff(
 ) -> None:
     """What changed from one run to another: figures, and which samples moved."""
     from holdfast.audits.document import Document
-    from holdfast.report.diff import diff as compared
+    from holdfast.report.audits.diff import diff as compared
 
     found = compared(Document.load(before), Document.load(after))
     if talk.json:

@@ -15,13 +15,10 @@ from holdfast.cli.console import table as printed
 from holdfast.cli.opening import opened
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
-from holdfast.core.threat import size_text
 from holdfast.core.words import counted
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from holdfast.session.session import Session
+    from holdfast.attacks.attack import Attack
 
 __all__ = ["posthoc", "study", "unseen"]
 
@@ -58,7 +55,7 @@ def posthoc(
         typer.Option(
             help="Attacks, with commas or repeated; each runs on what is left.",
             metavar="NAME,...",
-            show_default=f"{_ATTACK}, the first of the suite fast; pgd for l0",
+            show_default=f"{_ATTACK}, the first of the suite fast; sigma_zero for l0",
         ),
     ] = None,
     threat: o.NormOptions,
@@ -70,51 +67,41 @@ def posthoc(
 
     Example: holdfast study posthoc --model m.safetensors --arch net.py:network --data test.npz --eps 8/255 --out runs/posthoc
     """  # fmt: skip
-    from holdfast.audits.plan import Plan
-    from holdfast.report.studies import posthoc_page
-    from holdfast.studies.posthoc import ADJUSTMENTS
-    from holdfast.studies.posthoc import posthoc as study_posthoc
+    from holdfast.report.studies import page
+    from holdfast.studies.posthoc import ADJUSTMENTS, Posthoc
 
     session = opened(model, o.threat(threat.norm, threat.eps), run)
-    module, ids = _module(session), session.ids
-    if held_out is None:
-        if len(ids) < 2:
-            raise UsageError("one sample cannot be both fitted on and judged; give --held-out")
-        judged, fitted = session.problem(ids[: len(ids) // 2]), session.problem(ids[len(ids) // 2 :])
-        note(f"no --held-out: judged on the first {len(judged)} samples, fitted on the other {len(fitted)}")
-    else:
-        judged, fitted = session.problem(ids), session.problem_of(held_out)
-    names = o.several(attack)
-    if names is None:
-        first = Plan.of(norm=session.threat.norm).entries[0]
-        chosen = {first.method: first.attack()}
-    else:
-        chosen = {name: _attack(name, set_ if len(names) == 1 else None) for name in names}
-    if set_ and (names is None or len(names) > 1):
+    names = o.several(attack) or ()
+    if set_ and len(names) != 1:
         raise UsageError("--set needs one method; name it with --attack")
+    half = len(session.ids) // 2
+    if held_out is None and half:
+        note(f"no --held-out: judged on the first {half} samples, fitted on the other {len(session.ids) - half}")
+    asked = Posthoc(
+        adjustments=o.several(adjustments) or ADJUSTMENTS, attacks=tuple(_attack(name, set_) for name in names),
+        held_out=held_out,
+    )  # fmt: skip
     with progress() as tell:
-        found = study_posthoc(
-            module, judged, (fitted.x, fitted.y), chosen, adjustments=o.several(adjustments) or ADJUSTMENTS,
-            eps=size_text(session.threat.eps), seed=session.seed, settings=session.settings, progress=tell,
-        )  # fmt: skip
-    page = posthoc_page(found, f"{session.source}, {session.data.name}", _command())
-    _save(out, "posthoc", {"subject": session.subject.sha256, **found.as_dict()}, page)
+        result = asked.run(session, progress=tell)
+    answer = result.to_dict()
+    about = f"{session.source}, {session.data.name}"
+    _save(out, "posthoc", {"subject": session.subject.sha256, **answer}, page(result, about, _command()))
     if talk.json:
-        say_json(found.as_dict())
+        say_json(answer)
         return
     say(
-        f"{found.norm} <= {found.eps}, {counted(found.samples, 'sample')}, {found.fitted_on:,} held out, "
-        f"{', '.join(found.attacks)}, seed {found.seed}"
+        f"{result.norm} <= {result.eps}, {counted(result.samples, 'sample')}, {result.fitted_on:,} held out, "
+        f"{', '.join(result.attacks)}, seed {result.seed}"
     )
     printed(
         ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
         [
             (r.name, f"{r.accuracy:.1%}", f"{r.calibration:.1%}", _share(r.robust), _share(r.from_original),
              _share(r.to_original), f"{r.robust_to_both:.1%}")
-            for r in found.rows
+            for r in result.rows
         ],
     )  # fmt: skip
-    for name, why in found.refused.items():
+    for name, why in result.refused.items():
         note(f"{name}: {why}")
 
 
@@ -143,54 +130,38 @@ def unseen(
     --out runs/unseen
     """
     from holdfast.core.errors import ContradictionError
-    from holdfast.report.studies import unseen_page
-    from holdfast.studies.unseen import Trial
-    from holdfast.studies.unseen import held_out as unseen_attacks
-    from holdfast.studies.unseen import unseen as study_unseen
+    from holdfast.report.studies import page
+    from holdfast.studies.unseen import Unseen
 
     session = opened(
         model, o.threat(threat.norm, threat.eps), run, surrogates=o.surrogates(surrogate, surrogate_arch, model.trust)
     )
-    module = _module(session)
-    tool = _attack(known, set_)
-    trial = Trial(known.replace("-", "_"), "known", session.threat.norm, o.assignments(set_, type(tool)))
-    others = unseen_attacks(session.threat.norm, trial, transfer=session.surrogates is not None, queries=queries)
     with progress() as tell:
-        found = study_unseen(
-            module, session.problem(session.ids), trial, others, seed=session.seed,
-            surrogate=None if session.surrogates is None else session.surrogate, settings=session.settings, progress=tell,
-        )  # fmt: skip
-    page = unseen_page(found, f"{session.source}, {session.data.name}", _command())
-    _save(out, "unseen", {"subject": session.subject.sha256, **found.as_dict()}, page)
-    if any(b.contradictions for b in found.bounds):
+        result = Unseen(known=_attack(known, set_), queries=queries).run(session, progress=tell)
+    answer = result.to_dict()
+    about = f"{session.source}, {session.data.name}"
+    _save(out, "unseen", {"subject": session.subject.sha256, **answer}, page(result, about, _command()))
+    if result.contradicts_itself:
         raise ContradictionError(f"samples are proved and broken at once; see {out / 'unseen.json'} and report it")
     if talk.json:
-        say_json(found.as_dict())
+        say_json(answer)
         return
     printed(
         ("attack", "kind", "norm", "eps", "robust", "broken by it alone", "passes"),
-        [(r.title, r.kind, r.norm, f"{r.eps:.4g}", f"{r.robust:.1%}", r.only, r.passes) for r in found.rows],
+        [(r.title, r.kind, r.norm, f"{r.eps:.4g}", f"{r.robust:.1%}", r.only, r.passes) for r in result.rows],
     )
-    for b in found.bounds:
+    for b in result.bounds:
         known_share = "" if b.known is None else f"known {b.known:.1%}, "
         say(f"{b.norm} <= {b.eps:.4g}: {known_share}all attacks {b.worst:.1%}, proved {_share(b.certified)}")
     say(
-        f"{counted(found.samples, 'sample')}, seed {found.seed}: clean {found.accuracy:.1%}, under the known attack "
-        f"{found.known:.1%}, under unseen ones in its set {found.unseen:.1%}, worst over all sets {found.worst:.1%}"
+        f"{counted(result.samples, 'sample')}, seed {result.seed}: clean {result.accuracy:.1%}, under the known attack "
+        f"{result.known:.1%}, under unseen ones in its set {result.unseen:.1%}, worst over all sets {result.worst:.1%}"
     )
-    for name, why in found.refused.items():
+    for name, why in result.refused.items():
         note(f"{name} could not serve: {why}")
 
 
-def _module(session: Session) -> nn.Module:
-    from torch import nn
-
-    if not isinstance(session.base, nn.Module) or not session.differentiable:
-        raise UsageError("a study needs the model itself, with its gradient")
-    return session.base
-
-
-def _attack(name: str, set_: list[str] | None) -> Any:
+def _attack(name: str, set_: list[str] | None) -> Attack[Any, Any]:
     from holdfast.attacks.attack import Attack
     from holdfast.core.registry import method
 

@@ -61,9 +61,9 @@ def manifold(
     from holdfast.cli.opening import look_at_models, open_models
     from holdfast.core.files import write_whole
     from holdfast.data.load import load_data
-    from holdfast.report.manifold import render
+    from holdfast.report.studies import page
     from holdfast.session.opening import open_session
-    from holdfast.studies.manifold import manifold_study, models_of_sizes
+    from holdfast.studies.manifold import Manifold, models_of_sizes
 
     for flag, value in (("data", data), ("train-data", train_data)):
         if value is None:
@@ -71,28 +71,24 @@ def manifold(
     kind: type[Any] = OnManifold
     method: OnManifold = kind(**o.assignments(set_, kind))
     place = run.place()
-    known = load_data(str(train_data))
+    train = load_data(str(train_data))
     with progress() as tell:
         if models:
-            found = open_models(models, archs, trust=trust, device=place)
+            compared = open_models(models, archs, trust=trust, device=place)
         else:
-            found = models_of_sizes(
-                known, _numbers(sizes), epochs=epochs, seed=run.seed or 0, device=place or "cpu", progress=tell
+            compared = models_of_sizes(
+                train, _numbers(sizes), epochs=epochs, seed=run.seed or 0, device=place or "cpu", progress=tell
             )
         session = open_session(
-            next(iter(found.values())), str(data), o.threat(threat.norm, threat.eps), samples=samples, seed=run.seed or 0,
+            next(iter(compared.values())), str(data), o.threat(threat.norm, threat.eps), samples=samples, seed=run.seed or 0,
             device=place or "cpu",
         )  # fmt: skip
-        look_at_models(found, session.data, session.threat, anyway=anyway)
-        problem = session.problem(session.ids)
-        study = manifold_study(
-            found, problem, known, method, seed=session.seed, settings=session.settings, progress=tell
-        )  # fmt: skip
-    answer = study.as_dict()
+        look_at_models(compared, session.data, session.threat, anyway=anyway)
+        study = Manifold(train_data=train, method=method, models=compared).run(session, progress=tell)
+    answer = study.to_dict()
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "manifold.json", json.dumps(answer, indent=1))
-    page = render(study, session.data.name, shlex.join(["holdfast", *sys.argv[1:]]))
-    write_whole(out / "manifold.html", page)
+    write_whole(out / "manifold.html", page(study, session.data.name, shlex.join(["holdfast", *sys.argv[1:]])))
     if talk.json:
         say_json(answer)
     else:

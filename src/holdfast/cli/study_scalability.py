@@ -46,36 +46,38 @@ def scalability(
 
     from holdfast.core.files import write_whole
     from holdfast.core.threat import Norm
-    from holdfast.report.scalability import render
-    from holdfast.studies.scalability import BASE
-    from holdfast.studies.scalability import scalability as measure_scalability
+    from holdfast.report.studies import page
+    from holdfast.studies.scalability import BASE, Scalability
 
-    axes = {name: _sizes(name, text) for name, text in (("depth", depth), ("width", width), ("side", side)) if text}
+    def tried(name: str, text: str) -> tuple[int, ...]:
+        return tuple(_sizes(name, text)) if text else ()
+
+    asked = Scalability(
+        methods=o.several(methods) or _METHODS, depth=tried("depth", depth), width=tried("width", width),
+        side=tried("side", side), norm=norm or Norm.LINF, samples=samples, limit=limit, seed=seed or 0,
+    )  # fmt: skip
     with progress() as tell:
-        found = measure_scalability(
-            o.several(methods) or _METHODS, axes, norm=norm or Norm.LINF, samples=samples, limit=limit, seed=seed or 0,
-            progress=tell,
-        )  # fmt: skip
+        result = asked.run(progress=tell)
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "scalability.json", json.dumps(found.as_dict(), indent=1))
-    write_whole(out / "scalability.html", render(found, command=shlex.join(["holdfast", *sys.argv[1:]])))
+    write_whole(out / "scalability.json", json.dumps(result.to_dict(), indent=1))
+    write_whole(out / "scalability.html", page(result, command=shlex.join(["holdfast", *sys.argv[1:]])))
     if talk.json:
-        say_json(found.as_dict())
+        say_json(result.to_dict())
     else:
         table(
             ("varied", "size", "method", "CPU s a sample", "memory", "mean radius", "gap to the attack"),
             [
                 (r.axis, r.size, r.method, f"{r.seconds:.3g}", "" if r.megabytes is None else f"{r.megabytes:.0f} MB",
                  f"{r.radius:.4g}", f"{r.gap:.0%}")
-                for r in found.rows
+                for r in result.rows
             ],
         )  # fmt: skip
-    for name, share in found.accuracy.items():
+    for name, share in result.accuracy.items():
         if share < _LEARNT:
             note(
                 f"warning: the network of {name} learnt little ({share:.0%} right): its radii say little about verifiers"
             )
-    for name, axis, size, why in found.left_out:
+    for name, axis, size, why in result.left_out:
         note(f"{name} at {axis} {size} is left out: {why}")
     note(f"base: depth {BASE['depth']}, width {BASE['width']}, side {BASE['side']}; saved {out / 'scalability.html'}")
 

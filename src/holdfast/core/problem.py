@@ -143,6 +143,11 @@ class Problem:
             rows=self.rows[at], round=self.round[rows], draws=None if self.draws is None else self.draws.select(rows),
         )  # fmt: skip
 
+    def chunk(self, rows: np.ndarray) -> Problem:
+        """The samples at ``rows`` (host integers) as a chunk of its own, whose rows count from 0 on."""
+        part = self.select(rows)
+        return replace(part, rows=torch.arange(len(part), device=self.x.device))
+
     def flat(self, values: Tensor) -> Tensor:
         """A per-sample vector (n,) shaped to broadcast with x."""
         return values.view(-1, *[1] * (self.x.ndim - 1))

@@ -44,6 +44,7 @@ _FOLDERS = (
     "defences/trojans",
     "defences/aggregation",
     "applications",
+    "studies",
 )
 
 # Kind and contract, the particular before the general.
@@ -55,6 +56,7 @@ _CONTRACTS = (
     ("certifier", "certifiers.graph_certifier", "GraphCertifier"),
     ("certifier", "certifiers.oracle_certifier", "OracleCertifier"),
     ("training defence", "defences.training_defence", "TrainingDefence"),
+    ("study", "studies.study", "Study"),
 )
 
 KINDS = tuple(dict.fromkeys(kind for kind, _, _ in _CONTRACTS))

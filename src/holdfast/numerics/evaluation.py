@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.core.arrays import outside_inference_mode
 
-__all__ = ["evaluating", "evaluation_mode"]
+__all__ = ["evaluate", "evaluating", "evaluation_mode"]
+
+_ROWS = 256
 
 
 @contextmanager
@@ -47,13 +49,29 @@ def evaluation_mode(*models: object) -> Generator[None, None, None]:
 @contextmanager
 def evaluating(*models: object) -> Generator[None, None, None]:
     """As `evaluation_mode`, outside of inference mode and from one random state; the caller's own is put back."""
+    devices = range(torch.cuda.device_count())
     with (
         evaluation_mode(*models),
         outside_inference_mode(),
-        torch.random.fork_rng(devices=range(torch.cuda.device_count())),
+        torch.random.fork_rng(devices),  # pyright: ignore[reportUnknownMemberType]
     ):
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
         yield
+
+
+def evaluate(model: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """(n, K) scores of x (n, \\*features) in evaluation mode, without a gradient, so many rows at once as memory holds.
+
+    The model gets copies, since some write into what they are given; it is not asked where there is nothing to ask.
+
+    Example:
+        >>> evaluate(nn.Dropout(0.5), torch.ones(2, 1)).tolist()
+        [[1.0], [1.0]]
+    """
+    if not len(x):
+        return x.new_zeros(0, 2)
+    with torch.no_grad(), evaluating(model):
+        return torch.cat([model(part.clone()) for part in torch.split(x, _ROWS)])
 
 
 def _switch(root: nn.Module, *, on: bool) -> None:

@@ -57,7 +57,7 @@ def before(points: Sequence[Point]) -> list[Point]:
 
 def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     """Keys of a chart: (classes of the mark, text); ``dot`` draws a marker, ``area`` a filled box, else a line."""
-    rows = []
+    rows: list[Markup] = []
     for mark, text in entries:
         if "dot" in mark:
             key = tag("circle", cx=14, cy=6, r=4.5, class_=mark)
@@ -79,7 +79,7 @@ class Plot:
     height: float = 320
     margin: tuple[float, float, float, float] = (14, 30, 46, 66)
     warp: Callable[[float], float] = float
-    parts: list[Markup] = field(default_factory=list)
+    parts: list[Markup] = field(default_factory=list[Markup])
 
     def x(self, value: float) -> float:
         """Pixel of an abscissa."""

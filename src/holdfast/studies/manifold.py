@@ -6,42 +6,48 @@ have fewer; regular examples leave the manifold, and say little about generalisa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.common.generator import off_manifold
 from holdfast.attacks.engine import Settings, run
 from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.attacks.semantic import run_semantic
+from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
+from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
-from holdfast.numerics.evaluation import evaluating
-from holdfast.numerics.stats import clopper_pearson
+from holdfast.numerics.evaluation import evaluate
+from holdfast.session.reading import open_data
+from holdfast.session.session import Session
+from holdfast.session.spec import DataLike
+from holdfast.studies.common.statements import interval_of
+from holdfast.studies.study import StageProgress, Study, StudyResult
 from holdfast.training.batch import Batch
 from holdfast.training.loop import fit
 from holdfast.training.settings import TrainingSettings
 
-__all__ = ["ManifoldRow", "ManifoldStudy", "manifold_study", "models_of_sizes", "rank_correlation"]
+__all__ = ["Manifold", "ManifoldResult", "ManifoldRow", "compare_on_manifold", "models_of_sizes", "rank_correlation"]
 
-_ROWS = 256
 _REFINE = 100
 _BATCH = 64
+_SIZES = (50, 100, 200, 400, 800)
 
-Progress = Callable[[str, int, int], None]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ManifoldRow:
     """One model.
 
@@ -68,8 +74,8 @@ class ManifoldRow:
     off_regular: float | None
 
 
-@dataclass(frozen=True)
-class ManifoldStudy:
+@dataclass(frozen=True, kw_only=True)
+class ManifoldResult(StudyResult):
     """All models.
 
     Attributes:
@@ -97,58 +103,83 @@ class ManifoldStudy:
     rank_regular: float | None
     seed: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
+@dataclass(frozen=True, kw_only=True)
+class Manifold(Study[ManifoldResult]):
+    """On-manifold error and regular error against test error, over models that generalise differently.
 
-def models_of_sizes(
-    known: Dataset, sizes: Sequence[int], *, epochs: int = 40, seed: int = 0, device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> dict[str, nn.Module]:  # fmt: skip
-    """The same network trained on the first so many samples: models that generalise differently.
-
-    Every model sees as many batches, nearly, so that those of few samples are not merely trained for less.
-
-    Raises:
-        UsageError: a size that the data do not have.
+    Attributes:
+        models: by name; none: the same network trained on the first so many of ``train_data``, for each of ``sizes``. The
+            session's own model takes no part.
     """
-    if not sizes or min(sizes) < 2 or max(sizes) > len(known):
-        raise UsageError(f"training sizes must lie between 2 and the {len(known)} samples there are, got {list(sizes)}")
-    classes = 1 + int(known.y.max())
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch.x), batch.y)
+    card: ClassVar[Card] = Card(
+        title="On-manifold error against test error",
+        rows=("E46",),
+        paper="Stutz, Hein & Schiele 2019, Disentangling Adversarial Robustness and Generalization, arXiv:1812.00740",
+        section="2.2",
+        summary="Asks whether adversarial examples are errors of generalisation: attacks models in the latent space of a "
+        "learned decoder and in the input space, and ranks both errors against the test error.",
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        modality=("image",),
+        failure_modes=(
+            "The manifold is a learned one: what its decoder does not draw is not tested.",
+            "A rank correlation over few models is weak evidence; fewer than three have none.",
+        ),
+        checked_by="models of growing training sets on the digits: the on-manifold error falls with the test error",
+    )
+    train_data: DataLike | None = parameter(
+        None, "what the decoder, and models of sizes, learn from", "Stutz et al. 2019, section 3.1: the training set"
+    )
+    sizes: tuple[int, ...] = parameter(
+        _SIZES,
+        "training samples of each model, where none is given",
+        "Stutz et al. 2019, figure 5: growing training sets",
+    )
+    epochs: int = parameter(
+        30, "passes over the largest training set; all models see nearly as many batches", "ours: enough for the digits"
+    )
+    regular_steps: int = parameter(40, "PGD steps of the regular attack", "Stutz et al. 2019, section 4: 40 iterations")
+    method: OnManifold = field(default_factory=OnManifold)
+    models: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
 
-    found: dict[str, nn.Module] = {}
-    for k, size in enumerate(sizes):
-        model = substitute(tuple(known.x.shape[1:]), classes, seed)
-        passes = round(epochs * ceil(max(sizes) / _BATCH) / ceil(size / _BATCH))
-        settings = TrainingSettings(epochs=passes, batch=_BATCH, validation=0.0, seed=seed)
-        fit(model, known.head(size), loss, settings=settings, device=device)
-        found[f"{size} samples"] = model
-        if progress is not None:
-            progress("training", k + 1, len(sizes))
-    return found
+    @override
+    def run(self, session: Session, *, progress: StageProgress | None = None) -> ManifoldResult:
+        if self.train_data is None:
+            raise UsageError("what train data? give --train-data")
+        train = open_data(self.train_data, class_names=session.spec.class_names, table=session.spec.table)
+        models = self.models or models_of_sizes(
+            train, self.sizes, epochs=self.epochs, seed=session.seed, device=session.device, progress=progress
+        )
+        return compare_on_manifold(
+            models,
+            session.problem(session.ids),
+            train,
+            self.method,
+            regular_steps=self.regular_steps,
+            seed=session.seed,
+            settings=session.settings,
+            progress=progress,
+        )
 
 
-def manifold_study(
+def compare_on_manifold(
     models: Mapping[str, nn.Module],
     problem: Problem,
-    known: Dataset,
+    train: Dataset,
     method: OnManifold | None = None,
     *,
     regular_steps: int = 40,
     seed: int = 0,
     settings: Settings | None = None,
-    progress: Progress | None = None,
-) -> ManifoldStudy:
+    progress: StageProgress | None = None,
+) -> ManifoldResult:
     """Attacks every model on the manifold and off it, on the same samples with the same decoder.
 
     Args:
         models: by name.
         problem: samples that neither the models nor the decoder were trained on; their set is that of the regular attack.
-        known: what the decoder learns from.
+        train: what the decoder learns from.
         method: the on-manifold attack.
         regular_steps: PGD steps of the regular attack.
         seed: keys all draws.
@@ -162,54 +193,91 @@ def manifold_study(
         raise UsageError("a study needs at least one model and one sample")
     method = method or OnManifold()
     x, y = problem.x, problem.y
-    first = next(iter(models.values()))
     method.check(x, problem.goal)
-    prepared = method.prepare(x, y, first, known, seed)
+    prepared = method.prepare(x, y, next(iter(models.values())), train, seed)
     decoder = prepared.transform
     if not isinstance(decoder, Decoded):
         raise UsageError("the on-manifold attack has no decoder")
-
-    def off(images: Tensor, labels: Tensor) -> float | None:
-        if not len(images):
-            return None
-        return float(off_manifold(decoder.vae, images, labels, steps=_REFINE, bound=decoder.bound).median())
-
     rows: list[ManifoldRow] = []
     for k, (name, model) in enumerate(models.items()):
-        with torch.no_grad(), evaluating(model):
-            wrong = torch.cat([model(part.clone()) for part in x.split(_ROWS)]).argmax(1) != y
-        on = run_semantic(
-            method,
-            x,
-            y,
-            model,
-            prepared=replace(prepared, attacked=model),
-            ids=problem.ids,
-            seed=seed,
-            settings=settings,
-        )
+        wrong = evaluate(model, x).argmax(1) != y
+        attacked = replace(prepared, attacked=model)
+        on = run_semantic(method, x, y, model, prepared=attacked, ids=problem.ids, seed=seed, settings=settings)
         regular = run(PGD(steps=regular_steps), problem, model, seed=seed, settings=settings)
         moved = regular.found & (regular.distance > 0)
-        shares, ranges = zip(*(_share(b) for b in (wrong, on.found, regular.found)), strict=True)
-        far = off(on.x[on.found], y[on.found]), off(regular.x[moved], y[moved])
-        rows.append(ManifoldRow(name, shares[0], shares[1], shares[2], ranges[0], ranges[1], ranges[2], *far))
+        rows.append(
+            ManifoldRow(
+                name=name,
+                test_error=_rate(wrong),
+                on_manifold_error=_rate(on.found),
+                regular_error=_rate(regular.found),
+                test_interval=_interval(wrong),
+                on_manifold_interval=_interval(on.found),
+                regular_interval=_interval(regular.found),
+                off_on=_off(decoder, on.x[on.found], y[on.found]),
+                off_regular=_off(decoder, regular.x[moved], y[moved]),
+            )
+        )
         if progress is not None:
             progress("attacks", k + 1, len(models))
     test = [r.test_error for r in rows]
-    eps = float(problem.set.eps.max())
-    return ManifoldStudy(
-        tuple(rows), len(x), f"{method.norm} <= {method.eps:g}", f"{problem.set.norm} <= {eps:g}",
-        prepared.facts["reconstruction_rmse"], prepared.facts["variance_explained"], off(x, y) or 0.0,
-        rank_correlation(test, [r.on_manifold_error for r in rows]),
-        rank_correlation(test, [r.regular_error for r in rows]), seed,
-    )  # fmt: skip
+    return ManifoldResult(
+        rows=tuple(rows),
+        samples=len(x),
+        size=f"{method.norm} <= {method.eps:g}",
+        eps=f"{problem.set.norm} <= {float(problem.set.eps.max()):g}",
+        reconstruction=prepared.facts["reconstruction_rmse"],
+        variance_explained=prepared.facts["variance_explained"],
+        off_clean=_off(decoder, x, y) or 0.0,
+        rank_on=rank_correlation(test, [r.on_manifold_error for r in rows]),
+        rank_regular=rank_correlation(test, [r.regular_error for r in rows]),
+        seed=seed,
+    )
 
 
-def _share(hit: Tensor) -> tuple[float, tuple[float, float]]:
-    """The share of samples that are hit, and its 95 % interval."""
-    count = int(hit.sum())
-    low, high = (float(np.asarray(v).flat[0]) for v in clopper_pearson(np.array([count]), len(hit), 0.05))
-    return count / len(hit), (low, high)
+def _off(decoder: Decoded, images: Tensor, labels: Tensor) -> float | None:
+    """Median distance of images from the manifold; None without any."""
+    if not len(images):
+        return None
+    return float(off_manifold(decoder.vae, images, labels, steps=_REFINE, bound=decoder.bound).median())
+
+
+def _rate(hit: Tensor) -> float:
+    return int(hit.sum()) / len(hit)
+
+
+def _interval(hit: Tensor) -> tuple[float, float]:
+    return interval_of(int(hit.sum()), len(hit))
+
+
+def models_of_sizes(
+    train: Dataset, sizes: Sequence[int], *, epochs: int = 40, seed: int = 0, device: torch.device | str = "cpu",
+    progress: StageProgress | None = None,
+) -> dict[str, nn.Module]:  # fmt: skip
+    """The same network trained on the first so many samples: models that generalise differently.
+
+    Every model sees as many batches, nearly, so that those of few samples are not merely trained for less.
+
+    Raises:
+        UsageError: a size that the data do not have.
+    """
+    if not sizes or min(sizes) < 2 or max(sizes) > len(train):
+        raise UsageError(f"training sizes must lie between 2 and the {len(train)} samples there are, got {list(sizes)}")
+    classes = 1 + int(train.y.max())
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(batch.x), batch.y)
+
+    models: dict[str, nn.Module] = {}
+    for k, size in enumerate(sizes):
+        model = substitute(tuple(train.x.shape[1:]), classes, seed)
+        passes = round(epochs * ceil(max(sizes) / _BATCH) / ceil(size / _BATCH))
+        settings = TrainingSettings(epochs=passes, batch=_BATCH, validation=0.0, seed=seed)
+        fit(model, train.head(size), loss, settings=settings, device=device)
+        models[f"{size} samples"] = model
+        if progress is not None:
+            progress("training", k + 1, len(sizes))
+    return models
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -225,6 +293,6 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     return round(float(np.corrcoef(p, q)[0, 1]), 12)
 
 
-def _ranks(values: Sequence[float]) -> np.ndarray:
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     v = np.asarray(values)
     return np.array([(v < x).sum() + ((v == x).sum() - 1) / 2 for x in v])

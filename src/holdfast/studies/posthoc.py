@@ -2,55 +2,48 @@
 
 Accuracy survives most of these adjustments, robustness need not: the adjusted model is another model, and what was found
 about the original says nothing of it. Each adjusted model is attacked anew, and the examples of each are judged on the
-other, so that the page also tells whether examples made on the public original break the deployed one.
-
-Weights and activations of ``int8`` are simulated: rounded to 8 bits and computed in float, with the rounding passed over
-by the gradient (straight through), so that a white-box attack is not blinded by it. ``dynamic-int8`` is PyTorch's own and
-has no gradient: it is attacked with the original's examples alone.
+other, so that the page also tells whether examples made on the public original break the deployed one. A model without a
+gradient is attacked with the original's examples alone.
 """
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Settings, run
-from holdfast.core.errors import UnsupportedError, UsageError, did_you_mean
+from holdfast.attacks.evasion.white.cosine_margin import CosineMargin
+from holdfast.attacks.evasion.white.sigma_zero import SigmaZero
+from holdfast.core.cards import Card, parameter
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.judge.judged import upheld
+from holdfast.core.threat import Norm, size_text
 from holdfast.judge.referee import Referee
-from holdfast.models.wrap import Bpda
-from holdfast.numerics.evaluation import evaluating
-from holdfast.numerics.stats import clopper_pearson
+from holdfast.models.compressed import ADJUSTMENTS, adjusted
+from holdfast.models.queries_only import answers_gradients
+from holdfast.numerics.calibration import calibration_error
+from holdfast.numerics.evaluation import evaluate
+from holdfast.session.session import Session
+from holdfast.session.spec import DataLike
+from holdfast.studies.common.chosen import attacks_of
+from holdfast.studies.common.statements import broken_by, fraction, fraction_among, interval_of, is_adversarial
+from holdfast.studies.study import StageProgress, Study, StudyResult, module_of
 
-__all__ = [
-    "ADJUSTMENTS", "Posthoc", "Row", "adjusted", "calibration_error", "posthoc", "pruned", "temperature_of",
-]  # fmt: skip
+__all__ = ["Posthoc", "PosthocResult", "PosthocRow", "compare_adjusted"]
 
-_BINS = 15
-_BATCH = 256
-_LEVELS = 127
-_TEMPERATURES = (0.02, 50.0)
-_HALVINGS = 60
-
-ADJUSTMENTS = ("prune:0.5", "prune:0.8", "int8-weights", "int8", "dynamic-int8", "fp16", "bf16", "temperature")
-"""What is done by default; ``prune:SHARE`` takes any share in (0, 1)."""
-
-Progress = Callable[[str, int, int], None]
 Attacks = Mapping[str, Attack[Any, Any]]
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class PosthocRow:
     """One model: the original or an adjusted one.
 
     Attributes:
@@ -78,13 +71,13 @@ class Row:
     passes: int
 
 
-@dataclass(frozen=True)
-class Posthoc:
+@dataclass(frozen=True, kw_only=True)
+class PosthocResult(StudyResult):
     """The original first, then each adjusted model.
 
     Attributes:
         norm: of the set.
-        eps: its size, as written.
+        eps: its size, as people write it.
         samples: how many were judged.
         fitted_on: held-out samples that the temperature was fitted on.
         attacks: their names.
@@ -99,242 +92,91 @@ class Posthoc:
     fitted_on: int
     attacks: tuple[str, ...]
     seed: int
-    rows: tuple[Row, ...]
-    refused: Mapping[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"refused": dict(self.refused)}
+    rows: tuple[PosthocRow, ...]
+    refused: dict[str, str]
 
 
-# adjustments
+@dataclass(frozen=True, kw_only=True)
+class Posthoc(Study[PosthocResult]):
+    """Robustness before and after pruning, quantisation and calibration, and transfer between the two."""
+
+    card: ClassVar[Card] = Card(
+        title="Robustness after post-hoc adjustment",
+        rows=("T12",),
+        paper="Chen & Liu, Holistic Adversarial Robustness of Deep Learning Models, section 1",
+        section="1",
+        summary="Attacks a model before and after pruning, quantisation and calibration, and judges the examples of each on "
+        "the other.",
+        norms=(Norm.L0, Norm.L1, Norm.L2, Norm.LINF),
+        failure_modes=(
+            "int8 is simulated: integer kernels may round otherwise.",
+            "A model without a gradient (dynamic-int8) meets the original's examples alone, so its figure is an upper bound "
+            "of what is left.",
+        ),
+        checked_by="pruned and rounded weights by hand; the temperature against its neighbours; no temperature moves an accuracy",
+    )
+    adjustments: tuple[str, ...] = parameter(
+        ADJUSTMENTS,
+        "what is done to the model: prune:SHARE, int8-weights, int8, dynamic-int8, fp16, bf16 or temperature",
+        "survey, section 1: compression, quantisation and calibration; the shares are ours",
+    )
+    attacks: tuple[str | Attack[Any, Any], ...] = parameter(
+        (),
+        "attacks, each on what the ones before it leave; none: cosine_margin of 20 steps and 3 targets, in l0 sigma_zero of "
+        "300 steps",
+        "ours: the first attack of the suite fast",
+    )
+    held_out: DataLike | None = parameter(
+        None,
+        "other samples, for the temperature and the ranges of int8; none: the second half of the data",
+        "Guo et al. 2017, section 4: a temperature is fitted on held-out samples",
+    )
+
+    @override
+    def run(self, session: Session, *, progress: StageProgress | None = None) -> PosthocResult:
+        judged, fitted = self._halves(session)
+        norm = session.threat.norm
+        default = SigmaZero(steps=300) if norm is Norm.L0 else CosineMargin(steps=20, targets=3)
+        return compare_adjusted(
+            module_of(session),
+            judged,
+            (fitted.x, fitted.y),
+            attacks_of(self.attacks or (default,)),
+            adjustments=self.adjustments,
+            eps=size_text(session.threat.eps),
+            seed=session.seed,
+            settings=session.settings,
+            progress=progress,
+        )
+
+    def _halves(self, session: Session) -> tuple[Problem, Problem]:
+        """What is judged, and what is fitted on."""
+        if self.held_out is not None:
+            return session.problem(session.ids), session.problem_of(self.held_out)
+        half = len(session.ids) // 2
+        if not half:
+            raise UsageError("one sample cannot be both fitted on and judged; give --held-out")
+        return session.problem(session.ids[:half]), session.problem(session.ids[half:])
 
 
-def pruned(model: nn.Module, share: float) -> nn.Module:
-    """A copy whose ``share`` of smallest weights, over all linear and convolutional layers together, is 0 (Han et al. 2015).
+@dataclass(frozen=True, kw_only=True)
+class _Examples:
+    """What the attacks on one model made.
 
-    Example:
-        >>> (pruned(nn.Linear(10, 10), 0.7).weight == 0).float().mean().item()
-        0.699999988079071
+    Attributes:
+        x: (n, \\*features) examples; the clean input where none was found.
+        right: (n,) bool: right as it is.
+        broken: (n,) bool: right as it is, and the referee of this model upholds the example.
+        passes: forwards and backwards.
     """
-    if not 0 < share < 1:
-        raise UsageError(f"a share to prune lies between 0 and 1, got {share:g}")
-    made = copy.deepcopy(model)
-    weights = [m.weight for m in _weighted(made).values()]
-    if not weights:
-        raise UnsupportedError("the model has no linear or convolutional layer to prune")
-    sizes = torch.cat([w.detach().abs().flatten() for w in weights])
-    k = round(share * len(sizes))
-    gone = torch.zeros_like(sizes, dtype=torch.bool)
-    gone[sizes.argsort(stable=True)[:k]] = True
-    with torch.no_grad():
-        for w, mask in zip(weights, gone.split([w.numel() for w in weights]), strict=True):
-            w[mask.view_as(w)] = 0
-    return made
+
+    x: Tensor
+    right: Tensor
+    broken: NDArray[np.bool_]
+    passes: int
 
 
-def _weighted(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-
-
-def _rounded_weights(model: nn.Module) -> nn.Module:
-    """A copy with weights of 8 bits, symmetric, one scale for each output channel."""
-    made = copy.deepcopy(model)
-    with torch.no_grad():
-        for m in _weighted(made).values():
-            scale = m.weight.flatten(1).abs().amax(1).clamp_min(torch.finfo(m.weight.dtype).tiny) / _LEVELS
-            scale = scale.view(-1, *[1] * (m.weight.ndim - 1))
-            m.weight.copy_((m.weight / scale).round() * scale)
-    return made
-
-
-class _Rounded(nn.Module):
-    """A layer whose inputs are rounded to 256 levels of the range that held-out data showed."""
-
-    def __init__(self, layer: nn.Module, low: float, high: float) -> None:
-        super().__init__()
-        step = max(high - low, 1e-12) / (2 * _LEVELS + 1)
-        self.layer, self.low, self.high = layer, low, high
-        self.round = Bpda(lambda x: ((x.clamp(low, high) - low) / step).round() * step + low)
-
-    @override
-    def extra_repr(self) -> str:
-        return f"low={self.low!r}, high={self.high!r}"
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layer(self.round(x))
-
-
-def _rounded(model: nn.Module, x: Tensor) -> nn.Module:
-    """A copy with weights and layer inputs of 8 bits; the inputs' ranges are those of x."""
-    made = _rounded_weights(model)
-    ranges: dict[str, tuple[float, float]] = {}
-    layers = _weighted(made)
-
-    def look(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            low, high = ranges.get(name, (float("inf"), float("-inf")))
-            ranges[name] = min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))
-
-        return hook
-
-    hooks = [layer.register_forward_pre_hook(look(name)) for name, layer in layers.items()]
-    scores_of(made, x)
-    for hook in hooks:
-        hook.remove()
-    if "" in layers:
-        return _Rounded(made, *ranges[""])
-    for name in layers:
-        if name in ranges:
-            parent, _, last = name.rpartition(".")
-            setattr(made.get_submodule(parent), last, _Rounded(layers[name], *ranges[name]))
-    return made
-
-
-class _Cast(nn.Module):
-    """A model computed in a lower precision, between inputs and scores in the caller's."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.model, self.dtype = copy.deepcopy(model).to(dtype), dtype
-
-    @override
-    def double(self) -> nn.Module:
-        raise TypeError("a model of fixed precision has no other")
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.to(self.dtype)).to(x.dtype)
-
-
-class _Tempered(nn.Module):
-    """Logits divided by a temperature."""
-
-    def __init__(self, model: nn.Module, temperature: float) -> None:
-        super().__init__()
-        self.model, self.temperature = copy.deepcopy(model), temperature
-
-    @override
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature!r}"
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x) / self.temperature
-
-
-class _Dynamic(nn.Module):
-    """PyTorch's dynamic quantisation: weights of 8 bits, activations rounded as they come; answers have no gradient."""
-
-    differentiable = False
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its tensors are deprecated, it works
-            self.model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).cpu().eval(), {nn.Linear})
-
-    @override
-    def double(self) -> nn.Module:
-        raise TypeError("a model of fixed precision has no other")
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x.detach())
-
-
-def temperature_of(scores: Tensor, y: Tensor) -> float:
-    """The temperature with the least cross-entropy on held-out scores (m, K) (Guo et al. 2017, section 4.2).
-
-    The cross-entropy is convex in 1 / T, so its slope is halved in on.
-
-    Example:
-        >>> y = torch.tensor([0, 0, 0, 1])  # three quarters are right, the scores claim more
-        >>> sure = torch.tensor([[9.0, 0.0]]).expand(4, 2)
-        >>> round(9 / temperature_of(sure, y), 3)  # log 3: odds of 3 to 1
-        1.099
-    """
-    z = scores.detach().double()
-    low, high = (1 / t for t in reversed(_TEMPERATURES))
-    for _ in range(_HALVINGS):
-        middle = (low * high) ** 0.5
-        expected = ((middle * z).softmax(1) * z).sum(1)
-        slope = (expected - z.gather(1, y.unsqueeze(1)).squeeze(1)).mean()
-        low, high = (middle, high) if float(slope) < 0 else (low, middle)
-    return 1 / (low * high) ** 0.5
-
-
-def adjusted(name: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
-    """The model after an adjustment, and in words what was done.
-
-    Args:
-        name: see `ADJUSTMENTS`.
-        model: is left as it is.
-        x: held-out samples: ranges of activations and the temperature are fitted on them.
-        y: their labels.
-
-    Raises:
-        UsageError: there is no such adjustment.
-        UnsupportedError: this model or machine cannot have it.
-    """
-    kind, _, size = name.partition(":")
-    if kind == "prune":
-        try:
-            share = float(size)
-        except ValueError:
-            raise UsageError(f"'{name}' prunes no share; write prune:0.5") from None
-        return pruned(model, share), f"the {share:.0%} smallest weights set to 0"
-    if name == "int8-weights":
-        return _rounded_weights(model), "weights rounded to 8 bits, a scale for each output channel"
-    if name == "int8":
-        return _rounded(model, x), "weights and layer inputs rounded to 8 bits (simulated)"
-    if name == "dynamic-int8":
-        if not any(isinstance(m, nn.Linear) for m in model.modules()) or next(model.parameters()).is_cuda:
-            raise UnsupportedError("dynamic quantisation serves linear layers on a CPU")
-        try:
-            return _Dynamic(model), "PyTorch's dynamic quantisation of the linear layers"
-        except (RuntimeError, AttributeError, NotImplementedError) as fault:
-            raise UnsupportedError(f"this PyTorch cannot quantise it: {str(fault).splitlines()[0]}") from None
-    if name in ("fp16", "bf16"):
-        dtype = torch.float16 if name == "fp16" else torch.bfloat16
-        made = _Cast(model, dtype)
-        try:
-            scores_of(made, x[:2])
-        except RuntimeError as fault:
-            raise UnsupportedError(f"this machine cannot compute it in {name}: {str(fault).splitlines()[0]}") from None
-        return made, f"computed in {dtype}".replace("torch.", "")
-    if name == "temperature":
-        t = temperature_of(scores_of(model, x), y)
-        return _Tempered(model, t), f"logits divided by {t:.3g}, fitted on {len(x)} held-out samples"
-    raise UsageError(f"there is no adjustment '{name}'. {did_you_mean(name, ADJUSTMENTS)}")
-
-
-# figures
-
-
-def scores_of(model: nn.Module, x: Tensor) -> Tensor:
-    """(n, K) scores in evaluation mode."""
-    with torch.no_grad(), evaluating(model):
-        return torch.cat([model(part.clone()) for part in x.split(_BATCH)])
-
-
-def calibration_error(scores: Tensor, y: Tensor) -> float:
-    """Expected calibration error: how far confidence and accuracy are apart, over 15 bins of equal width (Guo et al. 2017).
-
-    Example:
-        >>> scores = torch.tensor([[0.8, 0.2]]).log().expand(5, 2)
-        >>> round(calibration_error(scores, torch.tensor([0, 0, 0, 0, 1])), 6)  # says 80 %, is right in 80 %
-        0.0
-    """
-    sure, answer = scores.double().softmax(1).max(1)
-    bins = (sure * _BINS).ceil().long().clamp(1, _BINS) - 1
-    gap = torch.zeros(_BINS, dtype=torch.float64, device=scores.device)
-    gap.index_add_(0, bins, sure - (answer == y).double())
-    return float(gap.abs().sum() / max(1, len(y)))
-
-
-def posthoc(
+def compare_adjusted(
     model: nn.Module,
     problem: Problem,
     held_out: tuple[Tensor, Tensor],
@@ -344,8 +186,8 @@ def posthoc(
     eps: str = "",
     seed: int = 0,
     settings: Settings | None = None,
-    progress: Progress | None = None,
-) -> Posthoc:
+    progress: StageProgress | None = None,
+) -> PosthocResult:
     """Attacks the original and each adjusted model, and judges the examples of each on the other.
 
     Args:
@@ -353,82 +195,77 @@ def posthoc(
         problem: the samples with their sets.
         held_out: other samples and their labels, for ranges and the temperature.
         attacks: by name; each runs on what the ones before it left standing.
-        adjustments: see `ADJUSTMENTS`.
+        adjustments: see `holdfast.models.compressed.ADJUSTMENTS`.
         eps: the size as people write it.
         seed: keys all draws.
         settings: how the engine works.
-        progress: told (model, done, of how many).
+        progress: told (stage, done, of how many).
     """
-    made: dict[str, tuple[nn.Module, str]] = {"original": (model, "as it is")}
+    models: dict[str, tuple[nn.Module, str]] = {"original": (model, "as it is")}
     refused: dict[str, str] = {}
     for name in adjustments:
         try:
-            made[name] = adjusted(name, model, *held_out)
+            models[name] = adjusted(name, model, *held_out)
         except UnsupportedError as error:
             refused[name] = str(error)
-    settings, rows = settings or Settings(), []
-    original: tuple[Tensor, np.ndarray, Tensor] | None = None
-    for k, (name, (one, words)) in enumerate(made.items()):
-        scores = scores_of(one, problem.x)
-        right = ~problem.criterion.holds(scores, problem.y, problem.target)
-        x, passes = (problem.x, 0) if not getattr(one, "differentiable", True) else _search(
-            one, problem, right, attacks, seed, settings
-        )  # fmt: skip
-        broken = broken_by(one, problem, x, right)
-        if original is None:
-            original = x, broken, right
-        both = (right & original[2]).cpu().numpy()
-        crossed = broken_by(one, problem, original[0], right)
-        back = broken_by(model, problem, x, original[2])
-        survives = right.cpu().numpy() & ~broken
-        asked = getattr(one, "differentiable", True)
-        low, high = clopper_pearson(int(survives.sum()), len(problem))
-        rows.append(
-            Row(
-                name, words, float(right.double().mean()), calibration_error(scores, problem.y),
-                float(survives.mean()) if asked else None, (float(low), float(high)) if asked else None,
-                share(crossed, both) if name != "original" else None,
-                share(back, both) if asked and name != "original" else None,
-                float((survives & ~crossed).mean()), passes,
-            )
-        )  # fmt: skip
+    rows: list[PosthocRow] = []
+    original: _Examples | None = None
+    for k, (name, (one, words)) in enumerate(models.items()):
+        made = _attacked(one, problem, attacks, seed, settings or Settings())
+        original = original or made
+        rows.append(_row(name, words, (one, made), (model, original), problem))
         if progress is not None:
-            progress("models", k + 1, len(made))
-    return Posthoc(
-        str(problem.set.norm), eps or f"{float(problem.set.eps.max()):g}", len(problem), len(held_out[0]),
-        tuple(attacks), seed, tuple(rows), refused,
-    )  # fmt: skip
+            progress("models", k + 1, len(models))
+    return PosthocResult(
+        norm=str(problem.set.norm),
+        eps=eps or f"{float(problem.set.eps.max()):g}",
+        samples=len(problem),
+        fitted_on=len(held_out[0]),
+        attacks=tuple(attacks),
+        seed=seed,
+        rows=tuple(rows),
+        refused=refused,
+    )
 
 
-def share(broken: np.ndarray, of: np.ndarray) -> float | None:
-    """Share of the samples in ``of`` that are broken; None if it is empty."""
-    return float(broken[of].mean()) if of.any() else None
-
-
-def _search(
-    model: nn.Module, problem: Problem, right: Tensor, attacks: Attacks, seed: int, settings: Settings
-) -> tuple[Tensor, int]:
-    """Examples (n, \\*features) of the attacks one after the other; the clean input where none was found."""
+def _attacked(model: nn.Module, problem: Problem, attacks: Attacks, seed: int, settings: Settings) -> _Examples:
+    """The attacks one after the other, each on what is left; none where the model has no gradient."""
+    right = ~is_adversarial(model, problem, problem.x)
     x, left, passes = problem.x.clone(), right.clone(), 0
-    for attack in attacks.values():
+    for attack in attacks.values() if answers_gradients(model) else ():
         rows = left.nonzero().squeeze(-1)
         if not len(rows):
             break
-        part = renumbered(problem, rows)
-        out = run(attack, part, model, seed=seed, settings=settings)
-        x[rows] = torch.where(part.flat(out.found), out.x, x[rows])
-        left[rows] = ~out.found
-        passes += out.ledger.total.passes
-    return x, passes
+        part = problem.chunk(rows.cpu().numpy())
+        outcome = run(attack, part, model, seed=seed, settings=settings)
+        x[rows] = torch.where(part.flat(outcome.found), outcome.x, x[rows])
+        left[rows] = ~outcome.found
+        passes += outcome.ledger.total.passes
+    return _Examples(x=x, right=right, broken=broken_by(Referee(model), problem, x, right), passes=passes)
 
 
-def renumbered(problem: Problem, rows: Tensor) -> Problem:
-    """The problem of some rows, as a chunk of its own."""
-    part = problem.select(rows.cpu().numpy())
-    return replace(part, rows=torch.arange(len(rows), device=rows.device))
-
-
-def broken_by(model: nn.Module, problem: Problem, x: Tensor, right: Tensor) -> np.ndarray:
-    """(n,) bool on the host: right as it is, and the referee of this model finds x adversarial."""
-    claimed = right & problem.criterion.holds(scores_of(model, x), problem.y, problem.target)
-    return upheld(Referee(model), problem, x, claimed).cpu().numpy()
+def _row(
+    name: str,
+    words: str,
+    adjusted_model: tuple[nn.Module, _Examples],
+    original_model: tuple[nn.Module, _Examples],
+    problem: Problem,
+) -> PosthocRow:
+    (model, own), (before, original) = adjusted_model, original_model
+    both = (own.right & original.right).cpu().numpy()
+    crossed = broken_by(Referee(model), problem, original.x, own.right)
+    back = broken_by(Referee(before), problem, own.x, original.right)
+    survives = own.right.cpu().numpy() & ~own.broken
+    attacked, is_original = answers_gradients(model), own is original
+    return PosthocRow(
+        name=name,
+        words=words,
+        accuracy=float(own.right.double().mean()),
+        calibration=calibration_error(evaluate(model, problem.x), problem.y),
+        robust=fraction(survives) if attacked else None,
+        interval=interval_of(int(survives.sum()), len(problem)) if attacked else None,
+        from_original=None if is_original else fraction_among(crossed, both),
+        to_original=fraction_among(back, both) if attacked and not is_original else None,
+        robust_to_both=fraction(survives & ~crossed),
+        passes=own.passes,
+    )

@@ -2,187 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from time import perf_counter
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
-from holdfast.attacks.engine import run
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
-from holdfast.core.errors import UsageError
-from holdfast.core.threat import Guarantee, Norm
-from holdfast.core.verdict import Certificate, Clash, Witness, clash
-from holdfast.judge.judged import judged
+from holdfast.certifiers.oracle_certifier import OracleCertifier
+from holdfast.core.cards import Card, parameter
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.registry import method, name_of
+from holdfast.core.threat import Norm, size_text
 from holdfast.session.session import Session
+from holdfast.studies.common.chosen import attack_of
+from holdfast.studies.common.columns import (
+    Array,
+    Crossing,
+    RadiiColumn,
+    by_column,
+    certified,
+    crossings,
+    distances,
+)
+from holdfast.studies.study import StageProgress, Study, StudyResult
 
-__all__ = ["Column", "by_column", "certified", "crossings", "distances"]
+_DEPLOYED = {
+    "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16
+}  # fmt: skip
 
-Array = NDArray[np.float64]
-Tell = Callable[[str, int, int], None]
+DeployedName = Literal["float32", "float64", "bfloat16", "float16"]
+
+__all__ = ["RadiiResult", "RadiiStudy", "gathered"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
-    """What one method says of every sample.
+class RadiiResult(StudyResult):
+    """What several methods say of the same samples.
 
     Attributes:
-        name: of the method.
-        title: as its paper writes it.
-        guarantee: ``sound``, ``probabilistic``, ``estimate`` or ``witness`` (an attack: an upper bound).
-        radius: (n,); NaN where there is none to give.
-        seconds: for all samples.
-        arithmetic: for sound ones.
-        alpha: for probabilistic ones.
-        fit: (n,) p-values of an estimate's goodness of fit, or None.
-        held_against: what the graph was compared with, for methods that bound one.
-        deployed: for sound ones, the type in whose arithmetic they hold of the model as it runs; None for real numbers.
-        arithmetics: for witnesses, the types in which the referee asked the model.
+        columns: one for each method; an attack's last.
+        labels: of the samples.
+        norm: of the radii.
+        eps: the size that is asked about, as people write it.
+        eps_value: the same as a number.
+        own: by method and by column of a table, (n,) the change in its own units that a radius allows; empty where the data
+            are no table of their own values.
+        crossings: wherever a radius reaches a witness; a contradiction must not be.
+        refused: methods that do not serve the model or the norm, and why.
     """
 
-    name: str
-    title: str
-    guarantee: str
-    radius: Array
-    seconds: float
-    arithmetic: str = ""
-    alpha: float | None = None
-    fit: Array | None = None
-    held_against: str | None = None
-    deployed: str | None = None
-    arithmetics: tuple[str, ...] = ()
+    columns: tuple[RadiiColumn, ...]
+    labels: tuple[int, ...]
+    norm: Norm
+    eps: str
+    eps_value: float
+    own: dict[str, dict[str, Array]]
+    crossings: tuple[Crossing, ...]
+    refused: dict[str, str]
 
-    def at_least(self, size: float) -> float:
-        """Share of the samples that stand at this size: proved (or estimated) so far, or not broken within it."""
-        if self.guarantee == "witness":
-            return float((np.nan_to_num(self.radius, nan=np.inf) > size).mean())
-        return float((np.nan_to_num(self.radius, nan=-1.0) >= size).mean())
-
-    def as_dict(self) -> dict[str, Any]:
-        """In plain values, without those of each sample."""
-        finite = self.radius[np.isfinite(self.radius)]
+    @override
+    def to_dict(self) -> dict[str, Any]:
         return {
-            "method": self.name, "title": self.title, "guarantee": self.guarantee, "samples": len(self.radius),
-            "median_radius": float(np.median(np.nan_to_num(self.radius, posinf=0.0))) if len(self.radius) else 0.0,
-            "mean_radius": float(finite.mean()) if len(finite) else 0.0,
-            "largest_radius": float(finite.max()) if len(finite) else 0.0,
-            "none": int(np.isnan(self.radius).sum()), "seconds": round(self.seconds, 3), "arithmetic": self.arithmetic,
-            "alpha": self.alpha, "held_against": self.held_against, **self._fit(),
-        }  # fmt: skip
+            "norm": str(self.norm),
+            "eps": self.eps,
+            "columns": [c.summary().to_dict() | {"at_eps": c.at_least(self.eps_value)} for c in self.columns],
+            "refused": self.refused,
+        }
 
-    def _fit(self) -> dict[str, Any]:
-        if self.fit is None:
-            return {}
-        known = self.fit[np.isfinite(self.fit)]
-        poor = float((known < 0.05).mean()) if len(known) else 0.0
-        return {"fit_median_p": float(np.median(known)) if len(known) else None, "fit_rejected": poor}
+    def own_medians(self) -> list[tuple[str, list[float]]]:
+        """For each column of a table, the median change that each method allows; no radius counts as none."""
+        far = [self.own[c.name] for c in self.columns if c.name in self.own]
+        names = far[0] if far else {}
+        return [(name, [float(np.median(np.nan_to_num(f[name], posinf=0.0))) for f in far]) for name in names]
 
 
-def by_column(session: Session, column: Column) -> dict[str, Array]:
-    """By column of a table, (n,) the change in its own units that a radius allows; NaN where there is no radius.
+@dataclass(frozen=True, kw_only=True)
+class RadiiStudy(Study[RadiiResult]):
+    """The largest radius that each of several methods proves or estimates, beside the distance at which an attack breaks."""
 
-    In linf all columns may change so at once; in l1 and l2 one of them, the others staying as they are. Empty where the
-    data are no table of their own values, and in l0, whose radius counts columns.
-    """
-    table = session.spec.table
-    if table is None or session.threat.norm is Norm.L0:
-        return {}
-    return table.own_changes(column.radius)
+    card: ClassVar[Card] = Card(
+        title="Certified radii side by side",
+        rows=("V15",),
+        paper="Chen & Liu, Holistic Adversarial Robustness of Deep Learning Models, section 3.3",
+        section="3.3",
+        summary="Searches for each sample the largest radius that each method certifies, with an attack's distances above and "
+        "estimates beside.",
+        norms=(Norm.L0, Norm.L1, Norm.L2, Norm.LINF),
+        failure_modes=("Radii are searched up to a largest one; a sample that reaches it may be certified further.",),
+        checked_by="every sound radius held against every witness, by guarantee and arithmetic",
+    )
+    methods: tuple[str | GraphCertifier | OracleCertifier, ...] = parameter(
+        ("crown",), "certifiers of radii", "Zhang et al. 2018, the usual one"
+    )
+    attack: str | Attack[Any, Any] | None = parameter(
+        None,
+        "an attack whose distances stand beside the radii, from above; none: no such column",
+        "survey, section 3.3",
+    )
+    deployed: DeployedName | None = parameter(
+        None, "the type in whose arithmetic the model is proved as it runs; none: real numbers", "ours"
+    )
 
-
-def certified(
-    session: Session, name: str, tool: Any, tell: Tell, *, deployed: torch.dtype | None = None
-) -> Column:  # fmt: skip
-    """The largest radius that a method proves or estimates for each sample of the data.
-
-    Args:
-        session: the opened model, data and threat.
-        name: of the method.
-        tool: a graph certifier or an oracle certifier.
-        tell: progress.
-        deployed: prove the model as it runs in this type, not in real numbers.
-
-    Raises:
-        UsageError: the method needs something that is not there.
-        UnsupportedError: the method does not serve the norm, the model or ``deployed``.
-    """
-    n, start = len(session.data), perf_counter()
-    limit, card = float(session.largest_radius), tool.card
-    found: list[Certificate | None] = []
-    against: str | None = None
-    tell(name, 0, n)
-    if isinstance(tool, GraphCertifier):
-        graph, against = replace(session.graph, deployed=deployed), session.believed.held_against
-        for ids in torch.split(torch.arange(n), tool.batch):
-            part = session.problem(ids.numpy())
-            found += tool.certificates(graph, part.x, part.y, part.set, limit)
-            tell(name, len(found), n)
-    elif isinstance(tool, OracleCertifier):
-        if deployed is not None:
-            raise UsageError(f"{name} asks the model and proves nothing about its arithmetic; leave --deployed out")
-        if not isinstance(session.model, nn.Module):
-            raise UsageError(f"{name} needs the model itself, not a prediction API")
-        part = session.problem(np.arange(n))
-        found = tool.certify(
-            ModuleAsk(session.model.eval()), part.x, part.y, part.ids.tolist(), session.seed, norm=session.threat.norm,
-            radius_max=limit, progress=lambda done: tell(name, done, n),
-        )  # fmt: skip
-    else:
-        raise UsageError(f"{name} is no certifier of radii; 'holdfast methods {name}' says what it is")
-    first = next((c for c in found if c is not None), None)
-    fits = np.array([np.nan if c is None or c.fit is None else c.fit for c in found])
-    return Column(
-        name=name, title=card.title, guarantee=str(card.guarantee),
-        radius=np.array([np.nan if c is None else c.radius for c in found]), seconds=perf_counter() - start,
-        arithmetic="" if first is None else first.arithmetic, alpha=None if first is None else first.alpha,
-        fit=fits if card.guarantee is Guarantee.ESTIMATE and np.isfinite(fits).any() else None, held_against=against,
-        deployed=None if first is None else first.deployed,
-    )  # fmt: skip
+    @override
+    def run(self, session: Session, *, progress: StageProgress | None = None) -> RadiiResult:
+        tell = progress or _silent
+        kind = None if self.deployed is None else _DEPLOYED[self.deployed]
+        columns: list[RadiiColumn] = []
+        refused: dict[str, str] = {}
+        for given in self.methods:
+            name = given if isinstance(given, str) else name_of(given)
+            tool = method(given)() if isinstance(given, str) else given
+            try:
+                columns.append(certified(session, name, tool, tell, deployed=kind))
+            except UnsupportedError as refusal:
+                if len(self.methods) == 1:
+                    raise
+                refused[name] = str(refusal)
+        if not columns:
+            why = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+            raise UsageError(f"none of the methods serves this model and norm. {why}")
+        if self.attack is not None:
+            attack = attack_of(self.attack)
+            columns.append(distances(session, name_of(attack), attack, tell))
+        return gathered(session, columns, refused)
 
 
-def distances(session: Session, name: str, tool: Attack[Any, Any], tell: Tell) -> Column:
-    """The least distance at which an attack breaks each sample, as the referee upholds it: 0 where the model is wrong as it
-    is, NaN where nothing is upheld.
-    """
-    if not isinstance(session.model, nn.Module):
-        raise UsageError("an attack beside certificates needs the model itself, not a prediction API")
-    start, card = perf_counter(), tool.card
-    problem = session.problem(np.arange(len(session.data)))
-    # a method of minimal distortion searches the whole box, one with a budget its largest radius
-    limit = float("inf") if card.affine_ratio else float(session.largest_radius)
-    problem = replace(problem, set=problem.set.with_eps(limit))
-    out = run(tool, problem, session.model, seed=session.seed, progress=lambda done, of: tell(name, done, of))
-    done = judged(session.referee(), problem, out)
-    distance = done.distance.cpu().numpy()
-    return Column(
-        name=name, title=card.title, guarantee="witness", radius=np.where(np.isfinite(distance), distance, np.nan),
-        seconds=perf_counter() - start, arithmetics=done.arithmetics,
-    )  # fmt: skip
+def gathered(
+    session: Session, columns: Sequence[RadiiColumn], refused: Mapping[str, str] = MappingProxyType({})
+) -> RadiiResult:
+    """What several methods said of the session's samples, side by side."""
+    return RadiiResult(
+        columns=tuple(columns),
+        labels=tuple(int(y) for y in session.data.y),
+        norm=session.threat.norm,
+        eps=size_text(session.threat.eps),
+        eps_value=float(session.threat.eps),
+        own={c.name: far for c in columns if (far := by_column(session, c))},
+        crossings=crossings(columns),
+        refused=dict(refused),
+    )
 
 
-def crossings(columns: Sequence[Column]) -> list[tuple[str, str, int, Clash]]:
-    """(certifier, attack, sample, what it means) wherever a sound radius reaches a witness that the referee upheld.
-
-    A contradiction must not be; a finding is a witness that was not asked in the arithmetic of the proof. Probabilistic
-    radii are about the smoothed model, another subject than the attack's, and estimates claim nothing: they cross nothing.
-    """
-    found: list[tuple[str, str, int, Clash]] = []
-    for low in columns:
-        for up in columns:
-            if low.guarantee != "sound" or up.guarantee != "witness":
-                continue
-            for i in np.flatnonzero(low.radius >= up.radius).tolist():
-                proof = Certificate(
-                    float(low.radius[i]), Guarantee.SOUND, low.name, low.arithmetic, deployed=low.deployed
-                )
-                witness = Witness(float(up.radius[i]), up.name, "", -1.0, arithmetics=up.arithmetics)
-                meaning = clash(witness, proof)
-                if meaning is not None:
-                    found.append((low.name, up.name, i, meaning))
-    return found
+def _silent(stage: str, done: int, of: int) -> None:
+    """Nobody is told."""

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event, Thread
 from time import process_time
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
-from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
+from holdfast.attacks.evasion.white.fmn import FMN
 from holdfast.certifiers.graph_certifier import GraphCertifier
+from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import create, method
@@ -26,17 +28,20 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.digits import load_digits
 from holdfast.graph import trace
+from holdfast.graph.model import Graph
+from holdfast.session.session import Session
+from holdfast.studies.study import StageProgress, Study, StudyResult
 
-__all__ = ["BASE", "Measured", "Scalability", "network", "scalability"]
+__all__ = ["BASE", "Scalability", "ScalabilityResult", "ScalabilityRow", "network"]
 
 BASE = {"depth": 3, "width": 64, "side": 8}
 _STEPS, _BATCH, _RATE = 250, 128, 2e-3
-_ATTACK = "fmn"  # its distances are the upper bounds that gaps are measured from
+_NEVER = 1e9  # stands for the distance of a sample that the attack does not break
 _PAGE = 4096
 
 
-@dataclass(frozen=True)
-class Measured:
+@dataclass(frozen=True, kw_only=True)
+class ScalabilityRow:
     """One verifier on one network.
 
     Attributes:
@@ -60,8 +65,8 @@ class Measured:
     gap: float
 
 
-@dataclass(frozen=True)
-class Scalability:
+@dataclass(frozen=True, kw_only=True)
+class ScalabilityResult(StudyResult):
     """All of them.
 
     Attributes:
@@ -72,15 +77,145 @@ class Scalability:
         accuracy: of each network, by axis and size.
     """
 
-    rows: tuple[Measured, ...]
+    rows: tuple[ScalabilityRow, ...]
     left_out: tuple[tuple[str, str, int, str], ...]
     norm: str
     samples: int
     accuracy: dict[str, float]
 
-    def as_dict(self) -> dict[str, Any]:
-        """In plain values."""
-        return asdict(self)
+
+@dataclass(frozen=True, kw_only=True)
+class Scalability(Study[ScalabilityResult]):
+    """Every verifier on networks of growing depth, width and input size, trained alike on the digits; it needs no session."""
+
+    card: ClassVar[Card] = Card(
+        title="Scalability of verification",
+        rows=("V16",),
+        paper="Chen & Liu, Holistic Adversarial Robustness of Deep Learning Models, section 3.3",
+        section="3.3",
+        summary="Trains networks of growing depth, width and input size on the digits, and measures what time, memory and "
+        "radius each verifier makes of them, and its gap to an attack.",
+        norms=(Norm.L1, Norm.L2, Norm.LINF),
+        failure_modes=(
+            "A network that learnt little has radii that say little about verifiers.",
+            "Memory is what the process grew by, looked at every 5 ms, and unknown off Linux.",
+        ),
+        checked_by="IBP beside CROWN: looser on every network, and cheaper",
+    )
+    methods: tuple[str, ...] = parameter(
+        ("ibp", "fast_lin", "crown", "alpha_crown"), "graph certifiers", "survey, section 3.3: from the cheapest on"
+    )
+    depth: tuple[int, ...] = parameter((1, 2, 4, 8), "hidden layers to try", "ours: doubled each time")
+    width: tuple[int, ...] = parameter((32, 64, 128, 256), "neurons of a layer to try", "ours: doubled each time")
+    side: tuple[int, ...] = parameter((8, 16, 32), "pixels a side to try", "ours: the digits, enlarged")
+    norm: Norm = parameter(Norm.LINF, "of the radii", "survey, section 3.3")
+    samples: int = parameter(4, "samples of each network", "ours: a mean that a few seconds pay for")
+    limit: float = parameter(
+        60.0, "CPU seconds; a method that took longer for one network is not tried on larger ones of that axis", "ours"
+    )
+    seed: int = parameter(0, "of the networks and the attack", "ours")
+
+    @override
+    def run(self, session: Session | None = None, *, progress: StageProgress | None = None) -> ScalabilityResult:
+        if wrong := [name for name in self.methods if not issubclass(method(name), GraphCertifier)]:
+            raise UsageError(f"{', '.join(wrong)}: graph certifiers only; holdfast methods NAME says what each is")
+        tools = {name: create(name, GraphCertifier) for name in self.methods}
+        axes = {"depth": self.depth, "width": self.width, "side": self.side}
+        todo = [(axis, size) for axis, sizes in axes.items() for size in sorted(sizes)]
+        rows: list[ScalabilityRow] = []
+        left_out: list[tuple[str, str, int, str]] = []
+        accuracy: dict[str, float] = {}
+        over_limit = set[tuple[str, str]]()
+        for done, (axis, size) in enumerate(todo):
+            trained = _trained(axis, size, self.norm, self.samples, self.seed)
+            accuracy[f"{axis} {size}"] = trained.accuracy
+            for name, tool in tools.items():
+                if (name, axis) in over_limit:
+                    left_out.append((name, axis, size, f"took more than {self.limit:g} s at the size before"))
+                    continue
+                try:
+                    row, seconds = _measured(name, tool, trained)
+                except UnsupportedError as refusal:
+                    left_out.append((name, axis, size, str(refusal)))
+                    continue
+                rows.append(row)
+                if seconds > self.limit:
+                    over_limit.add((name, axis))
+            if progress is not None:
+                progress(axis, done + 1, len(todo))
+        return ScalabilityResult(
+            rows=tuple(rows), left_out=tuple(left_out), norm=str(self.norm), samples=self.samples, accuracy=accuracy
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trained:
+    """A trained network with the samples that verifiers are asked about.
+
+    Attributes:
+        axis: what was varied.
+        size: its value.
+        neurons: hidden neurons.
+        graph: of the network.
+        x: (n, 1, side, side) test images that it gets right.
+        y: (n,) labels.
+        ball: sets without a bound.
+        broken: (n,) distances at which FMN breaks them: the upper bounds that gaps are measured from.
+        top: the largest radius that is searched for.
+        accuracy: on all test images.
+    """
+
+    axis: str
+    size: int
+    neurons: int
+    graph: Graph
+    x: Tensor
+    y: Tensor
+    ball: LpBall
+    broken: Tensor
+    top: float
+    accuracy: float
+
+
+def _trained(axis: str, size: int, norm: Norm, samples: int, seed: int) -> _Trained:
+    shape = {**BASE, axis: size}
+    net, x, y, accuracy = network(**shape, seed=seed)
+    right = (net(x).argmax(1) == y).nonzero().flatten()[:samples]
+    x, y = x[right], y[right]
+    ball = LpBall.uniform(norm, float("inf"), len(x))
+    broken = run(FMN(), Problem.of(x, y, ball), net, seed=seed).distance.double().clamp(max=_NEVER)
+    return _Trained(
+        axis=axis,
+        size=size,
+        neurons=shape["depth"] * shape["width"],
+        graph=trace(net, x),
+        x=x,
+        y=y,
+        ball=ball,
+        broken=broken,
+        top=float(broken[broken < _NEVER].max()) if bool((broken < _NEVER).any()) else 1.0,
+        accuracy=accuracy,
+    )
+
+
+def _measured(name: str, verifier: GraphCertifier, net: _Trained) -> tuple[ScalabilityRow, float]:
+    """What a verifier makes of a network, and the CPU seconds of all samples."""
+    start = process_time()
+    with _memory() as rise:
+        radius = verifier.radius(net.graph, net.x, net.y, net.ball.with_eps(net.top / 4), net.top, tolerance=0.02)
+    seconds = process_time() - start
+    proved = radius.nan_to_num(nan=0.0).clamp(max=net.broken)
+    row = ScalabilityRow(
+        axis=net.axis,
+        size=net.size,
+        method=name,
+        neurons=net.neurons,
+        seconds=seconds / max(len(net.x), 1),
+        megabytes=rise[0] if rise else None,
+        radius=float(proved.mean()),
+        gap=float((1 - proved / net.broken).mean()),
+    )
+    return row, seconds
 
 
 def network(depth: int, width: int, side: int, seed: int = 0) -> tuple[nn.Module, Tensor, Tensor, float]:
@@ -95,8 +230,8 @@ def network(depth: int, width: int, side: int, seed: int = 0) -> tuple[nn.Module
     Returns:
         The network in eval mode, the test images with labels, and the accuracy on them.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         sizes = [side * side, *[width] * depth]
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 10))
@@ -105,7 +240,7 @@ def network(depth: int, width: int, side: int, seed: int = 0) -> tuple[nn.Module
         for _ in range(_STEPS):
             rows = torch.randint(0, len(x), (_BATCH,))
             adam.zero_grad()
-            F.cross_entropy(net(x[rows]), y[rows]).backward()
+            F.cross_entropy(net(x[rows]), y[rows]).backward()  # pyright: ignore[reportUnknownMemberType]
             adam.step()  # pyright: ignore[reportUnknownMemberType]
     net.eval().requires_grad_(False)
     x, y = _images("test", side)
@@ -120,98 +255,28 @@ def _images(split: str, side: int) -> tuple[Tensor, Tensor]:
     return x, torch.as_tensor(np.asarray(data.y))
 
 
-def scalability(
-    methods: Sequence[str],
-    axes: Mapping[str, Sequence[int]],
-    *,
-    norm: Norm = Norm.LINF,
-    samples: int = 4,
-    limit: float = 60.0,
-    seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Scalability:
-    """Runs every method on every network.
-
-    Args:
-        methods: names of graph certifiers.
-        axes: for ``depth``, ``width``, ``side``: the sizes to try, ascending; the other two stay at `BASE`.
-        norm: of the radii.
-        samples: of each network.
-        limit: CPU seconds; a method that took longer for one network is not tried on larger ones of that axis.
-        seed: of the networks and the attack.
-        progress: told the axis, networks done and networks in all.
-
-    Raises:
-        UsageError: a method is no graph certifier, or an axis is unknown.
-    """
-    wrong = [name for name in methods if not issubclass(method(name), GraphCertifier)]
-    if wrong or set(axes) - set(BASE):
-        raise UsageError(
-            f"{', '.join(wrong) or sorted(set(axes) - set(BASE))}: graph certifiers and depth, width, side only"
-        )
-    tools = {name: create(name, GraphCertifier) for name in methods}
-    rows: list[Measured] = []
-    left_out: list[tuple[str, str, int, str]] = []
-    accuracy: dict[str, float] = {}
-    tired = set[tuple[str, str]]()
-    todo = [(axis, size) for axis, sizes in axes.items() for size in sorted(sizes)]
-    for done, (axis, size) in enumerate(todo):
-        shape = {**BASE, axis: size}
-        net, x, y, accuracy[f"{axis} {size}"] = network(**shape, seed=seed)
-        right = (net(x).argmax(1) == y).nonzero().flatten()[:samples]
-        x, y = x[right], y[right]
-        graph = trace(net, x)
-        ball = LpBall.uniform(norm, float("inf"), len(x))
-        broken = run(create(_ATTACK, Attack), Problem.of(x, y, ball), net, seed=seed).distance.double().clamp(max=1e9)
-        top = float(broken[broken < 1e9].max()) if bool((broken < 1e9).any()) else 1.0
-        for name, tool in tools.items():
-            if (name, axis) in tired:
-                left_out.append((name, axis, size, f"took more than {limit:g} s at the size before"))
-                continue
-            start = process_time()
-            try:
-                with _memory() as rise:
-                    radius = tool.radius(graph, x, y, ball.with_eps(top / 4), top, tolerance=0.02)
-            except UnsupportedError as refusal:
-                left_out.append((name, axis, size, str(refusal)))
-                continue
-            seconds = process_time() - start
-            proved = radius.nan_to_num(nan=0.0).clamp(max=broken)
-            rows.append(
-                Measured(
-                    axis, size, name, shape["depth"] * shape["width"], seconds / max(len(x), 1), rise[0] if rise else None,
-                    float(proved.mean()), float((1 - proved / broken).mean()),
-                )
-            )  # fmt: skip
-            if seconds > limit:
-                tired.add((name, axis))
-        if progress:
-            progress(axis, done + 1, len(todo))
-    return Scalability(tuple(rows), tuple(left_out), str(norm), samples, accuracy)
-
-
 @contextmanager
-def _memory():
+def _memory() -> Generator[list[float], None, None]:
     """By how many megabytes the process's resident memory rises at most, looked at every 5 ms; empty where unknown."""
-    file, found, stop = Path("/proc/self/statm"), list[float](), Event()
+    file, rise, stop = Path("/proc/self/statm"), list[float](), Event()
 
     def resident() -> float:
         return int(file.read_text().split()[1]) * _PAGE / 2**20
 
     if not file.exists():
-        yield found
+        yield rise
         return
     start = resident()
-    found.append(0.0)
+    rise.append(0.0)
 
     def watch() -> None:
         while not stop.wait(0.005):
-            found[0] = max(found[0], resident() - start)
+            rise[0] = max(rise[0], resident() - start)
 
     thread = Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield found
+        yield rise
     finally:
         stop.set()
         thread.join()

@@ -7,8 +7,8 @@ figure. Samples that a target gets wrong as they are do not count for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,23 @@ from typing_extensions import override
 from holdfast.attacks.attack import Attack, State
 from holdfast.attacks.common.ensemble import Ensemble
 from holdfast.attacks.engine import Run, Settings
-from holdfast.core.cards import parameters_of
+from holdfast.core.cards import Card, parameter, parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
-from holdfast.core.registry import name_of
-from holdfast.core.threat import Access
+from holdfast.core.registry import cards, name_of
+from holdfast.core.threat import Access, Norm, size_text
 from holdfast.judge.desk import Model
-from holdfast.judge.judged import upheld
 from holdfast.judge.referee import Referee
-from holdfast.numerics.evaluation import evaluating
-from holdfast.numerics.stats import clopper_pearson
+from holdfast.session.session import Session
+from holdfast.studies.common.chosen import attack_of
+from holdfast.studies.common.statements import broken_by, interval_of, is_adversarial
+from holdfast.studies.study import StageProgress, Study, StudyResult
 
-__all__ = ["Cell", "TransferMatrix", "crafted", "transfer_matrix"]
+__all__ = ["Transfer", "TransferCell", "TransferMatrix", "TransferResult", "crafted", "transfer_matrix"]
 
 
-@dataclass(frozen=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class TransferCell:
     """What examples of one source do to one target.
 
     Attributes:
@@ -54,8 +55,8 @@ class Cell:
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
-class TransferMatrix:
+@dataclass(frozen=True, kw_only=True)
+class TransferMatrix(StudyResult):
     """All sources against all targets with one method.
 
     Attributes:
@@ -76,7 +77,7 @@ class TransferMatrix:
 
     attack: str
     title: str
-    parameters: dict[str, Any]
+    parameters: dict[str, object]
     norm: str
     eps: str
     goal: str
@@ -85,10 +86,10 @@ class TransferMatrix:
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     accuracy: tuple[float, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[TransferCell, ...]
     passes: int
 
-    def cell(self, source: str, target: str) -> Cell:
+    def cell(self, source: str, target: str) -> TransferCell:
         """The cell of a source and a target."""
         return next(c for c in self.cells if (c.source, c.target) == (source, target))
 
@@ -98,9 +99,79 @@ class TransferMatrix:
         shares = [c.share for c in self.cells if not c.white_box and c.share is not None]
         return sum(shares) / len(shares) if shares else None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self) | {"black_box": self.black_box}
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        return super().to_dict() | {"black_box": self.black_box}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferResult(StudyResult):
+    """The matrices of several methods, of the same models and samples.
+
+    Attributes:
+        matrices: one for each method.
+    """
+
+    matrices: tuple[TransferMatrix, ...]
+
+    @override
+    def to_dict(self) -> dict[str, Any]:
+        return {"matrices": [m.to_dict() for m in self.matrices]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Study[TransferResult]):
+    """Every model a source of examples, every model a target.
+
+    Attributes:
+        models: by name; two at least, and three with ensembles. The session's own model takes no part.
+    """
+
+    card: ClassVar[Card] = Card(
+        title="Transfer matrix",
+        rows=("E35",),
+        paper="Liu, Chen, Liu & Song 2017, Delving into Transferable Adversarial Examples, arXiv:1611.02770",
+        section="2.2",
+        summary="Searches every model with a transfer attack and judges the last iterates on every other: who can be attacked "
+        "with whose examples.",
+        norms=(Norm.L2, Norm.LINF),
+        failure_modes=(
+            "That few examples transfer says how alike two models are, and nothing of how robust they are.",
+        ),
+        checked_by="the diagonal, which is a white-box attack; two networks of which one is the other",
+    )
+    methods: tuple[str | Attack[Any, Any], ...] = parameter(
+        (), "transfer attacks; none: all that there are", "Liu et al. 2017, tables 2 and 4"
+    )
+    ensembles: bool = parameter(
+        False, "for each model also search the ensemble of all the others", "Liu et al. 2017, section 5"
+    )
+    models: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+
+    @override
+    def run(self, session: Session, *, progress: StageProgress | None = None) -> TransferResult:
+        named = self.methods or tuple(n for n, c in cards("attack") if c.access is Access.TRANSFER)
+        problem = session.problem(session.ids)
+        matrices: list[TransferMatrix] = []
+        for attack in [attack_of(m) for m in named]:
+
+            def sources(done: int, of: int, title: str = attack.card.title) -> None:
+                if progress is not None:
+                    progress(title, done, of)
+
+            matrices.append(
+                transfer_matrix(
+                    self.models,
+                    problem,
+                    attack,
+                    eps=size_text(session.threat.eps),
+                    ensembles=self.ensembles,
+                    seed=session.seed,
+                    settings=session.settings,
+                    progress=sources,
+                )
+            )
+        return TransferResult(matrices=tuple(matrices))
 
 
 class _Craft(Run):
@@ -171,8 +242,8 @@ def transfer_matrix(
         >>> from holdfast.testing.toys import affine_digits, digits, net
         >>> x, y = digits(10)
         >>> problem = Problem.of(x, y, LpBall.uniform(Norm.LINF, 0.1, 10, dtype=x.dtype))
-        >>> found = transfer_matrix({"affine": affine_digits(), "net": net()}, problem, SurrogateTransfer())
-        >>> found.cell("net", "net").share >= found.cell("affine", "net").share
+        >>> matrix = transfer_matrix({"affine": affine_digits(), "net": net()}, problem, SurrogateTransfer())
+        >>> matrix.cell("net", "net").share >= matrix.cell("affine", "net").share
         True
     """
     if len(models) < (3 if ensembles else 2):
@@ -182,18 +253,27 @@ def transfer_matrix(
         for out in models:
             rest = {name: model for name, model in models.items() if name != out}
             sources[f"all but {out}"] = Ensemble(list(rest.values())), set(rest)
-    right = {name: _right(model, problem) for name, model in models.items()}
+    right = {name: ~is_adversarial(model, problem, problem.x) for name, model in models.items()}
     referees = {name: Referee(model) for name, model in models.items()}
-    cells: list[Cell] = []
+    cells: list[TransferCell] = []
     passes = 0
     for k, (source, (model, members)) in enumerate(sources.items()):
         x, spent = crafted(attack, problem, model, seed=seed, settings=settings)
         passes += spent
         for target in models:
-            attacked, broken = int(right[target].sum()), _upheld(referees[target], problem, x, right[target])
-            low, high = clopper_pearson(broken, attacked)
-            share = broken / attacked if attacked else None
-            cells.append(Cell(source, target, target in members, attacked, broken, share, (float(low), float(high))))
+            attacked = int(right[target].sum())
+            broken = int(broken_by(referees[target], problem, x, right[target]).sum())
+            cells.append(
+                TransferCell(
+                    source=source,
+                    target=target,
+                    white_box=target in members,
+                    attacked=attacked,
+                    broken=broken,
+                    share=broken / attacked if attacked else None,
+                    interval=interval_of(broken, attacked),
+                )
+            )
         if progress is not None:
             progress(k + 1, len(sources))
     n = max(1, len(problem))
@@ -204,19 +284,3 @@ def transfer_matrix(
         goal=str(problem.goal), samples=len(problem), seed=seed, sources=tuple(sources), targets=tuple(models),
         accuracy=tuple(int(r.sum()) / n for r in right.values()), cells=tuple(cells), passes=passes,
     )  # fmt: skip
-
-
-def _right(model: nn.Module, problem: Problem) -> Tensor:
-    """(n,) bool: not adversarial as it is."""
-    return ~_holds(model, problem, problem.x)
-
-
-def _holds(model: Model, problem: Problem, x: Tensor) -> Tensor:
-    with torch.no_grad(), evaluating(model):
-        scores = torch.cat([model(part.clone()) for part in x.split(256)]) if len(x) else x.new_zeros(0, 2)
-    return problem.criterion.holds(scores, problem.y, problem.target)
-
-
-def _upheld(referee: Referee, problem: Problem, x: Tensor, right: Tensor) -> int:
-    """How many of the samples that were right the referee finds broken; only claims are put before it."""
-    return int(upheld(referee, problem, x, right & _holds(referee.model, problem, x)).sum())

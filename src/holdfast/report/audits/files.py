@@ -7,9 +7,9 @@ from pathlib import Path
 
 from holdfast.audits.document import Document
 from holdfast.core.files import write_whole
-from holdfast.report import junit, page, sarif
-from holdfast.report.pictures import Picture
-from holdfast.report.rows import BrokenRows
+from holdfast.report.audits import junit, page, sarif
+from holdfast.report.audits.pictures import Picture
+from holdfast.report.audits.rows import BrokenRows
 
 __all__ = ["write"]
 

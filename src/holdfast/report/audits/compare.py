@@ -8,9 +8,9 @@ from pathlib import Path
 
 from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
-from holdfast.report.curves import Labelled, overlay, tradeoff
-from holdfast.report.diff import diff
-from holdfast.report.page import fill
+from holdfast.report.audits.curves import Labelled, overlay, tradeoff
+from holdfast.report.audits.diff import diff
+from holdfast.report.template import fill
 
 __all__ = ["render", "write_compare"]
 
@@ -29,7 +29,7 @@ def render(labelled: Sequence[Labelled]) -> str:
         raise UsageError(f"to compare takes at least two finished runs, and there {'is 1' if labelled else 'are none'}")
     norms = dict.fromkeys(str(d.threat.norm) for _, d in labelled)
     groups = [_group([(name, d) for name, d in labelled if str(d.threat.norm) == norm]) for norm in norms]
-    return fill("compare.html", runs=labelled, groups=groups, most=_MOVES)
+    return fill("audits/compare.html", runs=labelled, groups=groups, most=_MOVES)
 
 
 def _group(labelled: Sequence[Labelled]) -> dict[str, object]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from holdfast.audits.document import Document
+from holdfast.report.audits.tables import class_name
+from holdfast.report.audits.words import finder
 from holdfast.report.markup import measure, percent
-from holdfast.report.tables import class_name
-from holdfast.report.words import finder
 
 __all__ = ["BrokenRows", "TableRow", "columns", "row_cards"]
 
@@ -85,7 +85,8 @@ def columns(broken: BrokenRows) -> list[tuple[str, int, str, str]]:
     range)."""
     change = np.abs(np.stack([r.adversarial - r.clean for r in broken.rows]))
     told: list[tuple[str, int, str, str]] = []
-    for k in np.argsort(-np.median(change / broken.width, axis=0), kind="stable").tolist()[:_LISTED]:
+    order: list[int] = np.argsort(-np.median(change / broken.width, axis=0), kind="stable").tolist()
+    for k in order[:_LISTED]:
         width, middle = float(broken.width[k]), float(np.median(change[:, k]))
         told.append(
             (broken.names[k], int((change[:, k] > _STILL * width).sum()), measure(middle, 3), percent(middle / width))

@@ -1,77 +1,24 @@
-"""The report page: one HTML file that opens offline, prints, and loads nothing."""
+"""The page of an audit."""
 
 from __future__ import annotations
 
-import json
-from base64 import b64encode
 from collections.abc import Sequence
-from functools import cache
-from hashlib import sha256
-from importlib.resources import files
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from holdfast.audits.document import Document
 from holdfast.core.findings import Severity
 from holdfast.core.verdict import Status
-from holdfast.core.words import counted
-from holdfast.report import curves, markup, tables, words
-from holdfast.report.bar import PARTS, headline_bar, legend_rows
-from holdfast.report.pictures import Picture, cards
-from holdfast.report.rows import BrokenRows, columns, row_cards
+from holdfast.report.audits import curves, tables, words
+from holdfast.report.audits.bar import PARTS, headline_bar, legend_rows
+from holdfast.report.audits.pictures import Picture, cards
+from holdfast.report.audits.rows import BrokenRows, columns, row_cards
+from holdfast.report.template import embed, fill
 
-__all__ = ["embed", "fill", "render"]
-
-
-@cache
-def _templates() -> Environment:
-    templates = Environment(
-        loader=PackageLoader("holdfast.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    templates.filters |= {
-        "percent": markup.percent, "interval": markup.interval, "count": markup.count,
-        "counted": _counted, "measure": markup.measure,
-        "span": markup.span, "instant": markup.instant, "prose": markup.prose,
-        "stage": words.stage_name,
-    }  # fmt: skip
-    return templates
+__all__ = ["render"]
 
 
-@cache
-def _own(name: str) -> str:
-    """A style sheet or script of ours, as shipped."""
-    return files("holdfast.report").joinpath("templates", name).read_text(encoding="utf-8").strip()
-
-
-def _counted(value: int, noun: str) -> str:
-    return counted(value, noun).replace(f"{value:,}", markup.count(value))
-
-
-def _allow(text: str) -> str:
-    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
-
-
-def embed(values: Any) -> Markup:
-    """Values as JSON that is safe inside a script element: no ``<``, ``>`` or ``&`` is left in it."""
-    text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
-
-
-def fill(template: str, **values: Any) -> str:
-    """A page from a template, with our style and script inlined and everything else forbidden by its policy."""
-    style, script = _own("style.css"), _own("page.js")
-    own = f"style-src {_allow(style)}; script-src {_allow(script)}"
-    policy = f"default-src 'none'; img-src data:; {own}; base-uri 'none'; form-action 'none'"
-    page = _templates().get_template(template)
-    return page.render(style=Markup(style), script=Markup(script), policy=policy, **values)
-
-
-def _table(document: Document) -> dict[str, Any]:
+def _table(document: Document) -> dict[str, object]:
     """The per-sample table as the script reads it, in the order of its columns."""
-    rows = []
+    rows: list[list[object]] = []
     for s in document.samples:
         w, c = s.witness, s.certificate
         rows.append(
@@ -98,7 +45,7 @@ def render(document: Document, pictures: Sequence[Picture] = (), rows: BrokenRow
     """The page of one audit; the same document, pictures and rows give the same bytes."""
     order = list(Severity)
     return fill(
-        "report.html",
+        "audits/report.html",
         d=document,
         bar=headline_bar(document),
         legend=legend_rows(document),
@@ -113,6 +60,7 @@ def render(document: Document, pictures: Sequence[Picture] = (), rows: BrokenRow
             if s.witness
         ],
         crosschecked=words.crosschecked(document),
+        stage=words.stage_name,
         attacker=words.attacker(document.threat),
         security=curves.security(document),
         queries=curves.queries(document) if document.curves.queries else None,

@@ -9,8 +9,9 @@ from markupsafe import Markup
 
 from holdfast.report.draw import Plot, Point, after, before, legend, nice
 from holdfast.report.markup import measure, percent, tag
-from holdfast.report.page import fill
-from holdfast.studies.radii import Column
+from holdfast.report.template import fill
+from holdfast.studies.common.columns import RadiiColumn
+from holdfast.studies.radii import RadiiResult
 
 __all__ = ["curve", "render"]
 
@@ -19,14 +20,14 @@ _KINDS = {"estimate": "Estimated", "witness": "Not broken"}
 _SCALES = {"estimate": "dashed", "probabilistic": "thin"}
 
 
-def _points(column: Column, top: float) -> list[Point]:
+def _points(column: RadiiColumn, top: float) -> list[Point]:
     """The share that stands at each radius, falling."""
     sizes = np.unique(np.clip(column.radius[np.isfinite(column.radius)], 0, top))
     ends = [0.0, *sizes.tolist(), top]
     return [(float(r), column.at_least(float(r))) for r in ends]
 
 
-def curve(columns: Sequence[Column], norm: str, eps: float) -> Markup:
+def curve(columns: Sequence[RadiiColumn], norm: str, eps: float) -> Markup:
     """One falling curve a method: what is proved, estimated (dashed), or not yet broken (the attack)."""
     finite = [float(r) for c in columns for r in c.radius if np.isfinite(r)]
     top = max([eps * 1.25, *finite]) if finite else eps * 1.25
@@ -49,32 +50,21 @@ def curve(columns: Sequence[Column], norm: str, eps: float) -> Markup:
     return tag("figure", *figure, tag("figcaption", words))
 
 
-def render(
-    columns: Sequence[Column], labels: Sequence[int], *, norm: str, eps: float, about: str, command: str,
-    own: Sequence[tuple[str, Sequence[float]]] = (),
-) -> str:  # fmt: skip
-    """The page: curve, a row for each method, and the radii of the first samples.
-
-    Args:
-        columns: what the methods say.
-        labels: of the samples.
-        norm: of the radii.
-        eps: that is asked about.
-        about: model and data.
-        command: that made it.
-        own: of a table, each column with the median change in its own units that each method allows.
-    """
+def render(result: RadiiResult, about: str, command: str = "") -> str:
+    """The page: curve, a row for each method, and the radii of the first samples; ``about`` says of what model and data."""
+    columns, norm, eps = result.columns, str(result.norm), result.eps_value
     rows = [
         (i, y, [None if np.isnan(c.radius[i]) else measure(float(c.radius[i])) for c in columns])
-        for i, y in enumerate(labels[:_ROWS])
+        for i, y in enumerate(result.labels[:_ROWS])
     ]
-    figures = [{**c.as_dict(), "at_eps": percent(c.at_least(eps))} for c in columns]
+    figures = [{**c.summary().to_dict(), "at_eps": percent(c.at_least(eps))} for c in columns]
     kinds = [
         (name, [f for f in figures if _KINDS.get(f["guarantee"], "Certified") == name])
         for name in ("Certified", "Estimated", "Not broken")
     ]
     heading = "Radii" if kinds[1][1] or not kinds[0][1] else "Certified radii"
     return fill(
-        "radii.html", columns=figures, kinds=kinds, heading=heading, rows=rows, left_out=max(0, len(labels) - _ROWS),
-        norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about, command=command, samples=len(labels), own=own,
+        "studies/radii.html", columns=figures, kinds=kinds, heading=heading, rows=rows,
+        left_out=max(0, len(result.labels) - _ROWS), norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about,
+        command=command, samples=len(result.labels), own=result.own_medians(),
     )  # fmt: skip

@@ -9,8 +9,8 @@ from markupsafe import Markup
 
 from holdfast.report.draw import Plot, legend
 from holdfast.report.markup import tag
-from holdfast.report.page import fill
-from holdfast.studies.scalability import Measured, Scalability
+from holdfast.report.template import fill
+from holdfast.studies.scalability import ScalabilityResult, ScalabilityRow
 
 __all__ = ["render"]
 
@@ -18,23 +18,25 @@ _AXES = {"depth": "hidden layers", "width": "neurons a layer", "side": "pixels a
 _LEAST = 1e-3
 
 
-def render(found: Scalability, command: str = "") -> str:
+def render(result: ScalabilityResult, command: str = "") -> str:
     """The page: for each thing that was varied, CPU seconds on a logarithmic axis and the gap to the attack."""
-    axes = [axis for axis in _AXES if any(r.axis == axis for r in found.rows)]
-    charts = [(_AXES[a], _chart(found, a, _cost, "CPU seconds a sample"), _chart(found, a, _gap, "gap")) for a in axes]
-    return fill("scalability.html", s=found, charts=charts, command=command)
+    axes = [axis for axis in _AXES if any(r.axis == axis for r in result.rows)]
+    charts = [
+        (_AXES[a], _chart(result, a, _cost, "CPU seconds a sample"), _chart(result, a, _gap, "gap")) for a in axes
+    ]
+    return fill("studies/scalability.html", s=result, charts=charts, command=command)
 
 
-def _cost(row: Measured) -> float:
+def _cost(row: ScalabilityRow) -> float:
     return max(row.seconds, _LEAST)
 
 
-def _gap(row: Measured) -> float:
+def _gap(row: ScalabilityRow) -> float:
     return row.gap
 
 
-def _chart(found: Scalability, axis: str, value: Callable[[Measured], float], label: str) -> Markup:
-    rows = [r for r in found.rows if r.axis == axis]
+def _chart(result: ScalabilityResult, axis: str, value: Callable[[ScalabilityRow], float], label: str) -> Markup:
+    rows = [r for r in result.rows if r.axis == axis]
     sizes = sorted({r.size for r in rows})
     logarithmic = value is _cost
     top = max(value(r) for r in rows)
@@ -46,7 +48,7 @@ def _chart(found: Scalability, axis: str, value: Callable[[Measured], float], la
         plot.axes(ticks, _AXES[axis], label, lambda power: f"{10**power:.3g}")
     else:
         plot.axes(ticks, _AXES[axis], label)
-    methods = list(dict.fromkeys(r.method for r in found.rows))
+    methods = list(dict.fromkeys(r.method for r in result.rows))
     for k, name in enumerate(methods):
         points = [(float(r.size), log10(value(r)) if logarithmic else value(r)) for r in rows if r.method == name]
         plot.line(points, f"series s{k % 8}")

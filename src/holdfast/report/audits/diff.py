@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from math import comb
-from typing import Any
+from typing import Any, cast
 
 from holdfast.audits.document import Document, Headline
 from holdfast.core.threat import parse_eps
@@ -168,7 +168,7 @@ def _same_size(before: str | None, after: str | None) -> bool:
 
 def _words(value: object) -> str:
     if isinstance(value, list):
-        value = ", ".join(map(str, value))
+        value = ", ".join(str(one) for one in cast("list[object]", value))
     text = "none" if value in (None, "") else str(value)
     return f"{text[:12]}…" if len(text) == 64 else text
 

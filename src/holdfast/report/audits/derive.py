@@ -18,8 +18,8 @@ from holdfast.audits.document import Document
 from holdfast.audits.export import ARRAYS, ROWS, TABLE, arrays, rows, table
 from holdfast.core.errors import HoldfastError
 from holdfast.core.version import __version__
-from holdfast.report import junit, page, sarif
-from holdfast.report.shown import broken_rows, pictured, pictures
+from holdfast.report.audits import junit, page, sarif
+from holdfast.report.audits.shown import broken_rows, pictured, pictures
 
 __all__ = ["compared"]
 

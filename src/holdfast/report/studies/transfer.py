@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from markupsafe import Markup
 
 from holdfast.report.draw import svg
 from holdfast.report.markup import interval, percent, tag
-from holdfast.report.page import fill
-from holdfast.studies.transfer import TransferMatrix
+from holdfast.report.template import fill
+from holdfast.studies.transfer import TransferMatrix, TransferResult
 
 __all__ = ["heat_map", "render"]
 
@@ -37,14 +35,14 @@ def heat_map(matrix: TransferMatrix) -> Markup:
 
 
 def _cell(matrix: TransferMatrix, source: str, target: str, x: float, y: float) -> Markup:
-    found = matrix.cell(source, target)
-    kind = "white-box" if found.white_box else "transfer"
-    told = f"{source} to {target}, {kind}: {found.broken} of {found.attacked}, 95 % interval {interval(found.interval)}"
+    cell = matrix.cell(source, target)
+    kind = "white-box" if cell.white_box else "transfer"
+    told = f"{source} to {target}, {kind}: {cell.broken} of {cell.attacked}, 95 % interval {interval(cell.interval)}"
     box = {"x": x, "y": y, "width": _CELL - _GAP, "height": _ROW - _GAP, "rx": 3}
-    share = found.share or 0.0
-    heat = tag("rect", **box, fill_opacity=share, class_="heat own" if found.white_box else "heat")
+    share = cell.share or 0.0
+    heat = tag("rect", **box, fill_opacity=share, class_="heat own" if cell.white_box else "heat")
     ink = "heat-name mid strong" if share > 0.55 else "heat-name mid"
-    figure = tag("text", percent(found.share), x=x + (_CELL - _GAP) / 2, y=y + _ROW / 2 + 3, class_=ink)
+    figure = tag("text", percent(cell.share), x=x + (_CELL - _GAP) / 2, y=y + _ROW / 2 + 3, class_=ink)
     return tag("g", tag("title", told), tag("rect", **box, class_="heat-ground"), heat, figure)
 
 
@@ -52,6 +50,9 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def render(matrices: Sequence[TransferMatrix], data: str, command: str = "") -> str:
-    """The page of one or more matrices of the same models."""
-    return fill("matrix.html", matrices=matrices, maps=[heat_map(m) for m in matrices], data=data, command=command)
+def render(result: TransferResult, about: str, command: str = "") -> str:
+    """The page of one or more matrices of the same models; ``about`` says on what data."""
+    matrices = result.matrices
+    return fill(
+        "studies/transfer.html", matrices=matrices, maps=list(map(heat_map, matrices)), data=about, command=command
+    )

@@ -12,8 +12,8 @@ from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.numerics.evaluation import evaluating
-from holdfast.report.pictures import MOST, Picture
-from holdfast.report.rows import BrokenRows, TableRow
+from holdfast.report.audits.pictures import MOST, Picture
+from holdfast.report.audits.rows import BrokenRows, TableRow
 
 __all__ = ["broken_rows", "pictured", "pictures"]
 

@@ -6,24 +6,21 @@ from markupsafe import Markup
 
 from holdfast.report.draw import Plot, legend, nice
 from holdfast.report.markup import tag
-from holdfast.report.page import fill
-from holdfast.studies.manifold import ManifoldStudy
+from holdfast.report.template import fill
+from holdfast.studies.manifold import ManifoldResult, ManifoldRow
 
 __all__ = ["render", "scatter"]
 
 
-def scatter(found: ManifoldStudy) -> Markup:
+def scatter(result: ManifoldResult) -> Markup:
     """One dot for each model and attack, with the interval of its error; the test error is the abscissa."""
-    right = max((r.test_error for r in found.rows), default=0.0) * 1.1 or 0.1
+    right = max((r.test_error for r in result.rows), default=0.0) * 1.1 or 0.1
     plot = Plot((0.0, min(1.0, right)), (0.0, 1.0))
     ticks = [(t, f"{100 * t:g} %") for t in nice(0.0, min(1.0, right))]
     plot.axes(ticks, "test error", "error under attack")
-    shown = (
-        ("s0", "on the manifold", lambda r: (r.on_manifold_error, r.on_manifold_interval)),
-        ("s1", "regular", lambda r: (r.regular_error, r.regular_interval)),
-    )
+    shown = (("s0", "on the manifold", _on_manifold), ("s1", "regular", _regular))
     for colour, kind, of in shown:
-        for row in found.rows:
+        for row in result.rows:
             error, (low, high) = of(row)
             plot.whisker(row.test_error, low, high, f"series {colour}")
             note = f"{row.name}, {kind}: test error {row.test_error:.1%}, under attack {error:.1%}"
@@ -37,6 +34,14 @@ def scatter(found: ManifoldStudy) -> Markup:
     return tag("figure", keys, tag("div", chart, class_="scroll"), tag("figcaption", words))
 
 
-def render(found: ManifoldStudy, about: str, command: str = "") -> str:
+def _on_manifold(row: ManifoldRow) -> tuple[float, tuple[float, float]]:
+    return row.on_manifold_error, row.on_manifold_interval
+
+
+def _regular(row: ManifoldRow) -> tuple[float, tuple[float, float]]:
+    return row.regular_error, row.regular_interval
+
+
+def render(result: ManifoldResult, about: str, command: str = "") -> str:
     """The page; ``about`` says what was attacked."""
-    return fill("manifold.html", s=found, about=about, chart=scatter(found), command=command)
+    return fill("studies/manifold.html", s=result, about=about, chart=scatter(result), command=command)

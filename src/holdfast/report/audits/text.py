@@ -11,9 +11,9 @@ from rich.text import Text
 from holdfast.audits.document import Document
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted, sentences
-from holdfast.report.bar import PARTS
+from holdfast.report.audits.bar import PARTS
+from holdfast.report.audits.words import banners, judged, verdict_of
 from holdfast.report.markup import count, interval, percent, printable, span
-from holdfast.report.words import banners, judged, verdict_of
 
 __all__ = ["plain", "rich_summary", "show"]
 

@@ -1,0 +1,5 @@
+"""Pages of studies: one HTML file each."""
+
+from holdfast.report.studies.page import page
+
+__all__ = ["page"]

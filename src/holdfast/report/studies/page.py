@@ -1,0 +1,45 @@
+"""The page of a study's result, whichever study it is."""
+
+from __future__ import annotations
+
+from holdfast.report.studies import comparison, manifold, posthoc, radii, scalability, transfer, unseen
+from holdfast.studies.comparison import ComparisonResult
+from holdfast.studies.manifold import ManifoldResult
+from holdfast.studies.posthoc import PosthocResult
+from holdfast.studies.radii import RadiiResult
+from holdfast.studies.scalability import ScalabilityResult
+from holdfast.studies.study import StudyResult
+from holdfast.studies.transfer import TransferResult
+from holdfast.studies.unseen import UnseenResult
+
+__all__ = ["page"]
+
+
+def page(result: StudyResult, about: str = "", command: str = "") -> str:
+    """One HTML file that opens offline and loads nothing.
+
+    Args:
+        result: of a study.
+        about: what was studied, for people.
+        command: that repeats it.
+
+    Raises:
+        TypeError: a study of a plug-in, which brings its own page.
+    """
+    match result:
+        case ComparisonResult():
+            return comparison.render(result, about)
+        case ManifoldResult():
+            return manifold.render(result, about, command)
+        case PosthocResult():
+            return posthoc.render(result, about, command)
+        case RadiiResult():
+            return radii.render(result, about, command)
+        case ScalabilityResult():
+            return scalability.render(result, command)
+        case TransferResult():
+            return transfer.render(result, about, command)
+        case UnseenResult():
+            return unseen.render(result, about, command)
+        case _:
+            raise TypeError(f"{type(result).__name__} has no page of the house")
