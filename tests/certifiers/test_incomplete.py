@@ -29,7 +29,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph import Graph, Node, trace
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 from holdfast.numerics.distance import dual_norm
 
 METHODS = [

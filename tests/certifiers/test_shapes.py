@@ -18,7 +18,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph import Graph, Node
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 
 F64 = torch.float64
 RANGES = {

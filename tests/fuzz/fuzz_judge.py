@@ -21,7 +21,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 from holdfast.numerics.project import project
 
 _FAST = {

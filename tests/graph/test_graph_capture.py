@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.graph import trace
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 from holdfast.graph.survey import survey
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.model import Graph, Node, Written
-from holdfast.graph.ops import broadcast, compute, shape_of
+from holdfast.graph.operations import compute, shape_of
+from holdfast.graph.shapes import broadcast
 from holdfast.graph.simplify import simplify, written
 
 __all__ = ["BatchError", "Builder", "Value"]

@@ -1,4 +1,4 @@
-"""The graph of a model: nodes in topological order over one small vocabulary (`holdfast.graph.ops`)."""
+"""The graph of a model: nodes in topological order over one small vocabulary (`holdfast.graph.operations`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 
 __all__ = ["Graph", "GraphModule", "Node", "Written"]
 

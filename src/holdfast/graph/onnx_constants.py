@@ -21,7 +21,7 @@ from holdfast.graph.model import Node
 from holdfast.graph.onnx_call import BOOL, FLOATS, TYPES, WHOLE, Call, Served, type_name
 from holdfast.graph.onnx_shapes import SHAPES
 from holdfast.graph.onnx_values import VALUES
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import OPERATIONS, Rounding, compute
 
 __all__ = ["CONSTANTS", "Folded", "folded"]
 
@@ -35,8 +35,6 @@ _MOVES = frozenset((*SHAPES, "Identity")) - {
     "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample", "Pad",
     "Concat",
 }  # fmt: skip
-_MONOTONE = frozenset(("exp", "log", "sqrt", "reciprocal", "sigmoid", "tanh", "erf", "elu", "softplus", "sign"))
-_EXACT = frozenset(("relu", "reshape", "permute", "select", "pad", "concat", "max_pool", "abs"))
 
 
 def folded(c: Call, errors: Sequence[Tensor | None]) -> Folded:
@@ -119,22 +117,22 @@ def _error(node: Node, given: Sequence[Tensor], wrong: Sequence[Tensor], value: 
     """How far a node's value may be from what it is in real numbers."""
     op, a, t = node.op, node.attributes, {k: v.abs() for k, v in node.tensors.items() if k != "size"}
     bare = {k: v for k, v in t.items() if k not in ("bias", "shift")}
-    if op in _EXACT:
-        if op == "max_pool":
-            return compute(op, wrong, {}, a)
-        return wrong[0] if op in ("relu", "abs") else compute(op, wrong, node.tensors, a)
+    operation = OPERATIONS[op]
+    if operation.rounding is Rounding.EXACT:
+        moves = operation.linear or op == "max_pool"
+        return compute(op, wrong, node.tensors, a) if moves else wrong[0]
     if op == "mean":
         count = torch.Size([given[0].shape[d + 1] for d in a["dims"]]).numel()
         own = (count + 4) * float(np.finfo(np.longdouble).eps) / 2 + _U
         return compute(op, wrong, {}, a) + own * compute(op, [given[0].abs()], {}, a)
-    if op in ("add", "sub"):
+    if operation.linear and len(wrong) == 2:
         return wrong[0] + wrong[1] + _U * value.abs()
-    if op in ("mul", "matmul"):
+    if operation.rounding is Rounding.SUM_OF_PRODUCTS and len(wrong) == 2:
         x, y = (g.abs() for g in given)
         terms = given[0].shape[-1] if op == "matmul" else 0
         parts = [(wrong[0], y), (x, wrong[1]), (wrong[0], wrong[1])]
         return sum((compute(op, p, {}, a) for p in parts), (terms + 1) * _U * compute(op, [x, y], {}, a))  # type: ignore[return-value]
-    if op in ("linear", "conv", "conv_transpose", "affine", "leaky_relu"):
+    if operation.rounding is Rounding.SUM_OF_PRODUCTS:
         terms = t["weight"][:1].numel() if "weight" in t else 1
         return compute(op, wrong, bare, a) + (terms + 2) * _U * compute(op, [given[0].abs()], t, a)
     ends = [compute(op, [given[0] + sign * wrong[0]], node.tensors, a) for sign in (-1.0, 1.0)]
@@ -142,7 +140,7 @@ def _error(node: Node, given: Sequence[Tensor], wrong: Sequence[Tensor], value: 
     if op == "softmax":  # an error of e in the scores is one of 2 e in the logarithm
         spread = value * 2 * wrong[0].amax(a["dim"] + 1, keepdim=True)
         return spread + 8 * _U * value
-    if op not in _MONOTONE and bool(wrong[0].any()):
+    if not operation.monotone and bool(wrong[0].any()):
         raise UnsupportedError(f"'{op}' of a constant that was computed; fold it before exporting the model")
     return 2 * spread + 4 * _U * value.abs()
 

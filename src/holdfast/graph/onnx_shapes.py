@@ -13,7 +13,7 @@ from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose
 from holdfast.graph.build import BatchError, Builder, Value
 from holdfast.graph.onnx_call import BOOL, FLOATS, WHOLE, Call, Handler, Served
-from holdfast.graph.ops import broadcast
+from holdfast.graph.shapes import broadcast
 
 __all__ = ["SHAPES"]
 

@@ -12,15 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.graph.model import Graph
+from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import OPERATIONS
 from holdfast.graph.rounding import apart, values, work
 
 __all__ = ["Probes"]
 
-_BENDS = {"relu": 0.0, "leaky_relu": 0.0, "abs": 0.0, "sign": 0.0, "elu": 0.0, "softplus": 20.0}
-_MOVING = frozenset(
-    ("input", "reshape", "permute", "select", "pad", "concat", "affine", "add", "sub", "mean", "linear")
-)
 _HEAVY = 1.25e8  # multiplications of one point, from which on there are as few points as possible
 _DRAWS = 5e7  # multiplications that are spent on draws where points are light
 _MOST = 96  # draws
@@ -62,7 +59,8 @@ class Probes:
 
     def bends(self, x: Tensor) -> Tensor | None:
         """Points at both sides of thresholds of activations, on lines between points of ``x``; None: it crosses none."""
-        places = [i for i, n in enumerate(self.graph.nodes) if n.op in _BENDS]
+        bend = [None, *(OPERATIONS[n.op].bend for n in self.graph.nodes[1:])]
+        places = [i for i, at in enumerate(bend) if at is not None]
         if self.whole or not places:
             return None
         x = x[:3] if self.few else x[:12]
@@ -71,7 +69,7 @@ class Probes:
         ends: list[tuple[int, int]] = []
         for i in self._some(places, 1 if self.few else 6):
             node = self.graph.nodes[i]
-            level = float(node.attributes.get("threshold", _BENDS[node.op]))
+            level = float(node.attributes.get("threshold", bend[i]))
             source = reached[node.inputs[0]].flatten(1)
             crossed = ((source <= level).any(0) & (source > level).any(0)).nonzero().flatten().tolist()
             for unit in self._some(crossed, 2):
@@ -141,7 +139,7 @@ class Probes:
 
     def _corners(self) -> list[Tensor]:
         """For some activations and outputs, the corners of the box towards which one of their entries grows or shrinks."""
-        bent = [i for i, n in enumerate(self.graph.nodes) if n.op not in _MOVING]
+        bent = [i for i, n in enumerate(self.graph.nodes) if i and not _adds_up(n)]
         places = self._some(bent, 1 if self.few else 3)
         if self.whole:
             return []
@@ -176,3 +174,11 @@ class Probes:
         if not self.whole:
             return x.to(self.dtype).double()
         return torch.minimum(torch.maximum(x.round(), self.low), self.high)
+
+
+def _adds_up(node: Node) -> bool:
+    """A linear operation other than a convolution: no corner is sought for what it reads.
+
+    What a convolution reads counts as an activation does, so that networks of few activations get corners too.
+    """
+    return OPERATIONS[node.op].linear and "stride" not in node.attributes

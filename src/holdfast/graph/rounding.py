@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from holdfast.graph.model import Graph, Node
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import OPERATIONS, Rounding, compute
 
 __all__ = ["apart", "differing", "rounded", "values", "work"]
 
-_EXACT = frozenset(("relu", "reshape", "permute", "select", "pad", "concat", "max_pool", "abs", "sign", "embedding"))
-_SUMS = frozenset(("affine", "add", "sub", "mul", "leaky_relu", "linear", "conv", "conv_transpose", "mean", "matmul"))
+_EXACT = frozenset((Rounding.EXACT, Rounding.STEP, Rounding.LOOK_UP))  # constants are those that the truth has
 _FOLDED = 8  # roundings of what the graph does in one operation and the truth in several
 _ULPS = 16  # of exp, tanh and the like
 _FEW_ULPS = 4
@@ -86,11 +85,12 @@ def rounded(graph: Graph, dtype: torch.dtype, x: Tensor) -> tuple[list[Tensor], 
     for node in graph.nodes[1:]:
         given, turned = [clean[j] for j in node.inputs], [noisy[j] for j in node.inputs]
         clean.append(compute(node.op, given, node.tensors, node.attributes))
-        if node.op not in _SUMS and node.op not in _EXACT:
+        kind = OPERATIONS[node.op].rounding
+        if kind is not Rounding.SUM_OF_PRODUCTS and kind not in _EXACT:
             # a few roundings of what goes in: 1 - x, x - max(x), k x of the composite functions
             turned = [moved(t, 4 * u * _reach(node, t)) for t in turned]
         value = compute(node.op, turned, node.tensors, node.attributes)
-        if node.op not in _EXACT:
+        if kind not in _EXACT:
             value = moved(value, _rounding(node, given, clean[-1], dtype) + _one_pass(graph, node, clean, u) + floor)
         jump = _jump(node, given, turned, u)
         if jump is not None:
@@ -127,14 +127,14 @@ def _rounding(node: Node, inputs: Sequence[Tensor], value: Tensor, dtype: torch.
     u = torch.finfo(dtype).eps / 2
     if node.op == "gelu":  # x / 2 (1 + erf(x / sqrt 2)) cancels for negative x
         return _ULPS * u * (value.abs() + inputs[0].abs())
-    if node.op not in _SUMS:
+    operation = OPERATIONS[node.op]
+    if operation.rounding is not Rounding.SUM_OF_PRODUCTS:
         return _ULPS * u * value.abs() + _FEW_ULPS * u * _inner(node, inputs[0])
     tensors = {k: t.abs() for k, t in node.tensors.items() if k != "size"}
     if "size" in node.tensors:
-        key = "shift" if node.op == "affine" else "bias"
+        key = operation.addend or "bias"
         tensors[key] = node.tensors["size"].to(value).expand_as(tensors[key])
-    op = "add" if node.op == "sub" else node.op
-    size = compute(op, [t.abs() for t in inputs], tensors, node.attributes)
+    size = (operation.magnitudes or operation.compute)([t.abs() for t in inputs], tensors, node.attributes)
     # types narrower than float32 are summed in float32 and rounded at the end
     return (_terms(node) + _FOLDED) * min(u, 2.0**-24) * size + (2 * _FOLDED * u * size if u > 2.0**-24 else 0.0)
 
@@ -165,12 +165,12 @@ def _terms(node: Node) -> int:
     weight = node.tensors.get("weight")
     if weight is None:
         return 2
-    return torch.Size(weight.shape[1:]).numel() if node.op != "conv_transpose" else weight[:, 0].numel()
+    return weight.select(OPERATIONS[node.op].channel_dim, 0).numel()
 
 
 def work(graph: Graph) -> int:
     """Multiplications for one sample."""
     return sum(
-        torch.Size(n.shape).numel() * (_terms(n) if "weight" in n.tensors and n.op != "embedding" else 1)
+        torch.Size(n.shape).numel() * (_terms(n) if "weight" in n.tensors and OPERATIONS[n.op].factor else 1)
         for n in graph.nodes
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Pass, Reduced, State
 from holdfast.graph.model import Graph
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 
 __all__ = ["Choice"]
 

@@ -25,17 +25,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.propagation.function_errors import function_error
+from holdfast.certifiers.propagation.function_errors import LOSSES, function_error
 from holdfast.certifiers.propagation.operation import Operation, node_size
 from holdfast.certifiers.propagation.region import Box
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import OPERATIONS, Rounding
 
 __all__ = ["check_runs", "roundoff", "run_error", "tie", "weight_error"]
 
-_EXACT = frozenset(("relu", "reshape", "permute", "select", "pad", "concat", "max_pool", "abs"))
-_LAYERS = {"linear": ("weight", "bias"), "conv": ("weight", "bias"), "conv_transpose": ("weight", "bias")}
-_LAYERS["affine"] = ("scale", "shift")
 _SLOP = 1.01  # one percent pays for the rounding of this very computation, and for products of errors
 _SOFT = 64  # units by which two logits must differ so that a softmax tells them apart, see `tie`
 
@@ -77,14 +75,15 @@ def check_runs(graph: Graph) -> None:
     """
     kind = str(graph.deployed).removeprefix("torch.")
     for node in graph.nodes[1:]:
-        if node.op in _EXACT:
+        operation = OPERATIONS.get(node.op)
+        if operation is not None and operation.rounding is Rounding.EXACT:
             continue
         if node.origin == "folded":
             raise UnsupportedError(
                 f"'{node.op}' stands for a chain of operations, and how each of them rounds in {kind} is not known; read "
                 "the graph from the model anew, or leave --deployed out"
             )
-        if node.op == "softmax" or node.origin not in _SERVED:
+        if operation is None or operation.rounding is Rounding.UNKNOWN or node.origin not in _SERVED:
             raise UnsupportedError(
                 f"it is not known how '{node.origin or node.op}' rounds when it runs in {kind}; leave --deployed out to "
                 "certify the model in real numbers"
@@ -136,14 +135,17 @@ def run_error(
     Raises:
         UnsupportedError: nothing is known about how the operation rounds.
     """
-    if node.op in _EXACT:
+    operation = OPERATIONS[node.op]
+    if operation.rounding is Rounding.EXACT:
         return None
     if node.origin == "input":
         error, size = roundoff(dtype) * inputs[0].magnitude + torch.finfo(dtype).tiny, inputs[0].magnitude
-    elif node.op in _LAYERS:
+    elif operation.rounding is Rounding.LOOK_UP:
+        error, size = roundoff(dtype) * output.magnitude + torch.finfo(dtype).tiny, output.magnitude
+    elif operation.factor is not None:
         error, size = _layer(node, op, inputs, shapes, dtype)
-    elif node.op in ("add", "sub", "mul", "matmul", "mean", "embedding"):
-        error, size = _sum(node, inputs, shapes, output, dtype)
+    elif operation.rounding is Rounding.SUM_OF_PRODUCTS and node.op not in LOSSES:
+        error, size = _sum(node, inputs, shapes, dtype)
     else:
         error, size = function_error(node, inputs[0], output, dtype), output.magnitude
     return torch.where(
@@ -155,8 +157,9 @@ def _layer(
     node: Node, op: Operation, inputs: Sequence[Box], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The error of ``W x + b`` with constants of the type, and what its partial sums stay below."""
-    tiny, terms = torch.finfo(dtype).tiny, _terms(node, shapes)
-    weight, bias = _LAYERS[node.op]
+    operation = OPERATIONS[node.op]
+    tiny, terms = torch.finfo(dtype).tiny, operation.products(shapes, node.tensors, node.attributes)
+    weight, bias = str(operation.factor), str(operation.addend)
     tensors = {k: t.detach() for k, t in node.tensors.items() if k != "size"}
     moved = {k: _stored(t, dtype) for k, t in tensors.items()}
     held = inputs[0]
@@ -191,26 +194,19 @@ def _layer(
 
 
 def _sum(
-    node: Node, inputs: Sequence[Box], shapes: Sequence[tuple[int, ...]], output: Box, dtype: torch.dtype
+    node: Node, inputs: Sequence[Box], shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The error of sums and products of values, and what their partial sums stay below."""
-    tiny, terms = torch.finfo(dtype).tiny, _terms(node, shapes)
-    x = inputs[0].magnitude
-    small = x.clamp(max=tiny)
-    if node.op == "embedding":  # rows of constants
-        return roundoff(dtype) * output.magnitude + tiny, output.magnitude
-    if node.op == "mean":
-        dims = [d + 1 for d in node.attributes["dims"]]
-        size, flushed = x.mean(dims, keepdim=True), small.mean(dims, keepdim=True)
-    else:
-        y = inputs[1].magnitude
-        less = y.clamp(max=tiny)
-        if node.op == "matmul":
-            size, flushed = x @ y, small @ y + x @ less
-        elif node.op == "mul":
-            size, flushed = x * y, small * y + x * less
-        else:
-            size, flushed = x + y, small + less
+    """The error of sums of values and of products of two, and what their partial sums stay below."""
+    operation, a = OPERATIONS[node.op], node.attributes
+    tiny, terms = torch.finfo(dtype).tiny, operation.products(shapes, node.tensors, a)
+    magnitudes = [box.magnitude for box in inputs]
+    small = [m.clamp(max=tiny) for m in magnitudes]
+    added = operation.magnitudes or operation.compute
+    size = added(magnitudes, {}, a)
+    if operation.linear:
+        flushed = added(small, {}, a)
+    else:  # a factor is flushed, and the other one is what it may be
+        flushed = added([small[0], magnitudes[1]], {}, a) + added([magnitudes[0], small[1]], {}, a)
     error = _SLOP * (_roundings(node, terms, dtype) * size + flushed) + (2 * terms + 4) * tiny
     return error, size * terms if node.op == "mean" else size
 
@@ -218,7 +214,7 @@ def _sum(
 def _roundings(node: Node, terms: int, dtype: torch.dtype) -> float:
     """The error of a sum, relative to the sum of its terms' magnitudes, with four roundings for all that is done once."""
     u = roundoff(dtype)
-    if dtype is torch.bfloat16 and node.op != "conv_transpose":
+    if dtype is torch.bfloat16 and not OPERATIONS[node.op].sums_in_type:
         return terms * roundoff(torch.float32) + 6 * u
     return (terms + 4) * u
 
@@ -267,16 +263,3 @@ def weight_error(node: Node, op: Operation, inputs: Sequence[Box], output: Box) 
     if size is None:
         raise UnsupportedError(f"'{node.op}' has no weights that could have a tolerance")
     return size.expand_as(output.lower) * (1 + 1e-12 * node_size(size.shape[1:]))
-
-
-def _terms(node: Node, shapes: Sequence[tuple[int, ...]]) -> int:
-    """The largest number of products that are summed into one entry, with the bias."""
-    if node.op in ("linear", "conv"):
-        return node_size(node.tensors["weight"].shape[1:]) + 1
-    if node.op == "conv_transpose":
-        weight = node.tensors["weight"]
-        return weight.shape[0] // int(node.attributes["groups"]) * node_size(weight.shape[2:]) + 1
-    if node.op == "mean":
-        dims: Sequence[int] = node.attributes["dims"]
-        return node_size([shapes[0][d] for d in dims]) + 1
-    return shapes[0][-1] if node.op == "matmul" else 2

@@ -14,17 +14,58 @@ The tests compare each with PyTorch's kernels on every number that float16 and b
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from holdfast.certifiers.propagation.region import Box
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
+from holdfast.graph.operations import OPERATIONS, Rounding
 
-__all__ = ["function_error"]
+__all__ = ["LOSSES", "Run", "function_error"]
 
 _UNITS = 16
 _FAR = 1e4  # radians
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A function as it runs.
+
+    Attributes:
+        node: the node.
+        x: box of its argument, as it runs.
+        y: box of its exact value.
+        dtype: the type in which it runs.
+    """
+
+    node: Node
+    x: Box
+    y: Box
+    dtype: torch.dtype
+
+    @property
+    def u(self) -> float:
+        """Unit roundoff."""
+        return torch.finfo(self.dtype).eps / 2
+
+    @property
+    def tiny(self) -> float:
+        """The smallest normal number, below which anything may be flushed to zero."""
+        return torch.finfo(self.dtype).tiny
+
+    @property
+    def usual(self) -> Tensor:
+        """16 units of the value, and what is flushed to zero before or after."""
+        return _UNITS * self.u * self.y.magnitude + 8 * self.tiny
+
+    @property
+    def flushed(self) -> Tensor:
+        """Where the argument may be flushed to zero."""
+        return (self.x.lower < self.tiny) & (self.x.upper > -self.tiny)
 
 
 def function_error(node: Node, x: Box, y: Box, dtype: torch.dtype) -> Tensor:
@@ -40,59 +81,92 @@ def function_error(node: Node, x: Box, y: Box, dtype: torch.dtype) -> Tensor:
         (n, \\*shape), infinite where nothing is known.
 
     Raises:
-        UnsupportedError: the function is none of those that are known.
+        UnsupportedError: nothing is known about how the function rounds.
     """
-    info = torch.finfo(dtype)
-    u, tiny, value, reach = info.eps / 2, info.tiny, y.magnitude, x.magnitude
-    # what is flushed to zero, before or after; no slope is above 1.2 but those that are treated below
-    error = _UNITS * u * value + 8 * tiny
-    small = (x.lower < tiny) & (x.upper > -tiny)  # the argument may be flushed
-    if node.op in ("exp", "tanh", "sigmoid"):
-        return error + 2 * u * reach.clamp(max=1) if node.op != "exp" else error
-    if node.op == "silu":
-        # x / (1 + exp(-x)): where exp overflows the quotient is 0
-        return error + 2 * u * reach + 2 * reach / info.max
-    if node.op == "erf":
-        return error + _UNITS * u
-    if node.op == "gelu":  # x (1 + erf) is twice the value before it is halved
-        return torch.where(reach <= info.max / 2.1, error + _UNITS * u * reach, torch.inf)
-    if node.op in ("softplus", "elu"):
-        alpha = abs(float(node.attributes["alpha"])) if node.op == "elu" else 1.0
-        return error + (_UNITS * u + 8 * tiny) * alpha
-    if node.op in ("sin", "cos"):
-        return torch.where(reach <= _FAR, error + _UNITS * u, torch.inf)
-    if node.op == "leaky_relu":
-        slope = torch.tensor(float(node.attributes["slope"]), dtype=torch.float64)
-        moved = float((slope.to(dtype).double() - slope).abs()) + tiny * (abs(float(slope)) < tiny)
-        return (4 * u * abs(float(slope)) + moved) * reach + 8 * tiny
-    if node.op == "sign":
-        between = torch.where((x.lower <= -tiny) & (x.upper >= tiny), 2 * tiny / reach, 1.0)
-        return torch.where(small & ((x.lower != 0) | (x.upper != 0)), between, 0.0)
-    if node.op == "sqrt":
-        return torch.where(small, error + tiny**0.5, error)
-    if node.op == "log":
-        return torch.where(small, torch.inf, error + _UNITS * u)
-    if node.op in ("reciprocal", "power"):
-        return _power_error(node, error, small, value, x, dtype)
-    raise UnsupportedError(
-        f"it is not known how '{node.op}' rounds when it runs in {str(dtype).removeprefix('torch.')}"
-    )
+    run = Run(node=node, x=x, y=y, dtype=dtype)
+    if node.op in LOSSES:
+        return LOSSES[node.op](run)
+    operation = OPERATIONS.get(node.op)
+    if operation is None or operation.rounding is not Rounding.ULPS:
+        raise UnsupportedError(
+            f"it is not known how '{node.op}' rounds when it runs in {str(dtype).removeprefix('torch.')}"
+        )
+    return run.usual
 
 
-def _power_error(node: Node, error: Tensor, small: Tensor, value: Tensor, x: Box, dtype: torch.dtype) -> Tensor:
+def _rational(run: Run) -> Tensor:
+    return run.usual + 2 * run.u * run.x.magnitude.clamp(max=1)
+
+
+def _silu(run: Run) -> Tensor:
+    """``x / (1 + exp(-x))``: where exp overflows the quotient is 0."""
+    reach = run.x.magnitude
+    return run.usual + 2 * run.u * reach + 2 * reach / torch.finfo(run.dtype).max
+
+
+def _gelu(run: Run) -> Tensor:
+    """``x (1 + erf)`` is twice the value before it is halved."""
+    reach = run.x.magnitude
+    return torch.where(reach <= torch.finfo(run.dtype).max / 2.1, run.usual + _UNITS * run.u * reach, torch.inf)
+
+
+def _units_of_one(run: Run) -> Tensor:
+    return run.usual + (_UNITS * run.u + 8 * run.tiny)
+
+
+def _elu(run: Run) -> Tensor:
+    return run.usual + (_UNITS * run.u + 8 * run.tiny) * abs(float(run.node.attributes["alpha"]))
+
+
+def _wave(run: Run) -> Tensor:
+    return torch.where(run.x.magnitude <= _FAR, run.usual + _UNITS * run.u, torch.inf)
+
+
+def _leaky_relu(run: Run) -> Tensor:
+    """The slope is stored in the type, where it may be flushed."""
+    slope = torch.tensor(float(run.node.attributes["slope"]), dtype=torch.float64)
+    moved = float((slope.to(run.dtype).double() - slope).abs()) + run.tiny * (abs(float(slope)) < run.tiny)
+    return (4 * run.u * abs(float(slope)) + moved) * run.x.magnitude + 8 * run.tiny
+
+
+def _sign(run: Run) -> Tensor:
+    low, high = run.x
+    between = torch.where((low <= -run.tiny) & (high >= run.tiny), 2 * run.tiny / run.x.magnitude, 1.0)
+    return torch.where(run.flushed & ((low != 0) | (high != 0)), between, 0.0)
+
+
+def _power(run: Run, p: float) -> Tensor:
     """Of ``x ** p``, by products or by a function of its own: |p| roundings more, and p is itself stored in the type."""
-    info = torch.finfo(dtype)
-    p = -1.0 if node.op == "reciprocal" else float(node.attributes["exponent"])
-    error = error + 2 * abs(p) * info.eps / 2 * value
+    tiny, value, x = run.tiny, run.y.magnitude, run.x
+    error = run.usual + 2 * abs(p) * torch.finfo(run.dtype).eps / 2 * value
     exponent = torch.tensor(p, dtype=torch.float64)
-    shifted = float((exponent.to(dtype).double() - exponent).abs())
+    shifted = float((exponent.to(run.dtype).double() - exponent).abs())
     if shifted:  # x ** (p + d) = x ** p exp(d log x); only of positive numbers
-        decades = torch.maximum(x.lower.clamp(min=info.tiny).log().abs(), x.upper.clamp(min=info.tiny).log().abs())
+        decades = torch.maximum(x.lower.clamp(min=tiny).log().abs(), x.upper.clamp(min=tiny).log().abs())
         error = error + torch.expm1(shifted * decades) * 1.1 * value
-    reach = x.magnitude
     if p < 0:  # 1 over a positive power, which may underflow, and be flushed, where the quotient is large
-        return torch.where(small | (value > 0.9 / info.tiny), torch.inf, error)
+        return torch.where(run.flushed | (value > 0.9 / tiny), torch.inf, error)
     if p < 1:
-        return torch.where(small, error + 2 * info.tiny**p, error) if p else torch.zeros_like(error)
+        return torch.where(run.flushed, error + 2 * tiny**p, error) if p else torch.zeros_like(error)
     # a whole power by products: the argument's own flush, and that of products on the way, grow by what follows
-    return error + 8 * p * info.tiny * (1 + reach.clamp(min=1) ** (p - 1))
+    return error + 8 * p * tiny * (1 + x.magnitude.clamp(min=1) ** (p - 1))
+
+
+LOSSES: dict[str, Callable[[Run], Tensor]] = {
+    "sigmoid": _rational,
+    "tanh": _rational,
+    "silu": _silu,
+    "erf": lambda run: run.usual + _UNITS * run.u,
+    "gelu": _gelu,
+    "softplus": _units_of_one,
+    "elu": _elu,
+    "sin": _wave,
+    "cos": _wave,
+    "leaky_relu": _leaky_relu,
+    "sign": _sign,
+    "sqrt": lambda run: torch.where(run.flushed, run.usual + run.tiny**0.5, run.usual),
+    "log": lambda run: torch.where(run.flushed, torch.inf, run.usual + _UNITS * run.u),
+    "reciprocal": lambda run: _power(run, -1.0),
+    "power": lambda run: _power(run, float(run.node.attributes["exponent"])),
+}
+"""What functions lose that are not within 16 units of their value."""

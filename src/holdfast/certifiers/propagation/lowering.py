@@ -17,12 +17,12 @@ from torch import Tensor
 from holdfast.certifiers.propagation.deployment import check_runs
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import OPERATIONS, Rounding
 
 __all__ = ["lowered"]
 
 _HIDDEN = 300.0  # between constants that are added to scores: a mask
 _FARTHEST = 20.0  # of two scores where there is a mask; the rounding of larger exponentials would drown the rest
-_MOVING = frozenset(("affine", "permute", "reshape", "select", "pad"))
 
 
 class _Nodes:
@@ -138,7 +138,9 @@ def _masked(graph: Graph, k: int) -> bool:
         for key in ("shift", "bias"):
             if key in node.tensors and float(node.tensors[key].max() - node.tensors[key].min()) > _HIDDEN:
                 return True
-        if node.op not in _MOVING:
+        operation = OPERATIONS.get(node.op)
+        moves = operation is not None and operation.linear and operation.rounding is Rounding.EXACT
+        if len(node.inputs) != 1 or not (moves or node.op == "affine"):
             return False
         k = node.inputs[0]
 

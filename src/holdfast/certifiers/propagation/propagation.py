@@ -18,6 +18,7 @@ from holdfast.certifiers.propagation.table import entry
 from holdfast.certifiers.proved import numbers
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import OPERATIONS
 
 __all__ = [
     "Alphas",
@@ -34,8 +35,6 @@ Alphas = Mapping[int, Tensor]
 
 Coefficients = Mapping[int, Tensor]
 """For some nodes what their values are multiplied by, (rows or 1, n, \\*shape)."""
-
-_ROOTED = frozenset(("sqrt", "power", "log", "reciprocal"))  # not of all numbers, so that the sign of an end counts
 
 
 def check_constants(graph: Graph) -> None:
@@ -148,7 +147,8 @@ class Propagation:
         self._run_errors: dict[int, Tensor] = {}
         self._prepared: dict[int, Any] = {}
         self._lost: dict[int, Tensor] = {}
-        self._rooted = any(node.op in _ROOTED for node in graph.nodes)
+        # some function is not of all numbers, so that the sign of an end counts
+        self._rooted = any(not OPERATIONS[node.op].total for node in graph.nodes[1:])
         self._separable, self._settled, self._affine = self._classify()
         # whether entries of a node, or increasing functions of them, are compared with each other in a max pool
         self._compared = [False] * len(graph.nodes)

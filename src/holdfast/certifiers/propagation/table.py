@@ -35,10 +35,11 @@ from holdfast.certifiers.propagation.operations.curves import (
 )
 from holdfast.certifiers.propagation.operations.more import ConvTranspose, Embedding
 from holdfast.certifiers.propagation.operations.products import MatMul, Mul
-from holdfast.core.errors import UnsupportedError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import definition
 
-__all__ = ["TABLE", "covered", "entry", "operation"]
+__all__ = ["TABLE", "covered", "define_bounds", "entry", "operation"]
 
 TABLE: dict[str, Operation] = {
     "linear": Linear(),
@@ -79,6 +80,30 @@ TABLE: dict[str, Operation] = {
 
 
 _WRITTEN_OUT = frozenset(("softmax",))  # see `holdfast.certifiers.propagation.lowering`
+
+
+def define_bounds(name: str, bounds: Operation) -> None:
+    """Adds what bounds know about an operation of the graph, for a plug-in.
+
+    The operation itself is defined by `holdfast.graph.operations.define`.
+
+    Args:
+        name: what nodes call it.
+        bounds: boxes forwards, linear functions backwards; a `Curve` or an `Activation` for a function of one variable.
+
+    Raises:
+        UsageError: the graph has no such operation, or its bounds are known.
+
+    Example:
+        >>> define_bounds("relu", LeakyRelu())
+        Traceback (most recent call last):
+        ...
+        holdfast.core.errors.UsageError: bounds of 'relu' are known; give an operation of your own another name
+    """
+    definition(name)
+    if name in TABLE:
+        raise UsageError(f"bounds of '{name}' are known; give an operation of your own another name")
+    TABLE[name] = bounds
 
 
 def operation(name: str) -> Operation:

@@ -14,7 +14,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import AffineImage, LpBall
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph, Node
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 from holdfast.numerics.distance import vector_norm
 
 __all__ = ["ProjectedEstimate", "projected_bound"]

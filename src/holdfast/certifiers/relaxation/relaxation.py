@@ -19,7 +19,7 @@ from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, gamma
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
-from holdfast.graph.ops import compute
+from holdfast.graph.operations import compute
 
 __all__ = ["Kinks", "Relaxation", "TooLargeError", "lower_max_pools", "piecewise_linear"]
 

@@ -16,13 +16,14 @@ from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph, Node
+from holdfast.graph.operations import OPERATIONS
 
 __all__ = ["WeightPerturbation", "quantisation", "weighted", "with_tolerance"]
 
 
 def weighted(graph: Graph) -> list[int]:
     """Positions of the nodes with weights: linear layers and convolutions, front to back."""
-    return [i for i, node in enumerate(graph.nodes) if "weight" in node.tensors and node.op != "embedding"]
+    return [i for i, node in enumerate(graph.nodes) if i and OPERATIONS[node.op].factor == "weight"]
 
 
 def with_tolerance(graph: Graph, tolerances: Mapping[int, Mapping[str, Tensor]]) -> Graph:
@@ -50,8 +51,7 @@ def quantisation(graph: Graph, bits: int, layers: Sequence[int] | None = None) -
     found: dict[int, dict[str, Tensor]] = {}
     for i in _chosen(graph, layers):
         weight = graph.nodes[i].tensors["weight"].detach().double()
-        channel = 1 if graph.nodes[i].op == "conv_transpose" else 0
-        others = [d for d in range(weight.ndim) if d != channel]
+        others = [d for d in range(weight.ndim) if d != OPERATIONS[graph.nodes[i].op].channel_dim]
         half = weight.abs().amax(others, keepdim=True) / (2 ** (bits - 1) - 1) / 2
         found[i] = {"weight": half.expand_as(weight) * (1 + 1e-14)}
     return with_tolerance(graph, found)

@@ -1,0 +1,119 @@
+"""An operation that a plug-in adds: what it computes, its bounds and its rounding, each by one call."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holdfast.certifiers.bounds.crown import CROWN
+from holdfast.certifiers.bounds.ibp import IBP
+from holdfast.certifiers.propagation import table
+from holdfast.certifiers.propagation.operations.smooth import Curve
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
+from holdfast.graph import Graph, Node
+from holdfast.graph.operations import OPERATIONS, Definition, Rounding, define
+
+F64 = torch.float64
+# what a bound may lie below the least margin of points
+SLACK = {(CROWN, None): 0.01, (CROWN, torch.float32): 0.01, (CROWN, torch.bfloat16): 0.6}
+SLACK |= {(IBP, None): 0.3, (IBP, torch.float32): 0.3, (IBP, torch.bfloat16): 1.3}
+SQUASH = Definition(compute=lambda x, t, a: F.softsign(x[0]), rounding=Rounding.ULPS, monotone=True)
+
+
+class Squash(Curve):
+    """``z / (1 + |z|)``: convex below 0, concave above."""
+
+    def value(self, node: Node, z: Tensor) -> Tensor:
+        return F.softsign(z)
+
+    def derivative(self, node: Node, z: Tensor) -> Tensor:
+        return 1 / (1 + z.abs()).square()
+
+    def bends(self, node: Node) -> tuple[bool, tuple[float, ...]]:
+        return True, (0.0,)
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    yield
+    OPERATIONS.pop("squash", None)
+    table.TABLE.pop("squash", None)
+
+
+def _graph(dtype: torch.dtype) -> Graph:
+    generator = torch.Generator().manual_seed(5)
+    shapes = ((8, 4), (8, 8), (3, 8))
+    weights = [torch.randn(s, generator=generator, dtype=F64).to(dtype) * 0.7 for s in shapes]
+    nodes = [Node("input", (), (4,))]
+    for i, weight in enumerate(weights):
+        nodes.append(Node("linear", (len(nodes) - 1,), (len(weight),), {"weight": weight}))
+        if i < 2:
+            nodes.append(Node("squash", (len(nodes) - 1,), (len(weight),)))
+    return Graph(tuple(nodes), dtype)
+
+
+def _sampled(graph: Graph, ball: LpBall, x: Tensor, y: Tensor) -> Tensor:
+    """The least margins of a network, as it runs, over points of the set."""
+    points = torch.rand((20000, *x.shape), generator=torch.Generator().manual_seed(1), dtype=F64) * 2 - 1
+    points = (x + points.round() * ball.eps.view(-1, 1)).clamp(0, 1)
+    scores = graph.as_module()(points.flatten(0, 1).to(graph.dtype)).detach().double().view(20000, len(x), 3)
+    own = scores.gather(2, y.expand(20000, -1).unsqueeze(2))
+    return (own - scores).masked_fill(torch.eye(3, dtype=torch.bool)[y], torch.inf).amin((0, 2))
+
+
+@pytest.mark.parametrize(("method", "kind"), SLACK)
+def test_an_operation_from_outside_is_certified_as_it_is_written_and_as_it_runs(method, kind):
+    define("squash", SQUASH)
+    table.define_bounds("squash", Squash())
+    graph = _graph(kind or F64)
+    x = torch.rand((4, 4), generator=torch.Generator().manual_seed(2), dtype=F64).to(graph.dtype).double()
+    y = graph.as_module()(x.to(graph.dtype)).argmax(1)
+    ball = LpBall.uniform(Norm.LINF, 0.02, 4, dtype=F64)
+    bounds = method().margins(replace(graph, deployed=kind), x, y, ball).amin(1)
+    least = _sampled(graph, ball, x, y)
+    assert (bounds <= least).all()
+    assert (least - bounds < SLACK[method, kind]).all()
+    if kind is not None:
+        assert (bounds < method().margins(graph.to(F64), x, y, ball).amin(1)).all()
+
+
+def test_an_operation_without_bounds_is_refused_by_name():
+    define("squash", SQUASH)
+    graph, ball = _graph(F64), LpBall.uniform(Norm.LINF, 0.1, 1, dtype=F64)
+    assert table.covered(graph) == {"linear": True, "squash": False}
+    with pytest.raises(UnsupportedError, match="no bound is known for 'squash'"):
+        CROWN().margins(graph, torch.zeros(1, 4, dtype=F64), torch.zeros(1, dtype=torch.int64), ball)
+
+
+def test_an_operation_of_which_no_rounding_is_known_is_refused_as_it_runs():
+    define("squash", replace(SQUASH, rounding=Rounding.UNKNOWN))
+    table.define_bounds("squash", Squash())
+    graph, ball = _graph(torch.float32), LpBall.uniform(Norm.LINF, 0.1, 1, dtype=F64)
+    x, y = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
+    CROWN().margins(graph, x, y, ball)
+    with pytest.raises(UnsupportedError, match="not known how 'squash' rounds when it runs in float32"):
+        CROWN().margins(replace(graph, deployed=torch.float32), x, y, ball)
+
+
+def test_bounds_without_a_definition_and_names_that_are_taken_are_refused():
+    with pytest.raises(UsageError, match="the graph has no operation 'squash'"):
+        table.define_bounds("squash", Squash())
+    define("squash", SQUASH)
+    table.define_bounds("squash", Squash())
+    with pytest.raises(UsageError, match="has an operation 'squash'"):
+        define("squash", SQUASH)
+    with pytest.raises(UsageError, match="bounds of 'squash' are known"):
+        table.define_bounds("squash", Squash())
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_every_operation_has_bounds_or_is_written_out(name):
+    assert table.covered(Graph((Node("input", (), (2,)), Node(name, (0,), (2,)))))[name]
+    assert OPERATIONS[name].rounding is not Rounding.UNKNOWN or name == "softmax"
+    if name in table.TABLE:
+        assert OPERATIONS[name].linear == table.TABLE[name].linear
