@@ -12,7 +12,8 @@ from statistics import median
 
 from _common import SHARED, parse, parser, report, table
 from holdfast.verification.decide import Effort, rerun
-from holdfast.verification.instances import contradictions, run_instances
+from holdfast.verification.run import run_instances
+from holdfast.verification.summary import disagreements
 
 FOLDER = SHARED / "verification"
 TARGETS = {
@@ -23,7 +24,6 @@ TARGETS = {
     **dict.fromkeys(("oval21", "vit"), 0.30),
 }
 """Share of the instances that any tool solved, at 60 s each."""
-KNOWN = ("sat", "unsat")
 
 
 def main() -> None:
@@ -40,29 +40,29 @@ def main() -> None:
         return
     out = arguments.out or Path("runs") / f"verify-{arguments.set}-{arguments.timeout:g}"
     results = run_instances(
-        listed, out, Effort(arguments.timeout), timeout=arguments.timeout, only=arguments.benchmark,
+        listed, out, Effort(timeout=arguments.timeout), timeout=arguments.timeout, only=arguments.benchmark,
         workers=arguments.workers,
-        told=lambda i, p, done, n: print(
-            f"[{done}/{n}] {i.benchmark} {i.name}: {p['verdict']} (known: {i.verdict}), {p['seconds']:.1f} s {p['reason']}",
+        progress=lambda i, r, done, n: print(
+            f"[{done}/{n}] {i.benchmark} {i.name}: {r.verdict} (known: {i.verdict}), {r.seconds:.1f} s {r.reason}",
             flush=True,
         ),
     )  # fmt: skip
     rows: list[list[object]] = []
     failed: list[str] = []
-    for name in dict.fromkeys(i.benchmark for i, _ in results):
-        part = [(i, p) for i, p in results if i.benchmark == name]
-        solved = [(i, p) for i, p in part if p["verdict"] in KNOWN]
-        known = sum(i.verdict in KNOWN for i, _ in part)
-        both = sum(i.verdict in KNOWN for i, _ in solved)
-        wrong = sum({p["verdict"], i.verdict} == set(KNOWN) and i.confidence != "one-tool" for i, p in solved)
-        for i, p in solved:
-            if p["verdict"] == "sat" and (not_in := rerun(i.net, i.prop, p["counterexample"])):
+    for name in dict.fromkeys(r.instance.benchmark for r in results):
+        part = [r for r in results if r.instance.benchmark == name]
+        solved = [r for r in part if r.record.is_decided]
+        known = sum(r.instance.is_known for r in part)
+        both = sum(r.instance.is_known for r in solved)
+        wrong = sum(r.contradicts and not r.instance.is_weak for r in solved)
+        for i, text in ((r.instance, r.record.counterexample) for r in solved):
+            if text is not None and (not_in := rerun(i.net, i.prop, text)):
                 failed.append(f"- {i.benchmark} {i.name}: the witness does not hold in {', '.join(not_in)}")
         target = TARGETS.get(name)
         share = both / known if known else 0.0
         goal = "" if target is None else f"{target:.0%}: {'met' if share >= target else 'MISSED'}"
-        count = [sum(p["verdict"] == v for _, p in part) for v in ("unsat", "sat", "unknown", "timeout", "error")]
-        time = f"{median(p['seconds'] for _, p in solved):.2f}" if solved else "-"
+        count = [sum(r.record.verdict == v for r in part) for v in ("unsat", "sat", "unknown", "timeout", "error")]
+        time = f"{median(r.record.seconds for r in solved):.2f}" if solved else "-"
         rows.append(
             [name, len(part), f"{both} / {known}", f"{share:.0%}", goal, len(solved) - both, *count, wrong, time]
         )
@@ -71,9 +71,9 @@ def main() -> None:
         "error", "wrong", "median s",
     ]  # fmt: skip
     against = [
-        f"- {c.instance.benchmark} {c.instance.name}: {c.found}, the list says {c.instance.verdict} "
-        f"({c.instance.confidence}); {c.evidence}"
-        for c in contradictions(results)
+        f"- {d.instance.benchmark} {d.instance.name}: {d.found}, the list says {d.instance.verdict} "
+        f"({d.instance.confidence}); {d.evidence}"
+        for d in disagreements(results)
     ]
     machine = f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), {arguments.workers} workers"
     parts = [

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 
 from holdfast.certifiers.verification.vnnlib import parse_counterexample
-from holdfast.verification.decide import rerun
+from holdfast.verification.decide import Effort, rerun
+from holdfast.verification.instances import read_instances
+from holdfast.verification.record import InstanceRecord, parsed
+from holdfast.verification.workers import InstanceWorkers
 
 onnx = pytest.importorskip("onnx")
 
@@ -316,17 +319,42 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder, tmp_path):
     assert "[1/3]" not in ended.stderr
 
 
-def test_a_worker_that_dies_or_hangs_is_replaced(folder, monkeypatch, tmp_path):
-    from holdfast.verification import instances
-
-    monkeypatch.setattr(instances, "_serve", _dying)
-    monkeypatch.setattr(instances, "_GRACE", 0.3)
+def test_a_worker_that_dies_or_hangs_is_replaced(folder):
     rows = [("toy", NET, f"{name}.vnnlib", "0.5", "", "") for name in ("dies", "hangs", "works")]
-    listed = _list(folder, "g.csv", rows)
-    found = instances.run_instances(listed, tmp_path / "run", instances.Effort())
-    assert [payload["verdict"] for _, payload in found] == ["error", "timeout", "unsat"]
-    assert "exit code 7" in found[0][1]["reason"]
-    assert "time limit" in found[1][1]["reason"]
+    tasks = [(instance, Effort(timeout=0.5)) for instance in read_instances(_list(folder, "g.csv", rows))]
+    done = {i.prop.stem: record for i, record in InstanceWorkers(count=1, grace=0.3, serve=_dying).run(tasks)}
+    assert {name: record.verdict for name, record in done.items()} == {
+        "dies": "error", "hangs": "timeout", "works": "unsat",
+    }  # fmt: skip
+    assert "exit code 7" in done["dies"].reason
+    assert "time limit" in done["hangs"].reason
+
+
+def test_a_journal_of_the_former_form_is_refused_by_its_form(holdfast, folder, tmp_path):
+    listed, out = _list(folder, "h.csv", ROWS[:1]), tmp_path / "run"
+    assert holdfast("verify", "--instances", listed, "--out", out, "--workers", 0).code == 0
+    db = sqlite3.connect(out / "journal.sqlite")
+    db.execute("UPDATE identity SET value = '1' WHERE name = 'version'")
+    db.commit()
+    db.close()
+    said = holdfast("verify", "--instances", listed, "--out", out, "--workers", 0)
+    assert said.code == 3
+    assert "records of form 1" in said.err
+    assert "verify the list again" in said.err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"verdict": "unsat", "seconds": -1}', "seconds: "),
+        ('{"verdict": "unsat", "seconds": 1, "colour": "red"}', "colour: "),
+        ('{"verdict": "unsat", "seconds": 1, "bound": NaN}', "NaN"),
+        ("[]", "the record as a whole"),
+    ],
+)
+def test_a_record_is_checked_when_it_is_read_back(text, says):
+    with pytest.raises(ValueError, match=says):
+        parsed(text)
 
 
 def _dying(pipe, threads):
@@ -337,7 +365,4 @@ def _dying(pipe, threads):
             os._exit(7)
         if instance.prop.stem == "hangs":
             time.sleep(60)
-        pipe.send({
-            "verdict": "unsat", "seconds": 0.1, "method": "", "reason": "", "arithmetic": "", "domains": 0,
-            "bound": None, "counterexample": None,
-        })  # fmt: skip
+        pipe.send(InstanceRecord(verdict="unsat", seconds=0.1))

@@ -45,7 +45,7 @@ def _verdict(path, low, high, unsafe, outputs=1, seconds=5.0):
     prop = path.with_suffix(".vnnlib")
     prop.write_text("\n".join([*lines, f"(assert {unsafe})"]))
     try:
-        return str(decide(path, prop, Effort(seconds)).answer.decision)
+        return str(decide(path, prop, Effort(timeout=seconds)).answer.decision)
     except HoldfastError:
         return "refused"
 

@@ -52,11 +52,11 @@ def test_verify_compares_a_module_on_the_box_of_the_property(bounds, tmp_path):
     prop.write_text(f"{names}(assert (>= X_0 0))(assert (>= X_1 0)){bounds}(assert (>= Y_0 1e9))")
     if "500" in bounds:
         with pytest.raises(ModelError, match="not the model"):
-            decide(Unread(_Elsewhere(), (2,)), prop, Effort(5.0))
+            decide(Unread(_Elsewhere(), (2,)), prop, Effort(timeout=5.0))
     else:
-        found = decide(Unread(_Elsewhere(), (2,)), prop, Effort(5.0))
-        assert found.payload["verdict"] == "unsat"
-        assert found.payload["held_against"] == "the module itself"
+        found = decide(Unread(_Elsewhere(), (2,)), prop, Effort(timeout=5.0))
+        assert found.record.verdict == "unsat"
+        assert found.record.held_against == "the module itself"
 
 
 def _context(tmp_path, module, scale=1.0, **plan):

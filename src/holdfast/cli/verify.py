@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from holdfast.graph.model import Graph
     from holdfast.verification.decide import Effort, Unread
     from holdfast.verification.instances import Instance
+    from holdfast.verification.record import InstanceRecord
 
 __all__ = ["verify"]
 
@@ -120,7 +121,9 @@ def verify(
     """
     from holdfast.verification.decide import Effort
 
-    effort = Effort(60.0 if timeout is None else timeout, method, _bytes(memory), deployed)
+    effort = Effort(
+        timeout=60.0 if timeout is None else timeout, method=method, memory=_bytes(memory), deployed=deployed
+    )  # fmt: skip
     if instances is not None:
         for name, value in (("NET", net), ("--proof", proof), ("--counterexample", counterexample), ("--arch", arch)):
             if value is not None:
@@ -147,25 +150,24 @@ def _one(
 ) -> None:
     from holdfast.verification.decide import decide
 
-    found = decide(net, prop, effort, proof=proof, progress=_Heartbeat())
-    payload = found.payload
-    text, verdict = payload["counterexample"], payload["verdict"]
+    record = decide(net, prop, effort, proof=proof, progress=_Heartbeat()).record
+    text, verdict = record.counterexample, record.verdict
     if text is not None and counterexample is not None:
         from holdfast.core.files import write_whole
 
         write_whole(counterexample, text)
     if kind is o.FormatName.JSON:
-        say_json(payload)
+        say_json(record.model_dump())
     else:
         print(text if text is not None and counterexample is None else f"{verdict}\n", end="")
-    about = [f"{payload['seconds']:.2f} s"]
-    about += [f"by {payload['method']}"] if payload["method"] else []
-    about += [f"{payload['domains']} domains"] if payload["domains"] > 1 else []
-    about += [f"bound {payload['bound']:.6g}"] if payload["bound"] is not None and verdict != "sat" else []
-    about += [f"in {payload['arithmetic']}"] if payload["arithmetic"] and verdict == "unsat" else []
-    if payload["held_against"]:
-        note(f"the graph was held against {payload['held_against']}, on the property's box")
-    note(f"{verdict}: {', '.join(about)}{': ' + payload['reason'] if payload['reason'] else ''}")
+    about = [f"{record.seconds:.2f} s"]
+    about += [f"by {record.method}"] if record.method else []
+    about += [f"{record.domains} domains"] if record.domains > 1 else []
+    about += [f"bound {record.bound:.6g}"] if record.bound is not None and verdict != "sat" else []
+    about += [f"in {record.arithmetic}"] if record.arithmetic and verdict == "unsat" else []
+    if record.held_against:
+        note(f"the graph was held against {record.held_against}, on the property's box")
+    note(f"{verdict}: {', '.join(about)}{': ' + record.reason if record.reason else ''}")
     if proof is not None:
         note(f"proof: {proof}; check it with: holdfast check {proof}" if verdict == "unsat" else "no proof was written")
     raise typer.Exit(_CODES[verdict])
@@ -175,36 +177,37 @@ def _listed(
     listed: Path, out: Path, effort: Effort, timeout: float | None, only: tuple[str, ...], workers: int,
     kind: o.FormatName,
 ) -> None:  # fmt: skip
-    from holdfast.verification.instances import document, heads, run_instances, summary_row, write_tables
+    from holdfast.verification.pages import cells, heads, write_tables
+    from holdfast.verification.run import run_instances
+    from holdfast.verification.summary import summarised
 
-    def told(instance: Instance, payload: dict[str, Any], done: int, total: int) -> None:
-        known = f" (known: {instance.verdict})" if instance.verdict not in ("", payload["verdict"]) else ""
-        why = f": {payload['reason']}" if payload["reason"] else f" by {payload['method']}" if payload["method"] else ""
+    def told(instance: Instance, record: InstanceRecord, done: int, total: int) -> None:
+        known = f" (known: {instance.verdict})" if instance.verdict not in ("", record.verdict) else ""
+        why = f": {record.reason}" if record.reason else f" by {record.method}" if record.method else ""
         note(
             f"[{done:>{len(str(total))}}/{total}] {instance.benchmark} {instance.name}: "
-            f"{payload['verdict']}{known}, {payload['seconds']:.2f} s{why}"
+            f"{record.verdict}{known}, {record.seconds:.2f} s{why}"
         )
 
     try:
-        results = run_instances(listed, out, effort, timeout=timeout, only=only, workers=workers, told=told)
+        results = run_instances(listed, out, effort, timeout=timeout, only=only, workers=workers, progress=told)
     except KeyboardInterrupt:
         note(f"interrupted; the same command goes on where {out} is")
         raise
-    told_all = document(results)
-    write_tables(out, told_all)
+    verified = summarised(results)
+    write_tables(out, verified)
     if kind is o.FormatName.JSON:
-        say_json(told_all)
+        say_json(verified.to_dict())
     else:
-        table(heads(), map(summary_row, told_all["summary"]))
+        table(heads(), map(cells, verified.summary))
         note(f"tables: {out / 'verify.md'}, {out / 'verify.json'}; counterexamples: {out / 'counterexamples'}")
-    strong = [c for c in told_all["contradictions"] if not c["weak"]]
-    for c in told_all["contradictions"]:
+    for d in verified.disagreements:
         line = (
-            f"{c['benchmark']} {c['name']}: {c['found']}, but the list says {c['known']} ({c['confidence'] or 'known'}); "
-            f"{c['evidence']}"
+            f"{d.instance.benchmark} {d.instance.name}: {d.found}, but the list says {d.instance.verdict} "
+            f"({d.instance.confidence or 'known'}); {d.evidence}"
         )
-        say(line) if c["weak"] else fault(f"contradiction: {line}")
-    if strong or any(row["error"] for row in told_all["summary"]):
+        say(line) if d.is_weak else fault(f"contradiction: {line}")
+    if not verified.ok:
         raise typer.Exit(_OPEN)
 
 

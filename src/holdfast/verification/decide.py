@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,6 +20,7 @@ from holdfast.core.errors import DataError, UsageError
 from holdfast.graph.model import Graph
 from holdfast.graph.onnx import read_onnx
 from holdfast.models.believed import believed
+from holdfast.verification.record import InstanceRecord, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,10 +29,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Decided", "Effort", "Unread", "decide", "network", "rerun"]
 
+_VERDICTS: dict[Decision, Verdict] = {
+    Decision.HOLDS: "unsat", Decision.BROKEN: "sat", Decision.UNKNOWN: "unknown", Decision.TIMEOUT: "timeout",
+}  # fmt: skip
 _DEPLOYED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Effort:
     """How a property is decided.
 
@@ -69,7 +73,7 @@ class Unread:
     shape: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Decided:
     """What was found about a property.
 
@@ -86,15 +90,20 @@ class Decided:
     held_against: str | None = None
 
     @property
-    def payload(self) -> dict[str, Any]:
-        """As JSON has it; numbers that are not finite are null."""
+    def record(self) -> InstanceRecord:
+        """As a journal and JSON have it; a bound that is not finite is None."""
         a = self.answer
-        return {
-            "verdict": str(a.decision), "seconds": round(self.seconds, 3), "method": a.method, "reason": a.reason,
-            "arithmetic": a.arithmetic, "domains": a.domains, "bound": a.bound if math.isfinite(a.bound) else None,
-            "held_against": self.held_against,
-            "counterexample": None if self.counterexample is None else self.counterexample.text,
-        }  # fmt: skip
+        return InstanceRecord(
+            verdict=_VERDICTS[a.decision],
+            seconds=round(self.seconds, 3),
+            method=a.method,
+            reason=a.reason,
+            arithmetic=a.arithmetic,
+            domains=a.domains,
+            bound=a.bound if math.isfinite(a.bound) else None,
+            held_against=self.held_against,
+            counterexample=None if self.counterexample is None else self.counterexample.text,
+        )
 
 
 def decide(
@@ -123,7 +132,7 @@ def decide(
     if proof is not None:
         _provable(net, prop, effort)
     said = read_property(prop)
-    graph, against = _read(net, said, output)
+    graph, held_against = _read(net, said, output)
     queries = said.queries(graph)
     trees = None if proof is None else [Tree() for _ in queries]
     answer = verify(
@@ -132,10 +141,10 @@ def decide(
         deployed=None if effort.deployed is None else _DEPLOYED[effort.deployed],
         believed=lambda x: said.confirm(graph, x) is not None,
     )  # fmt: skip
-    found = None
+    counterexample = None
     if answer.decision is Decision.BROKEN:
-        found = None if answer.witness is None else said.confirm(graph, answer.witness)
-        if found is None:
+        counterexample = None if answer.witness is None else said.confirm(graph, answer.witness)
+        if counterexample is None:
             answer = replace(
                 answer, decision=Decision.UNKNOWN, reason="the witness breaks the property within rounding only"
             )
@@ -146,7 +155,7 @@ def decide(
         from holdfast.certifiers.verification import proof as proofs
 
         proofs.write(proof, net, prop, graph, queries, trees)
-    return Decided(answer, found, seconds, against)
+    return Decided(answer=answer, counterexample=counterexample, seconds=seconds, held_against=held_against)
 
 
 def _provable(net: Path | Graph | Unread, prop: Path, effort: Effort) -> None:
@@ -167,8 +176,8 @@ def _read(net: Path | Graph | Unread, said: Property, output: str | None) -> tup
     low, high = said.hull
     if isinstance(net, Unread):
         said.check(inputs=net.shape)
-        found = believed(net.module, torch.zeros(1, *net.shape), low.view(net.shape), high.view(net.shape))
-        return found.graph, found.held_against
+        captured = believed(net.module, torch.zeros(1, *net.shape), low.view(net.shape), high.view(net.shape))
+        return captured.graph, captured.held_against
     from holdfast.graph.onnx_truth import believe
 
     graph = network(net, said.inputs, output)
@@ -239,4 +248,5 @@ def _onnxruntime(net: Path, x: Tensor) -> Tensor | None:
         return None
     (entry,) = session.get_inputs()
     shape = [size if isinstance(size, int) and size > 0 else 1 for size in entry.shape]
-    return torch.from_numpy(session.run(None, {entry.name: x.reshape(shape).numpy().astype(KINDS[entry.type])})[0])
+    given = x.reshape(shape).numpy().astype(KINDS[entry.type])
+    return torch.as_tensor(session.run(None, {entry.name: given})[0])

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from typing_extensions import override
 
-from holdfast.core.files import read_json
 from holdfast.core.store import Store
+from holdfast.verification.record import SCHEMA_VERSION, InstanceRecord, parsed
 
-__all__ = ["Journal", "Payload"]
+__all__ = ["InstanceJournal"]
 
-Payload = dict[str, Any]
+_STAGE = "instance"
 
 
-class Journal(Store[Payload]):
+class InstanceJournal(Store[InstanceRecord]):
     """Decided instances by their number in the list."""
 
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = SCHEMA_VERSION
+    instead: ClassVar[str] = "verify the list again, into another --out"
 
     @override
-    def encode(self, record: Payload) -> str:
-        return json.dumps(record, sort_keys=True, allow_nan=False)
+    def encode(self, record: InstanceRecord) -> str:
+        return record.model_dump_json()
 
     @override
-    def decode(self, text: str) -> Payload:
-        return read_json(text)
+    def decode(self, text: str) -> InstanceRecord:
+        return parsed(text)
+
+    def instances(self) -> dict[int, InstanceRecord]:
+        """What is known, by number."""
+        return {number: record for (_, number), record in self.units().items()}
+
+    def enter(self, number: int, record: InstanceRecord) -> None:
+        """Enters an instance, durably.
+
+        Raises:
+            UsageError: the disk is full, or the file cannot be written.
+        """
+        self.write(_STAGE, number, record, record.seconds)
