@@ -12,7 +12,8 @@ from typing_extensions import override
 from holdfast.certifiers.bounds.cnn_cert import window_places
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.operation import Operation, node_size
-from holdfast.certifiers.propagation.operations.activations import MaxPool, PiecewiseLinear, Sigmoid, Tanh
+from holdfast.certifiers.propagation.operations.activations import PiecewiseLinear, Sigmoid, Tanh
+from holdfast.certifiers.propagation.operations.pool import MaxPool
 from holdfast.certifiers.propagation.propagation import Propagation, specification
 from holdfast.certifiers.propagation.region import Box, Region, gamma
 from holdfast.certifiers.proved import numbers

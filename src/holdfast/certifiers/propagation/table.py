@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from holdfast.certifiers.propagation.operation import (
-    Add,
-    Affine,
-    Concat,
-    Conv,
-    Linear,
-    Mean,
-    Operation,
-    Pad,
-    Permute,
-    Reshape,
-    Select,
-)
-from holdfast.certifiers.propagation.operations.activations import LeakyRelu, MaxPool, Sigmoid, Tanh
-from holdfast.certifiers.propagation.operations.curves import (
-    Abs,
-    Elu,
-    Erf,
-    Exp,
-    Gelu,
-    Log,
-    Power,
-    Reciprocal,
-    Sign,
-    Silu,
-    Softplus,
-    Sqrt,
-    Wave,
-)
-from holdfast.certifiers.propagation.operations.more import ConvTranspose, Embedding
+from holdfast.certifiers.propagation.operation import Operation
+from holdfast.certifiers.propagation.operations.activations import Abs, LeakyRelu, Sigmoid, Sign, Tanh
+from holdfast.certifiers.propagation.operations.curves import Erf, Exp, Log, Power, Reciprocal, Sqrt, Wave
+from holdfast.certifiers.propagation.operations.embedding import Embedding
+from holdfast.certifiers.propagation.operations.gates import Elu, Gelu, Silu, Softplus
+from holdfast.certifiers.propagation.operations.linear import Add, Affine, Conv, ConvTranspose, Linear, Mean
+from holdfast.certifiers.propagation.operations.pool import MaxPool
 from holdfast.certifiers.propagation.operations.products import MatMul, Mul
+from holdfast.certifiers.propagation.operations.shape import Concat, Pad, Permute, Reshape, Select
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.operations import definition

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.propagation.operation import Operation, Pull, entries_floor, samples_floor
+from holdfast.certifiers.propagation.operation import Operation, Pull
+from holdfast.certifiers.propagation.operations.floors import entries_floor, samples_floor
 from holdfast.certifiers.propagation.region import Box
 from holdfast.graph.model import Node
 

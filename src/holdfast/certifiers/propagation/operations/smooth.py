@@ -15,6 +15,7 @@ lines are infinite and prove nothing.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -26,9 +27,10 @@ from typing_extensions import override
 from holdfast.certifiers.propagation.operation import Operation, Pull
 from holdfast.certifiers.propagation.operations.activations import Lines, pull_lines
 from holdfast.certifiers.propagation.region import Box
+from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 
-__all__ = ["Contact", "Curve", "Side", "chord"]
+__all__ = ["Contact", "Curve", "Side", "check_finite", "chord"]
 
 _ROUNDS = 40  # of a bisection: as fine as a line can use
 _LARGEST = 1e150  # of ends, values and slopes: products of two of them do not overflow
@@ -293,3 +295,14 @@ def _between(c: float, low: Tensor, high: Tensor) -> Tensor:
 def _made_safe(low: Tensor, high: Tensor, defined: Tensor | None) -> tuple[Tensor, Tensor]:
     """The interval, or [1, 1] where f is not defined, so that nothing there spoils gradients."""
     return (low, high) if defined is None else (torch.where(defined, low, 1.0), torch.where(defined, high, 1.0))
+
+
+def check_finite(node: Node, name: str) -> None:
+    """Refuses an attribute that is no finite number.
+
+    Raises:
+        UnsupportedError: the message names it.
+    """
+    value = float(node.attributes[name])
+    if not math.isfinite(value):
+        raise UnsupportedError(f"'{node.op}' with {name} {value} has no bounds; all finite ones have")
