@@ -45,8 +45,8 @@ class Watched(nn.Module):
         if self.job is None:
             return
         for count, known in self.at.items():
-            known.copy_(torch.where(self.spent <= count, self.job.judge.distance, known))
-        self.spent = self.job.judge.ledger.queries.clone()
+            known.copy_(torch.where(self.spent <= count, self.job.archive.distance, known))
+        self.spent = self.job.search.ledger.queries.clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """The model's scores."""

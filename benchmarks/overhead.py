@@ -29,6 +29,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method, names
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.outcome import Outcome
 
 TARGET = 1.15
@@ -119,7 +120,7 @@ def measured(
     def job(asked: nn.Module) -> Outcome:
         # A surrogate that is the model itself: the judge is another object.
         judge = (lambda rows: asked(rows)) if card.access is Access.TRANSFER else None
-        return run(attack, problem, asked, judge=judge, first=False)
+        return run(attack, problem, asked, judge=judge, keep=Keep.NEAREST)
 
     watch = Watch(model)
     watch.asked = []

@@ -34,6 +34,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.ledger import Budget
 from holdfast.numerics.distance import between
 
@@ -86,7 +87,7 @@ def ours(norm: Norm, passes: int) -> dict[str, Job]:
         def job(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
             ball = LpBall.uniform(norm, float("inf"), len(x))
             problem = Problem.of(x, y, ball if eps is None else ball.with_eps(eps))
-            return run(attack, problem, model, first=False, budget=Budget(passes=share)).x
+            return run(attack, problem, model, keep=Keep.NEAREST, budget=Budget(passes=share)).x
 
         return job
 

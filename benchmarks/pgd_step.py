@@ -26,6 +26,7 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.outcome import Outcome
 
 STEPS = 40
 
@@ -43,7 +44,7 @@ def bare(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = STEPS)
         return model(z).argmax(1) != y
 
 
-def held(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = STEPS) -> engine.Outcome:
+def held(model: nn.Module, x: Tensor, y: Tensor, eps: float, steps: int = STEPS) -> Outcome:
     """PGD through the engine."""
     return engine.run(PGD(steps=steps), Problem.of(x, y, LpBall.uniform(Norm.LINF, eps, len(x))), model)
 
@@ -154,7 +155,7 @@ def main() -> None:
             goal = mark(ratio, target) if who == "holdfast" else ""
             cost = f"{1e3 * seconds / STEPS:.2f}"
             rows.append([f"{name} ({len(x)} samples)", f"{forward:.1f}", who, cost, f"{ratio:.3f}", goal])
-    # A model that costs next to nothing: what is left is the engine, the desk and the exact projection.
+    # A model that costs next to nothing: what is left is the engine, the archive and the exact projection.
     torch.manual_seed(0)
     x = chosen[0][2]
     light = nn.Sequential(nn.Flatten(), nn.Linear(x[0].numel(), 10)).eval()

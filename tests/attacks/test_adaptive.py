@@ -18,7 +18,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Goal, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 from holdfast.models import Bpda, Eot, FixedRandomness, InputTransform
 from holdfast.numerics.losses import OnFeatures, joint, joint_targeted, margin, pick_loss
@@ -66,23 +66,23 @@ class TestLosses:
             hidden, logits = features["1"], features["3"]  # type: ignore[index]
             return hidden.square().sum(1) - 2 * logits.gather(1, y.unsqueeze(1)).squeeze(1) + scores[:, 0]
 
-        desk = Desk(model, p, micro_batch=3)
-        asked = desk.gradient(p.x, p.rows, OnFeatures(value, ("1", "3")), p.y, p.target)
+        inquiry = Inquiry.of(model, p, micro_batch=3)
+        asked = inquiry.gradient(p.x, p.rows, OnFeatures(value, ("1", "3")), p.y, p.target)
         x = p.x.clone().requires_grad_()
         hidden = model[1](x.flatten(1))
         logits = model[3](hidden.tanh())
         expected = value(logits, {"1": hidden, "3": logits}, p.y, p.target)
         assert torch.allclose(asked.value, expected)
         assert torch.allclose(asked.grad, torch.autograd.grad(expected.sum(), x)[0])
-        assert desk.ledger.forwards.tolist() == desk.ledger.backwards.tolist() == [1] * 7
+        assert inquiry.ledger.forwards.tolist() == inquiry.ledger.backwards.tolist() == [1] * 7
         assert not model[1]._forward_hooks
 
     def test_it_reads_the_features_of_the_rows_that_are_answered(self):
         model, p = layered(), problem_of(4, 0.1)
-        desk = Desk(model, p, budget=Budget(passes=2))
+        inquiry = Inquiry.of(model, p, budget=Budget(passes=2))
         size = OnFeatures(lambda scores, features, y, target: features["1"].sum(1), ("1",))
-        desk.gradient(p.x[:2], p.rows[:2], size, p.y[:2], p.target[:2])
-        asked = desk.gradient(p.x, p.rows, size, p.y, p.target)
+        inquiry.gradient(p.x[:2], p.rows[:2], size, p.y[:2], p.target[:2])
+        asked = inquiry.gradient(p.x, p.rows, size, p.y, p.target)
         assert asked.answered.tolist() == [False, False, True, True]
         assert torch.allclose(asked.value[2:], model[1](p.x[2:].flatten(1)).sum(1))
 

@@ -26,7 +26,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.judge.asks import WhiteBoxAsk
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.oracles import WhiteBoxOracle
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import between, contains
@@ -225,8 +225,8 @@ def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[
 
     problem = Problem.of(x, model(x).argmax(1), ball)
     problem = replace(problem, draws=Draws(0, "test").of(problem.ids))
-    desk = Desk(noting, problem, clean=model(x))
-    ask = WhiteBoxOracle(desk).on(problem)
+    inquiry = Inquiry.of(noting, problem, clean=model(x))
+    ask = WhiteBoxOracle(inquiry).on(problem)
     state = attack.start(ask)
     for k in range(attack.iterations):
         state = replace(attack.step(ask, state), step=np.full(len(x), k + 1))
@@ -235,7 +235,7 @@ def test_asks_only_valid_values_of_a_gridded_set_and_still_moves(attack: Attack[
     assert all(bool(contains(ball, batch, x).all()) for batch in asked)
     # FGSM in 40 steps of half a grid step gets as far as in one.
     assert bool((between(Norm.LINF, asked[-1], x) > 19 / 255).all())
-    assert int(desk.found.sum()) > 3
+    assert int(inquiry.archive.found.sum()) > 3
 
 
 @pytest.mark.parametrize("steps", [1, 7])

@@ -17,7 +17,8 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
 from holdfast.testing.toys import Affine, affine_digits, digits, net
 
@@ -101,10 +102,10 @@ def test_tighten_finds_the_crossing_of_a_curved_margin():
 
     x, y = torch.zeros(1, 1, dtype=torch.float64), torch.tensor([0])
     problem = minimal(Norm.LINF, x, y)
-    desk = Desk(Curved(), problem, first=False)
+    inquiry = Inquiry.of(Curved(), problem, Keep.NEAREST)
     end = torch.ones(1, dtype=torch.float64)
-    tighten(desk.oracle(Access.WHITE_BOX).on(problem), lambda t: t.view(1, 1), end, torch.tensor([-0.973]), 20)
-    assert 0.3 <= desk.distance.item() < 0.35
+    tighten(inquiry.oracle(Access.WHITE_BOX).on(problem), lambda t: t.view(1, 1), end, torch.tensor([-0.973]), 20)
+    assert 0.3 <= inquiry.archive.distance.item() < 0.35
 
 
 def test_deepfool_takes_the_overshoot_out_of_the_distance():
@@ -126,7 +127,7 @@ def test_deepfool_costs_a_few_passes():
 def test_fab_t_costs_two_forwards_and_one_backward_a_step():
     x, y = digits(8)
     ball = LpBall.uniform(Norm.LINF, 1e-4, 8, dtype=x.dtype)  # out of reach, so that nobody leaves early
-    out = run(FABT(steps=20), Problem.of(x, y, ball), net(), first=True)
+    out = run(FABT(steps=20), Problem.of(x, y, ball), net(), keep=Keep.FIRST)
     open_ = ~out.found
     assert (out.ledger.backwards[open_] == 9 * 20).all()
     assert (out.ledger.forwards[open_] <= 1 + 9 * (2 * 20 + 3)).all()
@@ -147,7 +148,7 @@ def test_within_a_budget_fab_breaks_what_its_least_distances_say(kind):
     x, y = digits(30)
     free = run(kind(), minimal(Norm.LINF, x, y), net())
     eps = float(free.distance.median())
-    held = run(kind(), Problem.of(x, y, LpBall.uniform(Norm.LINF, eps, 30, dtype=x.dtype)), net(), first=True)
+    held = run(kind(), Problem.of(x, y, LpBall.uniform(Norm.LINF, eps, 30, dtype=x.dtype)), net(), keep=Keep.FIRST)
     assert torch.equal(held.found, free.distance <= eps)
     assert held.ledger.forwards.sum() < free.ledger.forwards.sum()
 

@@ -17,7 +17,8 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 from holdfast.testing.toys import Affine, digits, net
 
@@ -83,7 +84,7 @@ def test_the_estimate_nears_the_true_normal():
     x = torch.zeros(1, 32, dtype=torch.float64)
     problem, angles = drawn(free(Norm.L2, x), "geoda"), []
     for count in (50, 500, 20_000):
-        ask = Desk(model, problem, first=False).oracle(Access.HARD_LABEL).on(problem)
+        ask = Inquiry.of(model, problem, Keep.NEAREST).oracle(Access.HARD_LABEL).on(problem)
         normal, blocks = mean_direction(
             ask, x, np.array([count]), torch.tensor([1e-3]).double(), GeoDA()._directions, np.zeros(1, int)
         )
@@ -97,8 +98,8 @@ def test_the_estimates_of_geoda_grow_and_spend_what_is_left():
     x = torch.zeros(1, 16, dtype=torch.float64)
     problem, attack = drawn(free(Norm.L2, x), "geoda"), GeoDA(queries=6000, ratio=0.6, each=600, fewest=1)
     model, _ = plane(16, 0.7)
-    desk = Desk(model, problem, first=False, budget=attack.budget)
-    ask, counts = desk.oracle(Access.HARD_LABEL).on(problem), []
+    inquiry = Inquiry.of(model, problem, Keep.NEAREST, budget=attack.budget)
+    ask, counts = inquiry.oracle(Access.HARD_LABEL).on(problem), []
     state = attack.start(ask)
     for k in range(attack.iterations):
         state.step[:] = k
@@ -135,7 +136,9 @@ def test_step_sizes_follow_the_rates(always, grows):
     state = BoundaryState.at(
         x + 1, sideways=size, inward=size, asked=none, held=none, over=torch.zeros(2, dtype=torch.bool)
     )
-    ask = Desk(Constant(), problem, first=False, budget=Budget(queries=1000)).oracle(Access.HARD_LABEL).on(problem)
+    ask = (
+        Inquiry.of(Constant(), problem, Keep.NEAREST, budget=Budget(queries=1000)).oracle(Access.HARD_LABEL).on(problem)
+    )
     for k in range(attack.window * attack.every):
         state.step[:] = k
         state = attack.step(ask, state)

@@ -16,7 +16,8 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import contains, difference, distance
 from holdfast.testing.toys import Affine, Counting, affine_digits, digits, net
@@ -39,17 +40,17 @@ def plane(norm, n=3):
     ball = LpBall.uniform(norm, 1.0, n, -50.0, 50.0, dtype=torch.float64).unbounded()
     problem = Problem.of(x, torch.zeros(n, dtype=torch.int64), ball)
     problem = replace(problem, draws=Draws(0, "test").of(problem.ids))
-    desk = Desk(model, problem, first=False)
+    inquiry = Inquiry.of(model, problem, Keep.NEAREST)
     unit = w.sign() * numbers(2, n, D).abs()
     unit = unit / distance(norm, unit).view(-1, 1)
-    return w, problem, desk, unit, (2.0 - x @ w) / (unit @ w)
+    return w, problem, inquiry, unit, (2.0 - x @ w) / (unit @ w)
 
 
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
 @pytest.mark.parametrize("off", [0.6, 0.999, 1.001, 1.7])
 def test_g_is_the_closed_form_on_a_plane(norm, off):
-    _, problem, desk, unit, g = plane(norm)
-    ask = desk.oracle(Access.HARD_LABEL).on(problem)
+    _, problem, inquiry, unit, g = plane(norm)
+    ask = inquiry.oracle(Access.HARD_LABEL).on(problem)
     low, high = bracket(ask, unit, off * g, 0.01 * g, outward=True)
     assert (low < g).all()
     assert (high >= g).all()
@@ -60,52 +61,52 @@ def test_g_is_the_closed_form_on_a_plane(norm, off):
 
 
 def test_a_guess_that_is_not_adversarial_costs_one_query_inward():
-    _, problem, desk, unit, g = plane(Norm.L2)
-    low, high = bracket(desk.oracle(Access.HARD_LABEL).on(problem), unit, 0.9 * g, 0.01 * g, outward=False)
+    _, problem, inquiry, unit, g = plane(Norm.L2)
+    low, high = bracket(inquiry.oracle(Access.HARD_LABEL).on(problem), unit, 0.9 * g, 0.01 * g, outward=False)
     assert high.isinf().all()
     assert torch.equal(low, 0.9 * g)
-    assert desk.ledger.queries.tolist() == [1, 1, 1]
+    assert inquiry.ledger.queries.tolist() == [1, 1, 1]
 
 
 def test_each_sample_asks_what_its_own_interval_needs():
-    _, problem, desk, unit, g = plane(Norm.L2)
+    _, problem, inquiry, unit, g = plane(Norm.L2)
     low = g - torch.tensor([0.5, 0.1, 0.1]).double()
     high = g + torch.tensor([0.5, 0.1, float("inf")]).double()
-    narrow(desk.oracle(Access.HARD_LABEL).on(problem), unit, low, high, torch.tensor([1 / 64, 0.11, 0.01]).double())
-    assert desk.ledger.queries.tolist() == [6, 1, 0]
+    narrow(inquiry.oracle(Access.HARD_LABEL).on(problem), unit, low, high, torch.tensor([1 / 64, 0.11, 0.01]).double())
+    assert inquiry.ledger.queries.tolist() == [6, 1, 0]
 
 
 @pytest.mark.parametrize("norm", [Norm.L2, Norm.LINF])
 def test_a_label_is_the_sign_of_the_derivative_of_g(norm):
-    w, problem, desk, unit, g = plane(norm)
+    w, problem, inquiry, unit, g = plane(norm)
     turn = torch.full_like(g, 1e-3)
-    ask, agree = desk.oracle(Access.HARD_LABEL).on(problem), []
+    ask, agree = inquiry.oracle(Access.HARD_LABEL).on(problem), []
     for k in range(40):
         new = turned(problem, unit, g, numbers(k + 10, *unit.shape), turn)
         falls = new @ w - unit @ w  # g = gap / <w, unit>
         agree.append(SignOPT().weigh(ask, new, g, turn) == falls.sign())
     assert torch.stack(agree).all()
-    assert desk.ledger.queries.tolist() == [40] * 3
+    assert inquiry.ledger.queries.tolist() == [40] * 3
 
 
 def test_a_measured_distance_is_the_difference_of_g():
-    w, problem, desk, unit, g = plane(Norm.L2)
+    w, problem, inquiry, unit, g = plane(Norm.L2)
     turn = torch.full_like(g, 1e-3)
     new = turned(problem, unit, g, numbers(5, *unit.shape), turn)
-    gain = OPT().weigh(desk.oracle(Access.HARD_LABEL).on(problem), new, g, turn)
+    gain = OPT().weigh(inquiry.oracle(Access.HARD_LABEL).on(problem), new, g, turn)
     true = (g - (2.0 - problem.x @ w) / (new @ w)) / (g * turn)
     assert (gain - true).abs().max() <= 2 / 500
 
 
 @pytest.mark.parametrize(("kind", "directions"), [(OPT, 400), (SignOPT, 4000)])
 def test_the_estimate_approaches_the_gradient_of_g(kind, directions):
-    w, problem, desk, unit, g = plane(Norm.L2)
+    w, problem, inquiry, unit, g = plane(Norm.L2)
     # g's gradient on the sphere is along w, less its part along the direction itself.
     true = w - (unit @ w).view(-1, 1) * unit
     angles = []
     for count in (directions // 16, directions):
         attack = kind(directions=count, queries=10**6)
-        ask = desk.oracle(Access.HARD_LABEL).on(problem)
+        ask = inquiry.oracle(Access.HARD_LABEL).on(problem)
         state = replace(attack.start(ask), x=way(problem, unit, g * (1 + 1e-9)))
         better = attack.estimate(ask, state, g, np.full(3, count))
         angles.append(torch.nn.functional.cosine_similarity(better, true))
@@ -190,7 +191,7 @@ def test_rays_flips_ever_smaller_blocks_of_the_free_features():
     ball = LpBall.uniform(Norm.LINF, 1.0, 1, mask=mask)
     problem = Problem.of(torch.full((1, 6), 0.5), torch.tensor([0]), ball)
     model = Affine(torch.zeros(2, 6), torch.tensor([1.0, 0.0]))
-    state = RayS().start(Desk(model, problem).oracle(Access.HARD_LABEL).on(problem))
+    state = RayS().start(Inquiry.of(model, problem).oracle(Access.HARD_LABEL).on(problem))
     seen = []
     for _ in range(12):
         sign, last, level, block = _flip(state)

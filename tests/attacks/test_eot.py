@@ -13,6 +13,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.fingerprint import fingerprint
 from holdfast.testing.toys import digits, net
@@ -46,13 +47,13 @@ class TestGradient:
     def test_one_draw_of_a_model_without_chance_is_pgd(self, norm, loss):
         problem = problem_of(eps={Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}[norm], norm=norm)
         same = {"steps": 9, "loss": loss, "random_start": False}
-        ours, theirs = (run(a, problem, net(), first=False) for a in (EotPGD(draws=1, **same), PGD(**same)))
+        ours, theirs = (run(a, problem, net(), keep=Keep.NEAREST) for a in (EotPGD(draws=1, **same), PGD(**same)))
         assert torch.equal(ours.x, theirs.x)
         assert torch.equal(ours.ledger.forwards, theirs.ledger.forwards)
 
     def test_many_draws_of_a_model_without_chance_are_pgd_at_their_price(self):
         problem, same = problem_of(), {"steps": 5, "loss": "margin", "random_start": False}
-        ours, theirs = (run(a, problem, net(), first=False) for a in (EotPGD(draws=4, **same), PGD(**same)))
+        ours, theirs = (run(a, problem, net(), keep=Keep.NEAREST) for a in (EotPGD(draws=4, **same), PGD(**same)))
         assert torch.allclose(ours.x, theirs.x, atol=1e-9)
         assert torch.equal(ours.ledger.forwards, 4 * theirs.ledger.forwards)
 
@@ -63,7 +64,7 @@ class TestGradient:
         spread = {}
         for draws in (1, 4, 16):
             attack = EotPGD(draws=draws, random_start=False)
-            job = Run(attack, problem, Noisy(), first=False)
+            job = Run(attack, problem, Noisy(), keep=Keep.NEAREST)
             with torch.random.fork_rng():
                 torch.manual_seed(3)
                 ask = job.oracle.on(job.problem)

@@ -12,6 +12,7 @@ from holdfast.core.errors import ModelError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.archive import Keep
 from holdfast.models.kernel_svm import KernelSVM
 from holdfast.testing.toys import affine_digits, digits, net
 
@@ -55,8 +56,8 @@ def test_the_gradient_of_the_density():
     assert torch.allclose(ours, grad)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_mimicry_leads_to_where_the_class_is_dense(first):
+@pytest.mark.parametrize("keep", [Keep.FIRST, Keep.NEAREST])
+def test_mimicry_leads_to_where_the_class_is_dense(keep):
     x, y = two_classes()
     machine = KernelSVM(SVC(gamma=0.05).fit(x.flatten(1).numpy(), y.numpy()))
     reference = x[y == 1][:60]
@@ -66,7 +67,7 @@ def test_mimicry_leads_to_where_the_class_is_dense(first):
     found = []
     for mimicry in (0.0, 20.0):
         attack = GradientEvasion(steps=60, mimicry=mimicry, reference=reference, width=1.0)
-        out = run(attack, problem, machine, first=first)
+        out = run(attack, problem, machine, keep=keep)
         assert out.found.all()
         found.append(density(out.x, reference, width)[0])
     assert (found[1] > found[0]).double().mean() >= 0.8

@@ -13,7 +13,8 @@ from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
 from holdfast.testing.toys import Affine, affine_digits, digits, net
 
@@ -31,7 +32,7 @@ def test_the_angle_to_the_true_normal_falls():
     problem = Problem(**{**vars(problem), "draws": Draws(0, "hopskipjump").of(problem.ids)})
     attack, angles = HopSkipJump(), []
     for count in (50, 500, 20_000):
-        ask = Desk(model, problem, first=False).oracle(Access.HARD_LABEL).on(problem)
+        ask = Inquiry.of(model, problem, Keep.NEAREST).oracle(Access.HARD_LABEL).on(problem)
         state = HopSkipJumpState.at(x, over=torch.zeros(1, dtype=torch.bool), blocks=np.zeros(1, dtype=np.int64))
         normal, blocks = attack._normal(ask, state, np.array([count]), torch.tensor([1e-3]).double())
         assert blocks[0] == -(-count // 64)

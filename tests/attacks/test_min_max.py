@@ -1,4 +1,4 @@
-"""Min-max over domains: the simplex, one domain, the worst domain; and how desk and referee judge domains."""
+"""Min-max over domains: the simplex, one domain, the worst domain; and how archive and referee judge domains."""
 
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Goal, Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.domains import Domains
 from holdfast.numerics.project import project_on_simplex
@@ -62,9 +63,9 @@ class TestOneDomain:
     def test_it_is_pgd(self, norm):
         problem = problem_of(eps={Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}[norm], norm=norm)
         same = {"steps": 9, "loss": "margin", "random_start": False}
-        theirs = run(PGD(**same), problem, net(), first=False)
+        theirs = run(PGD(**same), problem, net(), keep=Keep.NEAREST)
         for model, criterion in ((net(), Misclassified()), (Domains([net()]), AllOf(Misclassified()))):
-            ours = run(MinMax(**same), replace(problem, criterion=criterion), model, first=False)
+            ours = run(MinMax(**same), replace(problem, criterion=criterion), model, keep=Keep.NEAREST)
             assert torch.equal(ours.x, theirs.x)
             assert torch.equal(ours.distance, theirs.distance)
 
@@ -101,7 +102,7 @@ class TestDomains:
         problem = Problem.of(
             x, y, LpBall.uniform(Norm.L2, 0.3, 3, dtype=torch.float64), criterion=AllOf(Misclassified())
         )
-        job = Run(MinMax(random_start=False), problem, Domains(easy_and_hard()), first=False)
+        job = Run(MinMax(random_start=False), problem, Domains(easy_and_hard()), keep=Keep.NEAREST)
         job.advance(30)
         weight = job._state.weight
         assert torch.allclose(weight.sum(1), torch.ones(3).double())

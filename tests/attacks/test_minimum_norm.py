@@ -125,8 +125,8 @@ def test_a_start_asks_only_for_samples_that_need_one():
     point, started = adversarial_start(job.oracle.on(job.problem))
     assert started.all()
     assert (point[0] == 0.9).all()
-    assert job.desk.ledger.forwards[0] == 1
-    assert job.desk.ledger.forwards[1] > 1
+    assert job.search.ledger.forwards[0] == 1
+    assert job.search.ledger.forwards[1] > 1
 
 
 @pytest.mark.parametrize("norm", list(Norm))
@@ -135,12 +135,12 @@ def test_the_walk_back_shortens_and_stays_in_the_set(norm):
     job = Run(FMN(), minimal(norm, x, y), net())
     net().eval()
     adversarial_start(job.oracle.on(job.problem))
-    before = job.desk.distance.clone()
+    before = job.archive.distance.clone()
     finish(job.oracle.on(job.problem), 12)
     net().train()
-    after = job.desk.distance
+    after = job.archive.distance
     assert after.isfinite().all()
-    assert contains(job.problem.set, job.desk.witness, x).all()
+    assert contains(job.problem.set, job.archive.witness, x).all()
     assert (after <= before).all()
     assert after.median() < 0.6 * before.median()
 

@@ -22,7 +22,8 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
 from holdfast.testing.toys import Affine, affine_digits, digits, net
 
@@ -105,7 +106,7 @@ def test_the_search_brackets_the_weight():
 def test_the_hinge_is_that_of_the_paper(target):
     scores = torch.tensor([[-5.0, -7.0, -9.0], [1.0, 3.0, 2.0]])  # negative logits: a mask of 0 would win
     p = boundless(Norm.L2, scores, torch.tensor([0, 1]), target)
-    f = hinge(Desk(lambda x: x, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
+    f = hinge(Inquiry.of(lambda x: x, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
     expected = [2.5, 1.5] if target is None else [4.5, 2.5]
     assert f.value.tolist() == expected
 
@@ -194,7 +195,7 @@ def test_lbfgs_finds_the_minimum_that_scipy_finds():
     two = Affine(model.weight.detach()[[0, 1]], model.bias.detach()[[0, 1]])
     y = two(x).argmax(1)
     problem, attack = free(Norm.L2, x, y), LBFGS(steps=400, searches=1, c=0.3)
-    ask = Desk(two, problem, first=False).oracle(Access.WHITE_BOX).on(problem)
+    ask = Inquiry.of(two, problem, Keep.NEAREST).oracle(Access.WHITE_BOX).on(problem)
     state = attack.start(ask)
     for _ in range(60):
         state = attack.step(ask, state)
@@ -242,7 +243,7 @@ def test_nearer_than_deepfool_on_a_network():
 def test_confidence_is_kept_for_transfer():
     (x, y), model = digits(6), affine_digits()
     problem, attack = free(Norm.L2, x, y), CarliniWagner(kappa=2.0, steps=100)
-    ask = Desk(model, problem, first=False).oracle(Access.WHITE_BOX).on(problem)
+    ask = Inquiry.of(model, problem, Keep.NEAREST).oracle(Access.WHITE_BOX).on(problem)
     state = attack.start(ask)
     for _ in range(300):
         state = attack.step(ask, state)

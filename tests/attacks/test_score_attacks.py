@@ -24,7 +24,8 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.distance import contains
 from holdfast.numerics.project import linf_bounds
 from holdfast.numerics.zeroth import Coordinates
@@ -99,7 +100,7 @@ def test_asks_only_points_of_the_box_and_the_grid(
         asked.append(batch)
         return model(batch)
 
-    run(attack, problem, noting, clean=model(x).detach(), first=False)
+    run(attack, problem, noting, clean=model(x).detach(), keep=Keep.NEAREST)
     every = torch.cat(asked)
     many = np.zeros(len(every), dtype=np.int64)
     free = problem.select(many).set.unbounded()
@@ -173,8 +174,8 @@ def test_zoo_grows_its_space_alike_for_every_slot() -> None:
     assert set(levels.tolist()) == {0, 1, 2}
     assert bool((np.diff(levels) >= 0).all())
     problem = Problem.of(x, y, ball(Norm.L2, float("inf"), 5))
-    whole = run(attack, problem, model, first=False)
-    single = run(attack, problem, model, first=False, settings=Settings(slots=2))
+    whole = run(attack, problem, model, keep=Keep.NEAREST)
+    single = run(attack, problem, model, keep=Keep.NEAREST, settings=Settings(slots=2))
     assert bool(whole.found.any())
     torch.testing.assert_close(whole.distance, single.distance, rtol=1e-9, atol=1e-9)
 
@@ -225,7 +226,7 @@ def test_eps_counts_features_and_buys_pixels() -> None:
     problem = Problem.of(x, y, ball(Norm.L0, 1.0, 4).with_eps(eps))
     assert OnePixel()._pixels(problem).tolist() == [0, 0, 1, 2]
     assert OnePixel(pixels=1)._pixels(problem).tolist() == [0, 0, 1, 1]
-    out = run(OnePixel(queries=300), problem, model, first=False)
+    out = run(OnePixel(queries=300), problem, model, keep=Keep.NEAREST)
     assert not bool(out.found[:2].any())
     assert bool((out.distance[out.found] <= eps[out.found]).all())
 
@@ -280,7 +281,7 @@ def test_low_frequencies_come_first_and_none_twice() -> None:
     model = model_of((2, 8, 8))
     x, y = points(model, (2, 8, 8), 2)
     problem = bound(Problem.of(x, y, ball(Norm.L2, 1.0, 2)), "simba")
-    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
+    ask: Any = Inquiry.of(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = SimBA()
     order = attack.start(ask).order.long()
     assert bool((order.sort(1).values == torch.arange(128)).all())
@@ -316,7 +317,7 @@ def test_spsa_follows_adam_on_a_linear_model() -> None:
     x = torch.full((2, 4), 0.5).double()
     y = model(x).argmax(1)
     problem = bound(Problem.of(x, y, ball(Norm.LINF, 0.1, 2)), "spsa")
-    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
+    ask: Any = Inquiry.of(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = SPSA(queries=100_000, directions=400, rate=0.25)
     state = attack.step(ask, attack.start(ask))
     way = (model.weight[1 - y] - model.weight[y]).sign()
@@ -342,7 +343,7 @@ def test_the_prior_of_bandits_turns_to_the_gradient(norm: Norm) -> None:
     x = torch.full((3, 20), 0.5).double()
     y = model(x).argmax(1)
     problem = bound(Problem.of(x, y, ball(norm, 1e-3, 3)), "bandits")
-    ask: Any = Desk(model, problem).oracle(Access.SOFT_LABEL).on(problem)
+    ask: Any = Inquiry.of(model, problem).oracle(Access.SOFT_LABEL).on(problem)
     attack = Bandits(queries=2000)
     state = attack.start(ask)
     for k in range(200):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 
 
@@ -47,7 +48,7 @@ def _problem(grid: Fraction | None = None) -> Problem:
 )
 def test_an_ask_has_no_method_beyond_its_access(access: Access, has: tuple[str, ...], lacks: tuple[str, ...]) -> None:
     p = _problem()
-    ask = Desk(Seen(), p).oracle(access).on(p)
+    ask = Inquiry.of(Seen(), p).oracle(access).on(p)
     for one in (ask, ask.at(np.array([1])), ask.as_given):
         assert all(hasattr(one, name) for name in has)
         assert not any(hasattr(one, name) for name in lacks)
@@ -55,12 +56,12 @@ def test_an_ask_has_no_method_beyond_its_access(access: Access, has: tuple[str, 
 
 def test_several_points_a_sample_are_answered_as_if_each_were_asked_alone() -> None:
     p = _problem()
-    desk = Desk(Seen(), p, first=False)
-    ask = desk.oracle(Access.WHITE_BOX).on(p)
+    inquiry = Inquiry.of(Seen(), p, Keep.NEAREST)
+    ask = inquiry.oracle(Access.WHITE_BOX).on(p)
     points = torch.rand(3, 4, 2, generator=torch.Generator().manual_seed(0))
     many, scored, labelled = ask.gradient(points), ask.scores(points), ask.labels(points)
-    assert desk.ledger.forwards.tolist() == [12, 12, 12]
-    assert desk.ledger.backwards.tolist() == [4, 4, 4]
+    assert inquiry.ledger.forwards.tolist() == [12, 12, 12]
+    assert inquiry.ledger.backwards.tolist() == [4, 4, 4]
     for j in range(4):
         one = ask.gradient(points[:, j])
         for name in ("x", "scores", "value", "grad", "adversarial", "margin", "unsure", "answered"):
@@ -71,7 +72,7 @@ def test_several_points_a_sample_are_answered_as_if_each_were_asked_alone() -> N
 
 def test_an_ask_at_some_rows_is_about_those_samples_whatever_their_order() -> None:
     p = _problem()
-    ask = Desk(Seen(), p, first=False).oracle(Access.SOFT_LABEL).on(p)
+    ask = Inquiry.of(Seen(), p, Keep.NEAREST).oracle(Access.SOFT_LABEL).on(p)
     points = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     some = ask.at(np.array([2, 1, 1, 0]))  # labels 0, 1, 1, 0
     assert some.adversarial(points).tolist() == [True, False, True, False]
@@ -80,7 +81,7 @@ def test_an_ask_at_some_rows_is_about_those_samples_whatever_their_order() -> No
 
 def test_points_without_an_answer_are_never_adversarial_and_have_no_loss() -> None:
     p = _problem()
-    ask = Desk(Seen(), p, first=False, budget=Budget(queries=3)).oracle(Access.SOFT_LABEL).on(p)
+    ask = Inquiry.of(Seen(), p, Keep.NEAREST, budget=Budget(queries=3)).oracle(Access.SOFT_LABEL).on(p)
     points = torch.tensor([[0.0, 1.0]] * 4).expand(3, 4, 2)
     answer = ask.scores(points)
     assert answer.answered.sum(1).tolist() == [3, 3, 3]
@@ -92,7 +93,7 @@ def test_points_without_an_answer_are_never_adversarial_and_have_no_loss() -> No
 
 def test_the_model_is_only_shown_valid_points_unless_the_grid_is_left_out_by_name() -> None:
     model, p = Seen(), _problem(Fraction(1, 4))
-    ask = Desk(model, p, first=False).oracle(Access.WHITE_BOX).on(p)
+    ask = Inquiry.of(model, p, Keep.NEAREST).oracle(Access.WHITE_BOX).on(p)
     off = p.x + torch.tensor([-0.3, 0.3])
     off = off.clamp(0, 1)
     asked = ask.gradient(off).x
@@ -109,7 +110,7 @@ def test_the_model_is_only_shown_valid_points_unless_the_grid_is_left_out_by_nam
 
 def test_a_loss_reads_what_belongs_to_each_sample_and_may_head_for_another_target() -> None:
     p = _problem()
-    ask = Desk(Seen(), p, first=False, micro_batch=100).oracle(Access.WHITE_BOX).on(p)
+    ask = Inquiry.of(Seen(), p, Keep.NEAREST, micro_batch=100).oracle(Access.WHITE_BOX).on(p)
     read: list[list[float]] = []
 
     def loss(scores: Tensor, y: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 from holdfast.judge.units import ScoreUnits
 from holdfast.testing.toys import digits, net
@@ -38,9 +38,9 @@ def problem_of(norm=Norm.LINF, eps=0.2, dtype=torch.float64, **more):
     return Problem.of(x, y, LpBall.uniform(norm, eps, N, dtype=dtype), **more)
 
 
-def oracle_of(model, problem, access=Access.WHITE_BOX, **more):
-    desk = Desk(model.eval(), problem, scales=True, **more)
-    return desk, desk.oracle(access)
+def oracle_of(model, problem, access=Access.WHITE_BOX, top_k=None, **more):
+    inquiry = Inquiry.of(model.eval(), problem, units=ScoreUnits(problem, top_k), **more)
+    return inquiry, inquiry.oracle(access)
 
 
 def told(model, problem, **more):
@@ -84,7 +84,7 @@ def test_gradients_and_jacobians_are_those_of_what_is_told():
     problem = problem_of()
     y = problem.y.unsqueeze(1)
     for model in (times(2.0**-20), times(2.0**20)):
-        desk, oracle = oracle_of(model, problem)
+        inquiry, oracle = oracle_of(model, problem)
         oracle.clean(problem.rows)
         scores, _ = oracle.logits(problem.x, problem.rows)
         g = oracle.gradient(problem.x, problem.rows, lambda s, y: s.gather(1, y).squeeze(1), y)
@@ -98,7 +98,7 @@ def test_gradients_and_jacobians_are_those_of_what_is_told():
         assert torch.allclose((g.grad * step).flatten(1).sum(1), change, rtol=1e-3)
         real = model(problem.x).detach()
         assert torch.equal(
-            desk.low_margin <= problem.criterion.margin(real, problem.y, problem.target), torch.ones(N) > 0
+            inquiry.archive.low_margin <= problem.criterion.margin(real, problem.y, problem.target), torch.ones(N) > 0
         )
     net().train()
 
@@ -151,7 +151,7 @@ class _Confident(method("pgd")):
 def test_a_confidence_is_in_the_logits_of_the_model():
     job = Run(_Confident(), problem_of(), times(2.0**-20))
     job.advance()
-    assert job.desk.units.plain
+    assert job.search.units.plain
     assert not (job.outcome().distance > 0).logical_and(job.outcome().found).any()
 
 
@@ -161,11 +161,11 @@ def test_the_first_answer_sets_the_unit_whatever_the_batches():
     rows = torch.cat([problem.rows, problem.rows.flip(0)])
     known = []
     for batch in (1, 5, 12):
-        desk, oracle = oracle_of(times(2.0**-18), problem, micro_batch=batch)
+        inquiry, oracle = oracle_of(times(2.0**-18), problem, micro_batch=batch)
         oracle.logits(away, rows)
         oracle.gradient(away.flip(0), rows.flip(0), lambda s: s.sum(1))
-        known.append(desk.units.known)
-        assert not desk.units.open
+        known.append(inquiry.units.known)
+        assert not inquiry.units.open
     net().train()
     clean, oracle = oracle_of(times(2.0**-18), problem)
     oracle.clean(problem.rows)

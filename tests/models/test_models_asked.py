@@ -18,7 +18,7 @@ from holdfast.core.errors import ModelError, UnsafeFileError, UnsupportedError, 
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.models import FromSklearn, open_model
 from holdfast.models.queries_only import answers_gradients
 from holdfast.models.wrap import Normalisation
@@ -195,7 +195,7 @@ class TestOnnx:
         x = torch.from_numpy(X[:2])
         problem = Problem.of(x, torch.tensor([0, 1]), LpBall.uniform(Norm.LINF, 0.1, 2))
         with pytest.raises(UnsupportedError, match="answers queries only"):
-            Desk(module, problem).oracle(Access.WHITE_BOX)
+            Inquiry.of(module, problem).oracle(Access.WHITE_BOX)
 
 
 ESTIMATORS = {

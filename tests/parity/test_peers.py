@@ -16,6 +16,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.ledger import Budget
 from holdfast.numerics.distance import between
 from holdfast.testing.toys import digits, net
@@ -64,7 +65,7 @@ def samples(model: nn.Module) -> tuple[Tensor, Tensor]:
 
 def ours(model: nn.Module, x: Tensor, y: Tensor, norm: Norm, name: str) -> float:
     problem = Problem.of(x, y, LpBall.uniform(norm, float("inf"), len(x)))
-    out = run(method(name)().within(2 * STEPS), problem, model, budget=Budget(passes=2 * STEPS + 2), first=False)
+    out = run(method(name)().within(2 * STEPS), problem, model, budget=Budget(passes=2 * STEPS + 2), keep=Keep.NEAREST)
     return float(out.distance.median())
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from holdfast.attacks.semantic import SemanticAttack
     from holdfast.attacks.shared import SharedAttack
     from holdfast.core.problem import Problem
-    from holdfast.judge.desk import Model
+    from holdfast.judge.asking import Model
     from holdfast.judge.outcome import Outcome
     from holdfast.session.session import Session
     from holdfast.session.spec import DataLike, ModelLike, ModelSpec

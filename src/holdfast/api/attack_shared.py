@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from holdfast.attacks.shared import Artefact, Evaluation, Fit, SharedAttack
     from holdfast.core.cost import Cost
     from holdfast.core.problem import Problem
-    from holdfast.judge.desk import Model
+    from holdfast.judge.asking import Model
     from holdfast.session.session import Session
 
 __all__ = ["SharedAttackResult", "run_shared_attack"]

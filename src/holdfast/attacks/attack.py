@@ -68,7 +68,7 @@ class Attack(ABC, Generic[A_contra, S]):
     """An attack is a frozen dataclass of its parameters with the paper's loop in `start` and `step`; the engine owns
     everything else: who is in the batch, what is settled, budgets, restarts, witnesses.
 
-    An attack never says that it succeeded: the desk keeps the best feasible row it asked, the referee judges it anew.
+    An attack never says that it succeeded: the archive keeps the best feasible row it asked, the referee judges it anew.
     """
 
     card: ClassVar[Card]
@@ -120,7 +120,7 @@ class Attack(ABC, Generic[A_contra, S]):
 
     @property
     def passes(self) -> int:
-        """Forwards and backwards that a sample costs at most over all rounds, nearly; the desk counts exactly.
+        """Forwards and backwards that a sample costs at most over all rounds, nearly; the ledger counts exactly.
 
         Attacks whose step asks more than one gradient override it.
         """

@@ -2,15 +2,16 @@
 
 A sample leaves its slot once it is settled: at its first witness under the budget formulation, when its own steps are up
 under the others, and always when its budget is spent. Others take the slot. Whether a settled sample is noticed at once or
-a few steps later changes nothing: the desk neither charges nor records what is asked for it in between.
+a few steps later changes nothing: what is asked for it in between is neither charged nor kept.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import partial
+from typing import Any, ParamSpec
 
 import numpy as np
 import torch
@@ -19,18 +20,24 @@ from torch import Tensor
 from holdfast.attacks.attack import Attack, State
 from holdfast.core.arrays import outside_inference_mode
 from holdfast.core.draws import Draws
+from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Formulation
-from holdfast.judge.desk import Desk, Model
+from holdfast.judge.archive import Archive, Keep, VotingArchive
+from holdfast.judge.asking import Model
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
+from holdfast.judge.oracles import HardLabelOracle
 from holdfast.judge.outcome import Outcome
+from holdfast.judge.serving import Served
+from holdfast.judge.units import ScoreUnits
 from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["Run", "Settings", "run"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How the engine works; results do not depend on it but for rounding.
 
@@ -53,114 +60,158 @@ class Settings:
 Progress = Callable[[int, int], None]
 
 
+@dataclass(eq=False)
 class Run:
-    """One attack on one chunk, which can be interrupted between two steps and continued."""
+    """One attack on one chunk, which can be interrupted between two steps and continued.
 
-    def __init__(
-        self,
-        attack: Attack[Any, Any],
-        problem: Problem,
-        model: Model,
-        *,
-        judge: Model | None = None,
-        seed: int = 0,
-        budget: Budget | None = None,
-        first: bool | None = None,
-        top_k: int | None = None,
-        clean: Tensor | None = None,
-        settings: Settings | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        """Prepares a run; see `run` for the arguments."""
+    Attributes:
+        attack: the method with its parameters.
+        problem: the samples; their sets say where a witness may lie. Here in the attack's units, and with draws.
+        model: x (m, \\*features) -> scores (m, K); what the attack searches on.
+        judge: the attacked model, where it is another one (transfer): it is asked once a sample and round.
+        seed: keys all draws.
+        budget: the most that may be asked for one sample, beside the attack's own limit.
+        keep: which witness is kept, and whether a first one settles its sample; None: what the attack's formulation says.
+        top_k: for soft-label access, the number of classes that the deployment shows.
+        clean: (n, K) scores of the clean inputs if they are known; otherwise they are asked and charged.
+        settings: how the engine works; None: as it does by default.
+        progress: called with (samples done, samples).
+        oracle: what the attack asks.
+        search: what is asked about the model that is searched on.
+        attacked: what is asked about the attacked model: the same but for a transfer; None where only the last iterate is
+            kept.
+        archive: the witnesses so far; None where only the last iterate is kept.
+    """
+
+    attack: Attack[Any, Any]
+    problem: Problem
+    model: Model
+    _: KW_ONLY
+    judge: Model | None = None
+    seed: int = 0
+    budget: Budget | None = None
+    keep: Keep | None = None
+    top_k: int | None = None
+    clean: Tensor | None = None
+    settings: Settings | None = None
+    progress: Progress | None = None
+    oracle: HardLabelOracle = field(init=False)
+    search: Inquiry = field(init=False)
+    attacked: Inquiry | None = field(init=False)
+    archive: Archive | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._given, self._how = self.problem, self.settings or Settings()
         with outside_inference_mode():  # what is made here must be fit for autograd
-            self._prepare(attack, problem, model, judge, seed, budget, first, top_k, clean, settings, progress)
+            self._prepare()
 
-    def _prepare(
-        self,
-        attack: Attack[Any, Any],
-        problem: Problem,
-        model: Model,
-        judge: Model | None,
-        seed: int,
-        budget: Budget | None,
-        first: bool | None,
-        top_k: int | None,
-        clean: Tensor | None,
-        settings: Settings | None,
-        progress: Progress | None,
-    ) -> None:
-        given, problem = problem, problem.in_units()
-        attack.check(problem)
-        self.attack, self.settings, self.progress = attack, settings or Settings(), progress
-        draws = Draws(seed, name_of(attack), problem.x.device)
-        self.problem = replace(problem, draws=draws.of(problem.ids, problem.round))
-        self._draws = draws
-        self.first = attack.card.formulation is Formulation.BUDGET if first is None else first
-        self.transfer = judge is not None and judge is not model
-        limit = attack.budget.within(budget or Budget())
-        self.models = (model,) if judge is None else (model, judge)
-        self.judge = Desk(
-            judge or model, given, budget=limit, first=self.first, top_k=top_k, clean=clean,
-            micro_batch=self.settings.micro_batch, precision=self.settings.precision, trace=self.settings.trace,
-            votes=attack.votes, confidence=attack.confidence, unit=problem.unit, scales=True,
-        )  # fmt: skip
-        self.desk = self.judge
-        if self.transfer:
-            self.desk = Desk(
-                model, given, budget=Budget(passes=limit.passes), first=False, judges=False,
-                micro_batch=self.settings.micro_batch, unit=problem.unit, scales=True,
-            )  # fmt: skip
+    def _prepare(self) -> None:
+        posed, attack = self._given.in_units(), self.attack
+        attack.check(posed)
+        self._draws = Draws(self.seed, name_of(attack), posed.x.device)
+        self.problem = replace(posed, draws=self._draws.of(posed.ids, posed.round))
+        usual = Keep.FIRST if attack.card.formulation is Formulation.BUDGET else Keep.NEAREST
+        self._keep = self.keep or usual
+        limit = attack.budget.within(self.budget or Budget())
+        self.archive, self.attacked = self._opened(posed.unit, limit)
+        if self.attacked is None or self.transfers:
+            served = Served(self.model, posed.criterion, micro_batch=self._how.micro_batch)
+            units, passes = ScoreUnits(self._given, None), Budget(passes=limit.passes)
+            self.search = Inquiry(served, self._given, None, budget=passes, units=units, unit=posed.unit)
+        else:
+            self.search = self.attacked
         access = attack.card.access or Access.WHITE_BOX
-        self.oracle = self.desk.oracle(Access.WHITE_BOX if access is Access.TRANSFER else access)
-        self._every = self.settings.check_every or (1 if problem.x.device.type == "cpu" else 8)
+        self.oracle = self.search.oracle(Access.WHITE_BOX if access is Access.TRANSFER else access)
+        self._every = self._how.check_every or (1 if posed.x.device.type == "cpu" else 8)
         self._state: State | None = None
         self._view: Problem | None = None
         self._queue: deque[tuple[int, int]] = deque()
-        self._opened = False
+        self._begun = False
         self._tick = 0
+
+    def _opened(self, unit: float, budget: Budget) -> tuple[Archive | None, Inquiry | None]:
+        """Where witnesses are kept, and what is asked about the attacked model; nothing where the last iterate is kept."""
+        attack, how = self.attack, self._how
+        if self._keep is Keep.LAST:
+            if budget.queries is not None:
+                raise UsageError(
+                    "the last iterate is kept of a search on a model of one's own, where nothing is a query; limit its passes"
+                )
+            self._last = self._given.x.clone()
+            return None, None
+        served = Served(
+            self.judge or self.model, self._given.criterion, micro_batch=how.micro_batch, precision=how.precision
+        )
+        kind = Archive if attack.votes == 1 else partial(VotingArchive, votes=attack.votes)
+        exact = None if how.precision is None else served.exact_scores
+        archive = kind(self._given, self._keep, confidence=attack.confidence, exact=exact, trace=how.trace)
+        # a confidence is asked for in the scores as they are
+        units = ScoreUnits(self._given, self.top_k, needed=not attack.confidence)
+        inquiry = Inquiry(served, self._given, archive, budget=budget, units=units, clean=self.clean, unit=unit)
+        return archive, inquiry
+
+    @property
+    def transfers(self) -> bool:
+        """The attacked model is another one than the one that is searched on."""
+        return self.judge is not None and self.judge is not self.model
 
     def advance(self, steps: int | None = None) -> bool:
         """Makes at most ``steps`` engine steps (all, if None); True when nothing is left to do."""
         if not len(self.problem):
             return True  # no model need take an empty batch
-        with evaluating(*self.models):
-            if not self._opened:
-                self._open()
+        with evaluating(self.model, self.judge):
+            if not self._begun:
+                self._begin()
             made = 0
             while self._fill():
                 if steps is not None and made >= steps:
                     return False
                 self._step()
                 made += 1
-            self.judge.confirm()
+            if self.attacked is not None:
+                self.attacked.confirm()
         return True
+
+    def narrowed(self) -> Run | None:
+        """The same run from its beginning with half the slots, for want of memory; None where there is one slot."""
+        if self._how.slots == 1:
+            return None
+        half = self._how.slots // 2
+        settings = replace(self._how, slots=half, micro_batch=min(half, self._how.micro_batch))
+        return replace(self, problem=self._given, settings=settings)
 
     def outcome(self) -> Outcome:
         """What is known so far."""
-        outcome = self.judge.outcome(self.settings.slots)
-        if not self.transfer:
-            return outcome
+        searched = self.search.outcome(self._how.slots)
+        if self.attacked is None:
+            return replace(searched, x=self._last)
+        if not self.transfers:
+            return searched
+        outcome = self.attacked.outcome(self._how.slots)
         return replace(
-            outcome, ledger=self.judge.ledger + self.desk.ledger, gradients=self.desk.gradients,
-            failed=self.judge.failed | self.desk.failed, fault=self.judge.fault or self.desk.fault,
+            outcome, ledger=self.attacked.ledger + self.search.ledger, gradients=self.search.gradients,
+            failed=self.attacked.failed | self.search.failed, fault=outcome.fault or searched.fault,
         )  # fmt: skip
 
-    def _open(self) -> None:
-        self.judge.settle_clean()
+    def _begin(self) -> None:
+        if self.attacked is not None:
+            self.attacked.settle_clean()
         self._queue.extend((row, 0) for row in _numbers((~self._settled()).nonzero()))
-        self._opened = True
+        self._begun = True
         self._report()
 
     def _settled(self) -> Tensor:
         """(n,) bool over the chunk: nothing more is to be done for the sample."""
-        at_clean = self.judge.distance == 0
-        done = self.judge.spent | self.desk.failed | at_clean
-        return done | self.judge.settled if self.first else done
+        if self.attacked is None or self.archive is None:
+            return self.search.spent
+        at_clean = self.archive.distance == 0
+        done = self.attacked.spent | self.search.failed | at_clean
+        return done | self.archive.settled if self._keep is Keep.FIRST else done
 
     def _fill(self) -> bool:
         """Starts queued samples in free slots; False when there is nothing left."""
         used = 0 if self._state is None else len(self._state.step)
-        free = self.settings.slots - used
+        free = self._how.slots - used
         if free <= 0 or not self._queue:
             return used > 0
         rows, rounds = np.array([self._queue.popleft() for _ in range(min(free, len(self._queue)))]).T
@@ -203,16 +254,24 @@ class Run:
                 self._queue.append((int(view.rows[k]), again))
         gone = up | settled
         if gone.any():
+            self._keep_last(state, view, np.flatnonzero(gone))
             stay = np.flatnonzero(~gone)
             self._state, self._view = state.select(stay), view.select(stay)
             self._report()
 
     def _conclude(self, state: State, view: Problem) -> None:
         """The end of a round. Transfer: the attacked model is asked once about the final iterate."""
-        if self.transfer:
-            self.judge.logits(state.x, view.rows)
+        if self.attacked is None:
+            return
+        if self.transfers:
+            self.attacked.logits(state.x, view.rows)
         else:
             self.attack.finalize(self.oracle.on(view), state)
+
+    def _keep_last(self, state: State, view: Problem, rows: np.ndarray) -> None:
+        """Where the last iterates are kept, those of samples that leave their slots."""
+        if self.attacked is None:
+            self._last[view.rows[rows]] = state.select(rows).x * self.problem.unit
 
     def _report(self) -> None:
         if self.progress is not None:
@@ -238,65 +297,43 @@ def _join_problems(a: Problem, b: Problem) -> Problem:
     )  # fmt: skip
 
 
-def run(
-    attack: Attack[Any, Any],
-    problem: Problem,
-    model: Model,
-    *,
-    judge: Model | None = None,
-    seed: int = 0,
-    budget: Budget | None = None,
-    first: bool | None = None,
-    top_k: int | None = None,
-    clean: Tensor | None = None,
-    settings: Settings | None = None,
-    progress: Progress | None = None,
-) -> Outcome:
-    """Runs an attack on a problem.
+P = ParamSpec("P")
 
-    Args:
-        attack: the method with its parameters.
-        problem: the samples; their sets say where a witness may lie.
-        model: x (m, \\*features) -> scores (m, K); what the attack searches on.
-        judge: the attacked model, where it is another one (transfer): it is asked once a sample and round.
-        seed: keys all draws.
-        budget: the most that may be asked for one sample, beside the attack's own limit.
-        first: settle a sample at its first witness; default: what the attack's formulation says.
-        top_k: for soft-label access, the number of classes that the deployment shows.
-        clean: (n, K) scores of the clean inputs if they are known; otherwise they are asked and charged.
-        settings: how the engine works.
-        progress: called with (samples done, samples).
 
-    Returns:
-        The best feasible witness of each sample among all rows that the attack asked. A sample that is adversarial as it
-        is has its clean input as witness, at distance 0.
+def _to_its_end(make: Callable[P, Run]) -> Callable[P, Outcome]:
+    def run(*args: P.args, **options: P.kwargs) -> Outcome:
+        """Runs an attack on a problem to its end; takes what `Run` takes. Where memory runs out, with fewer slots.
 
-    Raises:
-        UnsupportedError: the attack has no such norm, goal or access.
+        Returns:
+            The best feasible witness of each sample among all rows that the attack asked. A sample that is adversarial as it
+            is has its clean input as witness, at distance 0.
 
-    Example:
-        >>> from holdfast.attacks.evasion.white.pgd import PGD
-        >>> from holdfast.core.sets import LpBall
-        >>> from holdfast.core.threat import Norm
-        >>> model = torch.nn.Linear(2, 2)
-        >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
-        >>> x = torch.tensor([[0.6, 0.5]])
-        >>> found = run(PGD(), Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.1, 1)), model)
-        >>> bool(found.found[0])
-        True
-    """
-    settings = settings or Settings()
-    while True:
-        job = Run(
-            attack, problem, model, judge=judge, seed=seed, budget=budget, first=first, top_k=top_k, clean=clean,
-            settings=settings, progress=progress,
-        )  # fmt: skip
-        try:
-            job.advance()
-        except torch.OutOfMemoryError:
-            if settings.slots == 1:
-                raise
-            half = settings.slots // 2
-            settings = replace(settings, slots=half, micro_batch=min(half, settings.micro_batch))
-            continue
-        return job.outcome()
+        Raises:
+            UnsupportedError: the attack has no such norm, goal or access.
+
+        Example:
+            >>> from holdfast.attacks.evasion.white.pgd import PGD
+            >>> from holdfast.core.sets import LpBall
+            >>> from holdfast.core.threat import Norm
+            >>> model = torch.nn.Linear(2, 2)
+            >>> _ = model.load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)})
+            >>> x = torch.tensor([[0.6, 0.5]])
+            >>> outcome = run(PGD(), Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.1, 1)), model)
+            >>> bool(outcome.found[0])
+            True
+        """
+        job = make(*args, **options)
+        while True:
+            try:
+                job.advance()
+                return job.outcome()
+            except torch.OutOfMemoryError:
+                narrower = job.narrowed()
+                if narrower is None:
+                    raise
+                job = narrower
+
+    return run
+
+
+run = _to_its_end(Run)

@@ -1,6 +1,6 @@
 """The contract of a semantic attack: a transform with few parameters, and an ordinary attack that searches those.
 
-The search runs on lifted samples (`holdfast.transforms.lifted`), so that engine, desk, ledger and referee are those of every
+The search runs on lifted samples (`holdfast.transforms.lifted`), so that engine, inquiry, ledger and referee are those of every
 other attack, and each attack on an lp ball is one on semantic parameters.
 """
 
@@ -24,7 +24,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method as registered
 from holdfast.core.threat import Goal, Norm
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.judge.judged import Judged, judged
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee

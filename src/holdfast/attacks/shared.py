@@ -28,10 +28,13 @@ from holdfast.core.files import write_whole
 from holdfast.core.problem import Problem
 from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Formulation
+from holdfast.judge.archive import Keep
+from holdfast.judge.asking import Model
 from holdfast.judge.asks import HardLabelAsk
-from holdfast.judge.desk import Desk, Model
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee
+from holdfast.judge.units import ScoreUnits
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.stats import clopper_pearson
 
@@ -250,20 +253,18 @@ def fit(
     draws = Draws(seed, name, problem.x.device)
     whole = replace(problem, draws=draws.of(problem.ids, 0))
     access = attack.card.access or Access.WHITE_BOX
-    desks = [
-        Desk(
-            m, whole, budget=budget, first=False, judges=access is not Access.WHITE_BOX, micro_batch=micro_batch, scales=True
-        )
-        for m in group
-    ]  # fmt: skip
-    oracles = [d.oracle(access) for d in desks]
+    keep = None if access is Access.WHITE_BOX else Keep.NEAREST
+    inquiries = [
+        Inquiry.of(m, whole, keep, budget=budget, micro_batch=micro_batch, units=ScoreUnits(whole, None)) for m in group
+    ]
+    oracles = [one.oracle(access) for one in inquiries]
     of = _identity(attack, problem, seed)
     with evaluating(*group):
         done, state, spent = 0, None, None
         if checkpoint is not None and checkpoint.exists():
             done, state, spent, units = _resume(checkpoint, of, attack.state, problem.x.device)
-            for desk, known in zip(desks, units, strict=True):
-                desk.units.resume(known)
+            for inquiry, known in zip(inquiries, units, strict=True):
+                inquiry.units.resume(known)
         if state is None:
             state = attack.start([oracle.on(whole) for oracle in oracles])
         for step in range(done, attack.iterations):
@@ -272,12 +273,12 @@ def fit(
             batch = _batch(attack, whole, draws, step)
             state, done = attack.step([oracle.on(batch) for oracle in oracles], state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
-                _keep(checkpoint, of, step + 1, state, _total(desks, spent), [d.units.known for d in desks])
+                _keep(checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.known for one in inquiries])
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
-    return Fitted(attack.artefact(state), _total(desks, spent), done)
+    return Fitted(attack.artefact(state), _total(inquiries, spent), done)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,9 +408,9 @@ def _identity(attack: SharedAttack[Any, Any], problem: Problem, seed: int) -> st
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _total(desks: Sequence[Desk], before: Ledger | None) -> Ledger:
-    """What all desks charged, and what was charged before a resume."""
-    ledgers = [desk.ledger for desk in desks] if before is None else [*(desk.ledger for desk in desks), before]
+def _total(inquiries: Sequence[Inquiry], before: Ledger | None) -> Ledger:
+    """What all inquiries charged, and what was charged before a resume."""
+    ledgers = [inquiry.ledger for inquiry in inquiries] + ([] if before is None else [before])
     return sum(ledgers[1:], ledgers[0])
 
 

@@ -123,7 +123,7 @@ class Criterion(ABC):
         """(m,) bool: the row is adversarial by more than ``by`` and than rounding moves: asked anew in another batch,
         it still is.
 
-        This is what the desk keeps, and so what a search has to reach: one that stops where `holds` says so would stop
+        This is what the archive keeps, and so what a search has to reach: one that stops where `holds` says so would stop
         at ties, which logits of bfloat16, or far from 0, are full of.
         """
         margin, unsure = self.margin(scores, y, target), self.unsure(scores, y, target)

@@ -23,7 +23,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 class ModelFault(Exception):
-    """The model raised; the cause is what. Never leaves the desk as it is."""
+    """The model raised; the cause is what. Never leaves `holdfast.judge.serving` as it is."""
 
 
 def ask(model: Model, x: Tensor) -> Tensor:

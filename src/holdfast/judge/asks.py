@@ -313,9 +313,10 @@ class WhiteBoxAsk(SoftLabelAsk):
         Example:
             >>> from holdfast.core.sets import LpBall
             >>> from holdfast.core.threat import Access, Norm
-            >>> from holdfast.judge.desk import Desk
+            >>> from holdfast.judge.archive import Keep
+            >>> from holdfast.judge.inquiry import Inquiry
             >>> p = Problem.of(torch.tensor([[3.0, 4.0]]), torch.tensor([0]), LpBall.uniform(Norm.L2, 1.0, 1, -9.0, 9.0))
-            >>> oracle = Desk(lambda scores: scores, p).oracle(Access.WHITE_BOX)
+            >>> oracle = Inquiry.of(lambda scores: scores, p).oracle(Access.WHITE_BOX)
             >>> g = oracle.on(p).gradient(p.x)
             >>> g.value.item(), g.grad.tolist(), g.adversarial.item()
             (1.0, [[-1.0, 1.0]], True)

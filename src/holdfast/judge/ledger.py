@@ -9,6 +9,7 @@ from torch import Tensor
 
 from holdfast.core.cost import Cost
 from holdfast.core.errors import BudgetError
+from holdfast.judge.rows import rank
 
 __all__ = ["Budget", "Ledger"]
 
@@ -45,10 +46,16 @@ class Budget:
 
 
 class Ledger:
-    """Per-sample counts, (n,) int64 on the device of the inputs. A forward is one sample through a model once."""
+    """Per-sample counts, (n,) int64 on the device of the inputs. A forward is one sample through a model once.
 
-    def __init__(self, n: int, device: torch.device) -> None:
-        """Opens the ledger of ``n`` samples, all counts 0."""
+    Attributes:
+        forwards, backwards, queries: the counts.
+        budget: the most that may be asked for one sample.
+    """
+
+    def __init__(self, n: int, device: torch.device, budget: Budget | None = None) -> None:
+        """Opens the ledger of ``n`` samples, all counts 0; without a budget nothing is limited."""
+        self.budget = budget or Budget()
         self.forwards, self.backwards, self.queries = (
             torch.zeros(n, dtype=torch.int64, device=device) for _ in range(3)
         )
@@ -95,11 +102,39 @@ class Ledger:
         wide.forwards[at], wide.backwards[at], wide.queries[at] = self.forwards, self.backwards, self.queries
         return wide
 
-    def left(self, budget: Budget) -> Tensor:
+    def left(self) -> Tensor:
         """(n,) int64: how many more rows may be asked of each sample."""
         free = torch.full_like(self.queries, torch.iinfo(torch.int64).max)
-        if budget.queries is not None:
-            free = torch.minimum(free, budget.queries - self.queries)
-        if budget.passes is not None:
-            free = torch.minimum(free, budget.passes - self.passes)
+        if self.budget.queries is not None:
+            free = torch.minimum(free, self.budget.queries - self.queries)
+        if self.budget.passes is not None:
+            free = torch.minimum(free, self.budget.passes - self.passes)
         return free.clamp_min(0)
+
+    def charge(self, index: Tensor, backwards: int, *, settled: Tensor | None, queries: bool) -> Tensor:
+        """Charges each row that the budget allows, in the order asked; no synchronisation with an accelerator.
+
+        Args:
+            index: (m,) the sample of each row; an index may repeat.
+            backwards: backward passes that a row takes.
+            settled: (n,) bool: samples that are charged no more; None if there are none.
+            queries: the rows are put to the attacked model.
+
+        Returns:
+            (m,) bool: the rows that are to be answered.
+        """
+        if self.budget.unlimited:
+            answered = torch.ones_like(index, dtype=torch.bool)
+            charge = torch.ones_like(index) if settled is None else (~settled[index]).long()
+        else:
+            price = 1 if self.budget.passes is None else 1 + backwards
+            answered = rank(index) < self.left()[index] // price
+            if settled is not None:  # a settled sample is charged no more, so it must not be sent either
+                answered &= ~settled[index]
+            charge = answered.long()
+        self.forwards.index_add_(0, index, charge)
+        if backwards:
+            self.backwards.index_add_(0, index, charge * backwards)
+        if queries:
+            self.queries.index_add_(0, index, charge)
+        return answered

@@ -15,7 +15,7 @@ and what makes a witness, are those of the scores as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import Tensor
 from typing_extensions import override
@@ -24,21 +24,67 @@ from holdfast.core.problem import Problem
 from holdfast.judge.asks import HardLabelAsk, SoftLabelAsk, WhiteBoxAsk
 from holdfast.judge.gradients import Gradient, Jacobian
 
-if TYPE_CHECKING:
-    from holdfast.judge.desk import Desk
+__all__ = ["HardLabelOracle", "SoftLabelOracle", "Source", "WhiteBoxOracle"]
 
-__all__ = ["HardLabelOracle", "SoftLabelOracle", "WhiteBoxOracle"]
+
+class Source(Protocol):
+    """What stands behind an oracle, with all that it can do: see `holdfast.judge.inquiry.Inquiry`."""
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        ...
+
+    def labels(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Best classes (m,), and who was answered (m,)."""
+        ...
+
+    def best(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The witnesses that are known, and their distances."""
+        ...
+
+    def left(self, index: Tensor) -> Tensor:
+        """How many rows may still be asked of each sample."""
+        ...
+
+    def log_probs(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (m, K)."""
+        ...
+
+    def clean_told(self, index: Tensor) -> Tensor:
+        """Scores of the clean inputs (m, K)."""
+        ...
+
+    def logits(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (m, K)."""
+        ...
+
+    def gradient(self, x: Tensor, index: Tensor, loss: Callable[..., Tensor], *rows: Tensor) -> Gradient:
+        """A loss and its gradient with respect to the input."""
+        ...
+
+    def jacobian(self, x: Tensor, index: Tensor, classes: Tensor) -> Jacobian:
+        """Gradients of chosen logits."""
+        ...
+
+    def features(self, x: Tensor, index: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        """The output of a named module."""
+        ...
+
+    def at(self, weights: Mapping[str, Tensor]) -> Source:
+        """The same with other weights."""
+        ...
 
 
 class HardLabelOracle:
     """Answers with the best class and nothing else."""
 
-    def __init__(self, desk: Desk) -> None:
-        """Binds the oracle to the desk that serves it; attacks get it from there."""
-        self.labels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.labels
-        self.best: Callable[[Tensor], tuple[Tensor, Tensor]] = desk.best
-        self.left: Callable[[Tensor], Tensor] = desk.left
-        self._classes: Callable[[], int] = lambda: desk.classes
+    def __init__(self, source: Source) -> None:
+        """Binds the oracle to what answers it; attacks get it from the engine."""
+        self.labels: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = source.labels
+        self.best: Callable[[Tensor], tuple[Tensor, Tensor]] = source.best
+        self.left: Callable[[Tensor], Tensor] = source.left
+        self._classes: Callable[[], int] = lambda: source.classes
 
     @property
     def classes(self) -> int:
@@ -53,11 +99,11 @@ class HardLabelOracle:
 class SoftLabelOracle(HardLabelOracle):
     """Answers with log-probabilities (m, K); classes that the deployment does not show are -inf."""
 
-    def __init__(self, desk: Desk) -> None:
-        """Binds the oracle to the desk that serves it."""
-        super().__init__(desk)
-        self.log_probs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.log_probs
-        self.clean: Callable[[Tensor], Tensor] = desk.clean_told
+    def __init__(self, source: Source) -> None:
+        """Binds the oracle to what answers it."""
+        super().__init__(source)
+        self.log_probs: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = source.log_probs
+        self.clean: Callable[[Tensor], Tensor] = source.clean_told
 
     @override
     def on(self, problem: Problem) -> SoftLabelAsk:
@@ -73,14 +119,14 @@ class WhiteBoxOracle(SoftLabelOracle):
     ``at(weights)`` is the same oracle with some parameters replaced.
     """
 
-    def __init__(self, desk: Desk) -> None:
-        """Binds the oracle to the desk that serves it."""
-        super().__init__(desk)
-        self.logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = desk.logits
-        self.gradient: Callable[..., Gradient] = desk.gradient
-        self.jacobian: Callable[[Tensor, Tensor, Tensor], Jacobian] = desk.jacobian
-        self.features: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]] = desk.features
-        self._at: Callable[[Mapping[str, Tensor]], Desk] = desk.at
+    def __init__(self, source: Source) -> None:
+        """Binds the oracle to what answers it."""
+        super().__init__(source)
+        self.logits: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = source.logits
+        self.gradient: Callable[..., Gradient] = source.gradient
+        self.jacobian: Callable[[Tensor, Tensor, Tensor], Jacobian] = source.jacobian
+        self.features: Callable[[Tensor, Tensor, str], tuple[Tensor, Tensor]] = source.features
+        self._at: Callable[[Mapping[str, Tensor]], Source] = source.at
 
     @override
     def on(self, problem: Problem) -> WhiteBoxAsk:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.numerics.distance import contains, measured
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.project import project

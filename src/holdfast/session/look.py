@@ -13,7 +13,7 @@ from holdfast.core.threat import ThreatModel
 from holdfast.core.words import sentences
 from holdfast.data.checks import check_data
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.models.checks import admitted, preflight
 from holdfast.numerics.evaluation import evaluating
 from holdfast.session.reading import device_of

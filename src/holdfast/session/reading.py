@@ -15,7 +15,7 @@ from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.data.load import load_data
 from holdfast.data.table import Table
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.http import HttpModel
 from holdfast.models.load import LoadedModel, load_model

@@ -20,7 +20,7 @@ from holdfast.core.threat import Goal, ThreatModel
 from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.graph.model import Graph
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.judge.referee import Referee
 from holdfast.models.believed import Believed, believed
 from holdfast.models.http import HttpModel

@@ -20,7 +20,8 @@ from holdfast.core.cost import Cost
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk, Model
+from holdfast.judge.asking import Model
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.judged import judged
 from holdfast.judge.outcome import Outcome
 from holdfast.judge.referee import Referee
@@ -225,9 +226,9 @@ class _Reached:
 
 def _clean(model: Model, problem: Problem, settings: Settings) -> tuple[Tensor, Tensor]:
     """Scores of the clean inputs, and which of them are not adversarial as they are."""
-    desk = Desk(model, problem, micro_batch=settings.micro_batch)
+    inquiry = Inquiry.of(model, problem, micro_batch=settings.micro_batch)
     with evaluating(model):
-        scores = desk.clean(problem.rows)
+        scores = inquiry.clean(problem.rows)
     return scores, ~problem.criterion.holds(scores, problem.y, problem.target)
 
 

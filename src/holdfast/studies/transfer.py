@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.attacks.attack import Attack, State
+from holdfast.attacks.attack import Attack
 from holdfast.attacks.common.ensemble import Ensemble
-from holdfast.attacks.engine import Run, Settings
+from holdfast.attacks.engine import Settings, run
 from holdfast.core.cards import Card, parameter, parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import cards, name_of
 from holdfast.core.threat import Access, Norm, size_text
-from holdfast.judge.desk import Model
+from holdfast.judge.archive import Keep
+from holdfast.judge.asking import Model
 from holdfast.judge.referee import Referee
 from holdfast.session.session import Session
 from holdfast.studies.common.chosen import attack_of
@@ -174,23 +174,6 @@ class Transfer(Study[TransferResult]):
         return TransferResult(matrices=tuple(matrices))
 
 
-class _Craft(Run):
-    """A run that keeps the last iterate of each sample instead of asking a judge about it: the targets come later."""
-
-    def __init__(self, attack: Attack[Any, Any], problem: Problem, model: Model, seed: int, settings: Settings) -> None:
-        classes = 1 + int(torch.cat([problem.y, problem.target]).max()) if len(problem) else 1
-
-        def judge(x: Tensor) -> Tensor:  # upholds nothing, so that no sample is left out: targets have their own errors
-            return x.new_full((len(x), max(2, classes)), float("nan"))
-
-        super().__init__(attack, problem, model, judge=judge, seed=seed, settings=settings)
-        self.last = problem.x.clone()
-
-    @override
-    def _conclude(self, state: State, view: Problem) -> None:
-        self.last[view.rows] = state.x
-
-
 def crafted(
     attack: Attack[Any, Any], problem: Problem, source: Model, *, seed: int = 0, settings: Settings | None = None
 ) -> tuple[Tensor, int]:
@@ -203,9 +186,8 @@ def crafted(
         raise UnsupportedError(
             f"{attack.card.title} asks the attacked model itself; take a transfer attack: surrogate_transfer, di_fgsm, ..."
         )
-    job = _Craft(attack, problem, source, seed, settings or Settings())
-    job.advance()
-    return job.last, job.desk.ledger.total.passes
+    outcome = run(attack, problem, source, keep=Keep.LAST, seed=seed, settings=settings)
+    return outcome.x, outcome.ledger.total.passes
 
 
 def transfer_matrix(

@@ -14,7 +14,8 @@ from holdfast.core.cards import Card
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Model
+from holdfast.judge.archive import Keep
+from holdfast.judge.asking import Model
 from holdfast.judge.outcome import Outcome
 from holdfast.testing.contract import require
 from holdfast.testing.toys import Queried, digits, net
@@ -55,7 +56,7 @@ class Case:
         model = model or net()
         if self.transfers and judge is None:
             judge = Queried(model, lambda scores: scores)
-        return run(self.small, problem, model, judge=judge, **{"first": True, **more})
+        return run(self.small, problem, model, judge=judge, **{"keep": Keep.FIRST, **more})
 
 
 def of_digits(case: Case, **more: Any) -> Problem:

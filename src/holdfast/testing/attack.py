@@ -29,7 +29,8 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Goal, Norm
-from holdfast.judge.desk import Model
+from holdfast.judge.archive import Keep
+from holdfast.judge.asking import Model
 from holdfast.judge.ledger import Budget
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import between, contains
@@ -62,8 +63,8 @@ _AFFINE_N = 60
 def _inside(case: Case) -> None:
     for norm in case.card.norms:
         problem = of_digits(case, norm=norm)
-        for first in (True, False):
-            out = case.run(problem, first=first)
+        for keep in (Keep.FIRST, Keep.NEAREST):
+            out = case.run(problem, keep=keep)
             hit = out.found
             ball = problem.set.select(hit.nonzero().squeeze(-1))
             require(
@@ -145,12 +146,12 @@ def _targeted(case: Case) -> None:
 
 
 def _slots(case: Case) -> None:
-    for first in (True, False):
+    for keep in (Keep.FIRST, Keep.NEAREST):
         problem = of_digits(case)
-        base = case.run(problem, first=first)
+        base = case.run(problem, keep=keep)
         others = Settings(slots=1), Settings(slots=3), Settings(slots=3, check_every=4), Settings(micro_batch=5)
         for settings in others:
-            same(base, case.run(problem, first=first, settings=settings), f"with {settings}")
+            same(base, case.run(problem, keep=keep, settings=settings), f"with {settings}")
 
 
 def _order(case: Case) -> None:
@@ -229,7 +230,7 @@ def _untouched(case: Case) -> None:
     model, problem = net(), of_digits(case)
     before = _state_of(model), _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
     noise = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    case.run(problem, first=False)
+    case.run(problem, keep=Keep.NEAREST)
     case.run(problem)
     require(_state_of(model)[0] == before[0][0], "parameters or buffers of the model were changed")
     require(_state_of(model)[1] == before[0][1], "training mode or requires_grad of a part of the model was changed")
@@ -253,11 +254,11 @@ def _state_of(model: nn.Module) -> tuple[str, list[bool]]:
 
 def _ledger(case: Case) -> None:
     for budget in (None, Budget(queries=1), Budget(queries=37), Budget(passes=41)):
-        for first in (True, False):
-            _one_ledger(case, budget, first)
+        for keep in (Keep.FIRST, Keep.NEAREST):
+            _one_ledger(case, budget, keep)
 
 
-def _one_ledger(case: Case, budget: Budget | None, first: bool) -> None:
+def _one_ledger(case: Case, budget: Budget | None, keep: Keep) -> None:
     x, y = digits(SAMPLES)
     x = Counting.mark(x)
     mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
@@ -269,11 +270,11 @@ def _one_ledger(case: Case, budget: Budget | None, first: bool) -> None:
     net().train()
     if case.transfers:
         judge = Counting(net(), SAMPLES)
-    out = case.run(problem, model, judge, budget=budget, first=first, clean=clean)
+    out = case.run(problem, model, judge, budget=budget, keep=keep, clean=clean)
     asked = model.rows if judge is None else judge.rows
-    what = f"with {budget or 'no budget'}, first={first}"
+    what = f"with {budget or 'no budget'}, keep={keep}"
     spent = out.ledger.forwards
-    open_ = ~out.found if first else torch.ones_like(out.found)
+    open_ = ~out.found if keep is Keep.FIRST else torch.ones_like(out.found)
     if judge is None:
         told = f"rows through the model {model.rows.tolist()}, forwards charged {spent.tolist()}"
         require(torch.equal(model.rows[open_], spent[open_]), f"{what}: {told}")

@@ -23,6 +23,7 @@ from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.threat import Goal
+from holdfast.judge.archive import Keep
 from holdfast.numerics.distance import contains
 from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._semantic_case import Case
@@ -177,7 +178,7 @@ def _ledger(case: Case) -> None:
     model = _Counted(case.model)
     setting = case.setting(model)
     model.rows = 0
-    out, *_ = case.search(setting, case.small.eps, first=False)
+    out, *_ = case.search(setting, case.small.eps, keep=Keep.NEAREST)
     told = int(out.ledger.forwards.sum())
     require(told == model.rows, f"the ledger says {told} forwards, the model saw {model.rows}")
 

@@ -117,7 +117,7 @@ def tighten(ask: WhiteBoxAsk, path: Callable[[Tensor], Tensor], high: Tensor, ma
     """Asks points of a ray from x to an adversarial point, ever nearer to where it crosses the boundary.
 
     Each step asks a little past the crossing that the margins at both ends foretell (regula falsi), so that on an
-    affine model the excess falls twentyfold a step. The desk keeps the nearest witness among the points.
+    affine model the excess falls twentyfold a step. The archive keeps the nearest witness among the points.
 
     Args:
         ask: about the samples.

@@ -253,9 +253,10 @@ def hinge(ask: WhiteBoxAsk, x: Tensor, kappa: float = 0.0) -> Hinge:
     Example:
         >>> from holdfast.core.sets import LpBall
         >>> from holdfast.core.threat import Access, Norm
-        >>> from holdfast.judge.desk import Desk
+        >>> from holdfast.judge.archive import Keep
+        >>> from holdfast.judge.inquiry import Inquiry
         >>> p = Problem.of(torch.tensor([[-3.0, -4.0]]), torch.tensor([0]), LpBall.uniform(Norm.L2, 1.0, 1, -9.0))
-        >>> f = hinge(Desk(lambda scores: scores, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
+        >>> f = hinge(Inquiry.of(lambda scores: scores, p).oracle(Access.WHITE_BOX).on(p), p.x, 0.5)
         >>> f.value.item(), f.grad.tolist()
         (1.5, [[1.0, -1.0]])
     """

@@ -11,8 +11,9 @@ from typing_extensions import override
 from holdfast.attacks.common.gradient_transform import GradientTransform
 from holdfast.attacks.families.momentum import MomentumSteps
 from holdfast.core.problem import Problem
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.units import ScoreUnits
 from holdfast.numerics.evaluation import evaluating
 
 __all__ = ["PlainMomentum", "searched"]
@@ -32,7 +33,7 @@ def searched(model: nn.Module, problem: Problem, steps: int) -> Tensor:
     """(n, \\*features) the last iterates of MI-FGSM on a model of one's own; nobody else is asked."""
     alone = replace(problem, rows=torch.arange(len(problem), device=problem.x.device))
     attack = PlainMomentum(steps=steps)
-    ask = WhiteBoxOracle(Desk(model, alone, first=False, judges=False, scales=True)).on(alone)
+    ask = WhiteBoxOracle(Inquiry.of(model, alone, None, units=ScoreUnits(alone, None))).on(alone)
     with evaluating(model):
         state = attack.start(ask)
         for _ in range(steps):

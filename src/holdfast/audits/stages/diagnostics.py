@@ -23,7 +23,8 @@ from holdfast.core.findings import Finding, Severity
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
 from holdfast.core.words import counted
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import cross_entropy
 from holdfast.numerics.project import project
@@ -58,27 +59,27 @@ def diagnose(context: Context, parts: Sequence[Evidence]) -> DiagnosticsRecord:
     chosen = np.sort(ids[np.linspace(0, len(ids) - 1, min(_SAMPLES, len(ids))).astype(np.int64)])
     problem = context.problem(chosen)
     problem = replace(problem, draws=Draws(context.plan.seed, "diagnostics", context.device).of(chosen))
-    desk = Desk(context.search, problem, first=False, micro_batch=context.plan.slots)
+    inquiry = Inquiry.of(context.search, problem, Keep.NEAREST, micro_batch=context.plan.slots)
     with evaluating(context.search):
-        noticed += [*_gradients(desk, problem), *_stability(desk, problem)]
+        noticed += [*_gradients(inquiry, problem), *_stability(inquiry, problem)]
         broken = {i for s in parts for i in s.broken}
         # g is judged by its own predictor: what a walk on its stand-in reaches is no witness that a suite missed
-        noticed += _optimisation(desk, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
+        noticed += _optimisation(inquiry, problem, broken if context.subject.kind == "model" else set(chosen.tolist()))
         noticed += _unconstrained(context, problem)
     return DiagnosticsRecord(
         findings=findings_of(noticed),
-        cost=desk.ledger.total,
-        unanswered=unanswered(context, problem, desk.outcome(context.plan.slots), "diagnostics"),
+        cost=inquiry.ledger.total,
+        unanswered=unanswered(context, problem, inquiry.outcome(context.plan.slots), "diagnostics"),
     )
 
 
-def _walk(desk: Desk, problem: Problem) -> _Walk:
+def _walk(inquiry: Inquiry, problem: Problem) -> _Walk:
     """Steepest ascent of the margin with a fixed step, its every iterate looked at."""
     x = uniform_in_ball(problem.set, problem.x, problem.keyed, "walk")
     eps = problem.flat(problem.set.eps).to(x.dtype)
     zeros, holds, values = [], [], []
     for _ in range(_STEPS):
-        g = desk.gradient(x, problem.rows, margin_of(problem), problem.y, problem.target)
+        g = inquiry.gradient(x, problem.rows, margin_of(problem), problem.y, problem.target)
         zeros.append(is_zero(g.grad))
         holds.append(problem.criterion.holds(g.scores, problem.y, problem.target))
         values.append(g.value)
@@ -90,11 +91,11 @@ def _walk(desk: Desk, problem: Problem) -> _Walk:
     return _Walk(torch.stack(zeros).double().mean(0), torch.stack(holds).any(0), holds[-1], moving)
 
 
-def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
+def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
     """Zero and saturated gradients; gradients that disagree with finite differences."""
     found: list[Finding] = []
-    plain = desk.gradient(problem.x, problem.rows, margin_of(problem), problem.y, problem.target)
-    ce = desk.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
+    plain = inquiry.gradient(problem.x, problem.rows, margin_of(problem), problem.y, problem.target)
+    ce = inquiry.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
     zero, saturated = is_zero(plain.grad), is_zero(ce.grad) & ~is_zero(plain.grad)
     if float(zero.double().mean()) > _FEW:
         found.append(
@@ -114,7 +115,7 @@ def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
                 {"share": float(saturated.double().mean())},
             )
         )  # fmt: skip
-    agree = difference_agrees(desk, problem, problem.x, plain.grad).double().mean()
+    agree = difference_agrees(inquiry, problem, problem.x, plain.grad).double().mean()
     if float(agree) < 0.5:
         found.append(
             Finding(
@@ -127,14 +128,14 @@ def _gradients(desk: Desk, problem: Problem) -> list[Finding]:
     return found
 
 
-def _stability(desk: Desk, problem: Problem) -> list[Finding]:
+def _stability(inquiry: Inquiry, problem: Problem) -> list[Finding]:
     """Whether the margin jumps from point to point (IoAF: unstable predictions).
 
     Points a thousand times closer together differ a thousand times less where the model is smooth, whatever the margin
     is; where its answers are noise they differ as much as before.
     """
-    far, near = (_spread(desk, problem, share) for share in (0.5, 0.5 * _NEAR))
-    size = desk.clean(problem.rows).abs().nan_to_num(posinf=0, neginf=0).amax(1).double()
+    far, near = (_spread(inquiry, problem, share) for share in (0.5, 0.5 * _NEAR))
+    size = inquiry.clean(problem.rows).abs().nan_to_num(posinf=0, neginf=0).amax(1).double()
     share = float(((near > _JUMP * far) & (far > _GRAIN * size)).double().mean())
     if share <= 0.25:
         return []
@@ -148,18 +149,18 @@ def _stability(desk: Desk, problem: Problem) -> list[Finding]:
     ]  # fmt: skip
 
 
-def _spread(desk: Desk, problem: Problem, share: float) -> Tensor:
+def _spread(inquiry: Inquiry, problem: Problem, share: float) -> Tensor:
     """(n,) how far the margins of random points within a share of eps lie apart."""
     ball, loss, values = problem.set.with_eps(problem.set.eps * share), margin_of(problem), []
     for k in range(10):
         x = uniform_in_ball(ball, problem.x, problem.keyed, f"spread-{share:g}", k)
-        values.append(loss(desk.logits(x, problem.rows)[0], problem.y, problem.target).double())
+        values.append(loss(inquiry.logits(x, problem.rows)[0], problem.y, problem.target).double())
     return torch.stack(values).std(0)
 
 
-def _optimisation(desk: Desk, problem: Problem, broken: set[int]) -> list[Finding]:
+def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[Finding]:
     """Lost successes, and losses that are still rising when the steps are up."""
-    walk = _walk(desk, problem)
+    walk = _walk(inquiry, problem)
     found: list[Finding] = []
     lost = int((walk.ever & ~walk.last).sum())
     if lost:
@@ -207,7 +208,7 @@ def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
     width = float((problem.set.upper - problem.set.lower).max())
     whole = replace(problem.set.with_eps(width), norm=Norm.LINF)  # the box is the same set for every norm
     open_problem = replace(problem, set=whole)
-    walk = _walk(Desk(context.search, open_problem, first=False), open_problem)
+    walk = _walk(Inquiry.of(context.search, open_problem, Keep.NEAREST), open_problem)
     share = float(walk.ever.double().mean())
     if share >= 0.95:
         return []

@@ -18,8 +18,8 @@ from holdfast.audits.stage import Doubt, Repeatable, ids_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Goal, Norm
-from holdfast.judge.desk import Desk
 from holdfast.judge.gradients import Gradient
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.distance import dual_norm
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import Loss, margin, margin_targeted
@@ -57,13 +57,13 @@ class GradientsStage(Repeatable[GradientsRecord]):
         problem = context.problem(ids)
         problem = replace(problem, draws=Draws(context.plan.seed, "gradients", context.device).of(ids))
         scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
-        desk = Desk(context.search, problem, first=False, judges=False, clean=scores, micro_batch=context.plan.slots)
+        inquiry = Inquiry.of(context.search, problem, None, clean=scores, micro_batch=context.plan.slots)
         with evaluating(context.search):
-            useless = _useless(context, desk, problem, evidence)
+            useless = _useless(context, inquiry, problem, evidence)
         return GradientsRecord(
             ids=ids_of(ids),
             hindered=ids_of(ids[useless.cpu().numpy()]),
-            cost=replace(desk.ledger.total, queries=0),
+            cost=replace(inquiry.ledger.total, queries=0),
         )
 
     @override
@@ -75,17 +75,17 @@ class GradientsStage(Repeatable[GradientsRecord]):
         yield from self.differing(told, due, ("ids", "hindered"))
 
 
-def _useless(context: Context, desk: Desk, problem: Problem, evidence: Evidence) -> Tensor:
+def _useless(context: Context, inquiry: Inquiry, problem: Problem, evidence: Evidence) -> Tensor:
     loss = margin_of(problem)
     dead = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
     wrong = torch.ones_like(dead)
     first: Gradient | None = None
     for x in (problem.x, uniform_in_ball(problem.set, problem.x, problem.keyed, "point")):
-        g = desk.gradient(x, problem.rows, loss, problem.y, problem.target)
+        g = inquiry.gradient(x, problem.rows, loss, problem.y, problem.target)
         dead |= is_zero(g.grad)
         if context.randomised:
             continue
-        wrong &= ~difference_agrees(desk, problem, x, g.grad)
+        wrong &= ~difference_agrees(inquiry, problem, x, g.grad)
         first = first or g
     if first is None:
         return dead
@@ -110,7 +110,7 @@ def is_zero(grad: Tensor) -> Tensor:
     return ~flat.isfinite().all(1) | (flat.abs().amax(1) == 0)
 
 
-def difference_agrees(desk: Desk, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
+def difference_agrees(inquiry: Inquiry, problem: Problem, x: Tensor, grad: Tensor) -> Tensor:
     """(n,) bool: the derivative along the sample's own gradient is within half of the central difference.
 
     What the scores' own rounding hides does not agree.
@@ -118,8 +118,8 @@ def difference_agrees(desk: Desk, problem: Problem, x: Tensor, grad: Tensor) -> 
     h = 1e-3 * float((problem.set.upper - problem.set.lower).max())
     direction = steepest(Norm.LINF, grad)
     loss = margin_of(problem)
-    up, _ = desk.logits(x + h * direction, problem.rows)
-    down, _ = desk.logits(x - h * direction, problem.rows)
+    up, _ = inquiry.logits(x + h * direction, problem.rows)
+    down, _ = inquiry.logits(x - h * direction, problem.rows)
     change = loss(up, problem.y, problem.target) - loss(down, problem.y, problem.target)
     slope = (grad * direction).flatten(1).sum(1)
     return (change / (2 * h) - slope).abs() <= 0.5 * slope.abs()

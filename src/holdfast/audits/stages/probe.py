@@ -22,7 +22,7 @@ from holdfast.audits.stage import Doubt, Repeatable, ids_of
 from holdfast.core.draws import Draws
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.losses import margin, margin_targeted
 from holdfast.numerics.project import project
@@ -55,14 +55,14 @@ class ProbeStage(Repeatable[ProbeRecord]):
         problem = context.problem(ids)
         problem = replace(problem, draws=Draws(context.plan.seed, "probe", context.device).of(ids))
         scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
-        desk = Desk(context.search, problem, clean=scores, micro_batch=context.plan.slots)
+        inquiry = Inquiry.of(context.search, problem, clean=scores, micro_batch=context.plan.slots)
         with evaluating(context.search):
             for k in range(_POINTS):
-                desk.logits(_random_point(problem, k), problem.rows)
-            noise = int(desk.found.sum())
+                inquiry.logits(_random_point(problem, k), problem.rows)
+            noise = int(inquiry.outcome(context.plan.slots).found.sum())
             if context.plan.access is Access.WHITE_BOX:
-                desk.logits(_one_step(desk, problem), problem.rows)
-        outcome = desk.outcome(context.plan.slots)
+                inquiry.logits(_one_step(inquiry, problem), problem.rows)
+        outcome = inquiry.outcome(context.plan.slots)
         claims, referee = claims_of(context, problem, outcome, self.name)
         return ProbeRecord(
             ids=ids_of(ids),
@@ -70,7 +70,7 @@ class ProbeStage(Repeatable[ProbeRecord]):
             raised=raised_on(ids, outcome.failed, outcome.fault),
             referee=referee,
             noise=noise,
-            one_step=int(desk.found.sum()) - noise,
+            one_step=int(outcome.found.sum()) - noise,
         )
 
     @override
@@ -90,9 +90,9 @@ def _random_point(problem: Problem, k: int) -> Tensor:
     return uniform_in_ball(problem.set, problem.x, problem.keyed, "point", k)
 
 
-def _one_step(desk: Desk, problem: Problem) -> Tensor:
+def _one_step(inquiry: Inquiry, problem: Problem) -> Tensor:
     loss = margin() if bool((problem.target < 0).all()) else margin_targeted()
-    grad = desk.gradient(problem.x, problem.rows, loss, problem.y, problem.target).grad
+    grad = inquiry.gradient(problem.x, problem.rows, loss, problem.y, problem.target).grad
     eps = problem.flat(problem.set.eps).to(grad.dtype)
     direction = grad.sign() if problem.set.norm is Norm.L0 else steepest(problem.set.norm, grad)
     return project(problem.set, problem.x + eps * direction, problem.x)

@@ -22,7 +22,8 @@ from holdfast.audits.records import AnyRecord, Ids, ShrinkRecord
 from holdfast.audits.stage import Stage, ids_of
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Norm
-from holdfast.judge.desk import Desk
+from holdfast.judge.archive import Keep
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.outcome import Outcome
 from holdfast.numerics.evaluation import evaluating
 from holdfast.numerics.search import bisect
@@ -88,34 +89,34 @@ def _shrunk(context: Context, problem: Problem, witness: Tensor, has_witness: Te
         The nearest witnesses; a sample without one may have gained one beyond eps. What the model raised on is left out:
         it is asked far beyond eps here, where nothing is claimed.
     """
-    desk = Desk(context.search, problem, first=False, clean=clean, micro_batch=context.plan.slots)
+    inquiry = Inquiry.of(context.search, problem, Keep.NEAREST, clean=clean, micro_batch=context.plan.slots)
     rows = has_witness.nonzero().squeeze(-1)
     if len(rows):
         part = problem.select(rows.cpu().numpy())
         path = _fewer_features if problem.set.norm is Norm.L0 else _toward
 
         def holds(t: Tensor) -> Tensor:
-            scores, _ = desk.logits(path(part, witness[rows], t), part.rows)
+            scores, _ = inquiry.logits(path(part, witness[rows], t), part.rows)
             return part.criterion.holds(scores, part.y, part.target)
 
         with evaluating(context.search):
             t = torch.ones(len(rows), dtype=torch.float64, device=witness.device)
             _ = holds(t)
             bisect(holds, torch.zeros_like(t), t, _HALVINGS)
+    first = inquiry.outcome(context.plan.slots)
     serves = FABT.supports(FABT.card, problem.set.norm, problem.goal) and context.differentiable
     if context.plan.access < Access.WHITE_BOX or not serves:
-        return replace(desk.outcome(context.plan.slots), failed=None)
-    nearer = replace(problem, set=problem.set.with_eps(desk.distance))
+        return replace(first, failed=None)
+    nearer = replace(problem, set=problem.set.with_eps(first.distance))
     found = run(
-        FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, first=False, clean=clean,
+        FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, keep=Keep.NEAREST, clean=clean,
         settings=context.settings,
     )  # fmt: skip
-    better = found.distance < desk.distance
-    first = desk.outcome(context.plan.slots)
+    better = found.distance < first.distance
     found = _nearer_no_answer(problem, first, found)
     return replace(
         found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,
-        ledger=found.ledger + desk.ledger, distance=torch.minimum(found.distance, first.distance), failed=None,
+        ledger=found.ledger + first.ledger, distance=torch.minimum(found.distance, first.distance), failed=None,
     )  # fmt: skip
 
 

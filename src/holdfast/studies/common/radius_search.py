@@ -21,6 +21,7 @@ from holdfast.core.arrays import on_device
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.asking import Model
 from holdfast.judge.ledger import Budget
 from holdfast.judge.outcome import Outcome
@@ -75,7 +76,7 @@ def nearest_within(
         return _radius_search(fitted, problem, model, given, progress)
     return [
         run(
-            fitted, problem, model, seed=given.seed, budget=Budget(passes=given.passes), first=False, clean=given.clean,
+            fitted, problem, model, seed=given.seed, budget=Budget(passes=given.passes), keep=Keep.NEAREST, clean=given.clean,
             settings=given.settings, progress=progress,
         )
     ]  # fmt: skip

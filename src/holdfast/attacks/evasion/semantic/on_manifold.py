@@ -16,7 +16,7 @@ from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.models.vae import Decoded
 from holdfast.transforms.transform import Transform
 

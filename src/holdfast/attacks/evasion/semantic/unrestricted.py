@@ -21,7 +21,7 @@ from holdfast.core.criterion import Criterion, Misclassified
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Formulation
 from holdfast.data.dataset import Dataset
-from holdfast.judge.desk import Model
+from holdfast.judge.asking import Model
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.numerics.evaluation import evaluating

@@ -36,7 +36,7 @@ class GradientEvasionState(State):
 @dataclass(frozen=True, kw_only=True)
 class GradientEvasion(Attack[WhiteBoxAsk, GradientEvasionState]):
     """Descends ``g(x) - mimicry * p(x)`` inside the budget: g is the margin of the class to leave, p the density of
-    samples of the class to look like. ``run(..., first=False)`` goes on past the first crossing, into the dense region.
+    samples of the class to look like. ``run(..., keep=Keep.NEAREST)`` goes on past the first crossing, into the dense region.
     """
 
     steps: int = parameter(100, "gradient steps, at least 1", "Biggio et al. 2013, section 3.1, at most 500")

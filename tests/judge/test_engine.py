@@ -1,4 +1,4 @@
-"""The engine and the desk: what is charged, kept, refilled, interrupted and continued."""
+"""The engine and the inquiry: what is charged, kept, refilled, interrupted and continued."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,10 +18,12 @@ from holdfast.core.errors import BudgetError, UnsupportedError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Formulation, Norm
+from holdfast.judge.archive import Keep
 from holdfast.judge.asks import HardLabelAsk
-from holdfast.judge.desk import Desk
+from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 from holdfast.judge.oracles import WhiteBoxOracle
+from holdfast.judge.units import ScoreUnits
 
 
 class Counting(nn.Module):
@@ -84,7 +86,7 @@ class Silent(nn.Module):
 @pytest.fixture
 def as_on_an_accelerator(monkeypatch):
     """Nothing is decided by values that would have to be waited for."""
-    for module in ("answers", "desk", "rows", "units"):
+    for module in ("archive", "rows", "serving", "units"):
         monkeypatch.setattr(f"holdfast.judge.{module}.reads_freely", lambda _: False)
 
 
@@ -104,11 +106,11 @@ def test_what_is_found_is_the_same_where_reading_costs(model, problem, request, 
 
 
 def test_an_ask_of_no_rows_is_answered_where_reading_costs(model, problem, as_on_an_accelerator):
-    desk = Desk(Silent(model), problem)
-    desk.logits(problem.x, problem.rows)
-    scores, answered = desk.logits(problem.x[:0], problem.rows[:0])
+    inquiry = Inquiry.of(Silent(model), problem)
+    inquiry.logits(problem.x, problem.rows)
+    scores, answered = inquiry.logits(problem.x[:0], problem.rows[:0])
     assert (scores.shape, answered.shape) == ((0, 4), (0,))
-    assert not desk.found.any()
+    assert not inquiry.archive.found.any()
 
 
 def test_restarts_are_only_made_for_samples_that_stand(model, problem):
@@ -178,12 +180,12 @@ def test_zero_eps_finds_nothing(model, problem):
     assert not out.found.any()
 
 
-def test_desk_keeps_the_nearest_feasible_row_and_ignores_the_others(model, problem):
-    desk = Desk(model, problem, first=False)
+def test_the_archive_keeps_the_nearest_feasible_row_and_ignores_the_others(model, problem):
+    inquiry = Inquiry.of(model, problem, Keep.NEAREST)
     far = torch.zeros_like(problem.x)
-    desk.logits(far, problem.rows)  # outside the ball
-    assert not desk.found.any()
-    unbounded = Desk(model, replace(problem, set=problem.set.unbounded()), first=False)
+    inquiry.logits(far, problem.rows)  # outside the ball
+    assert not inquiry.archive.found.any()
+    unbounded = Inquiry.of(model, replace(problem, set=problem.set.unbounded()), Keep.NEAREST)
     index = torch.tensor([0, 0, 0, 1])
     rows = torch.stack([far[0], far[0] * 0 + 1, far[0], far[1]])
     unbounded.logits(rows, index)
@@ -193,23 +195,23 @@ def test_desk_keeps_the_nearest_feasible_row_and_ignores_the_others(model, probl
         best = min(
             ((rows[k] - problem.x[i]).abs().max().item() for k in range(4) if index[k] == i and holds[k]), default=None
         )
-        assert (best is None) == (not bool(unbounded.found[i]))
+        assert (best is None) == (not bool(unbounded.archive.found[i]))
         if best is not None:
-            assert float(unbounded.distance[i]) == pytest.approx(best, abs=1e-12)
+            assert float(unbounded.archive.distance[i]) == pytest.approx(best, abs=1e-12)
 
 
 def test_an_index_may_repeat_and_its_budget_is_shared_in_order(model, problem):
-    desk = Desk(model, problem, budget=Budget(queries=2))
+    inquiry = Inquiry.of(model, problem, budget=Budget(queries=2))
     index = torch.tensor([5, 3, 5, 5, 3])
-    _, answered = desk.labels(problem.x[index], index)
+    _, answered = inquiry.labels(problem.x[index], index)
     assert answered.tolist() == [True, True, True, False, True]
-    _, answered = desk.labels(problem.x[index], index)
+    _, answered = inquiry.labels(problem.x[index], index)
     assert not answered.any()
-    assert int(desk.ledger.queries.sum()) == 4
+    assert int(inquiry.ledger.queries.sum()) == 4
 
 
 def test_micro_batches_change_nothing(model, problem):
-    whole, split = Desk(model, problem), Desk(model, problem, micro_batch=7)
+    whole, split = Inquiry.of(model, problem), Inquiry.of(model, problem, micro_batch=7)
     loss = lambda s, y: s.gather(1, y[:, None]).squeeze(1)  # noqa: E731
     a = whole.gradient(problem.x, problem.rows, loss, problem.y)
     b = split.gradient(problem.x, problem.rows, loss, problem.y)
@@ -221,20 +223,20 @@ def test_micro_batches_change_nothing(model, problem):
 
 
 def test_access_is_a_type(model, problem):
-    desk = Desk(model, problem)
-    hard, soft = desk.oracle(Access.HARD_LABEL), desk.oracle(Access.SOFT_LABEL)
+    inquiry = Inquiry.of(model, problem)
+    hard, soft = inquiry.oracle(Access.HARD_LABEL), inquiry.oracle(Access.SOFT_LABEL)
     assert not any(hasattr(hard, name) for name in ("log_probs", "logits", "gradient", "jacobian", "clean"))
     assert not any(hasattr(soft, name) for name in ("logits", "gradient", "jacobian"))
 
 
 def test_top_k_hides_the_rest(model, problem):
-    desk = Desk(model, problem, top_k=2)
-    log_p, _ = desk.log_probs(problem.x, problem.rows)
+    inquiry = Inquiry.of(model, problem, units=ScoreUnits(problem, 2, needed=False))
+    log_p, _ = inquiry.log_probs(problem.x, problem.rows)
     assert ((log_p > -np.inf).sum(1) == 2).all()
 
 
 def test_weights_replaced_leave_the_model_alone(model, problem):
-    oracle = Desk(model, problem).oracle(Access.WHITE_BOX)
+    oracle = Inquiry.of(model, problem).oracle(Access.WHITE_BOX)
     assert isinstance(oracle, WhiteBoxOracle)
     zero = oracle.at({k: torch.zeros_like(v) for k, v in model.named_parameters()})
     scores, _ = zero.logits(problem.x, problem.rows)
@@ -243,10 +245,10 @@ def test_weights_replaced_leave_the_model_alone(model, problem):
 
 
 def test_features_are_counted(model, problem):
-    desk = Desk(model, problem)
-    features, _ = desk.features(problem.x, problem.rows, "1")
+    inquiry = Inquiry.of(model, problem)
+    features, _ = inquiry.features(problem.x, problem.rows, "1")
     assert features.shape == (40, 24)
-    assert int(desk.ledger.forwards.sum()) == 40
+    assert int(inquiry.ledger.forwards.sum()) == 40
 
 
 def test_not_a_number_is_no_witness(problem):
@@ -264,9 +266,9 @@ def test_what_rounding_decides_is_no_witness(past, counts):
 
     x = torch.zeros(1, 1, dtype=torch.float64)
     problem = Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 2.0, 1, high=3.0, dtype=torch.float64))
-    desk = Desk(lambda x: model(x) + torch.tensor([0.0, past]), problem, first=False)
-    desk.logits(torch.nextafter(torch.ones(1, 1).double(), torch.tensor(2.0).double()), problem.rows)
-    assert bool(desk.found[0]) is counts
+    inquiry = Inquiry.of(lambda x: model(x) + torch.tensor([0.0, past]), problem, Keep.NEAREST)
+    inquiry.logits(torch.nextafter(torch.ones(1, 1).double(), torch.tensor(2.0).double()), problem.rows)
+    assert bool(inquiry.archive.found[0]) is counts
 
 
 def test_precision_is_confirmed(model, problem):
