@@ -17,7 +17,7 @@ from holdfast.core.registry import card, kind, method, names
 
 ROOT = Path(holdfast.__file__).parent
 REPOSITORY = Path(__file__).parents[1]
-HEAVY = {"torch", "numpy", "scipy", "yaml", "matplotlib", "PIL", "sklearn", "jinja2"}
+HEAVY = {"torch", "numpy", "scipy", "yaml", "PIL", "sklearn", "jinja2"}
 MODULES = sorted(
     ".".join(["holdfast", *file.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
     for file in ROOT.rglob("*.py")
