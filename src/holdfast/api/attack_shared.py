@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from holdfast.api.attack import AttackOptions
     from holdfast.api.voice import Voice
-    from holdfast.attacks.shared import Artefact, Evaluation, Fit, SharedAttack
+    from holdfast.attacks.shared import Artefact, Evaluation, Fitted, SharedAttack
     from holdfast.core.cost import Cost
     from holdfast.core.problem import Problem
     from holdfast.judge.asking import Model
@@ -72,7 +72,7 @@ def _given(path: Path, name: str, session: Session) -> Artefact:
 
 def _fitted(
     session: Session, tool: SharedAttack, problem: Problem, models: list[Model], options: AttackOptions, voice: Voice
-) -> Fit:
+) -> Fitted:
     from holdfast.attacks.shared import fit
 
     title, at = tool.card.title, options.checkpoint
@@ -128,7 +128,7 @@ class SharedAttackResult(AttackResult):
     artefact: Artefact
     held: Problem
     evaluations: Mapping[str, Evaluation]
-    fit: Fit | None
+    fit: Fitted | None
     fitted_on: int
     draws: int
     eps: Fraction | None

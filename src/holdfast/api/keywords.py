@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from holdfast.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from holdfast.models.wrap import Normalisation
     from holdfast.session.spec import ModelLike, ModelSpec
 
-__all__ = ["kind_of", "method_and_spec", "parameter_values", "split_spec", "tool_of"]
+__all__ = ["kind_of", "method_and_spec", "normalisation", "parameter_values", "split_spec", "tool_of"]
+
+_NEAR = 0.7
 
 
 def method_and_spec(
@@ -105,7 +109,7 @@ def parameter_values(
     found: dict[str, Any] = {}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"{kind.__name__} has no parameter '{name}'. {did_you_mean(name, [*known, *beside])}")
+            raise UsageError(f"{kind.__name__} has no parameter '{name}'. {_meant(name, known, beside)}")
         try:
             found[name] = TypeAdapter(hints[name]).validate_python(value)
         except ValidationError as error:
@@ -118,6 +122,12 @@ def parameter_values(
                 ) from None
             found[name] = value
     return found
+
+
+def _meant(name: str, known: Iterable[str], beside: Iterable[str]) -> str:
+    """The near words: the method's own, unless one of the verb's is much nearer."""
+    near = get_close_matches(name, beside, n=1, cutoff=_NEAR)
+    return did_you_mean(name, known if not near or get_close_matches(name, known, n=1, cutoff=_NEAR) else near)
 
 
 def _written(value: object) -> str:
@@ -139,21 +149,33 @@ def _parameters(kind: type) -> list[str]:
     return [p.name for p in parameters_of(kind)]
 
 
+def normalisation(given: Any) -> Normalisation | None:
+    """A declared normalisation as people write it: (means, deviations), or ``MEAN,.../STD,...``.
+
+    Example:
+        >>> normalisation("0.5/0.25") == normalisation(([0.5], [0.25]))
+        True
+    """
+    from holdfast.models.wrap import Normalisation
+
+    match given:
+        case str():
+            return Normalisation.parse(given)
+        case (mean, std):
+            return Normalisation(tuple(mean), tuple(std))
+        case _:
+            return given
+
+
 def _spec_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a `ModelSpec` as people write them."""
     from pathlib import Path
 
     from holdfast.data.table import Table
-    from holdfast.models.wrap import Normalisation
 
     values = dict(given)
-    match values.get("normalise"):
-        case str() as text:
-            values["normalise"] = Normalisation.parse(text)
-        case (mean, std):
-            values["normalise"] = Normalisation(tuple(mean), tuple(std))
-        case _:
-            pass
+    if "normalise" in values:
+        values["normalise"] = normalisation(values["normalise"])
     if isinstance(values.get("table"), str | Path):
         values["table"] = Table.read(Path(values["table"]))
     if values.get("class_names") is not None:

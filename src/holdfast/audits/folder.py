@@ -24,11 +24,13 @@ from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.files import read_json, write_whole
 from holdfast.core.store import LOCK, SIDECARS, locked
 
-__all__ = ["RunFolder"]
+__all__ = ["DATA", "RunFolder"]
 
+DATA = "data.npz"
+"""Samples that were handed over as arrays."""
 _JOURNAL = "journal.sqlite"
 _ABOUT, _WITNESSES, _PLAN = "run.json", "witnesses", "plan.yaml"
-_OURS = frozenset({LOCK, _ABOUT, _WITNESSES, _PLAN, _JOURNAL, *(_JOURNAL + end for end in SIDECARS)})
+_OURS = frozenset({LOCK, _ABOUT, _WITNESSES, _PLAN, DATA, _JOURNAL, *(_JOURNAL + end for end in SIDECARS)})
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _DRAFT = re.compile(r"\.[\w.:-]+\.\d+")  # what `write_whole` leaves when it is killed
 

@@ -11,18 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, out, progress, say, say_json
+from holdfast.cli.console import Spoken, note, out, say, say_json
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.audits.document import Document, Side
+    from holdfast.api.report import Report
+    from holdfast.audits.document import Side
     from holdfast.audits.places import Places
     from holdfast.audits.plan import Plan
 
 __all__ = ["audit", "finish", "recheck", "resume"]
 
 _FAILS = 3
+_STYLES = {"FAILS": "red", "marginal": "yellow"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,8 @@ def audit(
     --data digits:test --norm linf --eps 0.1 --out runs/first
     """
     gate = answer.gate()
+    from holdfast.api.audit import run_plan
     from holdfast.audits.plan import Plan
-    from holdfast.audits.run import audit as audited
 
     if o.is_url(model.model) and plan_file is None:
         suite, certify = suite or "black-box", certify or "none"  # all that can be had of an API
@@ -184,10 +186,11 @@ def audit(
         note(
             "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
         )
-    with progress(f"continue with: {_resuming(out, plan)}") as tell:
-        command = shlex.join(["holdfast", *sys.argv[1:]])
-        document = audited(plan, out, workers=workers, command=command, progress=tell, anyway=model.anyway)
-    finish(out, document, gate, talk, at=plan)
+    report = run_plan(
+        plan, out, Spoken(), workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), anyway=model.anyway,
+        interrupted=f"continue with: {_resuming(out, plan)}",
+    )  # fmt: skip
+    finish(report, gate, talk)
 
 
 @spread
@@ -202,14 +205,13 @@ def resume(
 ) -> None:
     """Continue an interrupted audit; gives what an uninterrupted one gives."""
     gate = answer.gate()
+    from holdfast.api.audit import resume_run
     from holdfast.audits.folder import RunFolder
-    from holdfast.audits.run import resume as again
 
     places = replace(moved.places(run), max_queries=max_queries)
     at = places.located(RunFolder(run).plan(), RunFolder(run))
-    with progress(f"continue with: {_resuming(run, at)}") as tell:
-        document = again(run, places=places, workers=workers, progress=tell)
-    finish(run, document, gate, talk, at=at)
+    report = resume_run(run, places, Spoken(), workers=workers, interrupted=f"continue with: {_resuming(run, at)}")
+    finish(report, gate, talk)
 
 
 @spread
@@ -222,25 +224,15 @@ def recheck(
 
     Files that moved since are named with --model, --arch and --data; their hashes decide whether they are the run's.
     """
-    from holdfast.audits.recheck import recheck as again
+    from holdfast.api.audit import recheck_run
 
-    places = moved.places(run)
-    with progress("nothing was changed; the same command begins again") as tell:
-        found = again(run, places=places, progress=tell)
+    result = recheck_run(run, moved.places(run), Spoken())
     if talk.json:
-        say_json(
-            {k: getattr(found, k) for k in ("ok", "witnesses", "certificates", "marginal", "problems", "not_rederived")}
-        )
+        say_json(result.to_dict())
     else:
-        for problem in found.problems:
-            say(f"FAILS: {problem}", style="red")
-        for sample in found.marginal:
-            say(f"marginal: the witness of sample {sample} flips within its rounding", style="yellow")
-        for what in dict.fromkeys(found.not_rederived):
-            say(f"not re-derived: {what}")
-        verdict = "all hold" if found.ok else f"{len(found.problems)} fail"
-        say(f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}")
-    if not found.ok:
+        for line in map(str, result.blocks()):
+            say(line, style=_STYLES.get(line.partition(":")[0]))
+    if not result.ok:
         raise typer.Exit(_FAILS)
 
 
@@ -262,21 +254,20 @@ def _resuming(run: Path, plan: Plan) -> str:
     return shlex.join(words)
 
 
-def finish(run: Path, document: Document, gate: Gate | None, talk: o.TalkOptions, *, at: Plan | None = None) -> None:
+def finish(report: Report, gate: Gate | None, talk: o.TalkOptions) -> None:
     """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
-    from holdfast.cli.rendering import render
     from holdfast.report.audits.text import show
 
     if gate is not None:
-        document = document.gated(gate.threshold, gate.side, allow_weak=gate.allow_weak)
-    render(run, document, at=at)
+        report = report.gated(gate.threshold, gate.side, allow_weak=gate.allow_weak)
+    report.write(Spoken())
     if talk.json:
-        say_json(document.model_dump(mode="json"))
+        say_json(report.to_dict())
     else:
-        show(document, out())
-        note(f"report: {run / 'report.html'}")
-    if document.exit_code:
-        raise typer.Exit(document.exit_code)
+        show(report.document, out())
+        note(f"report: {report.folder / 'report.html'}")
+    if report.document.exit_code:
+        raise typer.Exit(report.document.exit_code)
 
 
 def _need(plan: Plan) -> str:

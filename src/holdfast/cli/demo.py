@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import Spoken, note, progress, say
+from holdfast.cli.console import Spoken, note, say
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,9 +82,8 @@ def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
+    from holdfast.api.audit import run_plan
     from holdfast.audits.plan import Plan
-    from holdfast.audits.run import audit
-    from holdfast.cli.rendering import render
 
     plan = Plan.of(
         model=str(out / f"{name}.safetensors"), arch=_ARCH, data="digits:test", samples=samples, norm="linf", eps=_EPS,
@@ -94,7 +93,6 @@ def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
         f"holdfast audit --model {plan.model} --arch {_ARCH} --data digits:test --samples {samples} --norm linf "
         f"--eps {_EPS} --seed {seed} --out {out / name}"
     )
-    with progress() as tell:
-        document = audit(plan, out / name, command=command, progress=tell)
-    render(out / name, document, at=plan)
-    return document
+    report = run_plan(plan, out / name, Spoken(), command=command)
+    report.write(Spoken())
+    return report.document

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from holdfast.cli.methods import card_as_dict
+from holdfast.api.methods import card_as_dict
 from holdfast.core.files import write_whole
 from holdfast.core.registry import card, kind, method, names
 

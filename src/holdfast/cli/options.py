@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from holdfast.api.folders import no_run
+from holdfast.audits.suites import suite_names
 from holdfast.cli.console import volume
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel, parse_eps
@@ -224,12 +225,19 @@ MaxQueries = Annotated[
     ),
 ]
 Suite = Annotated[
-    Literal["fast", "standard", "minimal", "black-box"] | None,
-    typer.Option(help="Which attacks.", show_default="fast", rich_help_panel=_RUN),
+    str | None,
+    typer.Option(
+        help=f"Which attacks: {', '.join(suite_names())}.", metavar="NAME", show_default="fast", rich_help_panel=_RUN
+    ),
 ]
 Certify = Annotated[
-    Literal["crown", "alpha-crown", "ibp", "smoothing", "none"] | None,
-    typer.Option(help="Which certificate.", show_default="crown", rich_help_panel=_RUN),
+    str | None,
+    typer.Option(
+        help="Which certificate: crown, alpha-crown, ibp or another sound bound of networks; smoothing, or none.",
+        metavar="NAME",
+        show_default="crown",
+        rich_help_panel=_RUN,
+    ),
 ]
 RadiusMax = Annotated[
     str | None,

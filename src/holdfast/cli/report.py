@@ -9,7 +9,7 @@ import typer
 
 from holdfast.api.folders import no_run
 from holdfast.cli import options as o
-from holdfast.cli.console import note, say, say_json
+from holdfast.cli.console import Spoken, note, say, say_json
 from holdfast.cli.console import out as standard_out
 from holdfast.cli.spread import spread
 from holdfast.core.errors import DataError, UsageError
@@ -36,16 +36,15 @@ def report(
         return
     if len(runs) > 1:
         raise UsageError("several runs on one page need --compare")
-    from holdfast.audits.document import Document
-    from holdfast.cli.rendering import render
+    from holdfast.api.report import Report
     from holdfast.report.audits.text import show
 
-    document = Document.load(runs[0])
-    render(runs[0], document)
+    found = Report.load(runs[0])
+    found.write(Spoken())
     if talk.json:
-        say_json(document.model_dump(mode="json"))
+        say_json(found.to_dict())
     else:
-        show(document, standard_out())
+        show(found.document, standard_out())
         note(f"report: {runs[0] / 'report.html'}")
 
 

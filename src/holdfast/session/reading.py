@@ -14,6 +14,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Subject
 from holdfast.data.dataset import Dataset
 from holdfast.data.load import load_data
+from holdfast.data.npz import refuse_channels_last
 from holdfast.data.table import Table
 from holdfast.judge.asking import Model
 from holdfast.models.fingerprint import fingerprint
@@ -62,6 +63,7 @@ def open_data(data: DataLike, *, class_names: tuple[str, ...] | None = None, tab
     elif isinstance(data, tuple):
         if len(data) != 2:
             raise UsageError(f"data are (x, y), got {len(data)} of them; or give a Dataset, a file or digits:test")
+        refuse_channels_last(getattr(data[0], "shape", ()), "the data")
         found = Dataset.of(*data, classes=class_names)
     else:
         found = load_data(data, classes=class_names)
