@@ -8,8 +8,7 @@ import torch
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
-from holdfast.core.registry import names
-from holdfast.testing import ATTACK_CHECKS, ContractError, check_attack
+from holdfast.testing import ContractError, check_attack, parametrize_with_checks
 
 # pairs that take nine seconds and more; make test-all runs them
 _DEAR = {
@@ -21,16 +20,9 @@ _DEAR = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        pytest.param(n, c, marks=[pytest.mark.slow] if n in _DEAR.get(c, ()) else [], id=f"{n}-{c}")
-        for n in names("attack")
-        for c in ATTACK_CHECKS
-    ],
-)
-def test_an_attack_keeps_its_contract(name, check):
-    check_attack(name, only=[check])
+@parametrize_with_checks("attack", slow=_DEAR)
+def test_an_attack_keeps_its_contract(method, check):
+    check(method)
 
 
 def test_an_unknown_check_is_refused():

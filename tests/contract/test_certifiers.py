@@ -12,25 +12,17 @@ from holdfast.certifiers.propagation.propagation import Propagation, specificati
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.smoothing.cohen import Cohen
 from holdfast.core.errors import UnsupportedError, UsageError
-from holdfast.core.registry import names
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
-from holdfast.testing import CERTIFIER_CHECKS, ContractError, check_certifier
+from holdfast.testing import ContractError, check_certifier, parametrize_with_checks
 
 # pairs that take ten seconds and more; make test-all runs them
-_DEAR = {("neuron_splitting", "no-witness"), ("neuron_splitting", "batch"), ("neuron_splitting", "tighter")}
+_DEAR = dict.fromkeys(("no-witness", "batch", "tighter"), ("neuron_splitting",))
 
 
-@pytest.mark.parametrize(
-    ("name", "check"),
-    [
-        pytest.param(n, c, marks=[pytest.mark.slow] if (n, c) in _DEAR else [], id=f"{n}-{c}")
-        for n in names("certifier")
-        for c in CERTIFIER_CHECKS
-    ],
-)
-def test_a_certifier_keeps_its_contract(name, check):
-    check_certifier(name, only=[check])
+@parametrize_with_checks("certifier", slow=_DEAR)
+def test_a_certifier_keeps_its_contract(method, check):
+    check(method)
 
 
 def test_what_is_unknown_is_refused():

@@ -29,7 +29,7 @@ _FOLDERS = (
     "attacks/evasion/semantic",
     "attacks/evasion/physical",
     "attacks/poisoning",
-    "attacks/backdoor",
+    "attacks/backdoors",
     "attacks/federated",
     "certifiers/bounds",
     "certifiers/complete",
@@ -52,10 +52,20 @@ _CONTRACTS = (
     ("shared attack", "attacks.shared", "SharedAttack"),
     ("semantic attack", "attacks.semantic", "SemanticAttack"),
     ("attack", "attacks.attack", "Attack"),
+    ("backdoor", "attacks.backdoor", "Backdoor"),
+    ("poisoner", "attacks.poisoner", "Poisoner"),
+    ("adversary", "attacks.adversary", "Adversary"),
     ("set certifier", "certifiers.set_certifier", "SetCertifier"),
     ("certifier", "certifiers.graph_certifier", "GraphCertifier"),
     ("certifier", "certifiers.oracle_certifier", "OracleCertifier"),
+    ("learner certifier", "certifiers.learner_certifier", "LearnerCertifier"),
     ("training defence", "defences.training_defence", "TrainingDefence"),
+    ("detector", "defences.detector", "Detector"),
+    ("sanitiser", "defences.sanitiser", "Sanitiser"),
+    ("inspector", "defences.inspector", "Inspector"),
+    ("repair", "defences.repair", "Repair"),
+    ("aggregator", "defences.aggregator", "Aggregator"),
+    ("application", "applications.application", "Application"),
     ("study", "studies.study", "Study"),
 )
 
@@ -118,8 +128,11 @@ def _may_stand_in(place: str | EntryPoint, rooms: tuple[str, ...]) -> bool:
     return isinstance(place, EntryPoint) or place.startswith(rooms)
 
 
-def kind(name: str) -> str:
+def kind(given: str | type) -> str:
     """What a method is, one of `KINDS`: the most particular contract that its class fulfils.
+
+    Args:
+        given: a name or a class.
 
     Raises:
         UsageError: there is no such method, or it fulfils no contract.
@@ -128,8 +141,9 @@ def kind(name: str) -> str:
         >>> kind("uap"), kind("crown")
         ('shared attack', 'certifier')
     """
-    of = _kind_of(method(name))
+    of = _kind_of(method(given) if isinstance(given, str) else given)
     if of is None:
+        name = given if isinstance(given, str) else given.__name__
         raise UsageError(f"'{name}' fulfils no contract of a method; derive its class from one, such as Attack")
     return of
 

@@ -78,6 +78,11 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.x)
 
+    @property
+    def class_count(self) -> int:
+        """How many classes there are: as many as are named, or as the labels count."""
+        return len(self.classes) if self.classes is not None else int(self.y.max()) + 1
+
     def head(self, n: int) -> Dataset:
         """The first ``n`` samples, or all if there are fewer.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from holdfast.core.errors import UsageError
+from holdfast.core.registry import method
 
-__all__ = ["ContractError", "require", "run_checks"]
+__all__ = ["ContractError", "Suite", "instance_of", "refuses", "require", "run_checks"]
 
 C = TypeVar("C")
 
@@ -49,3 +51,50 @@ def run_checks(subject: str, checks: Mapping[str, Callable[[C], None]], case: C,
             for name, error in wrong.items()
         ]
         raise ContractError("\n".join([f"{subject}:", *lines])) from next(iter(wrong.values()))
+
+
+def refuses(call: Callable[[], object], error: type[Exception], what: str) -> None:
+    """Requires that a call is refused by this error.
+
+    Raises:
+        ContractError: it is not refused.
+    """
+    try:
+        call()
+    except error:
+        return
+    raise ContractError(f"it must refuse {what}, in words")
+
+
+def instance_of(given: Any, of: type[C]) -> C:
+    """A method from a registered name, a class that needs no arguments, or an instance.
+
+    Raises:
+        UsageError: no such method, or one of another kind.
+    """
+    made: Any = method(given) if isinstance(given, str) else given
+    made = made() if isinstance(made, type) else made
+    if not isinstance(made, of):
+        raise UsageError(f"{given} is no {of.__name__}; its class must derive from it")
+    return made
+
+
+@dataclass(frozen=True)
+class Suite(Generic[C]):
+    """The contract of one kind of method: what its checks are, and what they are made on.
+
+    Attributes:
+        kind: as people say it, with its article: ``a poisoner``.
+        of: the contract's class.
+        checks: by name, in the order in which they run.
+    """
+
+    kind: str
+    of: type[C]
+    checks: Mapping[str, Callable[[C], None]]
+
+    def __call__(self, given: object, only: Iterable[str] | None = None) -> None:
+        """Makes the checks on a method; see `instance_of` and `run_checks`."""
+        tool = instance_of(given, self.of)
+        title: Any = tool
+        run_checks(f"{title.card.title} breaks the contract of {self.kind}", self.checks, tool, only)

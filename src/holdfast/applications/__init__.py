@@ -1,0 +1,1 @@
+"""What the same methods are good for beside attack and defence."""

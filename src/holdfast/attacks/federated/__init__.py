@@ -1,0 +1,1 @@
+"""Attacks of clients on a federated training."""

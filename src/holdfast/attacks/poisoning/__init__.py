@@ -1,0 +1,1 @@
+"""Attacks on training data that change samples or labels."""

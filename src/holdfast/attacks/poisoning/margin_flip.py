@@ -1,0 +1,64 @@
+"""Loss-guided label flips: the labels whose change raises the loss of a clean model most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from holdfast.attacks.poisoner import Poisoner, share_of
+from holdfast.core.cards import Card, Knows, parameter
+from holdfast.core.draws import Draws
+from holdfast.core.knowledge import Knowledge
+from holdfast.core.manifest import Samples
+from holdfast.core.threat import Phase
+from holdfast.data.dataset import Dataset
+from holdfast.data.poisoned import PoisonedDataset
+from holdfast.numerics.evaluation import evaluating
+
+__all__ = ["MarginFlip"]
+
+_BATCH = 512
+
+
+@dataclass(frozen=True)
+class MarginFlip(Poisoner):
+    """Flips where a clean surrogate is surest, to the class that it finds least likely."""
+
+    rate: float = parameter(0.1, "share of the samples whose label is flipped, above 0", "ours: one in ten")
+
+    card: ClassVar[Card] = Card(
+        title="Loss-guided label flipping",
+        rows=("P01",),
+        paper="Biggio, Nelson, Laskov 2012, Poisoning Attacks against Support Vector Machines, ICML, arXiv:1206.6389",
+        section="2.1",
+        summary="Flips the labels of the samples that a clean model is surest of, to the class that it finds least likely.",
+        phase=Phase.TRAINING,
+        knows=(Knows.SURROGATE,),
+        failure_modes=("A filter that drops samples of large loss under a clean model finds exactly these.",),
+        checked_by="an exhaustive search of the loss on a small set",
+    )
+
+    @override
+    def edits(self, n: int) -> int:
+        return 2 * share_of(n, self.rate)
+
+    @override
+    def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
+        gain, label = _worst(knowledge.known_surrogate(), data)
+        rows = gain.argsort(descending=True, stable=True)[: share_of(len(data), self.rate)]
+        flipped = Samples(data.x[rows], label[rows])
+        return PoisonedDataset.of(data, method="margin_flip", seed=None, replacing=(rows, flipped))
+
+
+def _worst(surrogate: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
+    """(n,) the cross-entropy that the worst wrong label of each sample has, and that label."""
+    with torch.no_grad(), evaluating(surrogate):
+        device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+        scores = torch.cat([surrogate(x.to(device)).double().cpu() for x in torch.split(data.x, _BATCH)])
+    loss = (-scores.log_softmax(1)).scatter(1, data.y.unsqueeze(1), float("-inf"))
+    worst = loss.max(1)
+    return worst.values, worst.indices

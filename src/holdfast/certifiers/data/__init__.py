@@ -1,0 +1,1 @@
+"""Certificates for training sets: how many edits change no prediction."""

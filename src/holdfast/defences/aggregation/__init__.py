@@ -1,0 +1,1 @@
+"""Rules by which a server joins the updates of its clients."""

@@ -1,0 +1,1 @@
+"""Inspection and repair of models that may hold a backdoor."""

@@ -1,0 +1,81 @@
+"""Manners that every method must have: a whole card, and hands off what it was given."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.core.cards import parameters_of
+from holdfast.data.dataset import Dataset
+from holdfast.testing.contract import ContractError, require
+
+__all__ = ["Watched", "leaving_alone", "weights_of", "whole_card"]
+
+
+def whole_card(tool: Any) -> None:
+    """Requires a card that says what the method is, and a meaning and a source for each parameter."""
+    card = tool.card
+    require(
+        card.title and card.paper and card.summary and card.section, "card: title, paper, section or summary missing"
+    )
+    require(card.failure_modes, "card: it says when it is known to fail")
+    require(card.checked_by, "card: it says how else it is checked")
+    declared = {p.name for p in parameters_of(type(tool))}
+    bare = [f.name for f in fields(tool) if f.name not in declared]
+    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
+    require(all(p.meaning and p.source for p in parameters_of(type(tool))), "a parameter's meaning or source is empty")
+
+
+def weights_of(model: nn.Module) -> str:
+    """A hash of a model's parameters and buffers."""
+    return _hash(*model.state_dict().values())
+
+
+@contextmanager
+def leaving_alone(*things: nn.Module | Dataset | Tensor) -> Generator[None, None, None]:
+    """Requires that models, data, tensors and the global random state are afterwards what they were before."""
+    before, noise = [_state(t) for t in things], _noise()
+    yield
+    for thing, was in zip(things, before, strict=True):
+        what = {"Tensor": "an input", "Dataset": "the data set", "Watched": "the data set"}.get(
+            type(thing).__name__, "the model"
+        )
+        require(
+            _state(thing) == was, f"{what} was changed in place: weights, mode, gradients or values; work on a copy"
+        )
+    require(_noise() == noise, "global random state was used: draw from keyed draws or a generator of your own")
+
+
+def _state(thing: nn.Module | Dataset | Tensor) -> object:
+    if isinstance(thing, nn.Module):
+        modes = [m.training for m in thing.modules()]
+        flags = [(p.requires_grad, p.grad is None) for p in thing.parameters()]
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in thing.modules()]
+        return weights_of(thing), modes, flags, hooks
+    return _hash(thing.x, thing.y) if isinstance(thing, Dataset) else _hash(thing)
+
+
+def _hash(*tensors: Tensor) -> str:
+    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def _noise() -> tuple[bytes, str, object]:
+    return torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), random.getstate()
+
+
+@dataclass(frozen=True)
+class Watched(Dataset):
+    """A data set that notices who looks for its manifest."""
+
+    @property
+    def manifest(self) -> object:
+        """Nothing that a defence may read."""
+        raise ContractError("it reads the manifest of the data: a defence sees the data as a person gets them")

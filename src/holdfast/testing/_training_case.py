@@ -1,0 +1,115 @@
+"""What the contracts of the training phase are checked on: digits, a poisoned copy, and the networks that both give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from holdfast.attacks.backdoor import Backdoor
+from holdfast.attacks.backdoors.badnets import BadNets
+from holdfast.attacks.poisoner import poison
+from holdfast.core.arrays import fingerprint_arrays
+from holdfast.core.knowledge import Knowledge
+from holdfast.core.manifest import Samples
+from holdfast.data.dataset import Dataset
+from holdfast.data.digits import load_digits
+from holdfast.data.poisoned import PoisonedDataset
+from holdfast.models.zoo import digits_mlp
+from holdfast.numerics.evaluation import evaluating
+from holdfast.testing._manners import Watched
+from holdfast.transforms.triggers import Trigger
+
+__all__ = ["Planted", "accuracy", "clean_digits", "learnt", "planted", "reached", "some", "watched", "what_is_known"]
+
+SHAPE = (1, 8, 8)
+_STEPS, _RATE, _MOMENTUM = 250, 0.1, 0.9
+
+
+def some(data: Dataset, start: int, stop: int) -> Dataset:
+    """Rows of a data set."""
+    x, y = data.x[start:stop], data.y[start:stop]
+    return replace(data, x=x, y=y, sha256=fingerprint_arrays(x, y))
+
+
+@lru_cache
+def clean_digits() -> tuple[Dataset, Dataset]:
+    """1,297 digits to train on and 500 others."""
+    return load_digits("train"), load_digits("test")
+
+
+def learnt(data: Dataset, seed: int = 0, *, steps: int = _STEPS) -> nn.Module:
+    """A small network by gradient descent with momentum on all samples at once, in evaluation mode: a second's work."""
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(seed)
+        model = digits_mlp()
+        weights = list(model.parameters())
+        velocity = [torch.zeros_like(w) for w in weights]
+        for _ in range(steps):
+            grads = torch.autograd.grad(cross_entropy(model(data.x), data.y), weights)
+            velocity = [_MOMENTUM * v - _RATE * g for v, g in zip(velocity, grads, strict=True)]
+            for w, v in zip(weights, velocity, strict=True):
+                w.data += v
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A backdoor in digits, and the network that learnt it.
+
+    Attributes:
+        poisoned: the digits with the trigger on some.
+        model: trained on them.
+        clean: the same network trained on the clean digits.
+        backdoor: what was planted.
+    """
+
+    poisoned: PoisonedDataset
+    model: nn.Module
+    clean: nn.Module
+    backdoor: Backdoor
+
+    @property
+    def trigger(self) -> Trigger:
+        """The planted trigger."""
+        return self.backdoor.trigger(SHAPE)
+
+
+@lru_cache
+def planted() -> Planted:
+    """One in twenty digits has a square of four pixels and is called a seven."""
+    backdoor = BadNets(rate=0.05, target=7, side=2)
+    train, _ = clean_digits()
+    poisoned = poison(backdoor, train, seed=0)
+    return Planted(poisoned, learnt(poisoned.data), learnt(train), backdoor)
+
+
+def accuracy(model: nn.Module, data: Dataset) -> float:
+    """Share of the samples that a model classifies as their label says."""
+    with torch.no_grad(), evaluating(model):
+        return float((model(data.x).argmax(1) == data.y).double().mean())
+
+
+def reached(model: nn.Module, trigger: Trigger, target: int, data: Dataset) -> float:
+    """The success of a trigger: share of the samples of other classes that it carries to the target."""
+    x: Tensor = data.x[data.y != target]
+    with torch.no_grad(), evaluating(model):
+        return float((model(trigger.stamp(x)).argmax(1) == target).double().mean())
+
+
+def watched(data: Dataset) -> Watched:
+    """The same data, which notice who looks for a manifest."""
+    return Watched(data.x, data.y, data.name, data.sha256, data.notes, data.classes, data.features)
+
+
+def what_is_known() -> Knowledge:
+    """All that an attacker could know of the digits."""
+    _, test = clean_digits()
+    return Knowledge(
+        surrogate=planted().clean,
+        targets=Samples(test.x[:3], (test.y[:3] + 1) % 10),
+        clean=Samples(test.x[:100], test.y[:100]),
+    )

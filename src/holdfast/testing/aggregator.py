@@ -1,0 +1,127 @@
+"""The contract of a rule that joins the updates of clients.
+
+from holdfast.testing import check_aggregator
+check_aggregator("median")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from holdfast.core.errors import DataError
+from holdfast.defences.aggregator import Aggregator
+from holdfast.testing._manners import leaving_alone, whole_card
+from holdfast.testing.contract import Suite, refuses, require
+
+__all__ = ["AGGREGATOR_CHECKS", "AGGREGATOR_SUITE", "check_aggregator"]
+
+_CLIENTS, _PARAMETERS = 11, 30
+_FAR, _SPREADS = 1e9, 10.0
+
+
+def _updates(clients: int = _CLIENTS) -> tuple[Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(0)
+    updates = 0.1 + torch.randn(clients, _PARAMETERS, generator=stream, dtype=torch.float64)
+    return updates, torch.randint(1, 50, (clients,), generator=stream)
+
+
+def _joined(tool: Aggregator, updates: Tensor, sizes: Tensor) -> Tensor:
+    return tool.aggregate(updates, sizes, tool.start(torch.zeros(updates.shape[1], dtype=torch.float64)))[0]
+
+
+def _shape(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    for given in (updates, updates.float()):
+        joined = _joined(tool, given, sizes)
+        require(joined.shape == updates.shape[1:], f"{tuple(updates.shape)} updates became {tuple(joined.shape)}")
+        require(
+            joined.dtype == torch.float64, f"the joined update is {joined.dtype}: differences are joined in float64"
+        )
+        require(bool(joined.isfinite().all()), "the joined update is not finite")
+
+
+def _order(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    order = torch.randperm(len(updates), generator=torch.Generator().manual_seed(1))
+    one, two = _joined(tool, updates, sizes), _joined(tool, updates[order], sizes[order])
+    require(torch.allclose(one, two, rtol=1e-9, atol=1e-12), "the order of the clients changes the result")
+
+
+def _unanimous(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    joined = _joined(tool, updates[:1].expand(_CLIENTS, -1).clone(), sizes)
+    require(torch.allclose(joined, updates[0], rtol=1e-9), "clients that send the same update get another one back")
+
+
+def _outliers(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    count = tool.tolerates(_CLIENTS)
+    require(0 <= count < _CLIENTS, f"it says that it tolerates {count} hostile clients of {_CLIENTS}")
+    honest = updates[: _CLIENTS - count]
+    centre, spread = honest.mean(0), (honest - honest.mean(0)).norm(dim=1).amax()
+    for far in (_FAR, -_FAR):
+        hostile = updates.clone()
+        hostile[_CLIENTS - count :] = far
+        away = (_joined(tool, hostile, sizes) - centre).norm()
+        require(
+            away <= _SPREADS * spread,
+            f"{count} of {_CLIENTS} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "
+            "of the honest updates away",
+        )
+
+
+def _what_came_in(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    bad = updates.clone()
+    bad[4, 2] = float("nan")
+    for wrong, counts, what in (
+        (bad, sizes, "an update that is not a number"),
+        (updates[:0], sizes[:0], "a round without clients"),
+        (updates, sizes[:-1], "fewer sample counts than updates"),
+        (updates, sizes * 0, "clients without samples"),
+    ):
+        refuses(lambda u=wrong, s=counts: _joined(tool, u, s), DataError, what)
+
+
+def _untouched(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    state = tool.start(updates[0])
+    with leaving_alone(updates, sizes):
+        one = tool.aggregate(updates, sizes, state)[0]
+    require(torch.equal(one, tool.aggregate(updates, sizes, state)[0]), "the same round from the same state differs")
+
+
+CHECKS: dict[str, Callable[[Aggregator], None]] = {
+    "card": whole_card,
+    "shape": _shape,
+    "order": _order,
+    "unanimous": _unanimous,
+    "outliers": _outliers,
+    "what-came-in": _what_came_in,
+    "untouched": _untouched,
+}
+
+AGGREGATOR_SUITE = Suite("an aggregator", Aggregator, CHECKS)
+
+AGGREGATOR_CHECKS = tuple(CHECKS)
+"""Names of the checks, in the order in which they run."""
+
+
+def check_aggregator(aggregator: str | type[Aggregator] | Aggregator, *, only: Iterable[str] | None = None) -> None:
+    """Runs the contract of an aggregator; each check is made, and all that fail are told together.
+
+    Args:
+        aggregator: a registered name, a class that needs no arguments, or an instance.
+        only: names of `AGGREGATOR_CHECKS`; all by default.
+
+    Raises:
+        ContractError: what is wrong, check by check.
+        UsageError: no such method or check.
+
+    Example:
+        >>> check_aggregator("median", only=["order", "outliers"])
+    """
+    AGGREGATOR_SUITE(aggregator, only)

@@ -1,0 +1,139 @@
+"""The contract of an application.
+
+from holdfast.testing import check_application
+check_application("fingerprint")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import fields, replace
+from fractions import Fraction
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from holdfast.applications.application import Application, ApplicationResult
+from holdfast.core.threat import Access, Norm, ThreatModel
+from holdfast.session.opening import open_session
+from holdfast.session.session import Session
+from holdfast.testing._manners import leaving_alone, whole_card
+from holdfast.testing._training_case import clean_digits, planted, some
+from holdfast.testing.contract import Suite, require
+from holdfast.testing.toys import Queried
+
+__all__ = ["APPLICATION_CHECKS", "APPLICATION_SUITE", "check_application"]
+
+_FEW = {"count": 12, "copies": 2, "steps": 10, "epochs": 2, "queries": 300}
+
+
+class _Counting(nn.Module):
+    """Counts the rows that go through a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.rows = model, 0
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return self.model(x)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
+        """A copy is another model, and counts nothing."""
+        return deepcopy(self.model, memo)
+
+
+def _small(tool: Application) -> Application:
+    given: Any = tool
+    names = {f.name for f in fields(given)}
+    return replace(given, **{k: min(v, getattr(given, k)) for k, v in _FEW.items() if k in names})
+
+
+def _session(model: nn.Module | None = None, seed: int = 0) -> Session:
+    data = some(clean_digits()[1], 0, 60)
+    return open_session(model or planted().clean, data, ThreatModel(Norm.LINF, Fraction(1, 5)), seed=seed)
+
+
+def _run(tool: Application, seed: int = 0) -> ApplicationResult:
+    return _small(tool).run(_session(seed=seed))
+
+
+def _control(tool: Application) -> None:
+    told = _run(tool)
+    require(told.figures, "it measures nothing")
+    require(told.control, "its figures have no control: a random perturbation, an unmarked model, a frozen source")
+    odd = [k for k, v in {**told.figures, **told.control}.items() if not isfinite(v)]
+    require(not odd, f"{odd} are not finite")
+    alone = sorted(set(told.control) - set(told.figures))
+    require(not alone, f"the controls {alone} have no figure of their name to be held against")
+
+
+def _same_again(tool: Application) -> None:
+    one, two = _run(tool, 3), _run(tool, 3)
+    same = dict(one.figures) == dict(two.figures) and dict(one.control) == dict(two.control)
+    if one.artefact is not None and two.artefact is not None:
+        same = same and torch.equal(one.artefact.x, two.artefact.x)
+    require(same, "the same seed gave another result: key what is drawn by the session's seed")
+
+
+def _cost(tool: Application) -> None:
+    model = _Counting(planted().clean)
+    session = _session(model)
+    session.classes  # asked on opening, whatever comes after  # noqa: B018
+    before = model.rows
+    told = _small(tool).run(session)
+    made = model.rows - before
+    require(
+        (made > 0) == (told.cost.forwards > 0), f"{made} rows went through the model, it tells {told.cost.forwards}"
+    )
+    if tool.card.access in (Access.SOFT_LABEL, Access.HARD_LABEL):  # where queries are what it costs
+        require(made == told.cost.queries, f"{made} rows went through the model, it tells {told.cost.queries} queries")
+
+
+def _untouched(tool: Application) -> None:
+    session, model = _session(), planted().clean
+    with leaving_alone(session.data, model):
+        _small(tool).run(session)
+
+
+def _access(tool: Application) -> None:
+    if tool.card.access not in (Access.SOFT_LABEL, Access.HARD_LABEL):
+        return
+    _small(tool).run(_session(Queried(planted().clean, lambda scores: scores)))  # no gradient leads through it
+
+
+CHECKS: dict[str, Callable[[Application], None]] = {
+    "card": whole_card,
+    "control": _control,
+    "same-again": _same_again,
+    "cost": _cost,
+    "untouched": _untouched,
+    "access": _access,
+}
+
+APPLICATION_SUITE = Suite("an application", Application, CHECKS)
+
+APPLICATION_CHECKS = tuple(CHECKS)
+"""Names of the checks, in the order in which they run."""
+
+
+def check_application(application: str | type[Application] | Application, *, only: Iterable[str] | None = None) -> None:
+    """Runs the contract of an application; each check is made, and all that fail are told together.
+
+    Args:
+        application: a registered name, a class that needs no arguments, or an instance.
+        only: names of `APPLICATION_CHECKS`; all by default.
+
+    Raises:
+        ContractError: what is wrong, check by check.
+        UsageError: no such method or check.
+
+    Example:
+        >>> check_application("fingerprint", only=["control"])
+    """
+    APPLICATION_SUITE(application, only)

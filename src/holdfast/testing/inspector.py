@@ -1,0 +1,143 @@
+"""The contract of an inspection of models.
+
+from holdfast.testing import check_inspector
+check_inspector("neural_cleanse")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import fields, replace
+from functools import lru_cache
+from math import isfinite
+from typing import Any
+
+from torch import nn
+
+from holdfast.core.errors import UsageError
+from holdfast.data.dataset import Dataset
+from holdfast.defences.inspector import Inspector, ScanFinding
+from holdfast.testing._manners import leaving_alone, whole_card
+from holdfast.testing._training_case import clean_digits, planted, reached, some, watched
+from holdfast.testing.contract import Suite, require
+
+__all__ = ["INSPECTOR_CHECKS", "INSPECTOR_SUITE", "check_inspector"]
+
+_FEW = {"steps": 150, "samples": 100}
+_CARRIES = 0.5
+
+
+def _small(tool: Inspector) -> Inspector:
+    """With little effort: the backdoor of the check is a plain one."""
+    given: Any = tool
+    names = {f.name for f in fields(given)}
+    return replace(given, **{k: min(v, getattr(given, k)) for k, v in _FEW.items() if k in names})
+
+
+def _clean() -> Dataset:
+    return some(clean_digits()[1], 0, 200)
+
+
+@lru_cache(maxsize=8)
+def _found(tool: Inspector, backdoored: bool) -> ScanFinding:
+    """Asked once for all checks: an inspection takes seconds. Frozen dataclasses are told apart by their parameters."""
+    return _small(tool).inspect(planted().model if backdoored else planted().clean, _clean())
+
+
+def _finding(tool: Inspector) -> None:
+    for backdoored in (True, False):
+        found = _found(tool, backdoored)
+        require(isfinite(found.score) and isfinite(found.threshold), "score and threshold must be finite")
+        require(found.target is None or 0 <= found.target < 10, f"the target {found.target} is no class of 10")
+        require(found.by_class is None or found.by_class.shape == (10,), "one score for each class, or none")
+        require(found.p_value is None or 0 <= found.p_value <= 1, f"a p-value of {found.p_value}")
+
+
+def _finds(tool: Inspector) -> None:
+    found = _found(tool, True)
+    require(
+        found.flagged, f"a backdoored network scores {found.score:.3g}, below the threshold of {found.threshold:.3g}"
+    )
+    target = planted().backdoor.target
+    require(found.target in (None, target), f"the backdoor's target is {target}, and it tells {found.target}")
+
+
+def _spares(tool: Inspector) -> None:
+    found = _found(tool, False)
+    require(
+        not found.flagged, f"a clean network scores {found.score:.3g}, above the threshold of {found.threshold:.3g}"
+    )
+
+
+def _trigger(tool: Inspector) -> None:
+    found = _found(tool, True)
+    if found.trigger is None:
+        return
+    target = planted().backdoor.target if found.target is None else found.target
+    carried = reached(planted().model, found.trigger, target, clean_digits()[1])
+    require(carried >= _CARRIES, f"the trigger that it tells carries {carried:.0%} of other classes to its target")
+
+
+def _same_again(tool: Inspector) -> None:
+    one, two = _found(tool, True), _small(tool).inspect(planted().model, _clean())
+    require((one.score, one.target) == (two.score, two.target), "the same model has another finding the second time")
+
+
+def _blind(tool: Inspector) -> None:
+    _brief(tool, planted().model, watched(_clean()))
+
+
+def _untouched(tool: Inspector) -> None:
+    data, model = _clean(), planted().model
+    with leaving_alone(data, model):
+        _brief(tool, model, data)
+
+
+def _brief(tool: Inspector, model: nn.Module, data: Dataset | None) -> ScanFinding:
+    """With hardly any effort: how it behaves is seen from the first steps."""
+    given: Any = tool
+    names = {f.name for f in fields(given)}
+    return replace(given, **{k: 5 for k in _FEW if k in names}).inspect(model, data)
+
+
+def _without_data(tool: Inspector) -> None:
+    try:
+        found = _brief(tool, planted().model, None)
+    except UsageError:
+        return  # it needs data, and says so
+    require(isfinite(found.score), "without data its score is not finite")
+
+
+CHECKS: dict[str, Callable[[Inspector], None]] = {
+    "card": whole_card,
+    "finding": _finding,
+    "finds": _finds,
+    "spares": _spares,
+    "trigger": _trigger,
+    "same-again": _same_again,
+    "blind": _blind,
+    "untouched": _untouched,
+    "without-data": _without_data,
+}
+
+INSPECTOR_SUITE = Suite("an inspector", Inspector, CHECKS)
+
+INSPECTOR_CHECKS = tuple(CHECKS)
+"""Names of the checks, in the order in which they run."""
+
+
+def check_inspector(inspector: str | type[Inspector] | Inspector, *, only: Iterable[str] | None = None) -> None:
+    """Runs the contract of an inspector; each check is made, and all that fail are told together.
+
+    Args:
+        inspector: a registered name, a class that needs no arguments, or an instance.
+        only: names of `INSPECTOR_CHECKS`; all by default.
+
+    Raises:
+        ContractError: what is wrong, check by check.
+        UsageError: no such method or check.
+
+    Example:
+        >>> check_inspector("neural_cleanse", only=["card", "without-data"])
+    """
+    INSPECTOR_SUITE(inspector, only)
