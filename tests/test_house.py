@@ -43,12 +43,12 @@ def test_all_is_sorted_and_true(name: str) -> None:
 def test_a_method_has_a_whole_card(name: str) -> None:
     c = card(name)
     assert c.title
-    assert c.rows
+    assert c.rows or kind(name) == "aggregator"  # defences of federated training are beyond the survey's rows
     assert c.paper
     assert c.section
     assert c.summary.endswith(".")
     assert c.checked_by
-    assert c.norms or kind(name) in ("shared attack", "semantic attack")  # a patch or a rotation has none
+    assert c.norms or kind(name) not in ("attack", "certifier", "set certifier", "training defence")
     assert method(name).__doc__
 
 

@@ -63,6 +63,8 @@ class Fingerprint(Application):
         access=Access.WHITE_BOX,
         failure_modes=(
             "A copy that was fine-tuned for long, or distilled, answers otherwise.",
+            "An independent model of the same data answers about half of them as planned too; the paper's high-pass updates "
+            "(LTRC) lower that.",
             "Shuffled weights are an easy control; give an independent model of the same task as surrogate.",
         ),
         checked_by="the matches of the model itself, which are all, and of an independent model",

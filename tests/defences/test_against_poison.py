@@ -1,0 +1,142 @@
+"""Defences of the training phase and of inputs against closed forms, NumPy and SciPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import median_filter
+from torch import nn
+
+from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.data.dataset import Dataset
+from holdfast.defences.aggregation.median import Median
+from holdfast.defences.aggregation.trimmed_mean import TrimmedMean
+from holdfast.defences.detection.feature_squeezing import FeatureSqueezing
+from holdfast.defences.inspector import ScanFinding
+from holdfast.defences.sanitisation.spectral_signatures import SpectralSignatures
+from holdfast.defences.trojans.fine_pruning import FinePruning
+from holdfast.defences.trojans.neural_cleanse import NeuralCleanse
+from holdfast.models.penultimate import penultimate
+from holdfast.testing._training_case import clean_digits, planted, reached, some
+
+
+def updates(clients: int, parameters: int = 17) -> torch.Tensor:
+    stream = torch.Generator().manual_seed(clients)
+    return torch.randn(clients, parameters, generator=stream, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5, 8])
+def test_the_median_is_numpy_s(clients: int) -> None:
+    u, sizes = updates(clients), torch.ones(clients, dtype=torch.int64)
+    joined, _ = Median().aggregate(u, sizes, Median().start(u[0]))
+    np.testing.assert_allclose(joined.numpy(), np.median(u.numpy(), axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("clients", "trim"), [(5, 0), (5, 2), (9, 3)])
+def test_the_trimmed_mean_is_that_of_what_is_left(clients: int, trim: int) -> None:
+    u, sizes, rule = updates(clients), torch.arange(1, clients + 1), TrimmedMean(trim=trim)
+    joined, _ = rule.aggregate(u, sizes, rule.start(u[0]))
+    wanted = np.sort(u.numpy(), axis=0)[trim : clients - trim].mean(0)
+    np.testing.assert_allclose(joined.numpy(), wanted, rtol=1e-12)
+
+
+def test_a_round_with_too_few_clients_to_trim_is_refused() -> None:
+    rule = TrimmedMean(trim=2)
+    assert rule.tolerates(4) == 0
+    with pytest.raises(UsageError, match="needs at least 5 clients with these settings, and got 4"):
+        rule.aggregate(updates(4), torch.ones(4, dtype=torch.int64), rule.start(torch.zeros(17)))
+
+
+def test_spectral_signatures_are_the_singular_vectors_of_numpy() -> None:
+    stream = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 5, generator=stream), torch.arange(60) % 2
+    net = nn.Sequential(nn.Linear(5, 5, bias=False), nn.Linear(5, 2))
+    scores = SpectralSignatures().scores(Dataset.of(x, y), net)
+    for label in (0, 1):
+        rows = (y == label).numpy()
+        features = penultimate(net, x).numpy()[rows]
+        centred = features - features.mean(0)
+        squares = (centred @ np.linalg.svd(centred)[2][0]) ** 2
+        wanted = squares / np.sort(squares)[(len(squares) - 1) // 2]
+        np.testing.assert_allclose(scores.numpy()[rows], wanted, rtol=1e-9)
+
+
+def test_a_planted_direction_ranks_first() -> None:
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 6, generator=stream)
+    x[:10, 2] += 9
+    scores = SpectralSignatures().scores(Dataset.of(x, torch.zeros(200, dtype=torch.int64)), nn.Linear(6, 2))
+    assert set(scores.argsort(descending=True)[:10].tolist()) == set(range(10))
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_the_squeezing_median_is_scipy_s(window: int) -> None:
+    x = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))
+    wanted = median_filter(x.numpy(), size=(1, 1, window, window), mode="reflect")
+    assert torch.equal(FeatureSqueezing(window=window).squeezed(x)[1], torch.from_numpy(wanted))
+
+
+def test_squeezed_bits_are_the_nearest_grey_levels() -> None:
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    levels = torch.linspace(0, 1, 8)
+    nearest = levels[(x.unsqueeze(-1) - levels).abs().argmin(-1)]
+    torch.testing.assert_close(FeatureSqueezing(bits=3).squeezed(x)[0], nearest)
+
+
+def test_a_detector_without_a_threshold_says_so() -> None:
+    with pytest.raises(UsageError, match="fit it on clean data first"):
+        FeatureSqueezing().score(planted().clean, clean_digits()[1].x[:2])
+    with pytest.raises(UnsupportedError, match="squeezes images"):
+        FeatureSqueezing(threshold=0.0).score(nn.Linear(4, 2), torch.zeros(1, 4))
+    with pytest.raises(UsageError, match="1 to 8 bits"):
+        FeatureSqueezing(bits=9)
+
+
+def test_neural_cleanse_finds_the_patch_and_no_patch_in_a_clean_network() -> None:
+    data = some(clean_digits()[1], 0, 200)
+    cleanse = NeuralCleanse(steps=200, samples=100)
+    bad, good = cleanse.inspect(planted().model, data), cleanse.inspect(planted().clean, data)
+    assert bad.flagged
+    assert bad.target == 7
+    assert not good.flagged
+    assert bad.trigger is not None
+    assert reached(planted().model, bad.trigger, 7, clean_digits()[1]) > 0.9
+    assert bad.trigger.covered < 10  # the planted patch covers four pixels of 64
+
+
+def test_a_finding_is_flagged_above_its_threshold_alone() -> None:
+    assert ScanFinding(detector="x", score=2.1, threshold=2.0).flagged
+    assert not ScanFinding(detector="x", score=2.0, threshold=2.0).flagged
+
+
+def test_pruned_units_stay_silent_through_fine_tuning() -> None:
+    known = some(clean_digits()[1], 0, 150)
+    repaired = FinePruning(drop=0.1, epochs=2).repair(planted().model, known)
+    hidden = [m for m in repaired.modules() if isinstance(m, nn.Linear)][-2]
+    silent = (hidden.weight == 0).all(1) & (hidden.bias == 0)
+    assert silent.sum() >= 5
+    assert not any((m.weight == 0).all(1).any() for m in planted().model.modules() if isinstance(m, nn.Linear))
+
+
+def test_pruning_alone_keeps_the_accuracy_that_it_promises() -> None:
+    known = some(clean_digits()[1], 0, 150)
+
+    def right(model: nn.Module) -> float:
+        with torch.no_grad():
+            return float((model(known.x).argmax(1) == known.y).double().mean())
+
+    repaired = FinePruning(drop=0.02, epochs=1, rate=1e-12).repair(planted().model, known)
+    assert right(repaired) >= right(planted().model) - 0.02
+
+
+def test_what_cannot_be_repaired_or_inspected_is_refused() -> None:
+    data = some(clean_digits()[1], 0, 20)
+    with pytest.raises(UnsupportedError, match="hidden layer"):
+        FinePruning().repair(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data)
+    with pytest.raises(UsageError, match="needs clean samples"):
+        NeuralCleanse().inspect(planted().model)
+    with pytest.raises(UsageError, match="give a model trained on them"):
+        SpectralSignatures().scores(data)
+    with pytest.raises(UnsupportedError, match="runs no linear layer"):
+        penultimate(nn.Flatten(), data.x)
