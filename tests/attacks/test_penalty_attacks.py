@@ -248,7 +248,7 @@ def test_confidence_is_kept_for_transfer():
     for _ in range(300):
         state = attack.step(ask, state)
     margin = problem.criterion.margin(model(state.x), y, problem.target)
-    assert state.reach.isfinite().all()
+    assert state.best_distance.isfinite().all()
     assert (margin <= -2.0).all()
 
 

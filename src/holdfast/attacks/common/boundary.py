@@ -56,8 +56,8 @@ def nearest_plane(norm: Norm, x: Tensor, gap: Tensor, normal: Tensor, low: Tenso
         0
     """
     n, k = gap.shape
-    size = distance(norm.dual, normal.flatten(0, 1)).view(n, k)
-    free = torch.where(size > 0, gap.abs().double() / size, float("inf"))
+    normal_norms = distance(norm.dual, normal.flatten(0, 1)).view(n, k)
+    free = torch.where(normal_norms > 0, gap.abs().double() / normal_norms, float("inf"))
     first = free.argsort(dim=1, stable=True)[:, :_IN_BOX]
     every = torch.arange(n, device=x.device)
     choice = first[:, 0]
@@ -131,8 +131,8 @@ def tighten(ask: WhiteBoxAsk, path: Callable[[Tensor], Tensor], high: Tensor, ma
     at_low = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
     at_high = margin.double()
     for _ in range(steps):
-        share = (at_low / (at_low - at_high)).nan_to_num(0.5).clamp(0.0, 1.0)
-        middle = low + (high - low) * (share + _PAST * (1 - share))
+        fraction = (at_low / (at_low - at_high)).nan_to_num(0.5).clamp(0.0, 1.0)
+        middle = low + (high - low) * (fraction + _PAST * (1 - fraction))
         answer = ask.scores(path(middle))
         value, over = answer.margin.double(), answer.adversarial
         low, at_low = torch.where(over, low, middle), torch.where(over, at_low, value.clamp_min(0))

@@ -13,7 +13,7 @@ __all__ = ["band", "from_band", "to_band"]
 _LEAST = 16
 
 
-def band(shape: tuple[int, ...], share: float) -> tuple[int, ...]:
+def band(shape: tuple[int, ...], fraction: float) -> tuple[int, ...]:
     """The shape of the lowest frequencies of features of a shape: a share of both of the last two axes.
 
     No axis keeps fewer than 16 frequencies: small images are not smooth. Features on one axis have no neighbours and
@@ -25,7 +25,7 @@ def band(shape: tuple[int, ...], share: float) -> tuple[int, ...]:
     """
     if len(shape) < 2:
         return shape
-    return (*shape[:-2], *(min(length, max(_LEAST, ceil(share * length))) for length in shape[-2:]))
+    return (*shape[:-2], *(min(length, max(_LEAST, ceil(fraction * length))) for length in shape[-2:]))
 
 
 def from_band(low: Tensor, shape: tuple[int, ...]) -> Tensor:

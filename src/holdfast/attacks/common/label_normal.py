@@ -49,8 +49,8 @@ def mean_direction(
     moments, seen = x.new_zeros((2, *x.shape), dtype=torch.float64), x.new_zeros((2, len(x)), dtype=torch.float64)
     for j in range(-(-int(count.max(initial=0)) // length)):
         rows = np.flatnonzero(count > j * length)
-        part, at = problem.select(rows), on_device(rows, x.device)
-        u, z = _looked_at(part, x[at], radius[at], directions(part, length, blocks[rows] + j))
+        subset, at = problem.select(rows), on_device(rows, x.device)
+        u, z = _looked_at(subset, x[at], radius[at], directions(subset, length, blocks[rows] + j))
         drawn, column = (np.arange(length) < (count[rows] - j * length)[:, None]).nonzero()
         sample, which = on_device(drawn, x.device), on_device(column, x.device)
         # The directions of an estimate may be shorter than a step of the grid: on it, they would all be asked at x.
@@ -70,8 +70,8 @@ def _looked_at(problem: Problem, x: Tensor, radius: Tensor, u: Tensor) -> tuple[
     """The directions as the box lets them be, in units of the radius, and the points that they lead to."""
     low, high = (edge.expand_as(x).unsqueeze(1) for edge in box(problem.set, problem.x))
     u = u.masked_fill(low == high, 0.0)
-    size = u.flatten(2).square().sum(2).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
-    each = (*size.shape, *[1] * (x.ndim - 1))
+    norms = u.flatten(2).square().sum(2).sqrt().clamp_min(torch.finfo(x.dtype).tiny)
+    each = (*norms.shape, *[1] * (x.ndim - 1))
     step = problem.flat(radius).to(x.dtype).unsqueeze(1)
-    z = torch.minimum(torch.maximum(x.unsqueeze(1) + step * u / size.view(each), low), high)
+    z = torch.minimum(torch.maximum(x.unsqueeze(1) + step * u / norms.view(each), low), high)
     return (z - x.unsqueeze(1)) / step.clamp_min(torch.finfo(x.dtype).tiny), z

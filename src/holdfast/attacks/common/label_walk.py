@@ -94,8 +94,8 @@ def ray(problem: Problem, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor
     wide, edges = problem.x.double(), box(problem.set, problem.x)
     delta = x.double() - wide
 
-    def path(share: Tensor) -> Tensor:
-        s = problem.flat(share)
+    def path(fraction: Tensor) -> Tensor:
+        s = problem.flat(fraction)
         move = torch.minimum(torch.maximum(delta, -s), s) if problem.set.norm is Norm.LINF else s * delta
         return (wide + move).to(x.dtype).clamp(*edges)
 

@@ -43,8 +43,8 @@ def reach_of_box(problem: Problem) -> Tensor:
 
 def cosine(problem: Problem, step: np.ndarray, steps: int, first: float, last: float) -> Tensor:
     """(n,) float64 a parameter that falls from ``first`` to ``last`` along half a cosine (Loshchilov & Hutter 2017)."""
-    share = np.minimum(step, steps) / steps
-    value = last + (first - last) * (1 + np.cos(np.pi * share)) / 2
+    fraction = np.minimum(step, steps) / steps
+    value = last + (first - last) * (1 + np.cos(np.pi * fraction)) / 2
     return torch.as_tensor(value, dtype=torch.float64).to(problem.x.device)
 
 
@@ -81,11 +81,11 @@ def adversarial_start(ask: WhiteBoxAsk) -> tuple[Tensor, Tensor]:
         if not len(at):
             break
         some, rows = ask.at(at), on_device(at, here.device)
-        part = some.problem
+        subset = some.problem
         if k < _CLIMB:
             answer = some.gradient(here[rows])
             moved = here[rows] + _FIRST * 2**k * span[rows] * answer.grad.sign()
-            here = here.index_copy(0, rows, moved.clamp(*box(part.set, part.x)))
+            here = here.index_copy(0, rows, moved.clamp(*box(subset.set, subset.x)))
         else:
             if k == _CLIMB:
                 point = here[rows]  # where the last step led
@@ -93,11 +93,11 @@ def adversarial_start(ask: WhiteBoxAsk) -> tuple[Tensor, Tensor]:
                 middle = (least + most) / 2
                 point = torch.where(problem.x < middle, most, least)[rows]  # the corner that is farthest
             else:
-                noise = part.keyed.uniform("start", tuple(problem.x.shape[1:]), k).to(problem.x)
+                noise = subset.keyed.uniform("start", tuple(problem.x.shape[1:]), k).to(problem.x)
                 point = least.expand_as(here)[rows] + noise * span[rows]
-            answer = some.scores(point.clamp(*box(part.set, part.x)))
+            answer = some.scores(point.clamp(*box(subset.set, subset.x)))
         over = answer.adversarial
-        x_adv = x_adv.index_copy(0, rows, torch.where(part.flat(over), answer.x, x_adv[rows]))
+        x_adv = x_adv.index_copy(0, rows, torch.where(subset.flat(over), answer.x, x_adv[rows]))
         crossed = crossed.index_copy(0, rows, over)
     return x_adv, crossed
 
@@ -124,12 +124,12 @@ def adversarial_restart(ask: WhiteBoxAsk, due: np.ndarray, crossed: Tensor, step
         return None
     at = rows[~crossed.cpu().numpy()[rows]]
     some, index = ask.at(at), on_device(at, problem.x.device)
-    part = some.problem
+    subset = some.problem
     point, started = adversarial_start(some)
     walk_back(some, point, started, steps)
     best, nearest = some.best
-    point = torch.where(part.flat(nearest.isfinite()), best, point)  # the walk's end, unless eps is too small for it
-    far = torch.where(started, between(part.set.norm, point, part.x), float("inf"))
+    point = torch.where(subset.flat(nearest.isfinite()), best, point)  # the walk's end, unless eps is too small for it
+    far = torch.where(started, between(subset.set.norm, point, subset.x), float("inf"))
     nowhere = torch.full_like(problem.set.eps, float("inf"))
     return problem.x.index_copy(0, index, point), nowhere.index_copy(0, index, far)
 
@@ -181,8 +181,8 @@ def _by_size(problem: Problem, end: Tensor) -> Callable[[Tensor], Tensor]:
     low, high = box(problem.set, problem.x)
     largest = problem.flat(delta.flatten(1).abs().amax(1))
 
-    def way(share: Tensor) -> Tensor:
-        s = problem.flat(share)
+    def way(fraction: Tensor) -> Tensor:
+        s = problem.flat(fraction)
         moved = delta.clamp(-s * largest, s * largest) if problem.set.norm is Norm.LINF else s * delta
         return (wide + moved).to(end.dtype).clamp(low, high)
 
@@ -207,8 +207,8 @@ def _by_feature(ask: WhiteBoxAsk, end: Tensor) -> Callable[[Tensor], Tensor]:
     total = gains.sum(1, keepdim=True)
     share_before = torch.zeros_like(before).scatter(1, order, before / total.clamp_min(torch.finfo(before.dtype).tiny))
 
-    def way(share: Tensor) -> Tensor:
-        keep = (share_before < share.unsqueeze(1)) & (effect > 0)
+    def way(fraction: Tensor) -> Tensor:
+        keep = (share_before < fraction.unsqueeze(1)) & (effect > 0)
         return torch.where(keep.view_as(end), best, problem.x)
 
     return way

@@ -74,7 +74,7 @@ class AutoPGDState(State):
         rises: (n,) how often the loss rose since the last checkpoint.
         mark: (n,) the best loss at the last checkpoint.
         halved: (n,) bool: the step was halved at the last checkpoint.
-        share: (n,) float64, l1: share of the features that a step moves.
+        fraction: (n,) float64, l1: share of the features that a step moves.
         support: (n,) float64, l1: features that differed from x at the last checkpoint.
         low: (n, \\*features) least values of the linf set; (n, 0) for the other norms.
         high: largest values, likewise.
@@ -90,7 +90,7 @@ class AutoPGDState(State):
     rises: Tensor
     mark: Tensor
     halved: Tensor
-    share: Tensor
+    fraction: Tensor
     support: Tensor
     low: Tensor
     high: Tensor
@@ -134,7 +134,7 @@ class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
             x, step, target=self.aim(ask), previous=x, best_x=x, best_grad=torch.zeros_like(x),
             best_loss=never, loss=-never, size=torch.full_like(ball.eps, 1.0 if sparse else _FULL_SIZE),
             rises=torch.zeros_like(problem.y), mark=never, halved=torch.zeros_like(problem.y, dtype=torch.bool),
-            share=_share(support, x0), support=support, low=low, high=high,
+            fraction=_share(support, x0), support=support, low=low, high=high,
         )  # fmt: skip
 
     @override
@@ -210,7 +210,7 @@ class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
             best_loss=state.best_loss.masked_fill(enters, -inf),
             size=state.size.masked_fill(enters, 1.0),
             support=support,
-            share=torch.where(enters, _share(support, x), state.share),
+            fraction=torch.where(enters, _share(support, x), state.fraction),
         )
 
     def _sparsify(self, problem: Problem, state: AutoPGDState, grad: Tensor) -> tuple[AutoPGDState, Tensor]:
@@ -232,7 +232,7 @@ class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
         state = replace(
             state,
             size=torch.where(due, torch.where(shrinks, 1.0, smaller), state.size),
-            share=torch.where(due, _share(support, grad), state.share),
+            fraction=torch.where(due, _share(support, grad), state.fraction),
             support=torch.where(due, support, state.support),
         )
         return state, grad
@@ -244,8 +244,8 @@ def _dense_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tenso
     def onto(x: Tensor) -> Tensor:
         return x.clamp(state.low, state.high) if ball.norm is Norm.LINF else project(ball, x, problem.x)
 
-    reach = problem.flat(state.size * ball.eps).to(grad.dtype)
-    z = onto(state.x + reach * steepest(ball.norm, grad))
+    length = problem.flat(state.size * ball.eps).to(grad.dtype)
+    z = onto(state.x + length * steepest(ball.norm, grad))
     pull = problem.flat(on_device(np.where(state.step > 0, _MOMENTUM, 1.0), grad.device)).to(grad.dtype)
     x = onto(state.x + pull * (z - state.x) + (1 - pull) * (state.x - state.previous))
     return replace(state, x=x, previous=state.x)
@@ -255,9 +255,9 @@ def _sparse_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tens
     """The l1 step, which has no momentum. Features that the box keeps at their clean value are no part of it; changed ones
     at its edge are: pushed further out, they stay there when the projection takes its share from every feature.
     """
-    reach = problem.flat(state.size * ball.eps).to(grad.dtype)
+    length = problem.flat(state.size * ball.eps).to(grad.dtype)
     pinned = pinned_by_box(ball, state.x, problem.x, grad) & (state.x == problem.x)
-    z = state.x + reach * steepest(Norm.L1, grad, share=state.share, pinned=pinned)
+    z = state.x + length * steepest(Norm.L1, grad, share=state.fraction, pinned=pinned)
     return replace(state, x=project(ball, z, problem.x), previous=state.x)
 
 

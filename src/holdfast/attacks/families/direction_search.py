@@ -72,13 +72,13 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         """Queries that one direction of an estimate costs at most, nearly."""
 
     @abstractmethod
-    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, radius: Tensor, smoothing: Tensor) -> Tensor:
         """How much better than the current direction each of some others is.
 
         Args:
             ask: one row for each direction; samples repeat, and are charged for every point.
             unit: (m, \\*features) the directions.
-            reach: (m,) g of the sample's current direction.
+            radius: (m,) g of the sample's current direction.
             smoothing: (m,) how far they are turned away from it.
 
         Returns:
@@ -92,11 +92,11 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         rows = host_rows(started)
         if len(rows):
             some, at = ask.at(rows), on_device(rows, x.device)
-            part = some.problem
-            radius, unit = between(part.set.norm, x[at], part.x), _unit(part, difference(x[at], part.x))
+            subset = some.problem
+            radius, unit = between(subset.set.norm, x[at], subset.x), _unit(subset, difference(x[at], subset.x))
             low, high = bracket(some, unit, radius, radius / 64, outward=False)
             _, high = narrow(some, unit, low, high, exact(radius * self.smoothing))
-            x[at] = torch.where(part.flat(high.isfinite()), way(part, unit, high), x[at])
+            x[at] = torch.where(subset.flat(high.isfinite()), way(subset, unit, high), x[at])
         full = torch.ones_like(problem.set.eps)
         return DirectionState.at(x, size=full * self.size, smoothing=full * self.smoothing, over=~started)
 
@@ -105,9 +105,9 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         problem = ask.problem
         count = ((ask.left - _TO_SEARCH) // self.price).clamp_max(self.directions)
         active = (count >= 2) & ~state.over
-        reach = between(problem.set.norm, state.x, problem.x)
-        better = self.estimate(ask, state, reach, count.masked_fill(~active, 0).cpu().numpy())
-        x, size, gained = self._turn(ask, state, reach, better, active)
+        radius = between(problem.set.norm, state.x, problem.x)
+        better = self.estimate(ask, state, radius, count.masked_fill(~active, 0).cpu().numpy())
+        x, size, gained = self._turn(ask, state, radius, better, active)
         floor = max(_FINEST, 100 * torch.finfo(x.dtype).eps)
         stalled = active & ~gained
         finer = torch.where(state.smoothing > floor, (0.1 * state.smoothing).clamp_min(floor), self.smoothing)
@@ -123,7 +123,7 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
     def finished(self, state: DirectionState) -> Tensor:
         return state.over
 
-    def estimate(self, ask: HardLabelAsk, state: DirectionState, reach: Tensor, count: np.ndarray) -> Tensor:
+    def estimate(self, ask: HardLabelAsk, state: DirectionState, radius: Tensor, count: np.ndarray) -> Tensor:
         """(n, \\*features) float64 the turn of the direction that makes g fall, of l2 size 1 (l2) or root mean square 1
         (linf): the covariance of random turns, as the ball and the box let them be, with what they gain.
         """
@@ -132,24 +132,24 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         length = max(1, min(self.directions, _NUMBERS // d))
         blocks = -(-self.directions // length)
         products, turns = (torch.zeros_like(state.x, dtype=torch.float64) for _ in range(2))
-        gains, seen = torch.zeros_like(reach), torch.zeros_like(reach)
-        least, most = torch.full_like(reach, float("inf")), torch.full_like(reach, float("-inf"))
+        gains, seen = torch.zeros_like(radius), torch.zeros_like(radius)
+        least, most = torch.full_like(radius, float("inf")), torch.full_like(radius, float("-inf"))
         for j in range(-(-int(count.max(initial=0)) // length)):
             rows = np.flatnonzero(count > j * length)
             keep = np.arange(length) < (count[rows] - j * length)[:, None]
             which = on_device(np.flatnonzero(keep.reshape(-1)), state.x.device)
             at = on_device(np.repeat(rows, keep.sum(1)), state.x.device)
             some = ask.at(np.repeat(rows, keep.sum(1)))
-            part = some.problem
+            subset = some.problem
             u = problem.select(rows).keyed.normal("turn", (length, *shape), step=state.step[rows] * blocks + j)
             u = u.to(state.x.device).double().flatten(0, 1)[which]
-            origin = _unit(part, difference(state.x[at], part.x))
-            u = u * part.flat(distance(Norm.L2, origin) / distance(Norm.L2, u).clamp_min(_TINY))
+            origin = _unit(subset, difference(state.x[at], subset.x))
+            u = u * subset.flat(distance(Norm.L2, origin) / distance(Norm.L2, u).clamp_min(_TINY))
             turn = state.smoothing[at]
-            unit = turned(part, origin, reach[at], u, turn)
-            gain = self.weigh(some, unit, reach[at], turn)
-            u = (unit - origin) / part.flat(turn)
-            products.index_add_(0, at, u * part.flat(gain))
+            unit = turned(subset, origin, radius[at], u, turn)
+            gain = self.weigh(some, unit, radius[at], turn)
+            u = (unit - origin) / subset.flat(turn)
+            products.index_add_(0, at, u * subset.flat(gain))
             turns.index_add_(0, at, u)
             gains.index_add_(0, at, gain)
             seen.index_add_(0, at, torch.ones_like(gain))
@@ -164,7 +164,7 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         return better * problem.flat(size / distance(Norm.L2, better).clamp_min(_TINY))
 
     def _turn(
-        self, ask: HardLabelAsk, state: DirectionState, reach: Tensor, better: Tensor,
+        self, ask: HardLabelAsk, state: DirectionState, radius: Tensor, better: Tensor,
         active: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """The line search: turns twice as far as long as that is nearer, or half as far until it is.
@@ -176,12 +176,12 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         """
         problem = ask.problem
         origin = _unit(problem, difference(state.x, problem.x))
-        fine = exact(reach * state.smoothing)
-        unit, low, high = origin.clone(), torch.zeros_like(reach), reach.clone()
+        fine = exact(radius * state.smoothing)
+        unit, low, high = origin.clone(), torch.zeros_like(radius), radius.clone()
         size, trial, gained, open_ = state.size.clone(), state.size.clone(), torch.zeros_like(active), active.clone()
         while len(rows := host_rows(open_)):
             some, at = ask.at(rows), on_device(rows, state.x.device)
-            new = turned(some.problem, origin[at], reach[at], better[at], trial[at])
+            new = turned(some.problem, origin[at], radius[at], better[at], trial[at])
             a, b = bracket(some, new, high[at], high[at] * _NEAR, outward=False)
             a, b = narrow(some, new, a, b, torch.maximum(fine[at], _COARSE * (high[at] - a)))
             nearer, before = b <= high[at], gained[at]
@@ -199,7 +199,7 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
             some, at = ask.at(rows), on_device(rows, x.device)
             _, end = narrow(some, unit[at], low[at], high[at], fine[at])
             x[at] = way(some.problem, unit[at], end)
-            gained[at] = reach[at] - end > fine[at]
+            gained[at] = radius[at] - end > fine[at]
         return x, size, gained
 
 
@@ -208,15 +208,15 @@ def way(problem: Problem, unit: Tensor, radius: Tensor) -> Tensor:
     return (problem.x.double() + problem.flat(radius) * unit).to(problem.x.dtype).clamp(*box(problem.set, problem.x))
 
 
-def turned(problem: Problem, unit: Tensor, reach: Tensor, turn: Tensor, size: Tensor) -> Tensor:
+def turned(problem: Problem, unit: Tensor, radius: Tensor, turn: Tensor, size: Tensor) -> Tensor:
     """Directions turned by ``size * turn``, as far as the box lets them, of lp size 1.
 
-    Where a feature has no room at ``reach``, it does not turn; under linf it turns no further than the ball.
+    Where a feature has no room at ``radius``, it does not turn; under linf it turns no further than the ball.
 
     Args:
         problem: the samples.
         unit: (n, \\*features) float64 directions of lp size 1.
-        reach: (n,) float64 the radius at which the box counts.
+        radius: (n,) float64 the radius at which the box counts.
         turn: (n, \\*features) float64.
         size: (n,) float64.
     """
@@ -224,7 +224,7 @@ def turned(problem: Problem, unit: Tensor, reach: Tensor, turn: Tensor, size: Te
     if problem.set.norm is Norm.LINF:
         ahead = ahead.clamp(-1.0, 1.0)
     low, high = (edge.double() - problem.x.double() for edge in box(problem.set, problem.x))
-    r = problem.flat(reach.clamp_min(_TINY))
+    r = problem.flat(radius.clamp_min(_TINY))
     return _unit(problem, torch.minimum(torch.maximum(ahead * r, low), high))
 
 

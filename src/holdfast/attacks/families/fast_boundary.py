@@ -48,13 +48,13 @@ class Plane(NamedTuple):
 class FastBoundaryState(State):
     """Attributes:
     best: (n, \\*features) the nearest adversarial point of this round, inside the ball or not.
-    reach: (n,) float64 its distance; infinite if there is none.
+    best_distance: (n,) float64 its distance; infinite if there is none.
     margin: (n,) the criterion's margin there.
     over: (n,) bool: nothing is to be done in this round.
     """
 
     best: Tensor
-    reach: Tensor
+    best_distance: Tensor
     margin: Tensor
     over: Tensor
 
@@ -95,7 +95,11 @@ class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
             x = x.index_copy(0, on_device(again, x.device), _random_start(ask.at(again)))
         nothing = torch.zeros_like(problem.set.eps)
         return FastBoundaryState.at(
-            x, best=problem.x, reach=nothing + float("inf"), margin=nothing, over=torch.zeros_like(problem.y).bool()
+            x,
+            best=problem.x,
+            best_distance=nothing + float("inf"),
+            margin=nothing,
+            over=torch.zeros_like(problem.y).bool(),
         )
 
     @override
@@ -106,13 +110,13 @@ class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
         answer = ask.scores(x)
         crossed, margin = answer.adversarial, answer.margin.double()
         size = between(problem.set.norm, x, problem.x)
-        better = crossed & (size < state.reach)
+        better = crossed & (size < state.best_distance)
         back = problem.x + self.beta * (x - problem.x)
         return replace(
             state,
             x=torch.where(problem.flat(crossed), back, x).clamp(low, high),
             best=torch.where(problem.flat(better), x, state.best),
-            reach=torch.where(better, size, state.reach),
+            best_distance=torch.where(better, size, state.best_distance),
             margin=torch.where(better, margin, state.margin),
         )
 
@@ -122,16 +126,16 @@ class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
 
     @override
     def finalize(self, ask: WhiteBoxAsk, state: FastBoundaryState) -> None:
-        rows = np.flatnonzero(state.reach.isfinite().cpu().numpy())
+        rows = np.flatnonzero(state.best_distance.isfinite().cpu().numpy())
         some, at = ask.at(rows), state.select(rows)
-        part = some.problem
-        low, high = box(part.set, part.x)
+        subset = some.problem
+        low, high = box(subset.set, subset.x)
 
-        def path(share: Tensor) -> Tensor:
-            wide = part.x.double()
-            return (wide + part.flat(share) * (at.best.double() - wide)).to(part.x.dtype).clamp(low, high)
+        def path(fraction: Tensor) -> Tensor:
+            wide = subset.x.double()
+            return (wide + subset.flat(fraction) * (at.best.double() - wide)).to(subset.x.dtype).clamp(low, high)
 
-        tighten(some, path, torch.ones_like(at.reach), at.margin, self.search)
+        tighten(some, path, torch.ones_like(at.best_distance), at.margin, self.search)
 
     def _mix(self, ask: WhiteBoxAsk, state: FastBoundaryState, low: Tensor, high: Tensor) -> Tensor:
         """The biased mean of where the iterate and the clean input reach the boundary, both a little past it."""
@@ -149,7 +153,7 @@ class FastBoundary(Attack[WhiteBoxAsk, FastBoundaryState]):
         if problem.goal is Goal.TARGETED:
             # Several classes may be in the target's way. Until all are passed, a pull to x leads back to the first, and
             # only ever longer steps surely leave two of them.
-            crossed = state.reach.isfinite()
+            crossed = state.best_distance.isfinite()
             bias = torch.where(crossed, bias, 0.0)
             eta = torch.where(crossed, eta, eta + on_device(state.step, x.device) / self.steps)
         alpha, eta = problem.flat(bias).to(x.dtype), problem.flat(eta).to(x.dtype)

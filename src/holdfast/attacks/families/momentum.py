@@ -85,8 +85,8 @@ class MomentumSteps(Attack[WhiteBoxAsk, MomentumState]):
         def gradient(x: Tensor) -> Tensor:
             return ask.as_given.gradient(x, loss).grad  # of the surrogate between valid points too
 
-        share = self.relative_step or 1 / self.steps
-        size = share * problem.flat(problem.set.eps).to(state.x.dtype)
+        fraction = self.relative_step or 1 / self.steps
+        size = fraction * problem.flat(problem.set.eps).to(state.x.dtype)
         at = state.point + ahead(problem, state.velocity, self.momentum, size) if change.look_ahead else state.point
         asked = state.step * change.asks
         grad, variance = change.gradient(gradient, problem, at, asked), state.variance

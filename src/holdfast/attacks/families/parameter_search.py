@@ -125,13 +125,13 @@ class ParameterSearch(Attack[HardLabelAsk, SearchState]):
         # How many trials are left is known on the host: nothing waits for the device.
         which, column = (trial < self.count).nonzero()
         some, at = ask.at(which), on_device(which, u.device)
-        part = some.problem
+        subset = some.problem
         low, high = state.low[at], state.high[at]
         value = torch.lerp(low, high, u[at, on_device(column, u.device)])
-        z = part.x.flatten(1).scatter(1, state.free[at], torch.minimum(torch.maximum(value, low), high))
-        z = z.view_as(part.x)
+        z = subset.x.flatten(1).scatter(1, state.free[at], torch.minimum(torch.maximum(value, low), high))
+        z = z.view_as(subset.x)
         if problem.set.norm is not Norm.LINF:  # the bounds hold the linf ball alone
-            z = project(part.ball, z, part.x)
+            z = project(subset.ball, z, subset.x)
         some.labels(z)
         return state
 
@@ -205,9 +205,9 @@ class WorstOfK(ParameterSearch):
         u = problem.keyed.uniform("theta", (self.block, axes), step).to(problem.x.device).double()
         if not self.growing:
             return u
-        share = torch.ones_like(u)
-        share[..., list(self.growing)] = on_device(trial / self.count, u.device).unsqueeze(-1)
-        return 0.5 + (u - 0.5) * share
+        fraction = torch.ones_like(u)
+        fraction[..., list(self.growing)] = on_device(trial / self.count, u.device).unsqueeze(-1)
+        return 0.5 + (u - 0.5) * fraction
 
 
 def _mask(problem: Problem) -> Tensor:

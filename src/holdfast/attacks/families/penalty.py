@@ -42,7 +42,7 @@ class PenaltyState(State):
     """``x`` is the nearest success of this round, the clean input until there is one.
 
     Attributes:
-        reach: (n,) float64 distance of x; infinite until there is a success.
+        best_distance: (n,) float64 distance of x; infinite until there is a success.
         c: (n,) float64 weight of the loss in this search.
         failed: (n,) float64 the largest weight that failed; 0 if none has.
         served: (n,) float64 the least weight that worked; infinite if none has.
@@ -53,7 +53,7 @@ class PenaltyState(State):
         looked: (n,) float64 what ``least`` was at the last look.
     """
 
-    reach: Tensor
+    best_distance: Tensor
     c: Tensor
     failed: Tensor
     served: Tensor
@@ -136,14 +136,16 @@ class Penalty(Attack[WhiteBoxAsk, P]):
     def _restarted(self, ask: WhiteBoxAsk, state: P) -> P:
         """Where a third of the steps brought no success, the later searches know one from an adversarial start."""
         problem = ask.problem
-        crossed = state.reach.isfinite()
+        crossed = state.best_distance.isfinite()
         restart = adversarial_restart(ask, state.step == max(1, self.iterations // 3), crossed, self.walk)
         if restart is None:
             return state
         point, far = restart
         use = ~crossed & far.isfinite() & (state.search < self.searches)
         return replace(
-            state, x=torch.where(problem.flat(use), point, state.x), reach=torch.where(use, far, state.reach)
+            state,
+            x=torch.where(problem.flat(use), point, state.x),
+            best_distance=torch.where(use, far, state.best_distance),
         )
 
     @override
@@ -160,7 +162,7 @@ class Penalty(Attack[WhiteBoxAsk, P]):
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
         shared = {
-            "reach": none + torch.inf, "c": none + self.c, "failed": none, "served": none + torch.inf,
+            "best_distance": none + torch.inf, "c": none + self.c, "failed": none, "served": none + torch.inf,
             "search": zero, "inner": zero, "worked": zero.bool(), "least": none + torch.inf, "looked": none + torch.inf,
         }  # fmt: skip
         return kind(x=problem.x, step=np.zeros(len(problem), dtype=np.int64), **{**shared, **more})
@@ -171,11 +173,11 @@ class Penalty(Attack[WhiteBoxAsk, P]):
         if self.kappa:
             good = good & (answer.margin <= -self.kappa)
         distance = between(problem.set.norm, answer.x, problem.x)
-        nearer = good & (distance < state.reach)
+        nearer = good & (distance < state.best_distance)
         noted = replace(
             state,
             x=torch.where(problem.flat(nearer), answer.x, state.x),
-            reach=torch.where(nearer, distance, state.reach),
+            best_distance=torch.where(nearer, distance, state.best_distance),
             worked=state.worked | good,
         )
         return noted, good

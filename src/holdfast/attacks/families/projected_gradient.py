@@ -73,8 +73,8 @@ class ProjectedGradient(Attack[WhiteBoxAsk, P]):
     def step(self, ask: WhiteBoxAsk, state: P) -> P:
         problem = ask.problem
         grad, state = self.ascent(ask, state)
-        ball, share = problem.ball, self.relative_step or 2.5 / self.steps
-        length, pinned = share * problem.flat(ball.eps).to(grad.dtype), None
+        ball, fraction = problem.ball, self.relative_step or 2.5 / self.steps
+        length, pinned = fraction * problem.flat(ball.eps).to(grad.dtype), None
         if ball.norm is Norm.L0:  # as long as crosses the box, for shorter ones never displace a feature that is in
             length = (self.relative_step or 1.0) * (ball.upper - ball.lower)
         elif ball.norm is Norm.L1:

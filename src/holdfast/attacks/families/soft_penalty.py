@@ -43,7 +43,7 @@ class SoftPenaltyState(State):
         boost: (n,) float64 factor of c, at least 1, that grows while no iterate is adversarial.
         inner: (n,) int64 steps made.
         nearest: (n, \\*features) the nearest iterate that was adversarial, in the ball or not; x if none was.
-        reach: (n,) float64 its distance; infinite if none was.
+        best_distance: (n,) float64 its distance; infinite if none was.
         over: (n,) bool: too few queries are left for another step.
     """
 
@@ -51,7 +51,7 @@ class SoftPenaltyState(State):
     boost: Tensor
     inner: Tensor
     nearest: Tensor
-    reach: Tensor
+    best_distance: Tensor
     over: Tensor
 
 
@@ -84,10 +84,10 @@ class SoftPenalty(Attack[SoftLabelAsk, P]):
             return self.move(ask, state)
         if not len(rows):
             return state
-        part, at = self.move(ask.at(rows), state.select(rows)), on_device(rows, state.x.device)
+        subset, at = self.move(ask.at(rows), state.select(rows)), on_device(rows, state.x.device)
         changed: dict[str, Any] = {}
         for f in fields(state):
-            old, new = getattr(state, f.name), getattr(part, f.name)
+            old, new = getattr(state, f.name), getattr(subset, f.name)
             if isinstance(old, Tensor):
                 changed[f.name] = old.index_copy(0, at, new)
         return replace(state, **changed)
@@ -104,8 +104,8 @@ class SoftPenalty(Attack[SoftLabelAsk, P]):
     def finalize(self, ask: SoftLabelAsk, state: P) -> None:
         problem = ask.problem
         witness, distance = ask.best
-        x = torch.where(problem.flat(distance < state.reach), witness, state.nearest)
-        rows = host_rows(torch.minimum(distance, state.reach).isfinite() & (distance > 0))
+        x = torch.where(problem.flat(distance < state.best_distance), witness, state.nearest)
+        rows = host_rows(torch.minimum(distance, state.best_distance).isfinite() & (distance > 0))
         if len(rows) and self.walk:
             to_boundary(ask.at(rows), x[on_device(rows, x.device)], self.walk)
 
@@ -115,7 +115,7 @@ class SoftPenalty(Attack[SoftLabelAsk, P]):
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
         return kind(
             x=problem.x, step=np.zeros(len(problem), dtype=np.int64), c=none + self.c, boost=none + 1, inner=zero,
-            nearest=problem.x, reach=none + torch.inf, over=zero.bool(), **more,
+            nearest=problem.x, best_distance=none + torch.inf, over=zero.bool(), **more,
         )  # fmt: skip
 
     def turn(self, ask: SoftLabelAsk, state: P, x: Tensor, margin: Tensor, cost: int) -> P:
@@ -131,18 +131,18 @@ class SoftPenalty(Attack[SoftLabelAsk, P]):
         problem = ask.problem
         good = margin >= self.kappa
         distance = torch.where(good, between(problem.set.norm, x, problem.x), torch.inf)
-        reach, nearer = torch.minimum(state.reach, distance), distance < state.reach
+        best_distance, nearer = torch.minimum(state.best_distance, distance), distance < state.best_distance
         boost = (state.boost * torch.where(good, 1 / (1 + self.adapt), 1 + self.adapt)).clamp(1.0, _MOST_BOOST)
         clean = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
-        weight = _DUTY * 2 * reach.square() / clean.abs().clamp_min(torch.finfo(torch.float64).tiny)
+        weight = _DUTY * 2 * best_distance.square() / clean.abs().clamp_min(torch.finfo(torch.float64).tiny)
         return replace(
             state,
             x=x,
-            c=boost * torch.where(reach.isfinite() & weight.isfinite(), weight.clamp_max(self.c), self.c),
+            c=boost * torch.where(best_distance.isfinite() & weight.isfinite(), weight.clamp_max(self.c), self.c),
             boost=boost,
             inner=state.inner + 1,
             nearest=torch.where(problem.flat(nearer), x, state.nearest),
-            reach=reach,
+            best_distance=best_distance,
             over=ask.left < cost + self.walk,
         )
 

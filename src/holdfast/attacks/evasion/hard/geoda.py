@@ -109,9 +109,9 @@ class GeoDA(Attack[HardLabelAsk, GeoDAState]):
         count = count.masked_fill(over, 0)
         low, high = box(problem.set, problem.x)
         free = (high > low).expand_as(x).flatten(1).sum(1).clamp_min(1).double()
-        reach = between(Norm.L2, x, problem.x)
+        x_distance = between(Norm.L2, x, problem.x)
         normal, blocks = mean_direction(
-            ask, x, count.cpu().numpy(), self.gamma * reach / free, self._directions, state.blocks
+            ask, x, count.cpu().numpy(), self.gamma * x_distance / free, self._directions, state.blocks
         )
         normal = normal / problem.flat(distance(Norm.L2, normal).clamp_min(torch.finfo(torch.float64).tiny))
         return replace(state, x=self._through(ask, x, normal, count > 0), over=over, blocks=blocks)
@@ -178,5 +178,5 @@ class GeoDA(Attack[HardLabelAsk, GeoDAState]):
         return best
 
 
-def _along(problem: Problem, way: Tensor, share: Tensor) -> Tensor:
-    return (problem.x.double() + problem.flat(share) * way).to(problem.x.dtype).clamp(*box(problem.set, problem.x))
+def _along(problem: Problem, way: Tensor, fraction: Tensor) -> Tensor:
+    return (problem.x.double() + problem.flat(fraction) * way).to(problem.x.dtype).clamp(*box(problem.set, problem.x))

@@ -90,7 +90,7 @@ class HopSkipJump(Attack[HardLabelAsk, HopSkipJumpState]):
     def step(self, ask: HardLabelAsk, state: HopSkipJumpState) -> HopSkipJumpState:
         problem = ask.problem
         norm, (low, high) = problem.set.norm, box(problem.set, problem.x)
-        reach = between(norm, state.x, problem.x)
+        x_distance = between(norm, state.x, problem.x)
         made = on_device(state.step, state.x.device)
         root = (made + 1).double().sqrt()
         back = halvings(problem, self.gamma)
@@ -101,10 +101,10 @@ class HopSkipJump(Attack[HardLabelAsk, HopSkipJumpState]):
 
         free = (high > low).expand_as(problem.x).flatten(1).sum(1).clamp_min(1).double()
         width = (high - low).expand_as(problem.x).flatten(1).amax(1).double()
-        first = torch.where(width.isfinite(), 0.1 * width, reach)
-        radius = torch.where(made == 0, first, self.gamma * reach / free)
+        first = torch.where(width.isfinite(), 0.1 * width, x_distance)
+        radius = torch.where(made == 0, first, self.gamma * x_distance / free)
         normal, blocks = self._normal(ask, state, count.cpu().numpy(), radius)
-        moved = self._jump(ask, state.x, normal, reach / root, count > 0)
+        moved = self._jump(ask, state.x, normal, x_distance / root, count > 0)
         x = state.x.clone()
         rows = host_rows((moved != state.x).flatten(1).any(1))
         if len(rows):

@@ -29,13 +29,13 @@ class NESLabelOnlyState(State):
 
     Attributes:
         momentum: (n, \\*features) running mean of the estimates.
-        reach: (n,) float64 radius of the ball that x is kept in.
+        radius: (n,) float64 radius of the ball that x is kept in.
         shrink: (n,) float64 by how much the next step tries to make it less.
         over: (n,) bool: no start was found.
     """
 
     momentum: Tensor
-    reach: Tensor
+    radius: Tensor
     shrink: Tensor
     over: Tensor
 
@@ -81,9 +81,9 @@ class NESLabelOnly(Attack[HardLabelAsk, NESLabelOnlyState]):
     def start(self, ask: HardLabelAsk) -> NESLabelOnlyState:
         problem = ask.problem
         x, started = adversarial_starts(ask, tries=self.tries, candidates=self.candidates, starts=self.starts)
-        reach = torch.maximum(between(problem.set.norm, x, problem.x), problem.set.eps)
+        radius = torch.maximum(between(problem.set.norm, x, problem.x), problem.set.eps)
         return NESLabelOnlyState.at(
-            x, momentum=torch.zeros_like(x), reach=reach, shrink=FIRST_SHRINK * reach, over=~started
+            x, momentum=torch.zeros_like(x), radius=radius, shrink=FIRST_SHRINK * radius, over=~started
         )
 
     @override
@@ -103,11 +103,11 @@ class NESLabelOnly(Attack[HardLabelAsk, NESLabelOnlyState]):
         momentum = self.momentum * state.momentum + (1 - self.momentum) * grad
         move = steepest(problem.set.norm, momentum)
 
-        rate = torch.full_like(state.reach, self.relative_step)
-        x, reach, shrink = line_search(
-            ask, state.x, move, rate, state.reach, state.shrink, lambda some, z: some.adversarial(z)
+        rate = torch.full_like(state.radius, self.relative_step)
+        x, radius, shrink = line_search(
+            ask, state.x, move, rate, state.radius, state.shrink, lambda some, z: some.adversarial(z)
         )
-        return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)
+        return replace(state, x=x, momentum=momentum, radius=radius, shrink=shrink)
 
     @override
     def finished(self, state: NESLabelOnlyState) -> Tensor:

@@ -49,10 +49,10 @@ class OPT(DirectionSearch):
         return 12
 
     @override
-    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, radius: Tensor, smoothing: Tensor) -> Tensor:
         features = max(1, ask.problem.x[0].numel()) if len(ask.problem) else 1
-        turn = reach * smoothing
+        turn = radius * smoothing
         # A turn moves g by about a feature's share of it.
-        low, high = bracket(ask, unit, reach, turn / features**0.5, outward=True)
+        low, high = bracket(ask, unit, radius, turn / features**0.5, outward=True)
         _, end = narrow(ask, unit, low, high, exact(turn))
-        return (reach - end.clamp_max(2 * reach)) / turn
+        return (radius - end.clamp_max(2 * radius)) / turn

@@ -99,24 +99,24 @@ class RayS(Attack[HardLabelAsk, RaySState]):
     def step(self, ask: HardLabelAsk, state: RaySState) -> RaySState:
         problem = ask.problem
         sign, last, next_level, next_block = _flip(state)
-        known, measuring = state.radius.isfinite(), state.high - state.low > self.tolerance
+        has_ray, measuring = state.radius.isfinite(), state.high - state.low > self.tolerance
         first, endless = _first_radius(problem, state.turn)
-        reach = torch.where(measuring, (state.low + state.high) / 2, torch.where(known, state.radius, first))
-        z = _end(problem, sign, reach)
+        asked_radius = torch.where(measuring, (state.low + state.high) / 2, torch.where(has_ray, state.radius, first))
+        z = _end(problem, sign, asked_radius)
         yes = ask.adversarial(z)
 
-        low = torch.where(measuring & ~yes, reach, torch.where(measuring, state.low, 0.0))
-        high = torch.where(yes, reach, torch.where(measuring, state.high, 0.0))
+        low = torch.where(measuring & ~yes, asked_radius, torch.where(measuring, state.low, 0.0))
+        high = torch.where(yes, asked_radius, torch.where(measuring, state.high, 0.0))
         more = high - low > self.tolerance
         better = (measuring | yes) & ~more & (high < state.radius)
         end = _end(problem, sign, high)
         # A flip is done with when it is measured, or rejected: on sight, or at the last of the first radii.
-        rejected = ~measuring & ~yes & (known | (state.turn % _FIRST_RADII == _FIRST_RADII - 1))
+        rejected = ~measuring & ~yes & (has_ray | (state.turn % _FIRST_RADII == _FIRST_RADII - 1))
         done = (measuring | yes) & ~more | rejected
         again, gained = done & last, state.gained | better
         idle = torch.zeros_like(low)
         # While nothing is known, a flip stays: the next ray differs from every one before it by more than its own block.
-        turned = better | (rejected & ~known)
+        turned = better | (rejected & ~has_ray)
         return replace(
             state,
             x=torch.where(problem.flat(better), end, state.x),
@@ -126,9 +126,9 @@ class RayS(Attack[HardLabelAsk, RaySState]):
             high=torch.where(more, high, idle),
             level=torch.where(done, next_level, state.level),
             block=torch.where(done, next_block, state.block),
-            turn=state.turn + (~known & ~measuring),
+            turn=state.turn + (~has_ray & ~measuring),
             gained=gained & ~again,
-            over=again & ~gained & (known | ~endless),
+            over=again & ~gained & (has_ray | ~endless),
         )
 
     @override

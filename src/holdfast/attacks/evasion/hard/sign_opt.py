@@ -52,5 +52,5 @@ class SignOPT(DirectionSearch):
         return 1
 
     @override
-    def weigh(self, ask: HardLabelAsk, unit: Tensor, reach: Tensor, smoothing: Tensor) -> Tensor:
-        return torch.where(ask.adversarial(way(ask.problem, unit, reach)), 1.0, -1.0).double()
+    def weigh(self, ask: HardLabelAsk, unit: Tensor, radius: Tensor, smoothing: Tensor) -> Tensor:
+        return torch.where(ask.adversarial(way(ask.problem, unit, radius)), 1.0, -1.0).double()

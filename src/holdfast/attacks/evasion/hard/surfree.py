@@ -121,9 +121,9 @@ class SurFree(Attack[HardLabelAsk, SurFreeState]):
         state = self._renewed(problem, state)
         phase, tries = state.phase, 2 * self.angles
         searches = phase < tries
-        share = 1 - (phase.clamp(0, tries - 1) // 2).double() / self.angles
+        fraction = 1 - (phase.clamp(0, tries - 1) // 2).double() / self.angles
         side = 1.0 - 2.0 * (phase % 2)
-        angle = torch.where(searches, side * share * state.widest, (state.inner + state.outer) / 2)
+        angle = torch.where(searches, side * fraction * state.widest, (state.inner + state.outer) / 2)
         point = self._on_circle(problem, state, angle)
         yes = ask.adversarial(point) & ~state.over
 
@@ -157,9 +157,9 @@ class SurFree(Attack[HardLabelAsk, SurFreeState]):
         rows = host_rows((state.phase < 0) & ~state.over)
         if not len(rows):
             return state
-        at, part = on_device(rows, state.x.device), problem.select(rows)
+        at, subset = on_device(rows, state.x.device), problem.select(rows)
         drawn, past, v = state.drawn.copy(), state.past.clone(), state.v.clone()
-        fresh = self._direction(part, state.x[at], past[at], drawn[rows])
+        fresh = self._direction(subset, state.x[at], past[at], drawn[rows])
         v[at] = fresh
         past[at, on_device(drawn[rows] % past.shape[1], v.device)] = fresh
         drawn[rows] += 1

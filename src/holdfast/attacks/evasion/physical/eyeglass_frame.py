@@ -77,9 +77,9 @@ class EyeglassFrame(PhysicalAttack[PhysicalState]):
         pose = {**drawn, "down": drawn["down"] + self.height}
         at = seen_at(homography(pose, half), pixels(height, width, x))
         pixel = (half * min(height, width) / 2).view(-1, 1, 1)
-        share = (0.5 + pixel * frame_depth(at)).clamp(0, 1).unsqueeze(1)
+        fraction = (0.5 + pixel * frame_depth(at)).clamp(0, 1).unsqueeze(1)
         frame = lit(sample(printed.texture, at * at.new_tensor([1.0, 2.0])), drawn)
-        shown = x + share * (frame - x)
+        shown = x + fraction * (frame - x)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})
 
     @override

@@ -85,6 +85,6 @@ class Patch(PhysicalAttack[PhysicalState]):
         across, along = room(half, height, width)
         pose = {**drawn, "right": drawn["right"] * across, "down": drawn["down"] * along}
         at = seen_at(homography(pose, half), pixels(height, width, x))
-        share = cover(at, half, min(height, width) / 2, self.shape)
-        shown = x + share * (lit(sample(printed.texture, at), drawn) - x)
+        fraction = cover(at, half, min(height, width) / 2, self.shape)
+        shown = x + fraction * (lit(sample(printed.texture, at), drawn) - x)
         return Applied(with_noise(shown, draws, step, self.noise), {k: drawn[k] for k in ("angle", "scale", "light")})

@@ -100,9 +100,9 @@ class TpsShirt(PhysicalAttack[PhysicalState]):
         flat = seen_at(homography(pose, half), pixels(height, width, x))
         pull = 2 * draws.uniform("cloth", (self.control**2, 2), step).to(x) - 1
         at = bent(flat, pull * drawn["bend"].view(-1, 1, 1))
-        share = cover(at, half, min(height, width) / 2, "square")
+        fraction = cover(at, half, min(height, width) / 2, "square")
         cloth = lit(sample(printed.texture, at), drawn)
-        shown = blurred(x + share * (cloth - x), drawn["blur"], self.blur)
+        shown = blurred(x + fraction * (cloth - x), drawn["blur"], self.blur)
         kept = {k: drawn[k] for k in ("angle", "scale", "light", "bend")}
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 

@@ -86,8 +86,8 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
     def move(self, ask: SoftLabelAsk, state: AutoZOOMState) -> AutoZOOMState:
         problem = ask.problem
         margin, slope = state.c.new_zeros(len(problem)), torch.zeros_like(state.u)
-        before = host_rows(state.reach.isinf())
-        for rows, q in ((before, self.first_q), (host_rows(state.reach.isfinite()), self.q)):
+        before = host_rows(state.best_distance.isinf())
+        for rows, q in ((before, self.first_q), (host_rows(state.best_distance.isfinite()), self.q)):
             if len(rows):
                 at = on_device(rows, slope.device)
                 estimate = self._estimate(ask.at(rows), state.select(rows), q)

@@ -25,11 +25,11 @@ __all__ = ["NES"]
 @dataclass(frozen=True)
 class NESState(AscentState):
     """Attributes:
-    reach: (n,) float64 radius of the ball that the iterate is kept in; eps but in the partial-information mode.
+    radius: (n,) float64 radius of the ball that the iterate is kept in; eps but in the partial-information mode.
     shrink: (n,) float64 by how much the next step tries to make it less.
     """
 
-    reach: Tensor
+    radius: Tensor
     shrink: Tensor
 
 
@@ -101,13 +101,13 @@ class NES(Ascent):
         problem = ask.problem
         state, eps = super().start(ask), problem.set.eps
         if self.starts is None:
-            return NESState(**vars(state), reach=eps, shrink=torch.zeros_like(eps))
+            return NESState(**vars(state), radius=eps, shrink=torch.zeros_like(eps))
         low, high = (edge.expand_as(problem.x) for edge in box(problem.set, problem.x))
         x = torch.minimum(torch.maximum(problem.counted(self.starts)[problem.target], low), high)
         ask.scores(x)
-        reach = torch.maximum(between(problem.set.norm, x, problem.x), eps)
+        radius = torch.maximum(between(problem.set.norm, x, problem.x), eps)
         wide = replace(state, x=x, low=low, high=high)
-        return NESState(**vars(wide), reach=reach, shrink=FIRST_SHRINK * reach)
+        return NESState(**vars(wide), radius=radius, shrink=FIRST_SHRINK * radius)
 
     @override
     def step(self, ask: SoftLabelAsk, state: AscentState) -> AscentState:
@@ -127,5 +127,5 @@ class NES(Ascent):
             answer = some.scores(z)
             return answer.scores.gather(1, some.problem.target.unsqueeze(1)).squeeze(1).isfinite() & answer.answered
 
-        x, reach, shrink = line_search(ask, state.x, move, state.rate, state.reach, state.shrink, shows_target)
-        return replace(state, x=x, momentum=momentum, reach=reach, shrink=shrink)
+        x, radius, shrink = line_search(ask, state.x, move, state.rate, state.radius, state.shrink, shows_target)
+        return replace(state, x=x, momentum=momentum, radius=radius, shrink=shrink)

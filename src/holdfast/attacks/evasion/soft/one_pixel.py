@@ -159,13 +159,13 @@ class OnePixel(Attack[SoftLabelAsk, OnePixelState]):
         length = max(1, _NUMBERS // max(1, prod(x.shape[1:])))
         values: list[Tensor] = []
         for k in range(0, genes.shape[1], length):
-            part = genes[:, k : k + length]
-            at, colour = _decoded(part, span, w)
-            points = clean.expand(-1, part.shape[1], -1, -1).clone()
+            subset = genes[:, k : k + length]
+            at, colour = _decoded(subset, span, w)
+            points = clean.expand(-1, subset.shape[1], -1, -1).clone()
             # A later pixel at the same place paints over an earlier one; those beyond a sample's eps paint x.
-            for j in range(part.shape[2]):
+            for j in range(subset.shape[2]):
                 where = at[:, :, j, None, None].expand(-1, -1, c, 1)
-                picked = where.expand(len(x), part.shape[1], c, 1)
+                picked = where.expand(len(x), subset.shape[1], c, 1)
                 new = least.expand_as(points).gather(3, picked) + colour[:, :, j].unsqueeze(3) * width.expand_as(
                     points
                 ).gather(3, picked)

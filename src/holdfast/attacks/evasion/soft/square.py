@@ -177,17 +177,17 @@ class Square(Attack[SoftLabelAsk, SquareState]):
         return project(ball, x0 + delta.view_as(x0), x0)
 
 
-def _extent(share: float, h: int, w: int, *, odd: bool) -> tuple[int, int]:
+def _extent(fraction: float, h: int, w: int, *, odd: bool) -> tuple[int, int]:
     """Height and width of the window that covers this share of the features: a square if it fits.
 
     Example:
         >>> _extent(0.8, 28, 28, odd=False), _extent(0.8, 1, 100, odd=False), _extent(0.01, 28, 28, odd=True)
         ((25, 25), (1, 80), (3, 3))
     """
-    side = max(round(sqrt(share * h * w)), 3 if odd else 1)
+    side = max(round(sqrt(fraction * h * w)), 3 if odd else 1)
     side += odd and side % 2 == 0
-    a = side if side <= w else round(share * h)
-    b = side if side <= h else round(share * w)
+    a = side if side <= w else round(fraction * h)
+    b = side if side <= h else round(fraction * w)
     return min(max(a, 1), h), min(max(b, 1), w)
 
 

@@ -99,7 +99,7 @@ class ZOSVRG(SoftPenalty[ZOSVRGState]):
         x = boxed.value(state.v)
         # After the first success the weight is small: longer steps, a given share of the way toward x in each.
         half = torch.where((boxed.half > 0) & boxed.half.isfinite(), boxed.half, 1.0)
-        scale = torch.where(problem.flat(state.reach.isinf()), self.rate, self.pull / half.square())
+        scale = torch.where(problem.flat(state.best_distance.isinf()), self.rate, self.pull / half.square())
         grad = 2 * (x - problem.x) * boxed.slope(state.v) - problem.flat(state.c).to(slope.dtype) * slope
         cost = max(self.anchor_q + 1, 2 * self.q + 1)
         return replace(self.turn(ask, state, x, margin, cost), v=boxed.held(state.v - scale * grad))

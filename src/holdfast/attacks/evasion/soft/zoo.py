@@ -29,7 +29,7 @@ from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.distance import between, box, distance, per_sample
 from holdfast.numerics.project import project
-from holdfast.numerics.zeroth import Coordinates
+from holdfast.numerics.zeroth import Coordinates, Values
 
 __all__ = ["ZOO", "ZOOState"]
 
@@ -156,13 +156,13 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
         rows = [np.flatnonzero(level == k) for k in range(len(spaces))]
         for k, at in enumerate(rows):
             if len(at):
-                part = _grow(
+                subset = _grow(
                     state.select(at), spaces, k, self._level(features, state.step[at] - 1, len(spaces)), features
                 )
-                parts.append(self._step(ask.at(at), part, spaces[k], grown=k > 0))
+                parts.append(self._step(ask.at(at), subset, spaces[k], grown=k > 0))
         joined = parts[0]
-        for part in parts[1:]:
-            joined = joined.join(part)
+        for subset in parts[1:]:
+            joined = joined.join(subset)
         return joined.select(np.argsort(np.concatenate(rows)))
 
     def _step(self, ask: SoftLabelAsk, state: ZOOState, space: Space, *, grown: bool) -> ZOOState:
@@ -181,7 +181,6 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
 
         # The iterate itself: does it break the model?
         here = points(u.view(-1, 1, *shape))
-        loss = soft_losses(ask, kappa=self.kappa)
         x = project(problem.set, here[:, 0], x0)
         holds = ask.as_given.scores(x).adversarial
         new = (holds & ~state.broke).unsqueeze(1)
@@ -190,20 +189,9 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
 
         k = self._count(shape)
         which = self._which(problem, state, u.view(-1, *shape), k, grown=grown)
-
-        def cost(v: Tensor) -> Tensor:
-            z = points(v)
-            q = z.shape[1]
-            far = between(Norm.L2, z.flatten(0, 1), x0.repeat_interleave(q, dim=0)).view(-1, q)
-            return far.square() - state.weight.unsqueeze(1) * loss(z)
-
         # One edge of the box may cut a difference; in pixels it is known by how much.
         cut = _cut(problem) if isinstance(space, Pixels) else None
-        inside = u.view(-1, *shape)
-        length = max(1, _NUMBERS // max(1, prod(features)))
-        partial = Coordinates(coarse(problem, self.h))
-        blocks = (which[:, j : j + length] for j in range(0, k, length))
-        g = torch.cat([partial.partials(cost, inside, block, cut) for block in blocks], dim=1)
+        g = self._partials(ask, state.weight, points, u.view(-1, *shape), which, cut)
         rate = self._rate(problem, state, prod(shape), k)
         u, first, second, times = _adam_at(which, g, rate, u, first, second, times)
         # Shrunk into the ball, if there is one: what is outside does not count.
@@ -212,9 +200,9 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
         if cut is not None:
             u = cut(u.view(-1, 1, *shape)).flatten(1)
 
-        def put(whole: Tensor, part: Tensor) -> Tensor:
+        def put(whole: Tensor, subset: Tensor) -> Tensor:
             out = whole.clone()
-            out[:, *corner] = part.view(-1, *shape)
+            out[:, *corner] = subset.view(-1, *shape)
             return out
 
         return replace(
@@ -226,6 +214,23 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
             times=put(state.times, times),
             broke=state.broke | holds,
         )
+
+    def _partials(
+        self, ask: SoftLabelAsk, weight: Tensor, points: Values, u: Tensor, which: Tensor, cut: Values | None
+    ) -> Tensor:
+        """(n, k) the slopes of the objective along the coordinates ``which`` (n, k) at u (n, \\*shape)."""
+        x0, loss = ask.problem.x, soft_losses(ask, kappa=self.kappa)
+
+        def cost(v: Tensor) -> Tensor:
+            z = points(v)
+            q = z.shape[1]
+            far = between(Norm.L2, z.flatten(0, 1), x0.repeat_interleave(q, dim=0)).view(-1, q)
+            return far.square() - weight.unsqueeze(1) * loss(z)
+
+        length = max(1, _NUMBERS // max(1, prod(x0.shape[1:])))
+        partial = Coordinates(coarse(ask.problem, self.h))
+        blocks = (which[:, j : j + length] for j in range(0, which.shape[1], length))
+        return torch.cat([partial.partials(cost, u, block, cut) for block in blocks], dim=1)
 
     def _next_search(self, problem: Problem, state: ZOOState, features: tuple[int, ...]) -> ZOOState:
         """The next weight where a search is up: halfway where two are known, else ten times more or less. The
@@ -262,7 +267,7 @@ class ZOO(Attack[SoftLabelAsk, ZOOState]):
 
     def _level(self, features: tuple[int, ...], step: np.ndarray, spaces: int) -> np.ndarray:
         """(n,) the attack space of each sample. It grows in the first search and then stays."""
-        limits = [max(1, int(share * self._steps(features))) for share in _GROW[: spaces - 1]]
+        limits = [max(1, int(fraction * self._steps(features))) for fraction in _GROW[: spaces - 1]]
         return np.minimum(np.searchsorted(np.array(limits), step, side="right"), spaces - 1)
 
     def _rate(self, problem: Problem, state: ZOOState, d: int, k: int) -> Tensor:

@@ -33,13 +33,13 @@ class BrendelBethgeState(State):
         normal: (n, \\*features) the gradient of the margin, smoothed over the steps.
         first: (n,) float64 l2 distance of the start: the unit of the trust region.
         best: (n, \\*features) the nearest adversarial iterate, inside the ball or not.
-        reach: (n,) float64 its distance; infinite if there is none.
+        best_distance: (n,) float64 its distance; infinite if there is none.
     """
 
     normal: Tensor
     first: Tensor
     best: Tensor
-    reach: Tensor
+    best_distance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +91,18 @@ class BrendelBethge(Attack[WhiteBoxAsk, BrendelBethgeState]):
         far, started = adversarial_start(ask)
         wide, edges = problem.x.double(), box(problem.set, problem.x)
 
-        def path(share: Tensor) -> Tensor:
-            return (wide + problem.flat(share) * (far.double() - wide)).to(far.dtype).clamp(*edges)
+        def path(fraction: Tensor) -> Tensor:
+            return (wide + problem.flat(fraction) * (far.double() - wide)).to(far.dtype).clamp(*edges)
 
         none = torch.zeros_like(problem.set.eps)
-        _, share = bisect(lambda s: ask.scores(path(s)).adversarial, none, none + 1, _HALVINGS)
-        x = torch.where(problem.flat(started), path(share), problem.x)
+        _, fraction = bisect(lambda s: ask.scores(path(s)).adversarial, none, none + 1, _HALVINGS)
+        x = torch.where(problem.flat(started), path(fraction), problem.x)
         return BrendelBethgeState.at(
             x,
             normal=torch.zeros_like(x),
             first=distance(Norm.L2, x.double() - wide),
             best=problem.x,
-            reach=none + float("inf"),
+            best_distance=none + float("inf"),
         )
 
     @override
@@ -112,7 +112,7 @@ class BrendelBethge(Attack[WhiteBoxAsk, BrendelBethgeState]):
         loss, _ = pick_loss("margin", problem.goal, ask.classes)
         g = ask.gradient(state.x, loss)
         asked, far = g.x, between(norm, g.x, problem.x)
-        better = g.adversarial & (far < state.reach)
+        better = g.adversarial & (far < state.best_distance)
 
         normal = self.momentum * state.normal + (1 - self.momentum) * g.grad.nan_to_num(0.0)
         radius = state.first * geometric(problem, state.step, self.steps, self.first_radius, self.last_radius)
@@ -126,11 +126,11 @@ class BrendelBethge(Attack[WhiteBoxAsk, BrendelBethgeState]):
             x=torch.where(problem.flat(flat), asked, x.clamp(low, high)),
             normal=normal,
             best=torch.where(problem.flat(better), asked, state.best),
-            reach=torch.where(better, far, state.reach),
+            best_distance=torch.where(better, far, state.best_distance),
         )
 
     @override
     def finalize(self, ask: WhiteBoxAsk, state: BrendelBethgeState) -> None:
         super().finalize(ask, state)
-        walk_back(ask, state.best, state.reach.isfinite(), self.search)
+        walk_back(ask, state.best, state.best_distance.isfinite(), self.search)
         finish(ask, self.search)

@@ -130,25 +130,25 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
         delta, c = x - problem.x, problem.flat(state.c).to(x.dtype)
         if norm is Norm.LINF:
             over_tau = (delta.abs() - problem.flat(state.bound).to(x.dtype)).clamp_min(0)
-            size, pull = over_tau.flatten(1).sum(1), delta.sign() * (over_tau > 0)
+            delta_norm, pull = over_tau.flatten(1).sum(1), delta.sign() * (over_tau > 0)
         else:
-            size, pull = delta.square().flatten(1).sum(1), 2 * delta
+            delta_norm, pull = delta.square().flatten(1).sum(1), 2 * delta
         force = (pull + c * f.grad) * boxed.slope(state.v)
         if norm is Norm.L0:
             force = force * state.support
         move, mean, square = adam(force, state.mean, state.square, state.inner)
         rate = falling_rate(self.rate, self.last, state.inner, self.steps)
         if norm is not Norm.L0:
-            near = state.reach.isfinite() if norm is Norm.LINF else self._late(state.search)
+            near = state.best_distance.isfinite() if norm is Norm.LINF else self._late(state.search)
             rate = torch.where(near, _FINE * rate, rate)
         v = boxed.held(state.v - problem.flat(rate).to(x.dtype) * move)
         noted, good = self.note(replace(state, v=v, mean=mean, square=square), f.answer)
         if norm is Norm.L0:
-            nearer = problem.flat(noted.reach < state.reach)
+            nearer = problem.flat(noted.best_distance < state.best_distance)
             # A feature that was changed comes before one that was not, even if the margin does not feel it.
             merit = (f.slope * delta).abs() + torch.finfo(x.dtype).tiny * (delta != 0)
             noted = replace(noted, merit=torch.where(nearer, merit, state.merit))
-        turned, up = self.turn(noted, size.double() + state.c * f.value.double())
+        turned, up = self.turn(noted, delta_norm.double() + state.c * f.value.double())
         if norm is Norm.L0:
             after, up = self._drop(noted, turned, good, up)
         elif norm is Norm.LINF:
@@ -174,13 +174,13 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
         self, noted: CarliniWagnerState, turned: CarliniWagnerState, up: Tensor
     ) -> tuple[CarliniWagnerState, Tensor]:
         """linf: a search ends as soon as it is within tau."""
-        won = noted.worked & (noted.reach <= noted.bound)
-        known = noted.reach.isfinite()
+        won = noted.worked & (noted.best_distance <= noted.bound)
+        has_success = noted.best_distance.isfinite()
         lost = up & ~won
-        floor = torch.where(lost & known, noted.bound, noted.floor)
-        middle = (floor + noted.reach) / 2
-        bound = torch.where(floor > 0, middle, _SHRINK * noted.reach)
-        close = known & (noted.reach - floor <= _CLOSE * noted.reach)
+        floor = torch.where(lost & has_success, noted.bound, noted.floor)
+        middle = (floor + noted.best_distance) / 2
+        bound = torch.where(floor > 0, middle, _SHRINK * noted.best_distance)
+        close = has_success & (noted.best_distance - floor <= _CLOSE * noted.best_distance)
         return self._next(noted, turned, won, lost, close, torch.where(won | lost, bound, noted.bound), floor)
 
     def _drop(
@@ -190,17 +190,17 @@ class CarliniWagner(Penalty[CarliniWagnerState]):
         lost = up & ~good
         if settled(good | lost):
             return turned, up
-        known = noted.reach.isfinite()
-        tried = (noted.bound * noted.reach).nan_to_num(0.0, 0.0, 0.0).floor().clamp_min(1)
-        share = torch.where(lost & known, noted.bound / 2, noted.bound)
-        close = (noted.reach <= 1) | (lost & known & (tried <= 1))
-        left = noted.reach - (share * noted.reach).floor().clamp_min(1)
+        has_success = noted.best_distance.isfinite()
+        tried = (noted.bound * noted.best_distance).nan_to_num(0.0, 0.0, 0.0).floor().clamp_min(1)
+        fraction = torch.where(lost & has_success, noted.bound / 2, noted.bound)
+        close = (noted.best_distance <= 1) | (lost & has_success & (tried <= 1))
+        left = noted.best_distance - (fraction * noted.best_distance).floor().clamp_min(1)
         order = noted.merit.flatten(1).argsort(dim=1, descending=True, stable=True)
         first = torch.arange(order.shape[1], device=order.device) < left.unsqueeze(1)
         kept = torch.zeros_like(first).scatter(1, order, first).view_as(noted.support)
         shape = (-1, *[1] * (kept.ndim - 1))
-        changes = ((good | lost) & known & ~close).view(shape)
-        after, ended = self._next(noted, turned, good, lost, close, share, noted.floor)
+        changes = ((good | lost) & has_success & ~close).view(shape)
+        after, ended = self._next(noted, turned, good, lost, close, fraction, noted.floor)
         return replace(after, support=torch.where(changes, kept, noted.support)), ended
 
     def _next(

@@ -107,8 +107,8 @@ class CosineMargin(Attack[WhiteBoxAsk, CosineMarginState]):
         warm = on_device(state.step < self.diversify, problem.x.device)
         grad = ask.gradient(state.x, _diversified_margin, warm, state.direction, target=state.target).grad
         progress = np.clip((state.step - self.diversify) / self.steps, 0, 1)
-        share = on_device(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))), "cpu")
-        length = problem.flat(share.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
+        fraction = on_device(np.where(state.step < self.diversify, 1.0, 0.5 * (1 + np.cos(np.pi * progress))), "cpu")
+        length = problem.flat(fraction.to(problem.set.eps.device) * problem.set.eps).to(state.x.dtype)
         ball = problem.ball
         pinned = pinned_by_box(ball, state.x, problem.x, grad) if ball.norm is Norm.L1 else None
         moved = ascent.step(ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned)

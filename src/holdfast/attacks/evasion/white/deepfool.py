@@ -141,7 +141,7 @@ class DeepFool(Attack[WhiteBoxAsk, DeepFoolState]):
         tighten(some, lambda t: _ray(some.problem, at.bare, t), ends, at.margin, self.search)
 
 
-def _ray(problem: Problem, bare: Tensor, share: Tensor) -> Tensor:
+def _ray(problem: Problem, bare: Tensor, fraction: Tensor) -> Tensor:
     """clean + share * delta, in the box."""
     wide = problem.x.double()
-    return (wide + problem.flat(share) * (bare.double() - wide)).to(bare.dtype).clamp(*box(problem.set, problem.x))
+    return (wide + problem.flat(fraction) * (bare.double() - wide)).to(bare.dtype).clamp(*box(problem.set, problem.x))

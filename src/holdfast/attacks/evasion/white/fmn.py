@@ -27,12 +27,12 @@ _TINY = 1e-12
 class FMNState(State):
     """Attributes:
     radius: (n,) float64 of the ball that the iterate is in.
-    reach: (n,) float64 the distance of the nearest adversarial iterate; infinite if there is none.
+    best_distance: (n,) float64 the distance of the nearest adversarial iterate; infinite if there is none.
     most: (n,) float64 the largest radius of any use.
     """
 
     radius: Tensor
-    reach: Tensor
+    best_distance: Tensor
     most: Tensor
 
 
@@ -89,7 +89,7 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
         problem = ask.problem
         most = reach_of_box(problem)
         return FMNState.at(
-            problem.x, radius=torch.ones_like(most), reach=torch.full_like(most, float("inf")), most=most
+            problem.x, radius=torch.ones_like(most), best_distance=torch.full_like(most, float("inf")), most=most
         )
 
     @override
@@ -97,16 +97,16 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
         problem = ask.problem
         norm, g = problem.set.norm, ask.gradient(state.x)
         over, far = g.adversarial, between(norm, g.x, problem.x)
-        reach = torch.where(over, torch.minimum(far, state.reach), state.reach)
+        best_distance = torch.where(over, torch.minimum(far, state.best_distance), state.best_distance)
         gamma = cosine(problem, state.step, self.steps, self.gamma, self.last_gamma)
         grad = g.grad.nan_to_num(0.0)
         if norm is Norm.L0:
-            radius = _count(state.radius, gamma, over, reach)
+            radius = _count(state.radius, gamma, over, best_distance)
         else:
             ahead = (g.value.abs() + g.unsure).double() / dual_norm(norm, grad).clamp_min(_TINY)
             estimate = (1 + self.overshoot) * (far + ahead)
-            grown = torch.where(reach.isfinite(), state.radius * (1 + gamma), estimate)
-            radius = torch.where(over, torch.minimum(state.radius * (1 - gamma), reach), grown)
+            grown = torch.where(best_distance.isfinite(), state.radius * (1 + gamma), estimate)
+            radius = torch.where(over, torch.minimum(state.radius * (1 - gamma), best_distance), grown)
         radius = torch.minimum(radius, state.most)
         alpha = cosine(problem, state.step, self.steps, self.first_step, self.last_step)
         moved = state.x + problem.flat(alpha).to(grad.dtype) * steepest(Norm.L2, grad)
@@ -114,17 +114,17 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
             # Where the gradient is small the estimate runs ahead of the steps; the first crossing is then looked for
             # on the sphere of that radius. A linf delta of gradients is no way to a far point; see `patience`.
             out = (radius / distance(norm, moved - problem.x).clamp_min(_TINY)).clamp_min(1)
-            out = torch.where(reach.isfinite(), 1.0, out)
+            out = torch.where(best_distance.isfinite(), 1.0, out)
             moved = problem.x + problem.flat(out).to(grad.dtype) * (moved - problem.x)
         x = project(problem.ball.with_eps(radius), moved, problem.x)
         due = state.step + 1 == int(self.patience * self.steps)
-        restart = adversarial_restart(ask, due, reach.isfinite(), self.search)
+        restart = adversarial_restart(ask, due, best_distance.isfinite(), self.search)
         if restart is not None:
             point, far = restart
             safe = far.isfinite()
             x = torch.where(problem.flat(safe), point, x)
-            radius, reach = torch.where(safe, far, radius), torch.where(safe, far, reach)
-        return replace(state, x=x, radius=radius, reach=reach)
+            radius, best_distance = torch.where(safe, far, radius), torch.where(safe, far, best_distance)
+        return replace(state, x=x, radius=radius, best_distance=best_distance)
 
     @override
     def finalize(self, ask: WhiteBoxAsk, state: FMNState) -> None:
@@ -132,8 +132,8 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
         finish(ask, self.search)
 
 
-def _count(radius: Tensor, gamma: Tensor, over: Tensor, reach: Tensor) -> Tensor:
+def _count(radius: Tensor, gamma: Tensor, over: Tensor, best_distance: Tensor) -> Tensor:
     """The l0 radius: a whole number that changes by gamma, and by one at least."""
-    less = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), reach)
+    less = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), best_distance)
     more = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
     return torch.where(over, less, more).clamp_min(0)

@@ -99,9 +99,9 @@ class GradientEvasion(Attack[WhiteBoxAsk, GradientEvasionState]):
         grad = ask.gradient(state.x, loss).grad
         if self.reference is not None and self.mimicry:
             grad = grad + self.mimicry * density(state.x, problem.counted(self.reference), state.width)[1]
-        ball, share = problem.ball, self.relative_step or 2.5 / self.steps
+        ball, fraction = problem.ball, self.relative_step or 2.5 / self.steps
         pinned = pinned_by_box(ball, state.x, problem.x, grad) if ball.norm is Norm.L1 else None
-        length = share * problem.flat(ball.eps).to(grad.dtype)
+        length = fraction * problem.flat(ball.eps).to(grad.dtype)
         x = ascent.step(ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned)
         return replace(state, x=x)
 

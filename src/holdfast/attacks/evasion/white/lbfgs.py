@@ -35,7 +35,7 @@ class LBFGSState(PenaltyState):
     value: (n,) float64 the objective there; infinite before the first.
     grad: (n, \\*features) its gradient.
     way: (n, \\*features) the direction from there.
-    share: (n,) float64 the share of ``way`` that is tried next.
+    fraction: (n,) float64 the share of ``way`` that is tried next.
     moves: (n, memory, d) the last moves, the newest first; 0 where there is none.
     turns: (n, memory, d) the changes of the gradient that went with them.
     """
@@ -44,7 +44,7 @@ class LBFGSState(PenaltyState):
     value: Tensor
     grad: Tensor
     way: Tensor
-    share: Tensor
+    fraction: Tensor
     moves: Tensor
     turns: Tensor
 
@@ -94,14 +94,14 @@ class LBFGS(Penalty[LBFGSState]):
         zero = torch.zeros_like(x)
         return self.initial(
             LBFGSState, problem,
-            here=x, value=none + torch.inf, grad=zero, way=zero, share=none + 1, moves=pairs, turns=pairs,
+            here=x, value=none + torch.inf, grad=zero, way=zero, fraction=none + 1, moves=pairs, turns=pairs,
         )  # fmt: skip
 
     @override
     def advance(self, ask: WhiteBoxAsk, state: LBFGSState) -> LBFGSState:
         problem = ask.problem
         low, high = (edge.expand_as(state.here) for edge in box(problem.set, problem.x))
-        x = (state.here + problem.flat(state.share).to(state.here.dtype) * state.way).clamp(low, high)
+        x = (state.here + problem.flat(state.fraction).to(state.here.dtype) * state.way).clamp(low, high)
         g = ask.gradient(x, _loss(problem))
         delta = x - problem.x
         value = delta.flatten(1).double().square().sum(1) + state.c * g.value.double()
@@ -119,7 +119,7 @@ class LBFGS(Penalty[LBFGSState]):
             value=torch.where(taken, value, state.value),
             grad=torch.where(accepted, grad, state.grad),
             way=torch.where(accepted, way, state.way),
-            share=torch.where(taken, 1.0, state.share / 2),
+            fraction=torch.where(taken, 1.0, state.fraction / 2),
             moves=moves,
             turns=turns,
         )
@@ -130,13 +130,13 @@ class LBFGS(Penalty[LBFGSState]):
 
     def _anew(self, problem: Problem, state: LBFGSState, over: Tensor) -> LBFGSState:
         rows, pairs = problem.flat(over), over.view(-1, 1, 1)
-        stuck = problem.flat(state.share < 2.0**-_HALVINGS)
+        stuck = problem.flat(state.fraction < 2.0**-_HALVINGS)
         return replace(
             state,
             here=torch.where(rows, problem.x, state.here),
             value=torch.where(over, torch.inf, state.value),
             way=torch.where(rows | stuck, torch.zeros_like(state.way), state.way),
-            share=torch.where(over, 1.0, state.share),
+            fraction=torch.where(over, 1.0, state.fraction),
             moves=state.moves.masked_fill(pairs, 0.0),
             turns=state.turns.masked_fill(pairs, 0.0),
         )

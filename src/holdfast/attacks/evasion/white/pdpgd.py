@@ -31,14 +31,14 @@ class PDPGDState(State):
     mean: (n, \\*features) Adam's running mean of the gradient.
     square: (n, \\*features) Adam's running mean of its square.
     dual: (n,) float64 the logarithm of the constraint's weight over the distance's.
-    share: (n,) float64 the distance's smoothed share of both weights.
+    fraction: (n,) float64 the distance's smoothed share of both weights.
     crossed: (n,) bool: an iterate was adversarial.
     """
 
     mean: Tensor
     square: Tensor
     dual: Tensor
-    share: Tensor
+    fraction: Tensor
     crossed: Tensor
 
 
@@ -94,7 +94,7 @@ class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
         dual = torch.full_like(problem.set.eps, -log(self.ratio))
         still = torch.zeros_like(problem.x)
         return PDPGDState.at(
-            problem.x, mean=still, square=still, dual=dual, share=(-dual).sigmoid(), crossed=dual.isnan()
+            problem.x, mean=still, square=still, dual=dual, fraction=(-dual).sigmoid(), crossed=dual.isnan()
         )
 
     @override
@@ -115,14 +115,14 @@ class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
         pace = problem.flat(rate).to(grad.dtype) / unbiased
         x = state.x - pace * mean / problem.flat(1 - _BETA_1**made).to(grad.dtype)
         x = x.clamp(*box(problem.set, problem.x))
-        weight = state.share / (1 - state.share)
+        weight = state.fraction / (1 - state.fraction)
         delta = shrink(problem.set.norm, x - problem.x, pace, weight)
 
         left = on_device((self.steps - 1 - state.step) / max(1, self.steps - 1), state.x.device).clamp_min(0)
         dual_rate = self.dual_rate * (left * (1 - self.dual_reduction) + self.dual_reduction)
         limit = -log(self.least_ratio)
         dual = (state.dual + torch.where(over, -dual_rate, dual_rate)).clamp(-limit, limit)
-        share = self.smoothing * state.share + (1 - self.smoothing) * (-dual).sigmoid()
+        fraction = self.smoothing * state.fraction + (1 - self.smoothing) * (-dual).sigmoid()
         x = (problem.x + delta).clamp(*box(problem.set, problem.x))
         crossed = state.crossed | over
         due = state.step + 1 == int(self.patience * self.steps)
@@ -131,7 +131,7 @@ class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
             point, far = restart
             safe = problem.flat(far.isfinite())
             x, mean = torch.where(safe, point, x), torch.where(safe, 0.0, mean)
-        return replace(state, x=x, mean=mean, square=square, dual=dual, share=share, crossed=crossed)
+        return replace(state, x=x, mean=mean, square=square, dual=dual, fraction=fraction, crossed=crossed)
 
     @override
     def finalize(self, ask: WhiteBoxAsk, state: PDPGDState) -> None:

@@ -35,14 +35,14 @@ class SigmaZeroState(State):
         square: (n, \\*features) Adam's second moment.
         tau: (n,) float64 features that moved by less than this share of the box go back.
         best: (n, \\*features) the adversarial iterate with the fewest changed features, inside the ball or not.
-        reach: (n,) float64 how many those are; infinite if there is none.
+        best_distance: (n,) float64 how many those are; infinite if there is none.
     """
 
     mean: Tensor
     square: Tensor
     tau: Tensor
     best: Tensor
-    reach: Tensor
+    best_distance: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class SigmaZero(Attack[WhiteBoxAsk, SigmaZeroState]):
             square=none,
             tau=torch.full_like(problem.set.eps, self.tau),
             best=problem.x,
-            reach=torch.full_like(problem.set.eps, float("inf")),
+            best_distance=torch.full_like(problem.set.eps, float("inf")),
         )
 
     @override
@@ -108,7 +108,7 @@ class SigmaZero(Attack[WhiteBoxAsk, SigmaZeroState]):
         loss = margin_targeted(0.0) if problem.goal is Goal.TARGETED else margin(0.0)
         answer = ask.gradient(state.x, loss)
         over, changed = answer.adversarial, between(Norm.L0, answer.x, problem.x)
-        better = over & (changed < state.reach)
+        better = over & (changed < state.best_distance)
 
         width = problem.set.upper - problem.set.lower
         u = (state.x - problem.x) / width
@@ -129,9 +129,9 @@ class SigmaZero(Attack[WhiteBoxAsk, SigmaZeroState]):
             square=square,
             tau=tau,
             best=torch.where(problem.flat(better), answer.x, state.best),
-            reach=torch.where(better, changed, state.reach),
+            best_distance=torch.where(better, changed, state.best_distance),
         )
 
     @override
     def finalize(self, ask: WhiteBoxAsk, state: SigmaZeroState) -> None:
-        settle(ask, state.best, state.reach.isfinite(), self.search)
+        settle(ask, state.best, state.best_distance.isfinite(), self.search)

@@ -134,15 +134,15 @@ class StrAttack(Penalty[StrAttackState]):
     def _anew(self, problem: Problem, state: StrAttackState, over: Tensor, was_late: Tensor) -> StrAttackState:
         """A new search starts at 0; the first refinement fixes the support and forgets what it knew of c."""
         first = over & self._late(state.search) & ~was_late
-        known = first & state.reach.isfinite()
+        refines = first & state.best_distance.isfinite()
         changed = (state.x != problem.x).flatten(1)
         rows = over.unsqueeze(1)
         return replace(
             state,
-            c=torch.where(known & state.served.isfinite(), state.served, state.c),
-            failed=torch.where(known, 0.0, state.failed),
-            served=torch.where(known, torch.inf, state.served),
-            support=torch.where(known.unsqueeze(1), changed, state.support),
+            c=torch.where(refines & state.served.isfinite(), state.served, state.c),
+            failed=torch.where(refines, 0.0, state.failed),
+            served=torch.where(refines, torch.inf, state.served),
+            support=torch.where(refines.unsqueeze(1), changed, state.support),
             loss_copy=state.loss_copy.masked_fill(rows, 0.0),
             point=state.point.masked_fill(rows, 0.0),
             copies=state.copies.masked_fill(rows.unsqueeze(1), 0.0),
