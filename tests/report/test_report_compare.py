@@ -8,7 +8,7 @@ from holdfast.audits.document import Document
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.report.audits.compare import render, write_compare
-from holdfast.report.audits.diff import Move, diff
+from holdfast.report.audits.diff import StatusChange, diff
 
 
 def _restated(document: Document, statuses: dict[int, str]) -> Document:
@@ -45,7 +45,7 @@ def test_gained_and_lost_are_counted_per_sample(document):
     assert (change.gained, change.lost) == (6, 1)
     assert change.p_value == pytest.approx(2 * 8 / 2**7)
     assert set(change.moves) == {
-        Move(i, next(s.status for s in document.samples if s.id == i), Status(t)) for i, t in moved.items()
+        StatusChange(i, next(s.status for s in document.samples if s.id == i), Status(t)) for i, t in moved.items()
     }
     assert change.flows()[0] == (Status.BROKEN, Status.UNKNOWN, 6)
     deltas = {c.name: c.delta for c in change.figures}

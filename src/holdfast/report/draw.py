@@ -22,8 +22,8 @@ Point = tuple[float, float]
 
 def svg(width: float, height: float, *inside: Markup, title: str, class_: str = "chart") -> Markup:
     """An inline SVG that scales with its column; ``title`` is what a screen reader says."""
-    view = f"0 0 {width:g} {height:g}"
-    return tag("svg", *inside, viewBox=view, role="img", aria_label=title, class_=class_, width=width, height=height)
+    box = f"0 0 {width:g} {height:g}"
+    return tag("svg", *inside, viewBox=box, role="img", aria_label=title, class_=class_, width=width, height=height)
 
 
 def nice(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -69,7 +69,7 @@ def legend(entries: Sequence[tuple[str, str]]) -> Markup:
     return tag("ul", *rows, class_="legend")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Plot:
     """One pair of axes; data coordinates in, markup out."""
 

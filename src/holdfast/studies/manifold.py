@@ -22,12 +22,13 @@ from holdfast.attacks.common.generator import off_manifold
 from holdfast.attacks.engine import Settings, run
 from holdfast.attacks.evasion.semantic.on_manifold import OnManifold
 from holdfast.attacks.evasion.white.pgd import PGD
-from holdfast.attacks.semantic import run_semantic
+from holdfast.attacks.semantic import SemanticOutcome, run_semantic
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset
+from holdfast.judge.outcome import Outcome
 from holdfast.models.vae import Decoded
 from holdfast.models.zoo import substitute
 from holdfast.numerics.evaluation import evaluate
@@ -200,24 +201,10 @@ def compare_on_manifold(
         raise UsageError("the on-manifold attack has no decoder")
     rows: list[ManifoldRow] = []
     for k, (name, model) in enumerate(models.items()):
-        wrong = evaluate(model, x).argmax(1) != y
+        regular = run(PGD(steps=regular_steps), problem, model, seed=seed, settings=settings)
         attacked = replace(prepared, attacked=model)
         on = run_semantic(method, x, y, model, prepared=attacked, ids=problem.ids, seed=seed, settings=settings)
-        regular = run(PGD(steps=regular_steps), problem, model, seed=seed, settings=settings)
-        moved = regular.found & (regular.distance > 0)
-        rows.append(
-            ManifoldRow(
-                name=name,
-                test_error=_rate(wrong),
-                on_manifold_error=_rate(on.found),
-                regular_error=_rate(regular.found),
-                test_interval=_interval(wrong),
-                on_manifold_interval=_interval(on.found),
-                regular_interval=_interval(regular.found),
-                off_on=_off(decoder, on.x[on.found], y[on.found]),
-                off_regular=_off(decoder, regular.x[moved], y[moved]),
-            )
-        )
+        rows.append(_row(name, model, problem, decoder, on, regular))
         if progress is not None:
             progress("attacks", k + 1, len(models))
     test = [r.test_error for r in rows]
@@ -232,6 +219,25 @@ def compare_on_manifold(
         rank_on=rank_correlation(test, [r.on_manifold_error for r in rows]),
         rank_regular=rank_correlation(test, [r.regular_error for r in rows]),
         seed=seed,
+    )
+
+
+def _row(
+    name: str, model: nn.Module, problem: Problem, decoder: Decoded, on: SemanticOutcome, regular: Outcome
+) -> ManifoldRow:
+    y = problem.y
+    wrong = evaluate(model, problem.x).argmax(1) != y
+    moved = regular.found & (regular.distance > 0)
+    return ManifoldRow(
+        name=name,
+        test_error=_rate(wrong),
+        on_manifold_error=_rate(on.found),
+        regular_error=_rate(regular.found),
+        test_interval=_interval(wrong),
+        on_manifold_interval=_interval(on.found),
+        regular_interval=_interval(regular.found),
+        off_on=_off(decoder, on.x[on.found], y[on.found]),
+        off_regular=_off(decoder, regular.x[moved], y[moved]),
     )
 
 

@@ -230,11 +230,7 @@ def transfer_matrix(
     """
     if len(models) < (3 if ensembles else 2):
         raise UsageError("a transfer matrix takes at least two models, and three with ensembles")
-    sources: dict[str, tuple[nn.Module, set[str]]] = {name: (model, {name}) for name, model in models.items()}
-    if ensembles:
-        for out in models:
-            rest = {name: model for name, model in models.items() if name != out}
-            sources[f"all but {out}"] = Ensemble(list(rest.values())), set(rest)
+    sources = _sources(models, ensembles)
     right = {name: ~is_adversarial(model, problem, problem.x) for name, model in models.items()}
     referees = {name: Referee(model) for name, model in models.items()}
     cells: list[TransferCell] = []
@@ -243,19 +239,9 @@ def transfer_matrix(
         x, spent = crafted(attack, problem, model, seed=seed, settings=settings)
         passes += spent
         for target in models:
-            attacked = int(right[target].sum())
-            broken = int(broken_by(referees[target], problem, x, right[target]).sum())
-            cells.append(
-                TransferCell(
-                    source=source,
-                    target=target,
-                    white_box=target in members,
-                    attacked=attacked,
-                    broken=broken,
-                    share=broken / attacked if attacked else None,
-                    interval=interval_of(broken, attacked),
-                )
-            )
+            broken = broken_by(referees[target], problem, x, right[target])
+            white_box = target in members
+            cells.append(_cell(source, target, int(right[target].sum()), int(broken.sum()), white_box=white_box))
         if progress is not None:
             progress(k + 1, len(sources))
     n = max(1, len(problem))
@@ -266,3 +252,24 @@ def transfer_matrix(
         goal=str(problem.goal), samples=len(problem), seed=seed, sources=tuple(sources), targets=tuple(models),
         accuracy=tuple(int(r.sum()) / n for r in right.values()), cells=tuple(cells), passes=passes,
     )  # fmt: skip
+
+
+def _sources(models: Mapping[str, nn.Module], ensembles: bool) -> dict[str, tuple[nn.Module, set[str]]]:
+    """What is searched, by name, with the names of the models that are part of it."""
+    sources: dict[str, tuple[nn.Module, set[str]]] = {name: (model, {name}) for name, model in models.items()}
+    for out in models if ensembles else ():
+        rest = {name: model for name, model in models.items() if name != out}
+        sources[f"all but {out}"] = Ensemble(list(rest.values())), set(rest)
+    return sources
+
+
+def _cell(source: str, target: str, attacked: int, broken: int, *, white_box: bool) -> TransferCell:
+    return TransferCell(
+        source=source,
+        target=target,
+        white_box=white_box,
+        attacked=attacked,
+        broken=broken,
+        share=broken / attacked if attacked else None,
+        interval=interval_of(broken, attacked),
+    )

@@ -61,7 +61,7 @@ def security(document: Document) -> Markup:
     """Accuracy against eps: the upper bound from witnesses, explicit runs as dots, the certified share below."""
     threat, upper, dots, lower = document.threat, _witness(document), _witness(document, "grid"), _certified(document)
     top = _top([document])
-    plot = Plot((0.0, top))
+    plot = Plot(x_range=(0.0, top))
     keys: list[tuple[str, str]] = []
     above, below = after(upper), before(lower)
     if upper and lower:
@@ -110,7 +110,7 @@ def queries(document: Document) -> Markup:
     """Accuracy left after so many queries per sample, one line per attack, on a logarithmic axis that has a zero."""
     curves = document.curves.queries
     top = max([10.0, *(q for c in curves for q, _ in c.points)])
-    plot = Plot((0.0, top), height=280, warp=lambda q: log10(1 + q))
+    plot = Plot(x_range=(0.0, top), height=280, warp=lambda q: log10(1 + q))
     ticks = [0, *(10**k for k in range(1, int(log10(top) + 1e-9) + 1))]
     plot.axes([(float(t), count(t)) for t in ticks], "queries per sample", "accuracy")
     keys: list[tuple[str, str]] = []
@@ -130,7 +130,7 @@ def overlay(labelled: Sequence[Labelled]) -> Markup:
     """Security curves of several audits on the same axes: solid the empirical bound, dashed the certified one."""
     documents = [d for _, d in labelled]
     threat, top = documents[0].threat, _top(documents)
-    plot = Plot((0.0, top))
+    plot = Plot(x_range=(0.0, top))
     plot.axes(_eps_ticks(threat, top), f"perturbation size, {threat.norm}", "accuracy")
     keys: list[tuple[str, str]] = []
     for value, typed in {d.threat.eps_value: d.threat.eps for d in documents}.items():
@@ -154,7 +154,7 @@ def tradeoff(labelled: Sequence[Labelled]) -> Markup:
     heads = [(name, d.headline) for name, d in labelled]
     least = min([h.intervals.clean[0] for _, h in heads])
     start = max(0.0, int(10 * least - 0.5) / 10)
-    plot = Plot((start, 1.0), height=380, margin=(18, 34, 46, 66))
+    plot = Plot(x_range=(start, 1.0), height=380, margin=(18, 34, 46, 66))
     plot.axes([(v, f"{100 * v:.0f} %") for v in nice(start, 1.0)], "clean accuracy", "robust accuracy")
     plot.line([(start, start), (1.0, 1.0)], "limit")
     for k, (name, head) in enumerate(heads):

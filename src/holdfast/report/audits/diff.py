@@ -13,7 +13,7 @@ from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent, printable
 
-__all__ = ["Change", "Diff", "Move", "Setting", "diff"]
+__all__ = ["AuditDiff", "DifferentSetting", "FigureChange", "StatusChange", "diff"]
 
 _FIGURES = {
     "clean_accuracy": "clean accuracy",
@@ -24,8 +24,8 @@ _FIGURES = {
 _LOST = (Status.MISCLASSIFIED, Status.BROKEN)
 
 
-@dataclass(frozen=True)
-class Change:
+@dataclass(frozen=True, kw_only=True)
+class FigureChange:
     """One figure of the headline in both audits, with its interval where it has one."""
 
     name: str
@@ -40,8 +40,8 @@ class Change:
         return None if self.before is None or self.after is None else self.after - self.before
 
 
-@dataclass(frozen=True)
-class Setting:
+@dataclass(frozen=True, kw_only=True)
+class DifferentSetting:
     """A part of threat, plan or data that differs; ``decides`` where the headlines then answer different questions."""
 
     name: str
@@ -51,7 +51,7 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Move:
+class StatusChange:
     """A sample whose status changed."""
 
     id: int
@@ -59,8 +59,8 @@ class Move:
     after: Status
 
 
-@dataclass(frozen=True)
-class Diff:
+@dataclass(frozen=True, kw_only=True)
+class AuditDiff:
     """What changed from one audit to another.
 
     Attributes:
@@ -74,9 +74,9 @@ class Diff:
         p_value: chance of so lopsided a count of gained and lost if neither audit were better (exact McNemar test).
     """
 
-    figures: tuple[Change, ...]
-    settings: tuple[Setting, ...]
-    moves: tuple[Move, ...]
+    figures: tuple[FigureChange, ...]
+    settings: tuple[DifferentSetting, ...]
+    moves: tuple[StatusChange, ...]
     only_before: tuple[int, ...]
     only_after: tuple[int, ...]
     gained: int
@@ -115,16 +115,16 @@ class Diff:
         return printable("\n".join(out).replace("\u00a0", " ")) + "\n"
 
 
-def diff(before: Document, after: Document) -> Diff:
+def diff(before: Document, after: Document) -> AuditDiff:
     """What changed from ``before`` to ``after``; samples are matched by id."""
     a, b = ({s.id: s.status for s in d.samples} for d in (before, after))
     shared = sorted(a.keys() & b.keys())
     gained = sum(a[i] in _LOST and b[i] not in _LOST for i in shared)
     lost = sum(a[i] not in _LOST and b[i] in _LOST for i in shared)
-    return Diff(
+    return AuditDiff(
         figures=tuple(_change(name, before.headline, after.headline) for name in _FIGURES),
         settings=_settings(before, after),
-        moves=tuple(Move(i, a[i], b[i]) for i in shared if a[i] != b[i]),
+        moves=tuple(StatusChange(i, a[i], b[i]) for i in shared if a[i] != b[i]),
         only_before=tuple(sorted(a.keys() - b.keys())),
         only_after=tuple(sorted(b.keys() - a.keys())),
         gained=gained,
@@ -133,12 +133,18 @@ def diff(before: Document, after: Document) -> Diff:
     )
 
 
-def _change(name: str, before: Headline, after: Headline) -> Change:
+def _change(name: str, before: Headline, after: Headline) -> FigureChange:
     bounds = [getattr(h.intervals, name.split("_")[0], None) for h in (before, after)]
-    return Change(_FIGURES[name], getattr(before, name), getattr(after, name), bounds[0], bounds[1])
+    return FigureChange(
+        name=_FIGURES[name],
+        before=getattr(before, name),
+        after=getattr(after, name),
+        before_interval=bounds[0],
+        after_interval=bounds[1],
+    )
 
 
-def _settings(before: Document, after: Document) -> tuple[Setting, ...]:
+def _settings(before: Document, after: Document) -> tuple[DifferentSetting, ...]:
     pairs: list[tuple[str, object, object, bool]] = []
     for name in type(before.threat).model_fields:
         if name != "eps_value":
@@ -159,7 +165,11 @@ def _settings(before: Document, after: Document) -> tuple[Setting, ...]:
     for name in type(before.environment).model_fields:
         if name != "when":
             pairs.append((name, getattr(before.environment, name), getattr(after.environment, name), False))
-    return tuple(Setting(name, _words(x), _words(y), decides) for name, x, y, decides in pairs if x != y)
+    return tuple(
+        DifferentSetting(name=name, before=_words(x), after=_words(y), decides=decides)
+        for name, x, y, decides in pairs
+        if x != y
+    )
 
 
 def _same_size(before: str | None, after: str | None) -> bool:

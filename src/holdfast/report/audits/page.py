@@ -29,14 +29,14 @@ def _table(document: Document) -> dict[str, object]:
                 w and w.sha256, w and w.margin, c and str(c.guarantee), c and c.arithmetic, c and c.alpha,
             ]
         )  # fmt: skip
-    reach = [s.witness.distance for s in document.samples if s.witness]
-    reach += [s.certificate.radius for s in document.samples if s.certificate]
+    distances = [s.witness.distance for s in document.samples if s.witness]
+    distances += [s.certificate.radius for s in document.samples if s.certificate]
     eps = document.threat.eps_value
     return {
         "rows": rows,
         "names": document.data.class_names,
         "eps": eps,
-        "reach": max([2 * eps, *reach]) or 1.0,
+        "reach": max([2 * eps, *distances]) or 1.0,
         "statuses": [str(status) for status in PARTS if document.counts()[status]],
     }
 

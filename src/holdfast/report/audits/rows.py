@@ -65,8 +65,8 @@ def row_cards(document: Document, broken: BrokenRows) -> list[dict[str, object]]
 def _card(document: Document, row: TableRow, broken: BrokenRows) -> dict[str, object]:
     """The columns that changed most, in shares of their ranges, first."""
     change = row.adversarial - row.clean
-    share = np.abs(change) / broken.width
-    order = [int(k) for k in np.argsort(-share, kind="stable") if share[k] > _STILL]
+    fraction = np.abs(change) / broken.width
+    order = [int(k) for k in np.argsort(-fraction, kind="stable") if fraction[k] > _STILL]
     after = row.adversarial_prediction
     return {
         "id": row.id, "label": class_name(document, row.label), "before": class_name(document, row.prediction),
@@ -84,11 +84,11 @@ def columns(broken: BrokenRows) -> list[tuple[str, int, str, str]]:
     """For the columns that changed most (name, rows in which it was changed, median change in own units, as a share of its
     range)."""
     change = np.abs(np.stack([r.adversarial - r.clean for r in broken.rows]))
-    told: list[tuple[str, int, str, str]] = []
+    summary: list[tuple[str, int, str, str]] = []
     order: list[int] = np.argsort(-np.median(change / broken.width, axis=0), kind="stable").tolist()
     for k in order[:_LISTED]:
         width, middle = float(broken.width[k]), float(np.median(change[:, k]))
-        told.append(
+        summary.append(
             (broken.names[k], int((change[:, k] > _STILL * width).sum()), measure(middle, 3), percent(middle / width))
         )
-    return told
+    return summary

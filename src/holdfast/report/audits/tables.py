@@ -13,7 +13,7 @@ __all__ = ["ClassRow", "by_class", "class_name", "easiest"]
 _LOST = (Status.MISCLASSIFIED, Status.BROKEN, Status.TIMEOUT, Status.ERROR)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ClassRow:
     """One class of the audited samples; shares are of its own samples.
 

@@ -155,12 +155,12 @@ def _sentence(note: str) -> str:
 def attacker(threat: Threat) -> str:
     """The threat model as a sentence."""
     goal = "any wrong answer" if threat.goal is Goal.UNTARGETED else "one wrong answer of their choice"
-    size = _SIZE[threat.norm].format(eps=threat.eps)
+    change = _SIZE[threat.norm].format(eps=threat.eps)
     access = _ACCESS.get(threat.access, f"has {threat.access} access")
-    known = f" They also know: {', '.join(threat.known)}." if threat.known else ""
+    knowledge = f" They also know: {', '.join(threat.known)}." if threat.known else ""
     grid = f" Inputs must lie on a grid of {threat.grid}." if threat.grid else ""
     box = f"within the valid range {threat.low:g} to {threat.high:g}"
-    return f"The attacker may {size}, {box}; {access}; and wants {goal}.{grid}{known}"
+    return f"The attacker may {change}, {box}; {access}; and wants {goal}.{grid}{knowledge}"
 
 
 def judged(document: Document) -> str:
@@ -218,8 +218,8 @@ def meaning(document: Document) -> list[str]:
         )
     upper = percent(head.intervals.empirical[1])
     if head.intervals.certified is None:
-        reach = f"the 95 % interval of the upper bound reaches up to {upper}"
+        interval = f"the 95 % interval of the upper bound reaches up to {upper}"
     else:
-        reach = f"the 95 % intervals of the two bounds reach from {percent(head.intervals.certified[0])} to {upper}"
-    out.append(f"Beyond {'this' if n == 1 else 'these'} {counted(n, 'sample')}, on data drawn alike, {reach}.")
+        interval = f"the 95 % intervals of the two bounds reach from {percent(head.intervals.certified[0])} to {upper}"
+    out.append(f"Beyond {'this' if n == 1 else 'these'} {counted(n, 'sample')}, on data drawn alike, {interval}.")
     return out

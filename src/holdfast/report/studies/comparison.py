@@ -27,7 +27,7 @@ def _curves(result: ComparisonResult) -> Markup:
     points = {e.name: [(p, d) for p, d in e.curve if d is not None] for e in shown}
     least = min((e.median or 0.0 for e in shown), default=0.0)
     top = min(max((d for p in points.values() for _, d in p), default=1.0), 6 * least or 1.0)
-    plot = Plot((1.0, float(result.passes)), (0.0, top or 1.0), warp=log10)
+    plot = Plot(x_range=(1.0, float(result.passes)), y_range=(0.0, top or 1.0), warp=log10)
     ticks = [float(10**k) for k in range(int(log10(result.passes)) + 1)]
     plot.axes([(t, f"{t:g}") for t in ticks], "passes of a sample", f"median {result.norm} distance", y_text=measure)
     keys: list[tuple[str, str]] = []

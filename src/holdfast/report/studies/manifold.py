@@ -15,7 +15,7 @@ __all__ = ["render", "scatter"]
 def scatter(result: ManifoldResult) -> Markup:
     """One dot for each model and attack, with the interval of its error; the test error is the abscissa."""
     right = max((r.test_error for r in result.rows), default=0.0) * 1.1 or 0.1
-    plot = Plot((0.0, min(1.0, right)), (0.0, 1.0))
+    plot = Plot(x_range=(0.0, min(1.0, right)), y_range=(0.0, 1.0))
     ticks = [(t, f"{100 * t:g} %") for t in nice(0.0, min(1.0, right))]
     plot.axes(ticks, "test error", "error under attack")
     shown = (("s0", "on the manifold", _on_manifold), ("s1", "regular", _regular))

@@ -31,7 +31,7 @@ def curve(columns: Sequence[RadiiColumn], norm: str, eps: float) -> Markup:
     """One falling curve a method: what is proved, estimated (dashed), or not yet broken (the attack)."""
     finite = [float(r) for c in columns for r in c.radius if np.isfinite(r)]
     top = max([eps * 1.25, *finite]) if finite else eps * 1.25
-    plot = Plot((0.0, top))
+    plot = Plot(x_range=(0.0, top))
     plot.axes([(v, f"{v:g}") for v in nice(0, top)], f"radius, {norm}", "share of samples")
     plot.upright(eps, f"eps = {eps:g}")
     keys: list[tuple[str, str]] = []

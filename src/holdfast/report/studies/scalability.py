@@ -42,7 +42,9 @@ def _chart(result: ScalabilityResult, axis: str, value: Callable[[ScalabilityRow
     top = max(value(r) for r in rows)
     least = round(log10(_LEAST))
     span = (least, max(ceil(log10(top)), least + 3)) if logarithmic else (0.0, 1.0)
-    plot = Plot((float(sizes[0]), float(sizes[-1])), span, height=280, margin=(14, 30, 46, 76), warp=log10)
+    plot = Plot(
+        x_range=(float(sizes[0]), float(sizes[-1])), y_range=span, height=280, margin=(14, 30, 46, 76), warp=log10
+    )
     ticks = [(float(s), str(s)) for s in sizes]
     if logarithmic:
         plot.axes(ticks, _AXES[axis], label, lambda power: f"{10**power:.3g}")
