@@ -10,10 +10,13 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import nn
 
+from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
 from holdfast.certifiers.branch_and_bound.choice import Choice
 from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.passes import evaluate
 from holdfast.certifiers.branch_and_bound.pool import OldestFirst, Pool
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, State
+from holdfast.certifiers.branch_and_bound.reduction import reduce
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.sound import sound_bounds, sound_units
 from holdfast.certifiers.complete.neuron_splitting import NeuronSplitting
@@ -198,7 +201,7 @@ def test_a_part_is_bounded_no_worse_than_the_whole_and_multipliers_help() -> Non
     graph, query, _ = hard()
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
     found.run(refine=lambda _: True)
-    reduced = Reduced(found, Region(query.ball, query.x, torch.float32), query.c, query.d, 1 << 26)
+    reduced = reduce(found, query, 1 << 26)
     units = torch.arange(0, reduced.units, 3)
     n = 2 * len(units)
     start = reduced.state(n)
@@ -211,8 +214,8 @@ def test_a_part_is_bounded_no_worse_than_the_whole_and_multipliers_help() -> Non
     whole = specification(found, query.c.unsqueeze(0), query.d.unsqueeze(0))
     plain = sound_bounds(found, reduced, query, c, d, state)
     rows = reduced.rows[torch.zeros(n, dtype=torch.int64)]
-    assert torch.allclose(reduced.evaluate(rows, state).bound.double(), plain[:, 0], atol=1e-3, rtol=1e-4)
-    bound, better = reduced.ascend(rows, state, 20, step=0.1, decay=0.97)
+    assert torch.allclose(evaluate(reduced, rows, state).bound.double(), plain[:, 0], atol=1e-3, rtol=1e-4)
+    bound, better = ascend(reduced, rows, state, Climb(iterations=20, step=0.1, decay=0.97))
     tight = sound_bounds(found, reduced, query, c, d, better)
     assert (tight >= whole - 1e-3).all()
     assert (tight >= plain - 1e-4).all()
@@ -245,20 +248,20 @@ def test_a_new_split_starts_no_worse_than_what_it_splits(act: type[nn.Module]) -
     query = box_query(graph)
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
     found.run(refine=lambda _: True)
-    reduced = Reduced(found, Region(query.ball, query.x, torch.float32), query.c, query.d, 1 << 26)
-    choice = Choice(graph, reduced, lambda rows: rows.amax(1), 1, 64)
+    reduced = reduce(found, query, 1 << 26)
+    choice = Choice(reduced, lambda rows: rows.amax(1), count=1, batch=64)
     at = torch.arange(reduced.units).unsqueeze(1)
     rows = reduced.rows[torch.zeros(reduced.units, dtype=torch.int64)]
     whole = reduced.state(reduced.units)
-    parent, point = reduced.evaluate(rows, whole), choice.points(whole, at)
+    parent, point = evaluate(reduced, rows, whole), choice.points(whole, at)
     a, slope = parent.a.gather(1, at), whole.slope.gather(1, at)
     for side in (-1, 1):
         cuts = Cuts(at, torch.full_like(point, side), point, choice.multiplier(a, slope, at, side))
         low, high = (t.float() for t in reduced.cut(cuts))
         child = State(low, high, whole.slope, whole.alphas, cuts)
         plain = child._replace(cuts=cuts._replace(multiplier=torch.zeros_like(point)))
-        reference = parent if act is nn.ReLU else reduced.evaluate(rows, plain)
-        assert (reduced.evaluate(rows, child).bound >= reference.bound - 1e-4).all()
+        reference = parent if act is nn.ReLU else evaluate(reduced, rows, plain)
+        assert (evaluate(reduced, rows, child).bound >= reference.bound - 1e-4).all()
 
 
 @torch.no_grad()
@@ -266,8 +269,8 @@ def test_boxes_refined_by_splits_contain_every_sample() -> None:
     graph, query, _ = hard()
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
     found.run(refine=lambda _: True)
-    reduced = Reduced(found, Region(query.ball, query.x, torch.float32), query.c, query.d, 1 << 26)
-    choice = Choice(graph, reduced, lambda rows: rows.amax(1), 1, 64)
+    reduced = reduce(found, query, 1 << 26)
+    choice = Choice(reduced, lambda rows: rows.amax(1), count=1, batch=64)
     layer = reduced.layers[2]
     values = model_values(graph, torch.rand(50000, 6, dtype=torch.float64) * 2 - 1)[layer.source]
     previous = found.boxes[layer.source]
@@ -297,7 +300,7 @@ def test_sound_units_agree_with_the_propagation() -> None:
     graph, query, _ = hard()
     found = Propagation(graph.to(torch.float64), Region(query.ball, query.x))
     found.run(refine=lambda _: False)
-    reduced = Reduced(found, Region(query.ball, query.x, torch.float32), query.c, query.d, 1 << 26)
+    reduced = reduce(found, query, 1 << 26)
     index = torch.arange(4)
     a = torch.zeros(4, 1, 16, dtype=torch.float64)
     a[index, 0, index] = -1.0

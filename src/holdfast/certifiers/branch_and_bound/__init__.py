@@ -1,1 +1,1 @@
-"""What the complete verifiers share: domains, choices of what to split, bounds of parts."""
+"""Branch and bound, once for all complete verifiers: domains and their queue, choices of splits, bounds of parts."""

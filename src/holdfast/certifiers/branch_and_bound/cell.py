@@ -32,12 +32,12 @@ def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, 
     x, c = expressions(reduced, state)
     r = rows.r.double().numpy()
     slopes = _slopes(reduced, state)
-    entering, more = reduced.entering(rows)
+    entering, more = reduced.entrance.direct(rows)
     a, b = entering + (r * slopes) @ x, more + (r * slopes) @ c
     unit, side = state.cuts.unit[0].numpy(), state.cuts.side[0].double().numpy()
     point = state.cuts.point[0].double().numpy()
     g, h = side[:, None] * x[unit], side * (c[unit] - point)  # at least 0 in the part
-    centre, radius = reduced.centre.double().numpy(), reduced.radius.double().numpy()
+    centre, radius = (t.double().numpy() for t in (reduced.entrance.centre, reduced.entrance.radius))
     box = [*zip(centre - radius, centre + radius, strict=True), (None, None)]
     n = len(centre)
     cost = np.append(np.zeros(n), 1.0)
@@ -63,7 +63,7 @@ def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, 
                 _tensor(multiplier * (side != 0)).float().clamp(min=0),
             )
     zero = state.cuts.multiplier[0]
-    return reduced.centre, torch.full((len(a),), 1 / len(a), dtype=torch.float64), zero
+    return reduced.entrance.centre, torch.full((len(a),), 1 / len(a), dtype=torch.float64), zero
 
 
 def _slopes(reduced: Reduced, state: State) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -73,7 +73,7 @@ def _slopes(reduced: Reduced, state: State) -> np.ndarray[Any, np.dtype[np.float
 
 def expressions(reduced: Reduced, state: State) -> tuple[Any, Any]:
     """The arguments of the activations as affine functions of the input, where nothing bends: (units, inputs), (units,)."""
-    x, c = reduced.entering(reduced.values)
+    x, c = reduced.entrance.direct(reduced.values)
     r, slopes = reduced.values.r.double().numpy(), _slopes(reduced, state)
     for layer in reduced.layers:
         if layer.start:

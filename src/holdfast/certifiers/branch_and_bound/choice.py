@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Pass, Reduced, State
-from holdfast.graph.model import Graph
+from holdfast.certifiers.branch_and_bound.passes import Pass, evaluate
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Reduced, State
 from holdfast.graph.operations import compute
 
 __all__ = ["Choice"]
@@ -18,32 +18,29 @@ class Choice:
     """Chooses splits.
 
     Args:
-        graph: the model.
         reduced: what states refer to.
         score: what bounds (n, rows) of a domain's rows say of it.
         count: candidates whose children are bounded.
         batch: rows that are bounded at once.
     """
 
-    def __init__(
-        self, graph: Graph, reduced: Reduced, score: Callable[[Tensor], Tensor], count: int, batch: int
-    ) -> None:
-        self._graph, self._reduced, self._score, self._count, self._batch = graph, reduced, score, count, batch
+    def __init__(self, reduced: Reduced, score: Callable[[Tensor], Tensor], *, count: int, batch: int) -> None:
+        self._reduced, self._score, self._count, self._batch = reduced, score, count, batch
 
-    def scores(self, state: State, found: Pass, width: int) -> Tensor:
+    def scores(self, state: State, last: Pass, width: int) -> Tensor:
         """How much each unit seems worth, (n, units); below 0 where there is nothing to split.
 
         What the relaxation loses at its minimiser, and what its intercepts take away (BaBSR), each as a part of the
         largest in the domain.
         """
         reduced, n = self._reduced, len(state.low) // width
-        low, high, lines, a, z = state.low, state.high, found.lines, found.a, found.z
+        low, high, lines, a, z = state.low, state.high, last.lines, last.a, last.z
         bent = torch.where(reduced.flat.isnan(), high - low > 1e-4, ~((low >= 0) | (high <= 0)))
         value = torch.where(z > 0, z, reduced.flat * z)
         for layer in reduced.smooth:
-            node = self._graph.nodes[layer.node]
+            node = reduced.activation(layer)
             value[:, layer.span] = compute(node.op, [z[:, layer.span]], {}, node.attributes)
-        lost = (a * (value - found.r)).clamp(min=0)
+        lost = (a * (value - last.r)).clamp(min=0)
         taken = a.clamp(max=0) * lines.upper_intercept
         if lines.lower_intercept is not None:
             taken = taken - a.clamp(min=0) * lines.lower_intercept
@@ -53,7 +50,7 @@ class Choice:
             total += part / part.amax(1, keepdim=True).clamp(min=1e-30)
         return torch.where(bent[::width], total + 1e-9, -1.0)
 
-    def candidates(self, linear: Linear, state: State, found: Pass, parent: Tensor, width: int) -> Tensor:
+    def candidates(self, linear: Linear, state: State, last: Pass, parent: Tensor, width: int) -> Tensor:
         """The splits that are tried, best first: (n, candidates), -1 where there are no more.
 
         Those of the best scores are ranked by bounds of both children (FSB), of which the product of the gains counts.
@@ -61,25 +58,25 @@ class Choice:
         Args:
             linear: the rows of all domains, ``width`` of each.
             state: of the same.
-            found: their last pass.
+            last: their last pass.
             parent: the bounds of the domains, (n,).
             width: rows of a domain.
         """
         n, count = len(parent), min(self._count, self._reduced.units)
         if not count:
             return torch.full((n, 1), -1)
-        best, unit = self.scores(state, found, width).topk(count, dim=1)
+        best, unit = self.scores(state, last, width).topk(count, dim=1)
         unit = torch.where(best > 0, unit, -1)
         if count == 1:
             return unit
         gains = torch.full((n, count), -torch.inf)
         for i in torch.split(torch.arange(n), max(self._batch // (count * width), 1)):
-            gains[i] = self._gains(linear, state, found, parent[i], unit[i], i, width)
+            gains[i] = self._gains(linear, state, last, parent[i], unit[i], i, width)
         order = torch.where(unit >= 0, gains, -torch.inf).argsort(dim=1, descending=True)
         return unit.gather(1, order)
 
     def _gains(
-        self, linear: Linear, state: State, found: Pass, parent: Tensor, unit: Tensor, i: Tensor, width: int
+        self, linear: Linear, state: State, last: Pass, parent: Tensor, unit: Tensor, i: Tensor, width: int
     ) -> Tensor:
         """What splitting domains ``i`` at each unit (n, k) would gain, before anything is optimised again."""
         n, count = unit.shape
@@ -88,7 +85,7 @@ class Choice:
         linear, state = linear[rows], state.pick(rows)
         at = unit.clamp(min=0).flatten().repeat_interleave(width).unsqueeze(1)
         point, cuts = self.points(state, at), state.cuts
-        a, slope = found.a[rows].gather(1, at), state.slope.gather(1, at)
+        a, slope = last.a[rows].gather(1, at), state.slope.gather(1, at)
         children: list[Tensor] = []
         for side in (-1, 1):
             low, high = state.low, state.high
@@ -99,7 +96,7 @@ class Choice:
             own = (at, torch.full_like(point, side), point, self.multiplier(a, slope, at, side))
             both = Cuts(*(torch.cat([t, e], 1) for t, e in zip(cuts, own, strict=True)))
             child = State(low, high, state.slope, state.alphas, both)
-            bound = self._reduced.evaluate(linear, child, forth=False).bound
+            bound = evaluate(self._reduced, linear, child, forth=False).bound
             children.append(self._score(bound.view(-1, width)).view(n, count))
         start = parent.unsqueeze(1)
         one, two = ((c.clamp(max=0) - start).clamp(min=0) + 1e-6 * start.abs() for c in children)

@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.branch_and_bound.domains import Domains
-from holdfast.certifiers.branch_and_bound.reduced import Linear, Pass, State
+from holdfast.certifiers.branch_and_bound.passes import Pass
+from holdfast.certifiers.branch_and_bound.reduced import Linear, State
 from holdfast.certifiers.branch_and_bound.search import Bounded
 
 __all__ = ["NeuronBounded", "NeuronDomains", "rows_of"]

@@ -8,7 +8,9 @@ from time import monotonic
 import torch
 from torch import Tensor
 
+from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
 from holdfast.certifiers.branch_and_bound.choice import Choice
+from holdfast.certifiers.branch_and_bound.passes import evaluate
 from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Reduced, State
 from holdfast.certifiers.branch_and_bound.sound import sound_units
 from holdfast.certifiers.propagation.propagation import Propagation
@@ -81,7 +83,7 @@ class Refinement:
             chosen = chosen[~settled[owner[chosen]]]
             if not len(chosen) or monotonic() > self.until:
                 break
-            last = self.reduced.evaluate(rows[owner[chosen]], state.pick(chosen), depth=self.depth)
+            last = evaluate(self.reduced, rows[owner[chosen]], state.pick(chosen), depth=self.depth)
             best, unit = self.choice.scores(state.pick(chosen), last, 1).max(1)
             useful, unit = best > 1e-6, unit.unsqueeze(1)
             chosen, unit, a = chosen[useful], unit[useful], last.a.gather(1, unit)[useful]
@@ -102,16 +104,10 @@ class Refinement:
         return torch.full((2 * count,), torch.inf, dtype=torch.float64).scatter_reduce_(0, owner, sound, "amin")
 
     def _ascend(self, rows: Linear, state: State, iterations: int) -> tuple[Tensor, State]:
-        return self.reduced.ascend(
-            rows,
-            state,
-            iterations,
-            step=self.step,
-            decay=self.decay,
-            depth=self.depth,
-            target=0.0,
-            until=self.until,
+        climb = Climb(
+            iterations=iterations, step=self.step, decay=self.decay, depth=self.depth, target=0.0, until=self.until
         )
+        return ascend(self.reduced, rows, state, climb)
 
     def _worst(self, bound: Tensor, owner: Tensor, count: int) -> Tensor:
         """The part of the least bound of each end."""

@@ -1,4 +1,4 @@
-"""The float64 pass that decides: what a search found, put to the whole graph with rounding paid for."""
+"""The float64 pass that decides: what a search propagation, put to the whole graph with rounding paid for."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ _MEMORY = 1 << 26
 
 
 def sound_bounds(
-    found: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: State, chunk: int | None = None
+    propagation: Propagation,
+    reduced: Reduced,
+    query: Query,
+    c: Tensor,
+    d: Tensor,
+    state: State,
+    chunk: int | None = None,
 ) -> Tensor:
     """Sound lower bounds of ``C f + d`` over parts of the region.
 
     Args:
-        found: the propagation of the whole region.
+        propagation: of the whole region.
         reduced: what the state refers to.
         query: whose set the region is.
         c: (n, rows, outputs), of each part.
@@ -35,10 +41,10 @@ def sound_bounds(
         (n, rows) float64; what is not a number is -inf.
     """
     n, rows = c.shape[:2]
-    sizes = sum(node_size(found.graph.nodes[y.node].shape) for y in reduced.layers)
+    sizes = sum(node_size(propagation.graph.nodes[y.node].shape) for y in reduced.layers)
     chunk = chunk or max(_MEMORY // (8 * rows * max(sizes, 1)), 1)
     parts = [
-        _sound_chunk(found, reduced, query, c[i], d[i], state.pick(_rows_of(i, rows)))
+        _sound_chunk(propagation, reduced, query, c[i], d[i], state.pick(_rows_of(i, rows)))
         for i in torch.split(torch.arange(n), chunk)
     ]
     lower = torch.cat(parts) if parts else d
@@ -50,12 +56,12 @@ def _rows_of(parts: Tensor, rows: int) -> Tensor:
 
 
 def sound_units(
-    found: Propagation, reduced: Reduced, query: Query, i: int, index: Tensor, sign: Tensor, state: State
+    propagation: Propagation, reduced: Reduced, query: Query, i: int, index: Tensor, sign: Tensor, state: State
 ) -> Tensor:
     """Sound lower bounds of ``sign * entry index of node i``, (n,) float64, one for each part of the region.
 
     Args:
-        found: the propagation of the whole region.
+        propagation: of the whole region.
         reduced: what the state refers to.
         query: whose set the region is.
         i: the node.
@@ -63,29 +69,31 @@ def sound_units(
         sign: (n,), 1 or -1.
         state: of the parts.
     """
-    shape = found.graph.nodes[i].shape
+    shape = propagation.graph.nodes[i].shape
     size = node_size(shape)
-    sizes = sum(node_size(found.graph.nodes[y.node].shape) for y in reduced.layers) + size
+    sizes = sum(node_size(propagation.graph.nodes[y.node].shape) for y in reduced.layers) + size
     ends: list[Tensor] = []
     for part in torch.split(torch.arange(len(index)), max(_MEMORY // (16 * sizes), 1)):
         a = sign.new_zeros(1, len(part), size)
         a[0, torch.arange(len(part)), index[part]] = sign[part]
         own = state.pick(part)
-        cut, extra, shift = _cut(found, reduced, query, own, len(part), 1)
-        slopes = spread_slopes(found, reduced, own, len(part), 1, i)
+        cut, extra, shift = _cut(propagation, reduced, query, own, len(part), 1)
+        slopes = spread_slopes(propagation, reduced, own, len(part), 1, i)
         ends.append((cut.minimum(i, a.view(1, len(part), *shape), slopes, extra=extra).T + shift).squeeze(1))
     return numbers(torch.cat(ends))
 
 
-def _sound_chunk(found: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: State) -> Tensor:
+def _sound_chunk(
+    propagation: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: State
+) -> Tensor:
     n, rows = c.shape[:2]
-    cut, extra, shift = _cut(found, reduced, query, state, n, rows)
-    slopes = spread_slopes(found, reduced, state, n, rows, len(found.graph.nodes) - 1)
+    cut, extra, shift = _cut(propagation, reduced, query, state, n, rows)
+    slopes = spread_slopes(propagation, reduced, state, n, rows, len(propagation.graph.nodes) - 1)
     return specification(cut, c, d, slopes, extra=extra) + shift
 
 
 def _cut(
-    found: Propagation, reduced: Reduced, query: Query, state: State, n: int, rows: int
+    propagation: Propagation, reduced: Reduced, query: Query, state: State, n: int, rows: int
 ) -> tuple[Propagation, dict[int, Tensor], Tensor]:
     """The propagation of parts, the coefficients that their multipliers add, and the constants (n, rows), rounded down.
 
@@ -93,7 +101,7 @@ def _cut(
     """
     unit, side, point, multiplier = state.cuts
     cuts = Cuts(unit[::rows], side[::rows], point[::rows], multiplier)
-    nodes = found.graph.nodes
+    nodes = propagation.graph.nodes
     boxes: dict[int, Box] = {}
     extra: dict[int, Tensor] = {}
     constant = torch.zeros(n, rows, dtype=torch.float64)
@@ -108,7 +116,7 @@ def _cut(
             if not len(layer.index):
                 continue
             source, shape = layer.source, nodes[layer.source].shape
-            low, high = (t.flatten(1).expand(n, -1).clone() for t in boxes.get(source, found.boxes[source]))
+            low, high = (t.flatten(1).expand(n, -1).clone() for t in boxes.get(source, propagation.boxes[source]))
             low[:, layer.index] = torch.maximum(low[:, layer.index], ends.lower[:, layer.span])
             high[:, layer.index] = torch.minimum(high[:, layer.index], ends.upper[:, layer.span])
             boxes[source] = Box(low.view(n, *shape), high.view(n, *shape))
@@ -118,18 +126,21 @@ def _cut(
                 e = e.view(rows, n, *shape)
                 extra[source] = extra[source] + e if source in extra else e
     region = Region(query.ball.select(torch.zeros(n, dtype=torch.int64)), query.x.expand(n, *query.x.shape[1:]))
-    return found.parts(region, boxes), extra, constant
+    return propagation.parts(region, boxes), extra, constant
 
 
-def spread_slopes(found: Propagation, reduced: Reduced, state: State, n: int, rows: int, i: int) -> dict[int, Tensor]:
-    """What the rows choose, spread over whole nodes: node -> (rows, n, ..., \\*shape) float64."""
+def spread_slopes(
+    propagation: Propagation, reduced: Reduced, state: State, n: int, rows: int, i: int
+) -> dict[int, Tensor]:
+    """The alphas of the rows, spread over whole nodes: node -> (rows, n, ..., \\*shape) float64."""
     slopes: dict[int, Tensor] = {}
     smooth = {y.node: t for y, t in zip(reduced.smooth, state.alphas, strict=True)}
+    defaults = propagation.alphas(i)
     for layer in reduced.layers:
-        default = found.alphas(i).get(layer.node)
+        default = defaults.get(layer.node)
         if default is None or not len(layer.index):
             continue
-        shape = found.graph.nodes[layer.node].shape
+        shape = propagation.graph.nodes[layer.node].shape
         own = smooth.get(layer.node, state.slope[:, layer.span]).double()
         whole = default.flatten(default.ndim - len(shape)).expand(
             rows, n, *default.shape[1 : default.ndim - len(shape)], -1

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.cell import cell
+from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
 from holdfast.certifiers.branch_and_bound.choice import Choice
-from holdfast.certifiers.branch_and_bound.neurons import NeuronBounded, NeuronDomains, rows_of
+from holdfast.certifiers.branch_and_bound.neuron_bounds import NeuronBounds
+from holdfast.certifiers.branch_and_bound.neurons import NeuronBounded, NeuronDomains
 from holdfast.certifiers.branch_and_bound.pool import Pool
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Layer, Linear, Reduced, State
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.search import (
     BranchAndBound,
@@ -25,7 +25,6 @@ from holdfast.certifiers.branch_and_bound.search import (
     WhenFull,
     search,
 )
-from holdfast.certifiers.branch_and_bound.sound import sound_bounds, spread_slopes
 from holdfast.certifiers.propagation.propagation import Propagation, specification
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.relaxation.relaxation import lower_max_pools
@@ -145,7 +144,15 @@ class NeuronSplitting(Solver):
                 if alike is not graph:
                     propagation, more = _whole(alike, region, query, limit)
                     rows = torch.maximum(rows, more)
-                neurons = _Neurons(self, graph, query, limit, tree, propagation, rows)
+                neurons = _Neurons(
+                    method=self,
+                    graph=graph,
+                    query=query,
+                    limit=limit,
+                    tree=tree,
+                    propagation=propagation,
+                    row_bounds=rows,
+                )
             except UnsupportedError as error:
                 return replace(by_crown, reason=str(error))
             return search(neurons, progress)
@@ -180,13 +187,14 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
         row_bounds: sound bounds of the query's rows over the whole set.
 
     Raises:
-        UnsupportedError: see `Reduced`.
+        UnsupportedError: see `holdfast.certifiers.branch_and_bound.reduction.reduce`.
     """
 
     when_full = WhenFull.DEEPEN
 
     def __init__(
         self,
+        *,
         method: NeuronSplitting,
         graph: Graph,
         query: Query,
@@ -196,31 +204,23 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
         row_bounds: Tensor,
     ) -> None:
         super().__init__(graph, query, limit, tree)
-        self.method, self.propagation, self.row_bounds = method, propagation, row_bounds.clone()
-        self.batch = max(method.batch // 2, 1)
-        self._reduce()
-        self.table = _table(query) if tree is None else torch.arange(len(query.c)).unsqueeze(0)
-        self.width = self.table.shape[1]
+        self.method, self.batch, self.row_bounds = method, max(method.batch // 2, 1), row_bounds.clone()
+        self._bounds_of(propagation)
         self.start = monotonic()
         # of each group the least sound bound of a closed part since the last start, and what earlier starts proved
-        self.closed = torch.full((len(self.table),), torch.inf, dtype=torch.float64)
+        self.closed = torch.full((len(self.bounds.table),), torch.inf, dtype=torch.float64)
         self.proved_before = torch.full_like(self.closed, -torch.inf)
-        self.alphas: list[Tensor] = []  # of activations that are no ReLUs, of each group and row
         self.tried = 0
-        # boxes: whether better ones may help, how often each end was split, and until when domains are split first
-        self.boxes_help = tree is None and any(map(self._behind, self.reduced.layers))
-        self.box_splits, self.boxes_from, self.split_until = 0, torch.inf, -torch.inf
+        # whether better boxes may help, since when they are sought, how often each end was split last, until when
+        # domains are split before it is their turn again, and when the last new start began
+        self.boxes_help = tree is None and any(map(self.bounds.behind, self.bounds.reduced.layers))
+        self.boxes_from, self.box_splits, self.split_until = torch.inf, 0, -torch.inf
         self.restarted: float | None = None
 
-    def _reduce(self) -> None:
-        query, method = self.query, self.method
-        rough = Region(query.ball, query.x, torch.float32)
-        self.reduced = Reduced(self.propagation, rough, query.c, query.d, max(self.limit.memory // 4, 1))
-        self.choice = Choice(self.propagation.graph, self.reduced, self.score, method.candidates, method.batch)
-
-    def score(self, rows: Tensor) -> Tensor:
-        """What bounds (n, width) of a domain's rows say of it."""
-        return self.query.score(rows) if self.tree is not None else rows.amax(1)
+    def _bounds_of(self, propagation: Propagation) -> None:
+        method = self.method
+        self.bounds = NeuronBounds(propagation, self.query, self.limit.memory, together=self.tree is not None)
+        self.choice = Choice(self.bounds.reduced, self.bounds.score, count=method.candidates, batch=method.batch)
 
     @property
     @override
@@ -228,44 +228,31 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
         """Kept for the last sound passes."""
         return 0.2 + 0.02 * (monotonic() - self.start)
 
-    @property
-    def _until(self) -> float:
-        return self.limit.deadline - self.reserve
-
-    @property
-    def _target(self) -> float:
-        """Rows beyond it need no better slopes; where a part has several rows, which of them counts is not known."""
-        return 0.0 if self.width == 1 else torch.inf
+    def _climb(self, iterations: int, decay: float, target: float | None = None) -> Climb:
+        """An ascent within the time; rows that are proved need no better slopes, where it is known which row counts."""
+        target = (0.0 if self.bounds.width == 1 else torch.inf) if target is None else target
+        until = self.limit.deadline - self.reserve
+        return Climb(iterations=iterations, step=self.method.step, decay=decay, target=target, until=until)
 
     # the four operations
 
     @override
     def root(self) -> NeuronBounded | Settled:
         """Groups that are not proved yet, with optimised slopes."""
-        method, reduced, width = self.method, self.reduced, self.width
-        lower = self.score(self.row_bounds[self.table])
+        bounds, method = self.bounds, self.method
+        lower = bounds.score(self.row_bounds[bounds.table])
         groups = (~(torch.maximum(lower, self.proved_before) > 0)).nonzero().squeeze(1)
         if not len(groups):  # better boxes have proved all that was open
             return Settled()
-        linear = reduced.rows[self.table[groups].flatten()]
-        _, state = reduced.ascend(
-            linear,
-            reduced.state(len(groups) * width),
-            method.root_iterations,
-            step=method.step,
-            decay=method.decay**0.5,
-            target=self._target,
-            until=self._until,
-        )
-        self.alphas = [t.new_zeros(len(self.table), width, *t.shape[1:]) for t in state.alphas]
-        for whole, t in zip(self.alphas, state.alphas, strict=True):
-            whole[groups] = t.view(len(groups), width, *t.shape[1:])
-        sound = self._sound(groups, state)
-        flat = self.table[groups].flatten()
-        self.row_bounds[flat] = torch.maximum(self.row_bounds[flat], sound.flatten())
-        domains = NeuronDomains.whole(groups, self.score(self.row_bounds[self.table[groups]]), width)
+        linear, start = bounds.linear(groups), bounds.reduced.state(len(groups) * bounds.width)
+        _, state = ascend(bounds.reduced, linear, start, self._climb(method.root_iterations, method.decay**0.5))
+        bounds.begin(groups, state)
+        sound = bounds.sound(groups, state)
+        members = bounds.table[groups]
+        self.row_bounds[members.flatten()] = torch.maximum(self.row_bounds[members.flatten()], sound.flatten())
+        domains = NeuronDomains.whole(groups, bounds.score(self.row_bounds[members]), bounds.width)
         self.domains += len(groups)
-        return self._bounded(domains, linear, state, sound)
+        return bounds.bounded(domains, linear, state, sound)
 
     @override
     def split(self, domains: NeuronDomains) -> NeuronDomains:
@@ -282,16 +269,17 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
 
     def _divide(self, domains: NeuronDomains, level: int) -> NeuronDomains:
         """Splits each domain at its candidate of this level, if it has one."""
+        reduced, width = self.bounds.reduced, self.bounds.width
         unit = domains.candidates[:, level].long()
         whole, domains = domains.select(unit < 0), domains.select(unit >= 0)
         unit = unit[unit >= 0].unsqueeze(1)
         point = torch.zeros(len(unit), 1)
-        if self.reduced.smooth:
-            state = self._state(domains)
-            point = self.choice.points(state.pick(torch.arange(len(unit)) * self.width), unit)
-        source, entry = self.reduced.source[unit[:, 0]], self.reduced.entry[unit[:, 0]]
+        if reduced.smooth:
+            one_row = torch.arange(len(unit)) * width
+            point = self.choice.points(self.bounds.state(domains).pick(one_row), unit)
+        source, entry = reduced.source[unit[:, 0]], reduced.entry[unit[:, 0]]
         vertices = self.split_vertices(domains.vertex, source, entry, point[:, 0])
-        at = unit.unsqueeze(1).expand(-1, self.width, -1)
+        at = unit.unsqueeze(1).expand(-1, width, -1)
         slope, a = domains.slope.gather(2, at).float(), domains.coefficient[..., level : level + 1]
         below, above = (self.choice.multiplier(a, slope, at, side) for side in (-1, 1))
         halves = domains.halves(unit, point, (below, above), vertices)
@@ -302,51 +290,20 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
         """Bounds by optimised slopes and multipliers; sound ones where these look like a proof."""
         if bool(domains.exhausted[0]):
             return self._decide_exhausted(domains)
-        method, n = self.method, len(domains)
-        linear = self.reduced.rows[self.table[domains.group].flatten()]
-        _, state = self.reduced.ascend(
-            linear,
-            self._state(domains),
-            method.iterations,
-            step=method.step,
-            decay=method.decay,
-            target=self._target,
-            until=self._until,
-        )
-        self.domains += n
-        return self._bounded(domains, linear, state, None)
-
-    def _bounded(self, domains: NeuronDomains, linear: Linear, state: State, sound: Tensor | None) -> NeuronBounded:
-        """What one more pass says; sound bounds where it is hopeful, unless they are known."""
-        last = self.reduced.evaluate(linear, state)
-        n = len(domains)
-        estimate = self.score(last.bound.view(n, self.width))
-        if sound is None:
-            sound = torch.full((n, self.width), -torch.inf, dtype=torch.float64)
-            hopeful = (estimate > 0).nonzero().squeeze(1)
-            if len(hopeful):
-                index = rows_of(hopeful, self.width)
-                sound[hopeful] = self._sound(domains.group[hopeful], state.pick(index))
-        score = self.score(sound)
-        return NeuronBounded(
-            domains=replace(domains, sound=torch.maximum(domains.sound, score)),
-            proved=score > 0,
-            linear=linear,
-            state=state,
-            last=last,
-            sound=sound,
-            score=score,
-            estimate=estimate,
-        )
+        bounds, method = self.bounds, self.method
+        linear = bounds.linear(domains.group)
+        _, state = ascend(bounds.reduced, linear, bounds.state(domains), self._climb(method.iterations, method.decay))
+        self.domains += len(domains)
+        return bounds.bounded(domains, linear, state)
 
     @override
     def choose(self, open_: NeuronBounded) -> NeuronDomains:
         """The domains with what their last pass ended with, and the candidates of their next splits."""
-        n, width = len(open_.domains), self.width
+        n, width = len(open_.domains), open_.width
         bound = torch.where(open_.estimate.isnan(), -torch.inf, open_.estimate)
         unit = self.choice.candidates(open_.linear, open_.state, open_.last, bound, width)
         each = unit.clamp(min=0).unsqueeze(1).expand(-1, width, -1)
-        a = open_.last.a if self.reduced.units else open_.last.a.new_zeros(len(open_.last.a), 1)
+        a = open_.last.a if self.bounds.reduced.units else open_.last.a.new_zeros(len(open_.last.a), 1)
         return replace(
             open_.domains,
             bound=bound,
@@ -356,25 +313,7 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
             coefficient=a.view(n, width, -1).gather(2, each),
         )
 
-    # what they need
-
-    def _state(self, domains: NeuronDomains) -> State:
-        """The state that a batch of domains starts from, one for each of their rows."""
-        reduced, width = self.reduced, self.width
-        cuts = Cuts(domains.unit.long(), domains.side.float(), domains.point, domains.multiplier.flatten(0, 1))
-        low, high = (t.float() for t in reduced.cut(cuts))
-        if width > 1:
-            low, high = low.repeat_interleave(width, 0), high.repeat_interleave(width, 0)
-            unit, side, point = (t.repeat_interleave(width, 0) for t in cuts[:3])
-            cuts = Cuts(unit, side, point, cuts.multiplier)
-        alphas = [t[domains.group].flatten(0, 1) for t in self.alphas]
-        return State(low, high, domains.slope.flatten(0, 1).float(), alphas, cuts)
-
-    def _sound(self, groups: Tensor, state: State) -> Tensor:
-        """Sound bounds (n, width) of domains of these groups."""
-        members = self.table[groups]
-        c, d = self.query.c[members], self.query.d[members]
-        return sound_bounds(self.propagation, self.reduced, self.query, c, d, state)
+    # witnesses, and what is proved
 
     @override
     def suspects(self, open_: NeuronBounded) -> tuple[Tensor, int]:
@@ -382,78 +321,41 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
         worst = open_.estimate.topk(min(8, len(open_.estimate)), largest=False).indices
         steps = 10 if self.tried % 8 == 0 else 0
         self.tried += 1
-        return self.reduced.point(open_.last.x[worst * self.width]), steps
+        return self.bounds.reduced.entrance.point(open_.last.x[worst * open_.width]), steps
 
     @override
     def close(self, bounded: NeuronBounded) -> None:
         """Keeps the least bound of each group."""
-        group, score = bounded.domains.group[bounded.proved], bounded.score[bounded.proved]
+        self._close(bounded.domains.group[bounded.proved], bounded.score[bounded.proved])
+
+    def _close(self, group: Tensor, score: Tensor) -> None:
         self.closed = self.closed.scatter_reduce(0, group, score, "amin")
 
     @override
     def leaf(self, bounded: NeuronBounded, i: int) -> Leaf:
         """For each group the row that is positive throughout, with its slopes and multipliers."""
-        return self._leaf(bounded.state, i, bounded.sound[i])
-
-    def _leaf(self, state: State, domain: int, sound: Tensor) -> Leaf:
-        best = self.query.best_rows(sound)
-        rows = torch.tensor([domain * self.width + row for row in best])
-        own = state.pick(rows)
-        used = own.cuts.side[0] != 0
-        last = len(self.propagation.graph.nodes) - 1
-        slopes = {
-            k: t.squeeze(1).float().numpy()
-            for k, t in spread_slopes(self.propagation, self.reduced, own, 1, len(rows), last).items()
-        }
-        return Leaf(best, slopes, own.cuts.multiplier[:, used].numpy())
-
-    # domains in which nothing bends any more
+        return self.bounds.leaf(bounded.state, i, bounded.sound[i])
 
     def _decide_exhausted(self, domains: NeuronDomains) -> Settled:
-        """Domains in which all neurons are split: each is a linear program."""
-        width = self.width
-        linear = self.reduced.rows[self.table[domains.group].flatten()]
-        _, state = self.reduced.ascend(
-            linear, self._state(domains), 200, step=self.method.step, decay=0.98, until=self._until
-        )
+        """Domains in which nothing bends any more, each as a linear program."""
+        bounds, width = self.bounds, self.bounds.width
+        linear = bounds.linear(domains.group)
+        _, state = ascend(bounds.reduced, linear, bounds.state(domains), self._climb(200, 0.98, target=torch.inf))
         for i in range(len(domains)):
-            rows = i * width + torch.arange(width)
-            own, sound, witness = self._program(linear[rows], state.pick(rows), domains.group[i : i + 1])
+            rows, group = i * width + torch.arange(width), domains.group[i : i + 1]
+            own, sound, witness = bounds.program(linear[rows], state.pick(rows), group, self.witnesses)
             if witness is not None:
                 return Settled(witness)
-            score = self.score(sound)
+            score = bounds.score(sound)
             if not score > 0:
                 self.queue.add(domains.select(slice(i, None)))
                 raise StuckError("a part in which all neurons are split is neither proved nor broken")
-            self.closed = self.closed.scatter_reduce(0, domains.group[i : i + 1], score, "amin")
+            self._close(group, score)
             if self.tree is not None:
-                self.tree.close(int(domains.vertex[i]), self._leaf(own, 0, sound[0]))
+                self.tree.close(int(domains.vertex[i]), bounds.leaf(own, 0, sound[0]))
         return Settled()
 
-    def _program(self, linear: Linear, state: State, group: Tensor) -> tuple[State, Tensor, Tensor | None]:
-        """Sound bounds (1, width) of one exhausted domain and the state behind them, or a witness."""
-        reduced, width, members = self.reduced, self.width, self.table[group[0]]
-        sound = self._sound(group, state)
-        if self.score(sound) > 0 or not reduced.boxed:
-            return state, sound, None
-        point, weights, multiplier = cell(reduced, linear, state)
-        witness = self.witnesses.find(reduced.point(point.unsqueeze(0)))
-        if witness is not None:
-            return state, sound, witness
-        state = state._replace(cuts=Cuts(*state.cuts[:3], multiplier.expand(width, -1)))
-        sound = self._sound(group, state)
-        if width > 1 and self.tree is None and not self.score(sound) > 0:  # a mixture of rows may do
-            c, d = weights @ self.query.c[members], weights @ self.query.d[members]
-            one = state.pick(torch.zeros(1, dtype=torch.int64))
-            mixed = sound_bounds(self.propagation, reduced, self.query, c.view(1, 1, -1), d.view(1, 1), one)
-            sound = mixed.expand(1, width)
-        return state, sound, None
-
     # better boxes, and a new start
-
-    def _behind(self, layer: Layer) -> bool:
-        """Whether a layer's arguments depend on what bends, so that their box may get better."""
-        return bool(self.reduced.values.r[layer.span, : layer.start].any())
 
     @override
     def restarts(self) -> bool:
@@ -477,31 +379,33 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
     @override
     def restart(self) -> None:
         """Tightens the boxes of activations' arguments, front to back, with more splits for each end each time."""
-        method, until = self.method, self._boxes_until
+        method, query, until = self.method, self.query, self._boxes_until
         self.restarted = monotonic()
         self._settle()
-        for depth, layer in enumerate(self.reduced.layers):
+        propagation, reduced = self.bounds.propagation, self.bounds.reduced
+        for depth, layer in enumerate(reduced.layers):
             if monotonic() > until:
                 break
-            if self._behind(layer):
-                refinement = Refinement(
-                    propagation=self.propagation,
-                    reduced=self.reduced,
-                    query=self.query,
-                    choice=self.choice,
-                    depth=depth,
-                    step=method.step,
-                    decay=method.decay,
-                    until=until,
-                    iterations=method.box_iterations,
-                    splits=self.box_splits,
-                    split_iterations=method.iterations,
-                    batch=2 * method.batch,
-                )
-                box = refinement.run()
-                self.propagation = self.propagation.parts(self.propagation.region, {layer.source: box})
-                self.reduced.narrow(layer, box)
-        self._reduce()
+            if not self.bounds.behind(layer):
+                continue
+            refinement = Refinement(
+                propagation=propagation,
+                reduced=reduced,
+                query=query,
+                choice=self.choice,
+                depth=depth,
+                step=method.step,
+                decay=method.decay,
+                until=until,
+                iterations=method.box_iterations,
+                splits=self.box_splits,
+                split_iterations=method.iterations,
+                batch=2 * method.batch,
+            )
+            box = refinement.run()
+            propagation = propagation.parts(propagation.region, {layer.source: box})
+            reduced = reduced.narrowed(layer, box)
+        self._bounds_of(propagation)
         self.box_splits = max(3 * self.box_splits, method.box_splits)
 
     # the end
@@ -518,13 +422,12 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
             for i in torch.split(waiting.bound.argsort(), 4 * self.method.batch):
                 if monotonic() >= until:
                     break
-                part = waiting.select(i)
-                score = self.score(self._sound(part.group, self._state(part)))
+                some = waiting.select(i)
+                score = self.bounds.score(self.bounds.sound(some.group, self.bounds.state(some)))
                 waiting.sound[i] = torch.maximum(waiting.sound[i], score)
             least = least.scatter_reduce(0, waiting.group, waiting.sound, "amin")
-        self.proved_before = torch.where(
-            least == torch.inf, self.proved_before, torch.maximum(self.proved_before, least)
-        )
+        better = torch.maximum(self.proved_before, least)
+        self.proved_before = torch.where(least == torch.inf, self.proved_before, better)
         self._forget()
 
     def _forget(self) -> None:
@@ -561,17 +464,10 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
     def _bound_at_end(self) -> float:
         """The bound of the query, with sound bounds of what is still open as far as time allows."""
         self._settle(self.limit.left - 0.05)
-        lower = torch.maximum(self.proved_before, self.score(self.row_bounds[self.table]))
+        lower = torch.maximum(self.proved_before, self.bounds.score(self.row_bounds[self.bounds.table]))
         if self.tree is None:
             for group, bound in enumerate(lower):
                 members = (self.query.groups == group).nonzero().squeeze(1)
                 if len(members) == 1:
                     self.row_bounds[members] = torch.maximum(self.row_bounds[members], bound)
         return float(lower.amin())
-
-
-def _table(query: Query) -> Tensor:
-    """(groups, rows): the rows of each group; groups with fewer rows repeat their last one."""
-    members = [(query.groups == g).nonzero().squeeze(1) for g in range(int(query.groups[-1]) + 1)]
-    most = max(len(m) for m in members)
-    return torch.stack([torch.cat([m, m[-1:].expand(most - len(m))]) for m in members])
