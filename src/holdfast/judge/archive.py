@@ -174,7 +174,7 @@ class Archive:
         claims = self._counted(claims)
         index = claims.index
         self.low_margin.scatter_reduce_(0, index, claims.margin.nan_to_num(nan=float("inf")), "amin")
-        if self.closed is not None:
+        if self.keep is Keep.FIRST:
             claims = replace(claims, holds=claims.holds & ~self.settled[index])
         if reads_freely(x):  # the rest is for the rows that may become a witness
             rows = claims.holds.nonzero().squeeze(-1)
