@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,9 @@ from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.core.files import write_whole
 from holdfast.core.verdict import Status
-from holdfast.numerics.evaluation import evaluating
 from holdfast.session.session import Session
 
-__all__ = ["ARRAYS", "ROWS", "TABLE", "arrays", "export", "own_rows", "own_values", "rows", "table"]
+__all__ = ["ARRAYS", "ROWS", "TABLE", "BrokenInputs", "export", "own_rows", "own_values", "rows", "table"]
 
 ARRAYS, ROWS, TABLE = "adversarial.npz", "adversarial.csv", "samples.csv"
 
@@ -29,47 +28,64 @@ _HEADS = (
 _STEERS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run what follows
 
 
+@dataclass(frozen=True, kw_only=True)
+class BrokenInputs:
+    """The broken samples of a run, in the data's own values.
+
+    Attributes:
+        ids: (m,) rows of the data.
+        labels: (m,).
+        clean: (m, \\*features).
+        adversarial: (m, \\*features).
+        distance: (m,) between the two, in the threat model's norm.
+        prediction: (m,) what the model says of the adversarial ones; None where its answers name no class.
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+    clean: np.ndarray
+    adversarial: np.ndarray
+    distance: np.ndarray
+    prediction: np.ndarray | None
+
+    @classmethod
+    def of(cls, context: Context, document: Document) -> BrokenInputs:
+        """Those of a document: what lies beside its journal, and what it says of them."""
+        pairs = [(s, s.witness) for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
+        ids = np.array([s.id for s, _ in pairs], dtype=np.int64)
+        clean = context.data.x[torch.from_numpy(ids)]
+        stored = [context.folder.witness(witness.sha256) for _, witness in pairs]
+        predictions = [witness.prediction for _, witness in pairs if witness.prediction is not None]
+        return cls(
+            ids=ids,
+            labels=context.data.y.numpy()[ids],
+            clean=own_values(context, clean),
+            adversarial=own_values(context, torch.stack(stored) if stored else clean),
+            distance=np.array([witness.distance for _, witness in pairs], dtype=np.float64),
+            prediction=np.array(predictions, dtype=np.int64) if len(predictions) == len(pairs) else None,
+        )
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """By the names that ``adversarial.npz`` has."""
+        named = {"ids": self.ids, "x": self.clean, "y": self.labels, "adversarial": self.adversarial}
+        return named if self.prediction is None else named | {"prediction": self.prediction}
+
+
 def export(context: Context, document: Document) -> None:
     """Writes ``adversarial.npz``, ``samples.csv`` and a table's ``adversarial.csv`` into the run's folder, each whole or not
     at all."""
-    file, values = io.BytesIO(), arrays(context, document)
-    np.savez_compressed(file, **values)
+    file, broken = io.BytesIO(), BrokenInputs.of(context, document)
+    named: dict[str, Any] = broken.arrays()
+    np.savez_compressed(file, **named)
     write_whole(context.folder.path / ARRAYS, file.getvalue())
     if context.data.features is not None:
-        write_whole(context.folder.path / ROWS, rows(context, document, values))
+        write_whole(context.folder.path / ROWS, rows(context, broken))
     write_whole(context.folder.path / TABLE, table(document))
 
 
-def arrays(context: Context, document: Document) -> dict[str, Any]:
-    """The broken samples: ``ids`` (m,), ``x`` and ``adversarial`` (m, \\*features), ``y`` (m,) and ``prediction`` (m,).
-
-    Inputs are in the data's own values; the prediction is what the model says of the adversarial one, and is left out for a
-    prediction API, which is not asked for it.
-    """
-    broken = [s for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
-    ids = np.array([s.id for s in broken], dtype=np.int64)
-    clean = context.data.x[torch.from_numpy(ids)]
-    found = [context.folder.witness(s.witness.sha256) for s in broken if s.witness is not None]
-    adversarial = torch.stack(found) if found else clean
-    values: dict[str, Any] = {
-        "ids": ids, "x": own_values(context, clean), "y": context.data.y.numpy()[ids],
-        "adversarial": own_values(context, adversarial),
-    }  # fmt: skip
-    if not context.plan.remote:
-        said: list[Tensor] = []
-        with torch.no_grad(), evaluating(context.model):
-            for part in adversarial.to(context.device).split(context.plan.slots):
-                if len(part):
-                    said.append(context.model(part.clone()).nan_to_num(nan=-torch.inf).argmax(1).cpu())
-        values["prediction"] = (torch.cat(said) if said else torch.zeros(0, dtype=torch.int64)).numpy()
-    return values
-
-
-def rows(context: Context, document: Document, values: Mapping[str, Any]) -> str:
-    """The arrays of a table's broken samples as rows with the columns' names, in their own units."""
-    far = {s.id: s.witness.distance for s in document.samples if s.witness is not None}
-    distance = np.array([far[i] for i in values["ids"].tolist()])
-    return own_rows(context, values["ids"], values["adversarial"], distance, values.get("prediction"))
+def rows(context: Context, broken: BrokenInputs) -> str:
+    """The broken samples of a table as rows with the columns' names, in their own units."""
+    return own_rows(context, broken.ids, broken.adversarial, broken.distance, broken.prediction)
 
 
 def own_rows(

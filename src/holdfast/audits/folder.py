@@ -10,7 +10,7 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,7 +94,7 @@ class RunFolder:
         return {k: v for k, v in told.items() if isinstance(v, str)} if isinstance(told, dict) else {}
 
     @contextmanager
-    def begin(self, plan: Plan, command: str = "") -> Iterator[None]:
+    def begin(self, plan: Plan, command: str = "") -> Generator[None, None, None]:
         """Makes the folder of a new run, or opens the one of the same plan, and keeps others out meanwhile.
 
         The folder in which a run was begun, and by which command, are noted once. Killed at any moment in here, the same

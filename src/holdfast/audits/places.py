@@ -8,7 +8,7 @@ say, not for its path.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,7 +104,7 @@ def _find(text: str, roots: list[Path], name: str) -> str | None:
 
 
 @contextmanager
-def importable(plan: Plan, folder: RunFolder) -> Iterator[None]:
+def importable(plan: Plan, folder: RunFolder) -> Generator[None, None, None]:
     """Modules of the folder in which the run was begun, for a plan that may run code."""
     start = folder.about().get("start")
     if start is None or not plan.trust or not Path(start).is_dir():

@@ -155,7 +155,15 @@ def load_suite(name: str) -> Suite:
 
 def came_close(share: float) -> Callable[[Evidence], np.ndarray]:
     """Samples whose margin has lost at least this share of its clean size: where a further search has a chance."""
-    return lambda known: known.progress >= share
+
+    def wants(known: Evidence) -> np.ndarray:
+        return known.progress >= share
+
+    return wants
+
+
+def _hindered(known: Evidence) -> np.ndarray:
+    return known.is_hindered & ~np.isin(known.ids, list(known.proved))
 
 
 def where_gradients_fail(request: SuiteRequest) -> tuple[SuiteEntry, ...]:
@@ -164,7 +172,7 @@ def where_gradients_fail(request: SuiteRequest) -> tuple[SuiteEntry, ...]:
         replace(
             entry,
             name=f"{entry.name}_blind",
-            wants=lambda known: known.is_hindered & ~np.isin(known.ids, list(known.proved)),
+            wants=_hindered,
             takes_over=True,
         )
         for entry in load_suite("black-box").composition(request)

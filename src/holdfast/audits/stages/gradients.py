@@ -79,21 +79,20 @@ def _useless(context: Context, inquiry: Inquiry, problem: Problem, evidence: Evi
     loss = margin_of(problem)
     dead = torch.zeros(len(problem), dtype=torch.bool, device=problem.x.device)
     wrong = torch.ones_like(dead)
-    first: Gradient | None = None
+    seen = list[Gradient]()
     for x in (problem.x, uniform_in_ball(problem.set, problem.x, problem.keyed, "point")):
         g = inquiry.gradient(x, problem.rows, loss, problem.y, problem.target)
         dead |= is_zero(g.grad)
-        if context.randomised:
-            continue
-        wrong &= ~difference_agrees(inquiry, problem, x, g.grad)
-        first = first or g
-    if first is None:
+        seen.append(g)
+        if not context.randomised:
+            wrong &= ~difference_agrees(inquiry, problem, x, g.grad)
+    if context.randomised:
         return dead
     if problem.set.norm is Norm.L0:  # a step has no length there
         return dead | wrong
     # the margin that is left at the input, and what a step along the gradient would take of it
-    left = -first.value.double()
-    promised = problem.set.eps.double() * dual_norm(problem.set.norm, first.grad.double())
+    left = -seen[0].value.double()
+    promised = problem.set.eps.double() * dual_norm(problem.set.norm, seen[0].grad.double())
     low = torch.from_numpy(evidence.low_margin[evidence.open]).to(left.device)
     unkept = left - low < _KEPT * torch.minimum(promised, left)
     return dead | wrong | unkept

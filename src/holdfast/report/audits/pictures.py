@@ -29,7 +29,7 @@ class Picture:
         id: id of the sample.
         label: its class.
         prediction: what the model says of the clean input.
-        adversarial_prediction: what it says of the adversarial one.
+        adversarial_prediction: what it says of the adversarial one; None where nobody wrote it down.
         distance: between the two, in the threat model's norm.
         attack: name of the method that found it.
         clean: (C, H, W) in [0, 1].
@@ -39,7 +39,7 @@ class Picture:
     id: int
     label: int
     prediction: int
-    adversarial_prediction: int
+    adversarial_prediction: int | None
     distance: float
     attack: str
     clean: np.ndarray
@@ -57,12 +57,13 @@ def cards(document: Document, pictures: Sequence[Picture]) -> list[dict[str, obj
         most = float(np.abs(change).max())
         scale = magnification(most)
         height, width = p.clean.shape[1:]
+        after = p.adversarial_prediction
         out.append(
             {
                 "id": p.id,
                 "label": names.get(p.label, str(p.label)),
                 "before": names.get(p.prediction, str(p.prediction)),
-                "after": names.get(p.adversarial_prediction, str(p.adversarial_prediction)),
+                "after": "another class" if after is None else names.get(after, str(after)),
                 "distance": measure(p.distance),
                 "attack": titles.get(p.attack, p.attack),
                 "scale": scale,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from holdfast.audits.context import Context
 from holdfast.audits.document import Document
-from holdfast.audits.export import arrays
+from holdfast.audits.export import BrokenInputs
 from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
-from holdfast.numerics.evaluation import evaluating
 from holdfast.report.audits.pictures import MOST, Picture
 from holdfast.report.audits.rows import BrokenRows, TableRow
 
@@ -19,10 +17,9 @@ __all__ = ["broken_rows", "pictured", "pictures"]
 
 
 def pictured(plan: Plan, document: Document) -> bool:
-    """Whether a page may have pictures or rows: broken samples of a model that can be opened from its file."""
+    """Whether a page may have pictures or rows: broken samples of a model that can be opened from what its plan names."""
     broken = any(s.status is Status.BROKEN for s in document.samples)
-    kind = {1: True, 3: not plan.remote}.get(len(document.data.shape), False)
-    return plan.model is not None and kind and broken
+    return plan.model is not None and len(document.data.shape) in (1, 3) and broken
 
 
 def pictures(context: Context, document: Document) -> list[Picture]:
@@ -40,13 +37,11 @@ def pictures(context: Context, document: Document) -> list[Picture]:
     for s in broken[:: -(-len(broken) // MOST)]:
         if s.witness is None:
             continue
-        x = context.folder.witness(s.witness.sha256).to(context.device)
-        with torch.no_grad(), evaluating(context.model):
-            after = int(context.model(x.view(1, *document.data.shape)).argmax())
+        x = context.folder.witness(s.witness.sha256)
         shown.append(
             Picture(
-                s.id, s.label, s.prediction, after, s.witness.distance, s.witness.attack,
-                context.data.x[s.id].numpy(), x.view(*document.data.shape).cpu().numpy(),
+                s.id, s.label, s.prediction, s.witness.prediction, s.witness.distance, s.witness.attack,
+                context.data.x[s.id].numpy(), x.view(*document.data.shape).numpy(),
             )
         )  # fmt: skip
     return shown
@@ -63,15 +58,14 @@ def broken_rows(context: Context, document: Document) -> BrokenRows | None:
     names, table = context.data.features, context.plan.table
     if names is None or len(document.data.shape) != 1:
         return None
-    values, by_id = arrays(context, document), {s.id: s for s in document.samples}
+    broken, by_id = BrokenInputs.of(context, document), {s.id: s for s in document.samples}
     width = np.full(len(names), context.plan.high - context.plan.low) if table is None else table.width.numpy()
-    said = values.get("prediction", [None] * len(values["ids"]))
     rows = [
         TableRow(
-            i, by_id[i].label, by_id[i].prediction, None if after is None else int(after), witness.distance, witness.attack,
+            i, by_id[i].label, by_id[i].prediction, witness.prediction, witness.distance, witness.attack,
             clean.astype(np.float64), adversarial.astype(np.float64),
         )
-        for i, after, clean, adversarial in zip(values["ids"].tolist(), said, values["x"], values["adversarial"], strict=True)
+        for i, clean, adversarial in zip(broken.ids.tolist(), broken.clean, broken.adversarial, strict=True)
         if (witness := by_id[i].witness) is not None
     ]  # fmt: skip
     return BrokenRows(tuple(rows), names, width) if rows else None
