@@ -7,7 +7,7 @@ have fewer; regular examples leave the manifold, and say little about generalisa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import ClassVar
 
@@ -109,9 +109,7 @@ class ManifoldResult(StudyResult):
 class Manifold(Study[ManifoldResult]):
     """On-manifold error and regular error against test error, over models that generalise differently.
 
-    Attributes:
-        models: by name; none: the same network trained on the first so many of ``train_data``, for each of ``sizes``. The
-            session's own model takes no part.
+    The session's own model takes no part.
     """
 
     card: ClassVar[Card] = Card(
@@ -141,8 +139,12 @@ class Manifold(Study[ManifoldResult]):
         30, "passes over the largest training set; all models see nearly as many batches", "ours: enough for the digits"
     )
     regular_steps: int = parameter(40, "PGD steps of the regular attack", "Stutz et al. 2019, section 4: 40 iterations")
-    method: OnManifold = field(default_factory=OnManifold)
-    models: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    method: OnManifold | None = parameter(
+        None, "the on-manifold attack; none: with its defaults", "Stutz et al. 2019, section 3.3"
+    )
+    models: Mapping[str, nn.Module] | None = parameter(
+        None, "by name; none: the same network, trained on each of the sizes", "Stutz et al. 2019, figure 5"
+    )
 
     @override
     def run(self, session: Session, *, progress: StageProgress | None = None) -> ManifoldResult:

@@ -121,28 +121,28 @@ class Scalability(Study[ScalabilityResult]):
             raise UsageError(f"{', '.join(wrong)}: graph certifiers only; holdfast methods NAME says what each is")
         tools = {name: create(name, GraphCertifier) for name in self.methods}
         axes = {"depth": self.depth, "width": self.width, "side": self.side}
-        todo = [(axis, size) for axis, sizes in axes.items() for size in sorted(sizes)]
         rows: list[ScalabilityRow] = []
         left_out: list[tuple[str, str, int, str]] = []
         accuracy: dict[str, float] = {}
-        over_limit = set[tuple[str, str]]()
-        for done, (axis, size) in enumerate(todo):
-            trained = _trained(axis, size, self.norm, self.samples, self.seed)
-            accuracy[f"{axis} {size}"] = trained.accuracy
-            for name, tool in tools.items():
-                if (name, axis) in over_limit:
-                    left_out.append((name, axis, size, f"took more than {self.limit:g} s at the size before"))
-                    continue
-                try:
-                    row, seconds = _measured(name, tool, trained)
-                except UnsupportedError as refusal:
-                    left_out.append((name, axis, size, str(refusal)))
-                    continue
-                rows.append(row)
-                if seconds > self.limit:
-                    over_limit.add((name, axis))
-            if progress is not None:
-                progress(axis, done + 1, len(todo))
+        for axis, sizes in axes.items():
+            over_limit = set[str]()
+            for k, size in enumerate(sorted(sizes)):
+                trained = _trained(axis, size, self.norm, self.samples, self.seed)
+                accuracy[f"{axis} {size}"] = trained.accuracy
+                for name, tool in tools.items():
+                    if name in over_limit:
+                        left_out.append((name, axis, size, f"took more than {self.limit:g} s at the size before"))
+                        continue
+                    try:
+                        row, seconds = _measured(name, tool, trained)
+                    except UnsupportedError as refusal:
+                        left_out.append((name, axis, size, str(refusal)))
+                        continue
+                    rows.append(row)
+                    if seconds > self.limit:
+                        over_limit.add(name)
+                if progress is not None:
+                    progress(axis, k + 1, len(sizes))
         return ScalabilityResult(
             rows=tuple(rows), left_out=tuple(left_out), norm=str(self.norm), samples=self.samples, accuracy=accuracy
         )

@@ -7,7 +7,7 @@ figure. Samples that a target gets wrong as they are do not count for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -121,11 +121,7 @@ class TransferResult(StudyResult):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Study[TransferResult]):
-    """Every model a source of examples, every model a target.
-
-    Attributes:
-        models: by name; two at least, and three with ensembles. The session's own model takes no part.
-    """
+    """Every model a source of examples, every model a target; the session's own takes no part."""
 
     card: ClassVar[Card] = Card(
         title="Transfer matrix",
@@ -146,7 +142,11 @@ class Transfer(Study[TransferResult]):
     ensembles: bool = parameter(
         False, "for each model also search the ensemble of all the others", "Liu et al. 2017, section 5"
     )
-    models: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
+    models: Mapping[str, nn.Module] | None = parameter(
+        None,
+        "by name, of the same inputs and classes; two at least, and three with ensembles",
+        "Liu et al. 2017, table 2",
+    )
 
     @override
     def run(self, session: Session, *, progress: StageProgress | None = None) -> TransferResult:
@@ -161,7 +161,7 @@ class Transfer(Study[TransferResult]):
 
             matrices.append(
                 transfer_matrix(
-                    self.models,
+                    self.models or {},
                     problem,
                     attack,
                     eps=size_text(session.threat.eps),

@@ -20,6 +20,7 @@ from holdfast.testing.repair import REPAIR_CHECKS, check_repair
 from holdfast.testing.sanitiser import SANITISER_CHECKS, check_sanitiser
 from holdfast.testing.semantic_attack import SEMANTIC_ATTACK_CHECKS, check_semantic_attack
 from holdfast.testing.shared_attack import SHARED_ATTACK_CHECKS, check_shared_attack
+from holdfast.testing.study import STUDY_CHECKS, check_study
 from holdfast.testing.training_defence import TRAINING_DEFENCE_CHECKS, check_training_defence
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "SANITISER_CHECKS",
     "SEMANTIC_ATTACK_CHECKS",
     "SHARED_ATTACK_CHECKS",
+    "STUDY_CHECKS",
     "TRAINING_DEFENCE_CHECKS",
     "ContractError",
     "check_adversary",
@@ -53,6 +55,7 @@ __all__ = [
     "check_sanitiser",
     "check_semantic_attack",
     "check_shared_attack",
+    "check_study",
     "check_training_defence",
     "parametrize_with_checks",
 ]

@@ -28,6 +28,7 @@ from holdfast.testing.repair import REPAIR_CHECKS, check_repair
 from holdfast.testing.sanitiser import SANITISER_CHECKS, check_sanitiser
 from holdfast.testing.semantic_attack import SEMANTIC_ATTACK_CHECKS, check_semantic_attack
 from holdfast.testing.shared_attack import SHARED_ATTACK_CHECKS, check_shared_attack
+from holdfast.testing.study import STUDY_CHECKS, check_study
 from holdfast.testing.training_defence import TRAINING_DEFENCE_CHECKS, check_training_defence
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ SUITES: Mapping[str, tuple[tuple[str, ...], Callable[..., None]]] = {
     "repair": (REPAIR_CHECKS, check_repair),
     "aggregator": (AGGREGATOR_CHECKS, check_aggregator),
     "application": (APPLICATION_CHECKS, check_application),
+    "study": (STUDY_CHECKS, check_study),
 }
 """Kind of method -> names of the checks of its contract, and the function that makes them."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from holdfast.report.studies import comparison, manifold, posthoc, radii, scalability, transfer, unseen
+from holdfast.report.studies import comparison, manifold, plain, posthoc, radii, scalability, transfer, unseen
 from holdfast.studies.comparison import ComparisonResult
 from holdfast.studies.manifold import ManifoldResult
 from holdfast.studies.posthoc import PosthocResult
@@ -23,8 +23,7 @@ def page(result: StudyResult, about: str = "", command: str = "") -> str:
         about: what was studied, for people.
         command: that repeats it.
 
-    Raises:
-        TypeError: a study of a plug-in, which brings its own page.
+    The answer of a study that brings no page of its own, as a plug-in's, is shown as it is written in JSON.
     """
     match result:
         case ComparisonResult():
@@ -42,4 +41,4 @@ def page(result: StudyResult, about: str = "", command: str = "") -> str:
         case UnseenResult():
             return unseen.render(result, about, command)
         case _:
-            raise TypeError(f"{type(result).__name__} has no page of the house")
+            return plain.render(result, about, command)
