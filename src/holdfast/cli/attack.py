@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +13,13 @@ from holdfast.api.folders import begin_results, check_results
 from holdfast.cli import options as o
 from holdfast.cli.console import Spoken, note, say_json, show
 from holdfast.cli.opening import open_models, opened
+from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from holdfast.api.attack import AttackOptions
     from holdfast.api.attack_result import AttackResult
     from holdfast.api.results import Saved
 
@@ -71,6 +74,17 @@ class GroupOptions:
         ),
     ] = None
 
+    def options(
+        self, also: Mapping[str, nn.Module], *, bounded: bool, detector: bool, checkpoint: Path
+    ) -> AttackOptions:
+        """As the library takes it, with the models opened."""
+        from holdfast.api.attack import AttackOptions
+
+        return AttackOptions(
+            bounded=bounded, detector=detector, checkpoint=checkpoint, also=also, train_data=self.train_data,
+            views=self.views, draws=self.draws, artefact=self.artefact,
+        )  # fmt: skip
+
 
 @spread
 def attack(
@@ -110,7 +124,7 @@ def attack(
     or on the first half of the data, and judged on the rest. Semantic attacks search the parameters of a change of the
     image; their ranges are parameters of the method: --set rotation=15.
     """
-    from holdfast.api.attack import AttackOptions, check_method, run_attack
+    from holdfast.api.attack import check_method, run_attack
     from holdfast.api.keywords import kind_of
     from holdfast.attacks.shared import SharedAttack
     from holdfast.core.registry import name_of
@@ -123,15 +137,12 @@ def attack(
         model, o.threat(norm, eps, goal, asked), run, asked=asked, top_k=attacker.top_k, queries=attacker.queries,
         surrogates=attacker.surrogates(model.trust), trained=not detector,
     )  # fmt: skip
-    options = AttackOptions(
-        bounded=eps is not None, detector=detector, train_data=group.train_data, views=group.views, draws=group.draws,
-        also=open_models(group.also, group.also_arch, trust=model.trust, device=run.device), artefact=group.artefact,
-        checkpoint=out / "fit.safetensors",
-    )  # fmt: skip
+    also = open_models(group.also, group.also_arch, trust=model.trust, device=run.device)
+    options = group.options(also, bounded=eps is not None, detector=detector, checkpoint=out / "fit.safetensors")
     if isinstance(tool, SharedAttack):  # a fit keeps its checkpoint there
         _anew(out, begin_results(out, name_of(tool)))
     result = run_attack(session, tool, options, Spoken())
-    saved = result.save(out, command=shlex.join(["holdfast", *sys.argv[1:]]))
+    saved = result.save(out, command=typed())
     _anew(out, saved.anew)
     if talk.json:
         say_json(result.to_dict())

@@ -6,12 +6,13 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import Spoken, note, out, say, say_json
+from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
@@ -122,6 +123,32 @@ class MovedOptions:
 Workers = Annotated[int, typer.Option(help="Processes.", min=1, metavar="K", rich_help_panel="Run")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What is attacked and certified, and how far."""
+
+    eps_grid: Annotated[
+        str | None,
+        typer.Option(
+            help="Attack at these sizes too, for the security curve: 0.02,0.05.", metavar="SIZES", rich_help_panel="Run"
+        ),
+    ] = None
+    grid: o.Grid = None
+    goal: o.GoalName = None
+    suite: o.Suite = None
+    certify: o.Certify = None
+    radius_max: o.RadiusMax = None
+    sigma: o.Sigma = None
+
+    def values(self) -> dict[str, Any]:
+        """As a plan has them; only what was given."""
+        grid = None if self.eps_grid is None else tuple(self.eps_grid.split(","))
+        return o.given(
+            eps_grid=grid, grid=self.grid, goal=self.goal, suite=self.suite, certify=self.certify,
+            radius_max=self.radius_max, sigma=self.sigma,
+        )  # fmt: skip
+
+
 @spread
 def audit(
     out: Annotated[Path, typer.Option(help="The run's folder; a run of the same plan is continued.", metavar="RUN")],
@@ -132,18 +159,7 @@ def audit(
         typer.Option(help="The training set, where the attacker knows it.", metavar="FILE", rich_help_panel="Threat"),
     ] = None,
     threat: o.NormOptions,
-    eps_grid: Annotated[
-        str | None,
-        typer.Option(
-            help="Attack at these sizes too, for the security curve: 0.02,0.05.", metavar="SIZES", rich_help_panel="Run"
-        ),
-    ] = None,
-    grid: o.Grid = None,
-    goal: o.GoalName = None,
-    suite: o.Suite = None,
-    certify: o.Certify = None,
-    radius_max: o.RadiusMax = None,
-    sigma: o.Sigma = None,
+    search: SearchOptions,
     attacker: o.AttackerOptions,
     asked: o.AskedOptions,
     run: o.RunOptions,
@@ -164,33 +180,36 @@ def audit(
     from holdfast.api.audit import run_plan
     from holdfast.audits.plan import Plan
 
-    if o.is_url(model.model) and plan_file is None:
-        suite, certify = suite or "black-box", certify or "none"  # all that can be had of an API
-    values = model.plan_values() | asked.values() | o.given(
-        train_data=train_data, norm=threat.norm, eps=threat.eps, grid=grid, goal=goal, suite=suite, certify=certify,
-        eps_grid=None if eps_grid is None else tuple(eps_grid.split(",")), radius_max=radius_max, sigma=sigma,
-        queries=attacker.queries, top_k=attacker.top_k, surrogate=o.several(attacker.surrogate),
-        surrogate_arch=o.several(attacker.surrogate_arch), seed=run.seed, device=run.place(),
+    # all that can be had of an API
+    least = {"suite": "black-box", "certify": "none"} if o.is_url(model.model) and plan_file is None else {}
+    values = least | model.plan_values() | asked.values() | search.values() | o.given(
+        train_data=train_data, norm=threat.norm, eps=threat.eps, queries=attacker.queries, top_k=attacker.top_k,
+        surrogate=o.several(attacker.surrogate), surrogate_arch=o.several(attacker.surrogate_arch), seed=run.seed,
+        device=run.place(),
     )  # fmt: skip
-    plan = Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values)
-    plan = _agreed(plan)
+    plan = _agreed(Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values))
+    _tell(plan, embedded=model.data is None and plan_file is None)
+    report = run_plan(
+        plan, out, Spoken(), workers=workers, command=typed(), anyway=model.anyway,
+        interrupted=f"continue with: {_resuming(out, plan)}",
+    )  # fmt: skip
+    finish(report, gate, talk)
+
+
+def _tell(plan: Plan, *, embedded: bool) -> None:
+    """What a person should know before an audit begins; ``embedded``: nobody named data."""
     if plan.model is None:
         raise UsageError("what model? give --model FILE with --arch MODULE:FUNCTION, or --plan FILE")
     if plan.stepped_down:
         note(plan.stepped_down)
     if plan.remote:
         note(_need(plan))
-    if model.data is None and plan_file is None:
+    if embedded:
         note(f"no --data: the audit takes the embedded digits, {plan.data}")
     if plan.eps == 0:
         note(
             "--eps 0: no change is allowed, so nothing but clean accuracy is measured; give a size such as --eps 8/255"
         )
-    report = run_plan(
-        plan, out, Spoken(), workers=workers, command=shlex.join(["holdfast", *sys.argv[1:]]), anyway=model.anyway,
-        interrupted=f"continue with: {_resuming(out, plan)}",
-    )  # fmt: skip
-    finish(report, gate, talk)
 
 
 @spread

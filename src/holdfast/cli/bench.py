@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say_json, table
+from holdfast.cli.console import progress, say_json, table
+from holdfast.cli.saving import save_study, typed
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from holdfast.studies.transfer import TransferMatrix
 
 __all__ = ["bench", "transfer"]
 
@@ -52,11 +55,8 @@ def transfer(
     Example: holdfast bench transfer --models a.safetensors,b.safetensors --archs net.py:small,net.py:large
     --data test.npz --eps 8/255 --methods surrogate_transfer,di_fgsm --out runs/transfer
     """
-    import json
-
     from holdfast.attacks.attack import Attack
     from holdfast.cli.opening import look_at_models, open_models
-    from holdfast.core.files import write_whole
     from holdfast.core.registry import create, method
     from holdfast.report.studies import page
     from holdfast.session.opening import open_session
@@ -77,23 +77,23 @@ def transfer(
     look_at_models(models_by_name, session.data, session.threat, anyway=anyway)
     with progress() as tell:
         result = Transfer(methods=tools, ensembles=ensembles, models=models_by_name).run(session, progress=tell)
-    matrices = result.matrices
-    answer = [m.to_dict() for m in matrices]
-    command = shlex.join(["holdfast", *sys.argv[1:]])
-    write_whole(out / "transfer.json", json.dumps(answer, indent=1))
-    write_whole(out / "transfer.html", page(result, session.data.name, command))
+    answer = [m.to_dict() for m in result.matrices]
     if talk.json:
         say_json(answer)
     else:
-        table(
-            ("method", "source", *matrices[0].targets),
-            [
-                (m.attack, source, *(_figure(m.cell(source, target).share) for target in m.targets))
-                for m in matrices
-                for source in m.sources
-            ],
-        )
-    note(f"saved {out / 'transfer.json'} and {out / 'transfer.html'}")
+        _show(result.matrices)
+    save_study(out, "transfer", answer, page(result, session.data.name, typed()))
+
+
+def _show(matrices: Sequence[TransferMatrix]) -> None:
+    table(
+        ("method", "source", *matrices[0].targets),
+        [
+            (m.attack, source, *(_figure(m.cell(source, target).share) for target in m.targets))
+            for m in matrices
+            for source in m.sources
+        ],
+    )
 
 
 def _figure(share: float | None) -> str:

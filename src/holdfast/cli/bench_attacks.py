@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say, say_json, table
 from holdfast.cli.opening import opened
+from holdfast.cli.saving import save_study
 from holdfast.cli.spread import spread
+from holdfast.core.errors import BudgetError, UsageError
+
+if TYPE_CHECKING:
+    from holdfast.core.threat import Access
+    from holdfast.session.session import Session
+    from holdfast.studies.comparison import ComparisonResult
 
 __all__ = ["attacks"]
 
@@ -35,28 +42,48 @@ def attacks(
     talk: o.TalkOptions,
 ) -> None:
     """Compare attacks on one model: median distance, success, passes, and distance against passes, as a table and a page."""
-    import json
-
-    from holdfast.core.errors import BudgetError, UsageError
-    from holdfast.core.files import write_whole
     from holdfast.core.threat import Access
-    from holdfast.models.http import HttpModel
     from holdfast.report.studies import page
-    from holdfast.session.allowance import JUDGED, candidates, given_access
     from holdfast.studies.comparison import Comparison
 
     session = opened(model, o.threat(norm, None, goal, asked), run, asked=asked)
-    threat = session.threat
-    allowed = {a.label: a for a in Access}[access]
+    chosen, allowed = _chosen(session, patterns or [], {a.label: a for a in Access}[access])
+    _check_budget(session, chosen, passes)
+    with progress() as tell:
+        result = Comparison(attacks=tuple(chosen), access=allowed, passes=passes).run(session, progress=tell)
+    answer = {"subject": session.subject.sha256, "seed": session.seed, **result.to_dict()}
+    about = f"{session.source}, {session.data.name}, seed {session.seed}"
+    if talk.json:
+        say_json(answer)
+    else:
+        _show(result, session.seed)
+    save_study(out, "comparison", answer, page(result, about))
+
+
+def _chosen(session: Session, patterns: list[str], access: Access) -> tuple[list[str], Access]:
+    """The attacks that serve, and the most that they may ask."""
+    from holdfast.session.allowance import candidates, given_access
+
+    threat, allowed = session.threat, access
     if not session.differentiable:
         session.check_answers()
-        allowed = min(allowed, given_access(session))
+        allowed = min(access, given_access(session))
     chosen = candidates(threat.norm, threat.goal, allowed, patterns or ["*"])
     if not chosen:
-        raise UsageError(f"no attack of that name serves {threat.norm}, {threat.goal}, {access}; see: holdfast methods")
-    left_out = sorted({p.replace("-", "_").lower() for p in patterns or () if p.isidentifier()} - set(chosen))
+        raise UsageError(
+            f"no attack of that name serves {threat.norm}, {threat.goal}, {access.label}; see: holdfast methods"
+        )
+    left_out = sorted({p.replace("-", "_").lower() for p in patterns if p.isidentifier()} - set(chosen))
     if left_out and not session.differentiable:
         note(f"left out, since {session.source} is only asked for {session.spec.answers}: {', '.join(left_out)}")
+    return chosen, allowed
+
+
+def _check_budget(session: Session, chosen: list[str], passes: int) -> None:
+    """Refuses a comparison that a prediction API's budget does not pay for."""
+    from holdfast.models.http import HttpModel
+    from holdfast.session.allowance import JUDGED
+
     most = len(chosen) * len(session.data) * (passes + JUDGED)
     if isinstance(session.base, HttpModel) and most > session.base.max_queries:
         raise BudgetError(
@@ -64,18 +91,10 @@ def attacks(
             f"may send {most:,} rows, and --max-queries allows {session.base.max_queries:,}; allow more, or name "
             "fewer attacks, --samples or --passes"
         )
-    with progress() as tell:
-        result = Comparison(attacks=tuple(chosen), access=allowed, passes=passes).run(session, progress=tell)
-    about = f"{session.source}, {session.data.name}, seed {session.seed}"
-    answer = {"subject": session.subject.sha256, "seed": session.seed, **result.to_dict()}
-    write_whole(out / "comparison.json", json.dumps(answer, indent=1))
-    write_whole(out / "comparison.html", page(result, about))
-    if talk.json:
-        say_json(answer)
-        return
-    say(
-        f"{result.norm}: {result.samples} samples that were right, at most {result.passes} passes each, seed {session.seed}"
-    )
+
+
+def _show(result: ComparisonResult, seed: int) -> None:
+    say(f"{result.norm}: {result.samples} samples that were right, at most {result.passes} passes each, seed {seed}")
     table(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [
@@ -87,4 +106,3 @@ def attacks(
     say(f"best of all: median {'none' if result.best is None else f'{result.best:.4g}'}")
     for name, why in result.refused.items():
         note(f"{name} could not serve: {why}")
-    note(f"saved {out / 'comparison.html'} and {out / 'comparison.json'}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,7 @@ import typer
 from holdfast.cli import options as o
 from holdfast.cli.console import Spoken, note, say_json, show
 from holdfast.cli.opening import opened
+from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
 from holdfast.core.errors import ContradictionError, UsageError
 from holdfast.core.threat import size_text
@@ -85,7 +84,7 @@ def certify(
         _ranges(session, ranges, out, talk)
         return
     columns = _columns(session, tools, deployed, attack)
-    save_columns(session, columns, out, shlex.join(["holdfast", *sys.argv[1:]]))
+    save_columns(session, columns, out, typed())
     answers = [of_column(session, column) for column in columns]
     if talk.json:
         say_json(answers)

@@ -40,7 +40,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 fine, 1 below --fail-under, 2 usage, 3 incomplete or contradiction, 4 unsafe file. "
     "NO_COLOR and HOLDFAST_DEBUG are respected.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode="rich" if sys.stdout.isatty() else None,  # plain and quick off a terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import note, progress, say, say_json
-from holdfast.cli.console import table as printed
+from holdfast.cli.console import note, progress, say, say_json, table
 from holdfast.cli.opening import opened
+from holdfast.cli.saving import save_study, typed
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     from holdfast.attacks.attack import Attack
+    from holdfast.studies.posthoc import PosthocResult
+    from holdfast.studies.unseen import UnseenResult
 
 __all__ = ["posthoc", "study", "unseen"]
 
@@ -27,12 +27,10 @@ study = typer.Typer(help="Study one question about a model.", no_args_is_help=Tr
 _ATTACK = "cosine_margin"  # the first attack of the suite `fast`
 
 
-@study.command()
-@spread
-def posthoc(
-    out: o.Out,
-    model: o.ModelOptions,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class PosthocOptions:
+    """What is done to the model, and what attacks it."""
+
     held_out: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +38,7 @@ def posthoc(
             metavar="FILE",
             show_default="the second half of the data",
         ),
-    ] = None,
+    ] = None
     adjustments: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,7 +47,7 @@ def posthoc(
             metavar="NAME,...",
             show_default="all, at shares of 0.5 and 0.8",
         ),
-    ] = None,
+    ] = None
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,7 +55,16 @@ def posthoc(
             metavar="NAME,...",
             show_default=f"{_ATTACK}, the first of the suite fast; sigma_zero for l0",
         ),
-    ] = None,
+    ] = None
+
+
+@study.command()
+@spread
+def posthoc(
+    out: o.Out,
+    model: o.ModelOptions,
+    how: PosthocOptions,
+    *,
     threat: o.NormOptions,
     set_: o.Set = None,
     run: o.RunOptions,
@@ -71,29 +78,33 @@ def posthoc(
     from holdfast.studies.posthoc import ADJUSTMENTS, Posthoc
 
     session = opened(model, o.threat(threat.norm, threat.eps), run)
-    names = o.several(attack) or ()
+    names = o.several(how.attack) or ()
     if set_ and len(names) != 1:
         raise UsageError("--set needs one method; name it with --attack")
     half = len(session.ids) // 2
-    if held_out is None and half:
+    if how.held_out is None and half:
         note(f"no --held-out: judged on the first {half} samples, fitted on the other {len(session.ids) - half}")
     asked = Posthoc(
-        adjustments=o.several(adjustments) or ADJUSTMENTS, attacks=tuple(_attack(name, set_) for name in names),
-        held_out=held_out,
+        adjustments=o.several(how.adjustments) or ADJUSTMENTS, attacks=tuple(_attack(name, set_) for name in names),
+        held_out=how.held_out,
     )  # fmt: skip
     with progress() as tell:
         result = asked.run(session, progress=tell)
     answer = result.to_dict()
     about = f"{session.source}, {session.data.name}"
-    _save(out, "posthoc", {"subject": session.subject.sha256, **answer}, page(result, about, _command()))
+    save_study(out, "posthoc", {"subject": session.subject.sha256, **answer}, page(result, about, typed()))
     if talk.json:
         say_json(answer)
-        return
+    else:
+        _show_posthoc(result)
+
+
+def _show_posthoc(result: PosthocResult) -> None:
     say(
         f"{result.norm} <= {result.eps}, {counted(result.samples, 'sample')}, {result.fitted_on:,} held out, "
         f"{', '.join(result.attacks)}, seed {result.seed}"
     )
-    printed(
+    table(
         ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
         [
             (r.name, f"{r.accuracy:.1%}", f"{r.calibration:.1%}", _share(r.robust), _share(r.from_original),
@@ -140,13 +151,17 @@ def unseen(
         result = Unseen(known=_attack(known, set_), queries=queries).run(session, progress=tell)
     answer = result.to_dict()
     about = f"{session.source}, {session.data.name}"
-    _save(out, "unseen", {"subject": session.subject.sha256, **answer}, page(result, about, _command()))
+    save_study(out, "unseen", {"subject": session.subject.sha256, **answer}, page(result, about, typed()))
     if result.contradicts_itself:
         raise ContradictionError(f"samples are proved and broken at once; see {out / 'unseen.json'} and report it")
     if talk.json:
         say_json(answer)
-        return
-    printed(
+    else:
+        _show_unseen(result)
+
+
+def _show_unseen(result: UnseenResult) -> None:
+    table(
         ("attack", "kind", "norm", "eps", "robust", "broken by it alone", "passes"),
         [(r.title, r.kind, r.norm, f"{r.eps:.4g}", f"{r.robust:.1%}", r.only, r.passes) for r in result.rows],
     )
@@ -167,20 +182,6 @@ def _attack(name: str, set_: list[str] | None) -> Attack[Any, Any]:
 
     kind: Any = method(name, Attack)
     return kind(**o.assignments(set_, kind))
-
-
-def _save(out: Path, name: str, answer: dict[str, Any], page: str) -> None:
-    import json
-
-    from holdfast.core.files import write_whole
-
-    write_whole(out / f"{name}.json", json.dumps(answer, indent=1))
-    write_whole(out / f"{name}.html", page)
-    note(f"saved {out / name}.html and {out / name}.json")
-
-
-def _command() -> str:
-    return shlex.join(["holdfast", *sys.argv[1:]])
 
 
 def _share(share: float | None) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from typing import Annotated
 
 import typer
 
 from holdfast.cli import options as o
 from holdfast.cli.console import note, progress, say_json, table
+from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
 
@@ -60,7 +59,7 @@ def scalability(
         result = asked.run(progress=tell)
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / "scalability.json", json.dumps(result.to_dict(), indent=1))
-    write_whole(out / "scalability.html", page(result, command=shlex.join(["holdfast", *sys.argv[1:]])))
+    write_whole(out / "scalability.html", page(result, command=typed()))
     if talk.json:
         say_json(result.to_dict())
     else:
