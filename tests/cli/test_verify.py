@@ -17,7 +17,7 @@ from torch import nn
 from holdfast.certifiers.verification.vnnlib import parse_counterexample
 from holdfast.verification.decide import Effort, rerun
 from holdfast.verification.instances import read_instances
-from holdfast.verification.record import InstanceRecord, parsed
+from holdfast.verification.record import InstanceRecord
 from holdfast.verification.workers import InstanceWorkers
 
 onnx = pytest.importorskip("onnx")
@@ -341,20 +341,6 @@ def test_a_journal_of_the_former_form_is_refused_by_its_form(holdfast, folder, t
     assert said.code == 3
     assert "records of form 1" in said.err
     assert "verify the list again" in said.err
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('{"verdict": "unsat", "seconds": -1}', "seconds: "),
-        ('{"verdict": "unsat", "seconds": 1, "colour": "red"}', "colour: "),
-        ('{"verdict": "unsat", "seconds": 1, "bound": NaN}', "NaN"),
-        ("[]", "the record as a whole"),
-    ],
-)
-def test_a_record_is_checked_when_it_is_read_back(text, says):
-    with pytest.raises(ValueError, match=says):
-        parsed(text)
 
 
 def _dying(pipe, threads):

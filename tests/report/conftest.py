@@ -113,8 +113,11 @@ def make_pictures(document: Document, size: int = 32, channels: int = 3) -> list
             np.kron(rng.normal(size=(channels, size // 2, size // 2)), np.ones((2, 2)))
         )
         out.append(
-            Picture(s.id, s.label, s.prediction, (s.label + 1) % 10, s.witness.distance, s.witness.attack,
-                    clean.clip(0, 1).astype(np.float32), (clean + change).clip(0, 1).astype(np.float32))
+            Picture(
+                id=s.id, label=s.label, prediction=s.prediction, adversarial_prediction=(s.label + 1) % 10,
+                distance=s.witness.distance, attack=s.witness.attack, clean=clean.clip(0, 1).astype(np.float32),
+                adversarial=(clean + change).clip(0, 1).astype(np.float32),
+            )
         )  # fmt: skip
     return out
 

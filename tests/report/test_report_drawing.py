@@ -23,7 +23,10 @@ def _image(uri: str) -> np.ndarray:
 
 
 def _picture(clean: np.ndarray, adversarial: np.ndarray) -> Picture:
-    return Picture(0, 1, 1, 2, 0.1, "pgd", clean, adversarial)
+    return Picture(
+        id=0, label=1, prediction=1, adversarial_prediction=2, distance=0.1, attack="pgd", clean=clean,
+        adversarial=adversarial,
+    )  # fmt: skip
 
 
 def test_step_curves_never_flatter():

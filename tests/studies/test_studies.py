@@ -18,8 +18,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.registry import create, names
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm, ThreatModel, parse_eps
-from holdfast.models.compressed import adjusted, pruned
-from holdfast.numerics.calibration import calibration_error, temperature_of
+from holdfast.models.compressed import adjusted
 from holdfast.numerics.evaluation import evaluate
 from holdfast.report.studies import page
 from holdfast.session import Session, open_session
@@ -40,64 +39,6 @@ def problem_of(n: int, eps: float, norm: Norm = Norm.LINF) -> Problem:
 def held(n: int) -> tuple[Tensor, Tensor]:
     x, y = digits(1797)
     return x[-n:], y[-n:]
-
-
-class TestAdjustments:
-    def test_pruning_takes_the_smallest_weights_of_all_layers_together(self):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
-        with torch.no_grad():
-            model[2].weight.mul_(100)
-        made = pruned(model, 0.5)
-        assert (made[0].weight == 0).sum() == 44, "half of 88, none of them in the layer with the large weights"
-        assert (made[2].weight != 0).all()
-        kept = made[0].weight != 0
-        assert torch.equal(made[0].weight[kept], model[0].weight[kept])
-        assert model[0].weight[~kept].abs().max() <= model[0].weight[kept].abs().min()
-
-    def test_int8_weights_lie_on_255_levels(self):
-        torch.manual_seed(0)
-        model = nn.Linear(500, 4)
-        made, _ = adjusted("int8-weights", model, torch.rand(4, 500), torch.zeros(4, dtype=torch.int64))
-        scale = model.weight.abs().amax(1, keepdim=True) / 127
-        levels = made.weight / scale
-        assert torch.allclose(levels, levels.round(), atol=1e-3)
-        assert (made.weight - model.weight).abs().max() <= scale.max() / 2 * 1.001
-
-    def test_int8_rounds_inputs_and_lets_the_gradient_pass(self):
-        model, (x, y) = affine_digits(), held(50)
-        made, _ = adjusted("int8", nn.Sequential(nn.Flatten(), _linear(model)), x, y)
-        close = evaluate(made, x) - model(x)
-        assert 0 < close.abs().max() < 0.15
-        probe = x[:2].clone().requires_grad_()
-        grad = torch.autograd.grad(made(probe)[:, 0].sum(), probe)[0]
-        expected = torch.autograd.grad(model(probe)[:, 0].sum(), probe)[0]
-        assert torch.allclose(grad, expected, atol=0.02)
-
-    @pytest.mark.parametrize("name", ["fp16", "bf16"])
-    def test_lower_precision_keeps_the_callers_type(self, name):
-        model, (x, y) = affine_digits(), held(20)
-        made, _ = adjusted(name, model, x, y)
-        scores = evaluate(made, x)
-        assert scores.dtype == x.dtype
-        assert 0 < (scores - model(x)).abs().max() < 0.3
-
-    def test_the_temperature_is_the_least_cross_entropy(self):
-        scores = 5 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).double()
-        y = torch.randint(4, (200,), generator=torch.Generator().manual_seed(1))
-        y = torch.where(torch.arange(200) % 2 == 0, scores.argmax(1), y)
-        best = temperature_of(scores, y)
-
-        def loss(t: float) -> float:
-            return nn.functional.cross_entropy(scores / t, y).item()
-
-        assert loss(best) <= min(loss(best * 1.01), loss(best / 1.01))
-        assert loss(best) < loss(1.0)
-
-    def test_calibration_error_by_hand(self):
-        p = torch.tensor([0.95, 0.95, 0.6, 0.6])
-        scores = torch.stack([p, 1 - p], 1).log()
-        assert math.isclose(calibration_error(scores, torch.tensor([0, 0, 1, 1])), 0.5 * 0.05 + 0.5 * 0.6, rel_tol=1e-5)
 
 
 def _linear(model: nn.Module) -> nn.Linear:

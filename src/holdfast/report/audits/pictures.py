@@ -21,7 +21,7 @@ _SIDE = 80
 _SCALES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Picture:
     """A broken sample as the page shows it.
 

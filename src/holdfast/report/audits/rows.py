@@ -17,7 +17,7 @@ _MOST, _COLUMNS, _LISTED = 12, 8, 40
 _STILL = 1e-6  # of a column's range: less is the rounding of units
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableRow:
     """A broken row as the page shows it.
 

@@ -40,10 +40,16 @@ def pictures(context: Context, document: Document) -> list[Picture]:
         x = context.folder.witness(s.witness.sha256)
         shown.append(
             Picture(
-                s.id, s.label, s.prediction, s.witness.prediction, s.witness.distance, s.witness.attack,
-                context.data.x[s.id].numpy(), x.view(*document.data.shape).numpy(),
+                id=s.id,
+                label=s.label,
+                prediction=s.prediction,
+                adversarial_prediction=s.witness.prediction,
+                distance=s.witness.distance,
+                attack=s.witness.attack,
+                clean=context.data.x[s.id].numpy(),
+                adversarial=x.view(*document.data.shape).numpy(),
             )
-        )  # fmt: skip
+        )
     return shown
 
 
@@ -62,12 +68,18 @@ def broken_rows(context: Context, document: Document) -> BrokenRows | None:
     width = np.full(len(names), context.plan.high - context.plan.low) if table is None else table.width.numpy()
     rows = [
         TableRow(
-            i, by_id[i].label, by_id[i].prediction, witness.prediction, witness.distance, witness.attack,
-            clean.astype(np.float64), adversarial.astype(np.float64),
+            id=i,
+            label=by_id[i].label,
+            prediction=by_id[i].prediction,
+            adversarial_prediction=witness.prediction,
+            distance=witness.distance,
+            attack=witness.attack,
+            clean=clean.astype(np.float64),
+            adversarial=adversarial.astype(np.float64),
         )
         for i, clean, adversarial in zip(broken.ids.tolist(), broken.clean, broken.adversarial, strict=True)
         if (witness := by_id[i].witness) is not None
-    ]  # fmt: skip
+    ]
     return BrokenRows(tuple(rows), names, width) if rows else None
 
 
