@@ -88,7 +88,7 @@ def _walk(chosen: list[Setting], counts: Counter[str], wrong: list[str]) -> None
     """Captures calls together and reads each result by itself."""
     example = _points(3)[1]
     try:
-        program = exported(_Calls(chosen), example, lead=1)
+        program = exported(_Calls(chosen), example, batch_dims=1)
     except ModelError as error:
         if len(chosen) == 1:
             counts["refused by PyTorch's capture"] += 1

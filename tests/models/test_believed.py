@@ -103,12 +103,12 @@ def test_the_hull_is_the_smallest_box_around_all_sets(norm):
 def _misread(monkeypatch, beyond=1.5):
     """The reader of ONNX files takes what is beyond a number for a constant."""
     import holdfast.graph.onnx as reader
-    from holdfast.graph import onnx_truth
+    from holdfast.graph import compose, onnx_truth
     from holdfast.graph.build import Builder
 
     def wrong(path, output=None, entries=None):
         b = Builder((2,), torch.float32)
-        return b.finish(b.linear(b.clip(0, None, beyond), torch.eye(2)))
+        return b.finish(b.linear(compose.clip(b, 0, None, beyond), torch.eye(2)))
 
     monkeypatch.setattr(reader, "read_onnx", wrong)
     monkeypatch.setattr(onnx_truth, "read_onnx", wrong)

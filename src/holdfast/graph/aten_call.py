@@ -135,7 +135,7 @@ class Call:
     @property
     def rank(self) -> int:
         """Number of dimensions of the first argument as the model sees it."""
-        return len(self.shape) + self.b.lead
+        return len(self.shape) + self.b.batch_dims
 
     def at(self, name: str) -> int:
         """A tensor that must depend on the input."""
@@ -189,9 +189,9 @@ class Call:
     def dim(self, dim: int, rank: int | None = None) -> int:
         """A dimension of the first argument (or of a value with ``rank`` dimensions) without the batch."""
         rank = self.rank if rank is None else rank
-        if rank == 0 or dim % rank < self.b.lead:
+        if rank == 0 or dim % rank < self.b.batch_dims:
             raise UnsupportedError(f"'{self.name}' along the batch{where_of(self.node)}")
-        return dim % rank - self.b.lead
+        return dim % rank - self.b.batch_dims
 
     def dims(self, dims: Any) -> list[int]:
         """Several of them; None and [] are all, which the batch would join."""

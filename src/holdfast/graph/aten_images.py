@@ -11,6 +11,7 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
 from holdfast.graph.aten_call import Call, Handler, tuple_of, where_of
 from holdfast.graph.build import Value
+from holdfast.graph.windows import Windows, average_pool, conv, conv_transpose, max_pool
 
 __all__ = ["IMAGES"]
 
@@ -25,7 +26,8 @@ def _conv(c: Call) -> Value:
         pads = [(total // 2, total - total // 2) for total in totals]
     else:
         pads = [(p, p) for p in tuple_of(0 if padding == "valid" else padding, k)]
-    return c.b.conv(c.x, weight, bias, stride, pads, dilation, c.get("groups"))
+    windows = Windows(stride=stride, pads=pads, dilation=dilation)
+    return conv(c.b, c.x, weight, bias, windows, c.get("groups"))
 
 
 def _conv_transpose(c: Call) -> Value:
@@ -34,8 +36,8 @@ def _conv_transpose(c: Call) -> Value:
     stride, padding, extra, dilation = (
         tuple_of(c.get(name), k) for name in ("stride", "padding", "output_padding", "dilation")
     )
-    pads = [(p, p) for p in padding]
-    return c.b.conv_transpose(c.x, weight, bias, stride, pads, extra, dilation, c.get("groups"))
+    windows = Windows(stride=stride, pads=[(p, p) for p in padding], dilation=dilation)
+    return conv_transpose(c.b, c.x, weight, bias, windows, extra, c.get("groups"))
 
 
 def _pad(c: Call) -> Value:
@@ -50,31 +52,34 @@ def _pad(c: Call) -> Value:
     return c.b.pad(c.x, [(0, 0)] * (rank - len(pairs)) + pairs)
 
 
-def _windows(c: Call, k: int) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Kernel, stride and padding of a pool."""
+def _windows(c: Call, k: int) -> tuple[tuple[int, ...], Windows]:
+    """The kernel of a pool, and how its windows lie."""
     kernel = tuple_of(c.get("kernel_size"), k)
-    return kernel, tuple_of(c.get("stride") or kernel, k), tuple_of(c.get("padding"), k)
+    stride, padding = tuple_of(c.get("stride") or kernel, k), tuple_of(c.get("padding"), k)
+    dilation = tuple_of(c.get("dilation"), k) if c.has("dilation") else (1,) * k
+    return kernel, Windows(stride=stride, pads=[(p, p) for p in padding], dilation=dilation)
 
 
 def _max_pool(c: Call) -> Value:
     k = int(c.name.split("max_pool")[1][0])
-    kernel, stride, padding = _windows(c, k)
-    return c.b.max_pool(c.x, kernel, stride, padding, tuple_of(c.get("dilation"), k), bool(c.get("ceil_mode")))
+    kernel, windows = _windows(c, k)
+    return max_pool(c.b, c.x, kernel, windows, bool(c.get("ceil_mode")))
 
 
 def _avg_pool(c: Call) -> Value:
     k = int(c.name.split("avg_pool")[1][0])
-    kernel, stride, padding = _windows(c, k)
-    sizes = c.shape[-k:]
-    rests = [(s + 2 * p - n) % step for s, p, n, step in zip(sizes, padding, kernel, stride, strict=True)]
+    kernel, windows = _windows(c, k)
+    rests = [
+        (s + before + after - n) % step
+        for s, (before, after), n, step in zip(c.shape[-k:], windows.pads, kernel, windows.stride, strict=True)
+    ]
     if c.get("ceil_mode") and any(rests):
         raise UnsupportedError(
             f"an average pool with ceil_mode=True{where_of(c.node)}, whose last window is cut; served are windows that fit: pad "
             "the value first"
         )
     divisor = c.get("divisor_override") if c.has("divisor_override") else None
-    pads = [(p, p) for p in padding]
-    return c.b.average_pool(c.x, kernel, stride, pads, bool(c.get("count_include_pad")), divisor)
+    return average_pool(c.b, c.x, kernel, windows, bool(c.get("count_include_pad")), divisor)
 
 
 def _adaptive(c: Call) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
@@ -93,7 +98,7 @@ def _adaptive_avg_pool(c: Call) -> Value:
     rank = len(c.shape)
     if target is None:
         return c.b.mean(c.x, range(rank - k, rank), keep=True)
-    return c.b.average_pool(c.x, kernel, kernel, [(0, 0)] * k)
+    return average_pool(c.b, c.x, kernel, Windows.plain(kernel))
 
 
 def _adaptive_max_pool(c: Call) -> list[Value]:
@@ -101,7 +106,7 @@ def _adaptive_max_pool(c: Call) -> list[Value]:
     rank = len(c.shape)
     if target is None:
         return [compose.amax(c.b, c.x, range(rank - k, rank), True)]
-    return [c.b.max_pool(c.x, kernel, kernel, [0] * k, [1] * k)]
+    return [max_pool(c.b, c.x, kernel, Windows.plain(kernel))]
 
 
 def _upsample(c: Call) -> Value:
@@ -122,7 +127,7 @@ def _upsample(c: Call) -> Value:
     else:
         names = [name for name in c.names if name.startswith("scales")]
         scales = [c.get(name) for name in names]
-    x, first = c.x, 2 - c.b.lead
+    x, first = c.x, 2 - c.b.batch_dims
     for i, out in enumerate(int(s) for s in spatial):
         weight = _interpolation(c, c.b.shape(x)[first + i], out, mode, scales[i], align)
         x = compose.resample(c.b, x, first + i, weight)
@@ -146,17 +151,17 @@ def _interpolation(c: Call, size: int, out: int, mode: str, scale: float | None,
 def _shuffle(c: Call) -> Value:
     """pixel_shuffle, pixel_unshuffle and channel_shuffle."""
     name, k, b = c.name, int(c.get(c.names[1])), c.b
-    x = b.samples(c.x, c.rank - 1)
+    x = b.drop_batch(c.x, c.rank - 1)
     n, *space = b.shape(x)
     if name == "channel_shuffle":
         wide = b.permute(b.reshape(x, (k, n // k, *space)), (1, 0, *range(2, len(space) + 2)))
-        return b.again(b.reshape(wide, (n, *space)), c.x)
+        return b.restore_batch(b.reshape(wide, (n, *space)), c.x)
     h, w = space
     if name == "pixel_shuffle":
         wide = b.permute(b.reshape(x, (n // k**2, k, k, h, w)), (0, 3, 1, 4, 2))
-        return b.again(b.reshape(wide, (n // k**2, h * k, w * k)), c.x)
+        return b.restore_batch(b.reshape(wide, (n // k**2, h * k, w * k)), c.x)
     wide = b.permute(b.reshape(x, (n, h // k, k, w // k, k)), (0, 2, 4, 1, 3))
-    return b.again(b.reshape(wide, (n * k**2, h // k, w // k)), c.x)
+    return b.restore_batch(b.reshape(wide, (n * k**2, h // k, w // k)), c.x)
 
 
 def _named(stem: str, *suffixes: str) -> list[str]:

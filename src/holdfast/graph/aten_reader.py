@@ -196,7 +196,7 @@ class Reader:
                 raise UnsupportedError(
                     f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know"
                 )
-            return Size(([1] * self.builder.lead + list(self.builder.shape(first)))[int(node.args[1])])  # type: ignore[arg-type]
+            return Size(([1] * self.builder.batch_dims + list(self.builder.shape(first)))[int(node.args[1])])  # type: ignore[arg-type]
         assert callable(target)
         return Size(target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain)))
 

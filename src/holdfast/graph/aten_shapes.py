@@ -17,20 +17,20 @@ __all__ = ["SHAPES"]
 
 
 def _reshape(c: Call) -> Value:
-    before, after, lead = c.full_shape(c.first), c.result_shape, c.b.lead
+    before, after, batch_dims = c.full_shape(c.first), c.result_shape, c.b.batch_dims
     c.skip(*c.names[1:])  # the shape of the result says it
-    mixed = lead and (not after or str(before[0]) != str(after[0]))
-    if mixed or not all(isinstance(s, int) for s in after[lead:]):
+    mixed = batch_dims and (not after or str(before[0]) != str(after[0]))
+    if mixed or not all(isinstance(s, int) for s in after[batch_dims:]):
         raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that mixes the batch with the features")
-    return c.b.reshape(c.x, after[lead:])
+    return c.b.reshape(c.x, after[batch_dims:])
 
 
 def _permute(c: Call) -> Value:
-    lead, rank = c.b.lead, c.rank
+    batch_dims, rank = c.b.batch_dims, c.rank
     dims = [d % rank for d in (c.get("dims") if c.has("dims") else range(rank)[::-1])]
-    if lead and dims[0] != 0:
+    if batch_dims and dims[0] != 0:
         raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that moves the batch")
-    return c.b.permute(c.x, [d - lead for d in dims[lead:]])
+    return c.b.permute(c.x, [d - batch_dims for d in dims[batch_dims:]])
 
 
 def _transpose(c: Call) -> Value:
@@ -44,7 +44,7 @@ def _transpose(c: Call) -> Value:
 def _range(c: Call) -> tuple[int, Tensor] | None:
     """The dimension and the places of a slice; None where it is the whole batch."""
     dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
-    if dim % c.rank < c.b.lead and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
+    if dim % c.rank < c.b.batch_dims and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
         return None
     dim = c.dim(dim)
     return dim, torch.arange(c.shape[dim])[slice(start, stop, step)]
@@ -75,7 +75,7 @@ def _written(c: Call, base: Value, value: Value, dim: int, index: Tensor) -> Val
         dim: a feature dimension.
         index: (k,) different places.
     """
-    shape = tuple(c.result_shape[c.b.lead :])
+    shape = tuple(c.result_shape[c.b.batch_dims :])
     size, index = shape[dim], index.cpu()
     if index.unique().numel() != len(index):
         raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that writes an entry twice")
@@ -101,13 +101,13 @@ def _constant(value: Value, rest: Value, kept: Tensor) -> bool:
 
 def _select_scatter(c: Call) -> Value:
     dim = c.dim(c.get("dim"), len(c.result_shape))
-    index = torch.tensor([c.get("index") % int(c.result_shape[c.b.lead + dim])])
+    index = torch.tensor([c.get("index") % int(c.result_shape[c.b.batch_dims + dim])])
     value = c.operand("src")
     if isinstance(value, int):
         shape = c.b.shape(value)
         value = c.b.reshape(value, (*shape[:dim], 1, *shape[dim:]))
     else:
-        value = value.unsqueeze(dim + c.b.lead)
+        value = value.unsqueeze(dim + c.b.batch_dims)
     return _written(c, c.operand("self"), value, dim, index)
 
 
@@ -115,11 +115,11 @@ def _slice_scatter(c: Call) -> Value:
     rank = len(c.result_shape)
     dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
     value = c.operand("src")
-    if dim % rank < c.b.lead and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
+    if dim % rank < c.b.batch_dims and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
         c.skip("self")
         return value if isinstance(value, int) else _filling(c, value)
     dim = c.dim(dim, rank)
-    index = torch.arange(int(c.result_shape[c.b.lead + dim]))[slice(start, stop, step)]
+    index = torch.arange(int(c.result_shape[c.b.batch_dims + dim]))[slice(start, stop, step)]
     return _written(c, c.operand("self"), value, dim, index)
 
 
@@ -133,7 +133,7 @@ def _copy(c: Call) -> Value:
     """What is written over a value, in its shape; the value itself does not count."""
     c.skip("self", "non_blocking")
     value = c.operand("src" if c.has("src") else "value")
-    return c.b.expand(value, c.result_shape[c.b.lead :]) if isinstance(value, int) else _filling(c, value)
+    return c.b.expand(value, c.result_shape[c.b.batch_dims :]) if isinstance(value, int) else _filling(c, value)
 
 
 def _index_fill(c: Call) -> Value:
@@ -158,7 +158,7 @@ def _stack(c: Call) -> Value:
     wide = [
         c.b.reshape(p, (*c.b.shape(p)[:dim], 1, *c.b.shape(p)[dim:]))
         if isinstance(p, int)
-        else p.unsqueeze(dim + c.b.lead)
+        else p.unsqueeze(dim + c.b.batch_dims)
         for p in parts
     ]
     return c.b.concat(wide, dim)
@@ -187,21 +187,21 @@ def _embedding(c: Call) -> Value:
 
 
 def _expand(c: Call) -> Value:
-    before, after, lead = c.full_shape(c.first), c.result_shape, c.b.lead
+    before, after, batch_dims = c.full_shape(c.first), c.result_shape, c.b.batch_dims
     c.skip(*c.names[1:])  # the shape of the result says it
-    if lead and (len(after) != len(before) or str(after[0]) != str(before[0])):
+    if batch_dims and (len(after) != len(before) or str(after[0]) != str(before[0])):
         raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that mixes the batch with the features")
-    return c.b.expand(c.x, after[lead:])
+    return c.b.expand(c.x, after[batch_dims:])
 
 
 def _repeat(c: Call) -> Value:
     times: Sequence[int] = c.get(c.names[1])
-    x, lead, rank = c.x, c.b.lead, c.rank
+    x, batch_dims, rank = c.x, c.b.batch_dims, c.rank
     times = [1] * (rank - len(times)) + list(times)
-    if lead and (len(times) > rank or times[0] != 1):
+    if batch_dims and (len(times) > rank or times[0] != 1):
         raise UnsupportedError(f"'{c.name}' along the batch{where_of(c.node)}")
     x = c.b.reshape(x, (1,) * (len(times) - rank) + c.shape)
-    return compose.tile(c.b, x, times[lead:])
+    return compose.tile(c.b, x, times[batch_dims:])
 
 
 def _flip(c: Call) -> Value:

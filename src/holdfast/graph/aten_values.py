@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
-from holdfast.graph import compose
+from holdfast.graph import compose, products
 from holdfast.graph.aten_attention import attention
 from holdfast.graph.aten_call import Call, Handler, where_of
 from holdfast.graph.build import Builder, Value
@@ -22,7 +22,7 @@ def _linear(c: Call) -> Value:
 
 
 def _matmul(c: Call) -> Value:
-    return c.b.matmul(*map(c.operand, c.names[:2]))
+    return products.matmul(c.b, *map(c.operand, c.names[:2]))
 
 
 def _addmm(c: Call) -> Value:
@@ -37,7 +37,7 @@ def _addmm(c: Call) -> Value:
         and isinstance(y, Tensor)
     ):
         return c.b.linear(x, y.T, shift.expand(y.shape[1]))
-    product = c.b.multiply(c.b.matmul(x, y), torch.tensor(alpha, dtype=torch.float64))
+    product = c.b.multiply(products.matmul(c.b, x, y), torch.tensor(alpha, dtype=torch.float64))
     return c.b.add(product, c.b.multiply(shift, torch.tensor(beta, dtype=torch.float64)))
 
 
@@ -49,7 +49,7 @@ def _batch_norm(c: Call) -> Value:
     if statistics[0] is None or statistics[1] is None:
         return _batch_statistics(c)
     weight, bias = c.constant("weight"), c.constant("bias")
-    return c.b.batch_norm(c.x, weight, bias, statistics[0], statistics[1], c.number("eps"))
+    return compose.batch_norm(c.b, c.x, weight, bias, (statistics[0], statistics[1]), c.number("eps"))
 
 
 def _batch_statistics(c: Call) -> Value:
@@ -80,11 +80,11 @@ def _clip(c: Call) -> Value:
         low, high = c.raw("min"), c.raw("max")
         y: Value = c.x if low is None else compose.maximum(c.b, c.x, c.operand("min"))
         return y if high is None else compose.minimum(c.b, y, c.operand("max"))
-    return c.b.clip(c.x, c.get("min"), c.get("max"))
+    return compose.clip(c.b, c.x, c.get("min"), c.get("max"))
 
 
 def _hardtanh(c: Call) -> Value:
-    return c.b.clip(c.x, c.number("min_val"), c.number("max_val"))
+    return compose.clip(c.b, c.x, c.number("min_val"), c.number("max_val"))
 
 
 Reduction = Callable[[Builder, int, Sequence[int], bool], int]
@@ -171,7 +171,7 @@ def _power(c: Call) -> Value:
         if not bool(exponents.isfinite().all()):
             raise UnsupportedError("'pow' with an exponent that is infinite or no number")
         exponent = float(exponents)
-        x, _ = c.b.meet(x, y)
+        x, _ = c.b.broadcast(x, y)
         return c.b.affine(x, scale=0.0, shift=1.0) if exponent == 0 else c.b.power(x, exponent)
     if isinstance(x, Tensor) and isinstance(y, int) and bool((x > 0).all()):
         return c.b.unary("exp", int(c.b.multiply(x.double().log(), y)))
@@ -262,14 +262,14 @@ def _layer_norm(c: Call) -> Value:
 
 def _group_norm(c: Call) -> Value:
     weight, bias = c.constant("weight"), c.constant("bias")
-    x = c.b.samples(c.x, c.rank - 1)
+    x = c.b.drop_batch(c.x, c.rank - 1)
     if c.name == "instance_norm":
         statistics = [c.constant(name) for name in ("running_mean", "running_var")]
         c.skip("momentum")
         if not c.get("use_input_stats"):
             if statistics[0] is None or statistics[1] is None:
                 raise UnsupportedError("'instance_norm' without statistics")
-            return c.b.batch_norm(c.x, weight, bias, statistics[0], statistics[1], c.number("eps"))
+            return compose.batch_norm(c.b, c.x, weight, bias, (statistics[0], statistics[1]), c.number("eps"))
         if statistics[0] is not None or statistics[1] is not None:
             raise UnsupportedError(
                 f"'instance_norm'{where_of(c.node)} changes its running statistics in eval mode too: the model keeps a "
@@ -278,7 +278,7 @@ def _group_norm(c: Call) -> Value:
         groups = c.b.shape(x)[0]
     else:
         groups = int(c.get("num_groups"))
-    return c.b.again(compose.group_norm(c.b, x, groups, weight, bias, c.number("eps")), c.x)
+    return c.b.restore_batch(compose.group_norm(c.b, x, groups, weight, bias, c.number("eps")), c.x)
 
 
 VALUES: dict[str, Handler] = {
@@ -349,7 +349,7 @@ VALUES: dict[str, Handler] = {
     **dict.fromkeys(("group_norm", "instance_norm"), _group_norm),
     "scaled_dot_product_attention": attention,
     "hardtanh": _hardtanh,
-    "relu6": lambda c: c.b.clip(c.x, 0.0, 6.0),
+    "relu6": lambda c: compose.clip(c.b, c.x, 0.0, 6.0),
     **dict.fromkeys(("clamp", "clip"), _clip),
     "mean": _reduced(Builder.mean),
     "sum": _reduced(compose.total),

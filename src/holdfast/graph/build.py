@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.model import Graph, Node, Written
-from holdfast.graph.operations import compute, shape_of
+from holdfast.graph.operations import shape_of
 from holdfast.graph.shapes import broadcast
 from holdfast.graph.simplify import simplify, written
 
@@ -35,7 +35,7 @@ class Builder:
         shape: shape of one input sample.
         dtype: the type in which the model runs.
         device: where the constants shall lie.
-        lead: how many dimensions stand before the features in the constants and axes of the model: 1 (the batch), or 0
+        batch_dims: how many dimensions stand before the features in the constants and axes of the model: 1 (the batch), or 0
             where the model is read for one sample and every dimension is a feature.
 
     Attributes:
@@ -44,12 +44,12 @@ class Builder:
     """
 
     def __init__(
-        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu", lead: int = 1
+        self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu", batch_dims: int = 1
     ) -> None:
         self.nodes: list[Node] = [Node("input", (), tuple(shape))]
         self.dtype = dtype
         self.device = device
-        self.lead = lead
+        self.batch_dims = batch_dims
         self.origin = ""
         self.computed: list[str] = []
 
@@ -103,18 +103,18 @@ class Builder:
             constant = constant[0]
         return constant.reshape((1,) * (rank - constant.ndim) + tuple(constant.shape))
 
-    def meet(self, x: int, constant: Tensor) -> tuple[int, Tensor]:
+    def broadcast(self, x: int, constant: Tensor) -> tuple[int, Tensor]:
         """A node and a constant with equally many dimensions, the node enlarged to what broadcasting gives."""
         shape = self.shape(x)
-        if not self.lead and constant.ndim > len(shape):
+        if not self.batch_dims and constant.ndim > len(shape):
             x = self.reshape(x, (1,) * (constant.ndim - len(shape)) + shape)
         constant = self.feature_constant(constant, len(self.shape(x)))
         return self.expand(x, broadcast(self.shape(x), constant.shape)), constant
 
-    def meet_node(self, x: int, y: int) -> tuple[int, int]:
+    def broadcast_nodes(self, x: int, y: int) -> tuple[int, int]:
         """Two nodes enlarged to what broadcasting gives."""
         first, second = self.shape(x), self.shape(y)
-        if self.lead and len(first) != len(second):
+        if self.batch_dims and len(first) != len(second):
             raise BatchError(f"two values of shapes {first} and {second}: it mixes the batch with the features")
         shape = broadcast(first, second)
         return self.expand(x, shape), self.expand(y, shape)
@@ -135,7 +135,7 @@ class Builder:
                 value = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
                 if not torch.isfinite(value).all():
                     raise UnsupportedError("a constant that is infinite or no number; served are finite ones")
-                x, tensors[key] = self.meet(x, value.to(torch.promote_types(value.dtype, self.dtype)))
+                x, tensors[key] = self.broadcast(x, value.to(torch.promote_types(value.dtype, self.dtype)))
         rank = len(self.shape(x))
         tensors = {k: t.reshape((1,) * (rank - t.ndim) + tuple(t.shape)) for k, t in tensors.items()}
         return self.add_node("affine", [x], tensors)
@@ -145,7 +145,7 @@ class Builder:
         if isinstance(x, int) and isinstance(y, int):
             if abs(sign) != 1:
                 return self.add(x, self.affine(y, scale=sign))
-            return self.add_node("add" if sign > 0 else "sub", self.meet_node(x, y))
+            return self.add_node("add" if sign > 0 else "sub", self.broadcast_nodes(x, y))
         if isinstance(x, int):
             return self.affine(x, shift=y * sign)
         if isinstance(y, int):
@@ -155,7 +155,7 @@ class Builder:
     def multiply(self, x: Value, y: Value) -> Value:
         """``x * y``."""
         if isinstance(x, int) and isinstance(y, int):
-            return self.power(x, 2.0) if x == y else self.add_node("mul", self.meet_node(x, y))
+            return self.power(x, 2.0) if x == y else self.add_node("mul", self.broadcast_nodes(x, y))
         if isinstance(x, int):
             return self.affine(x, scale=y)
         return self.affine(y, scale=x) if isinstance(y, int) else x * y
@@ -186,130 +186,18 @@ class Builder:
         """``x @ weight.T + bias`` on the last dimension."""
         return self.add_node("linear", [x], {"weight": weight} | ({} if bias is None else {"bias": bias}))
 
-    def samples(self, x: int, rank: int) -> int:
+    def drop_batch(self, x: int, rank: int) -> int:
         """The value as an operation of samples with ``rank`` feature dimensions takes it, without a batch of one."""
         shape = self.shape(x)
-        if not self.lead and len(shape) == rank + 1 and shape[0] == 1:
+        if not self.batch_dims and len(shape) == rank + 1 and shape[0] == 1:
             return self.reshape(x, shape[1:])
         if len(shape) != rank:
             raise BatchError(f"an operation of samples with {rank} dimensions on a value of shape {shape}")
         return x
 
-    def again(self, x: int, like: int) -> int:
-        """What `samples` dropped from the value ``like``, for the result."""
+    def restore_batch(self, x: int, like: int) -> int:
+        """What `drop_batch` dropped from the value ``like``, for the result."""
         return x if len(self.shape(x)) == len(self.shape(like)) else self.reshape(x, (1, *self.shape(x)))
-
-    def conv(
-        self,
-        x: int,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sequence[int],
-        pads: Sequence[tuple[int, int]],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> int:
-        """A convolution; padding that differs on the two sides becomes a node of its own."""
-        given, x = x, self.samples(x, weight.ndim - 1)
-        if any(before != after for before, after in pads):
-            x, pads = self.pad(x, [(0, 0), *pads]), [(0, 0)] * len(pads)
-        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
-        padding = tuple(before for before, _ in pads)
-        attributes = {"stride": tuple(stride), "padding": padding, "dilation": tuple(dilation), "groups": groups}
-        return self.again(self.add_node("conv", [x], tensors, attributes), given)
-
-    def conv_transpose(
-        self,
-        x: int,
-        weight: Tensor,
-        bias: Tensor | None,
-        stride: Sequence[int],
-        pads: Sequence[tuple[int, int]],
-        output_padding: Sequence[int],
-        dilation: Sequence[int],
-        groups: int,
-    ) -> int:
-        """A transposed convolution; padding that differs on the two sides is cropped afterwards."""
-        given, x = x, self.samples(x, weight.ndim - 1)
-        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
-        attributes = {
-            "stride": tuple(stride),
-            "padding": tuple(min(pair) for pair in pads),
-            "output_padding": tuple(output_padding),
-            "dilation": tuple(dilation),
-            "groups": groups,
-        }
-        x = self.add_node("conv_transpose", [x], tensors, attributes)
-        x = self.pad(x, [(0, 0), *((min(pair) - pair[0], min(pair) - pair[1]) for pair in pads)])
-        return self.again(x, given)
-
-    def batch_norm(
-        self, x: int, weight: Tensor | None, bias: Tensor | None, mean: Tensor, variance: Tensor, eps: float
-    ) -> int:
-        """Batch norm with fixed statistics, in float64: two affine nodes, which `simplify` merges."""
-        scale = 1.0 / torch.sqrt(variance.double() + eps)
-        if weight is not None:
-            scale = weight.double() * scale
-        per_channel = (-1,) + (1,) * (len(self.shape(x)) - 2 + self.lead)
-        x = self.affine(x, shift=-mean.double().view(per_channel))
-        x = self.affine(x, scale.view(per_channel), None if bias is None else bias.double().view(per_channel))
-        # what the scale was made of: in a narrow type a small variance may vanish
-        parts = {"mean": mean.double().view(per_channel), "variance": variance.double().view(per_channel), "eps": eps}
-        self.nodes[x] = replace(self.nodes[x], attributes=parts)
-        return x
-
-    def average_pool(
-        self,
-        x: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        pads: Sequence[tuple[int, int]],
-        count_padding: bool = True,
-        divisor: float | None = None,
-    ) -> int:
-        """An average pool: a convolution in which each channel is a group of its own; ``divisor`` instead of a count."""
-        given, x = x, self.samples(x, len(kernel) + 1)
-        channels = self.shape(x)[0]
-        count = torch.Size(kernel).numel() if divisor is None else divisor
-        ones = torch.ones(channels, 1, *kernel, dtype=torch.float64)
-        if divisor is not None or count_padding or not any(side for pair in pads for side in pair):
-            return self.again(self.conv(x, ones / count, None, stride, pads, [1] * len(kernel), channels), given)
-        total = self.conv(x, ones, None, stride, pads, [1] * len(kernel), channels)
-        inside = Builder(self.shape(x), torch.float64)
-        inside.conv(0, ones, None, stride, pads, [1] * len(kernel), channels)
-        counts = torch.ones(1, *self.shape(x), dtype=torch.float64)
-        for node in inside.nodes[1:]:
-            counts = compute(node.op, [counts], node.tensors, node.attributes)
-        return self.again(self.affine(total, scale=1.0 / counts[0]), given)
-
-    def max_pool(
-        self,
-        x: int,
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        ceil: bool = False,
-    ) -> int:
-        """A max pool; what it pads never wins."""
-        attributes = {
-            "kernel": tuple(kernel),
-            "stride": tuple(stride),
-            "padding": tuple(padding),
-            "dilation": tuple(dilation),
-            "ceil": ceil,
-        }
-        pooled = self.add_node("max_pool", [self.samples(x, len(attributes["kernel"]) + 1)], attributes=attributes)
-        return self.again(pooled, x)
-
-    def clip(self, x: int, low: float | None, high: float | None) -> int:
-        """``min(max(x, low), high)``."""
-        from holdfast.graph.compose import beside
-
-        for end, sign in ((low, 1.0), (high, -1.0)):
-            if end is not None:
-                x = beside(self, x, torch.tensor(float(end), dtype=torch.float64), sign)
-        return x
 
     def relu(self, x: int) -> int:
         """``max(x, 0)``."""
@@ -381,66 +269,3 @@ class Builder:
                 waiting = 0
         x = nodes[0] if len(nodes) == 1 else self.add_node("concat", nodes, attributes={"dim": dim})
         return self.affine(x, shift=torch.cat(shift, dim)) if constants else x
-
-    def matmul(self, x: Value, y: Value) -> int:
-        """The matrix product ``x @ y`` of the last two dimensions."""
-        if isinstance(x, Tensor) and isinstance(y, int):
-            rank = len(self.shape(y))
-            if rank == 1 and self.lead:
-                raise BatchError("a constant matrix before a batch of vectors: it mixes the batch with the features")
-            if rank == 1:
-                return self.matmul(y, x.mT if x.ndim > 1 else x)
-            # (x @ y) = (y' @ x')'
-            vector = x.ndim == 1
-            z = self.matmul(self._transpose(y), (x[None] if vector else x).mT)
-            z = self._transpose(z)
-            return self.reshape(z, [s for d, s in enumerate(self.shape(z)) if d != rank - 2]) if vector else z
-        if isinstance(x, int) and isinstance(y, Tensor):
-            return self._matmul_constant(x, y)
-        if not isinstance(x, int) or not isinstance(y, int):
-            raise ModelError("a product of two constants")
-        first, second = self.shape(x), self.shape(y)
-        if len(second) == 1 and not self.lead:
-            z = self.matmul(x, self.reshape(y, (*second, 1)))
-            return self.reshape(z, self.shape(z)[:-1])
-        if len(first) == 1 and not self.lead:
-            z = self.matmul(self.reshape(x, (1, *first)), y)
-            return self.reshape(z, [*self.shape(z)[:-2], self.shape(z)[-1]])
-        if len(first) < 2 or len(second) < 2 or (self.lead and len(first) != len(second)):
-            raise BatchError(
-                f"a matrix product of values of shapes {first} and {second}: it mixes the batch with the features"
-            )
-        leading = broadcast(first[:-2], second[:-2])
-        return self.add_node(
-            "matmul", [self.expand(x, (*leading, *first[-2:])), self.expand(y, (*leading, *second[-2:]))]
-        )
-
-    def _matmul_constant(self, x: int, weight: Tensor) -> int:
-        if weight.ndim == 1:
-            y = self.linear(x, weight[None])
-            return self.reshape(y, self.shape(y)[:-1])
-        if self.lead and weight.ndim > 2:
-            weight = self.feature_constant(weight, max(len(self.shape(x)), weight.ndim - 1))
-        if not self.lead and weight.ndim > max(len(self.shape(x)), 2):
-            if len(self.shape(x)) == 1:
-                z = self._matmul_constant(self.reshape(x, (1, *self.shape(x))), weight)
-                return self.reshape(z, [*self.shape(z)[:-2], self.shape(z)[-1]])
-            x = self.expand(x, (1,) * (weight.ndim - len(self.shape(x))) + self.shape(x))
-        if torch.Size(weight.shape[:-2]).numel() == 1:
-            return self.linear(x, weight.reshape(weight.shape[-2:]).mT)
-        shape = self.shape(x)
-        if len(shape) < 2 or (self.lead and weight.ndim > len(shape)):
-            raise BatchError("a matrix product with a constant that differs along the batch")
-        # a matrix for each block: a convolution of size 1 whose groups are the blocks
-        leading = broadcast(shape[:-2], weight.shape[:-2])
-        (m, k), n, blocks = shape[-2:], weight.shape[-1], torch.Size(leading).numel()
-        weight = weight.expand(*leading, k, n).reshape(blocks, k, n).mT.reshape(blocks * n, k, 1)
-        x = self._transpose(self.expand(x, (*leading, m, k)))
-        x = self.reshape(x, (blocks * k, m))
-        attributes = {"stride": (1,), "padding": (0,), "dilation": (1,), "groups": blocks}
-        x = self.add_node("conv", [x], {"weight": weight}, attributes)
-        return self._transpose(self.reshape(x, (*leading, n, m)))
-
-    def _transpose(self, x: int) -> int:
-        rank = len(self.shape(x))
-        return self.permute(x, [*range(rank - 2), rank - 1, rank - 2])

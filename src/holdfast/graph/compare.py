@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.core.errors import ModelError
 from holdfast.graph.model import Graph
 from holdfast.graph.probes import Probes
-from holdfast.graph.rounding import apart, differing, rounded, values
+from holdfast.graph.rounding import difference, differing, rounded, values
 
 __all__ = ["Recording", "compare"]
 
@@ -118,7 +118,7 @@ class _Search:
                     f"gives {tuple(found.shape)}"
                 )
             expected = expected.reshape(found.shape)
-            for i in self._suspects(x, apart(found, expected).flatten(1), expected.flatten(1)):
+            for i in self._suspects(x, difference(found, expected).flatten(1), expected.flatten(1)):
                 if differing(self.graph, self.dtype, x[i : i + 1], [(len(self.graph.nodes) - 1, expected[i : i + 1])]):
                     return x[i : i + 1]
         return None
@@ -145,9 +145,9 @@ def _told(search: _Search, x: Tensor, recording: Callable[[], Recording] | None)
     with torch.no_grad():
         mine = values(search.graph, x)[-1].flatten()
         real, again = (search.truth(search.given(x)).detach().double().flatten().to(mine.device) for _ in range(2))
-        changed = apart(real, again)
+        changed = difference(real, again)
         if (
-            float(changed.max()) > float(apart(mine, real).max()) / 100
+            float(changed.max()) > float(difference(mine, real).max()) / 100
         ):  # and not what an accelerator adds up in another order
             at = int(changed.argmax())
             return (
@@ -161,7 +161,7 @@ def _told(search: _Search, x: Tensor, recording: Callable[[], Recording] | None)
                 "among others it is not; bounds are about models that answer each input by itself"
             )
         _, spread = rounded(search.graph, search.dtype, x)
-    at = int((apart(mine, real) / (spread[-1].flatten() + torch.finfo(torch.float64).tiny)).argmax())
+    at = int((difference(mine, real) / (spread[-1].flatten() + torch.finfo(torch.float64).tiny)).argmax())
     said = f"output {at} is {float(real[at]):.9g}, the graph gives {float(mine[at]):.9g}"
     where = "" if recording is None else _first(search, x, recording(), real)
     return (
@@ -182,7 +182,7 @@ def _first(search: _Search, x: Tensor, recording: Recording, real: Tensor) -> st
     if wrong:
         return f"; the first operation that differs is {steps[wrong[0]][0]}"
     ends = steps[-1][2].to(real).flatten() if steps else real
-    if ends.numel() == real.numel() and bool((apart(ends, real) > 0).any()):
+    if ends.numel() == real.numel() and bool((difference(ends, real) > 0).any()):
         return (
             "; each operation of what was recorded agrees, so the model itself runs otherwise than it was recorded: by the "
             "moment, the size of the batch or a flag"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,11 +15,12 @@ from torch.nn import functional as F
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.build import Builder, Value
+from holdfast.graph.products import matmul
 
 __all__ = [
-    "along", "amax", "attention", "center", "cumulated", "elu", "group_norm", "hardsigmoid", "hardswish", "layer_norm",
-    "log_softmax", "logsumexp", "maximum", "minimum", "norm", "prelu", "product", "resample", "softplus", "tile", "total",
-    "variance", "where",
+    "along", "amax", "attention", "batch_norm", "center", "clip", "cumulated", "elu", "group_norm", "hardsigmoid",
+    "hardswish", "layer_norm", "log_softmax", "logsumexp", "maximum", "minimum", "norm", "prelu", "product", "resample",
+    "softplus", "tile", "total", "variance", "where",
 ]  # fmt: skip
 
 # constants beyond it stay out of sums with values, which they would round away
@@ -61,7 +63,7 @@ def beside(b: Builder, x: int, y: Tensor, sign: float) -> int:
     y = y.double()
     never = y == -sign * math.inf  # an end that nothing reaches
     if bool(never.all()):
-        return b.meet(x, y)[0]
+        return b.broadcast(x, y)[0]
     y = torch.where(never, -sign * torch.finfo(torch.float64).max / 4, y)
     far = (y.abs() > FAR).double()
     turn = sign * (1.0 - 2.0 * far)
@@ -148,6 +150,23 @@ def _normalised(b: Builder, centred: int, dims: Sequence[int], eps: float) -> in
     return int(b.multiply(centred, b.power(spread, -0.5)))
 
 
+def batch_norm(
+    b: Builder, x: int, weight: Tensor | None, bias: Tensor | None, statistics: tuple[Tensor, Tensor], eps: float
+) -> int:
+    """Batch norm with fixed mean and variance, in float64: two affine nodes, which `simplify` merges."""
+    mean, variance = (t.double() for t in statistics)
+    scale = 1.0 / torch.sqrt(variance + eps)
+    if weight is not None:
+        scale = weight.double() * scale
+    per_channel = (-1,) + (1,) * (len(b.shape(x)) - 2 + b.batch_dims)
+    x = b.affine(x, shift=-mean.view(per_channel))
+    x = b.affine(x, scale.view(per_channel), None if bias is None else bias.double().view(per_channel))
+    # what the scale was made of: in a narrow type a small variance may vanish
+    parts = {"mean": mean.view(per_channel), "variance": variance.view(per_channel), "eps": eps}
+    b.nodes[x] = replace(b.nodes[x], attributes=parts)
+    return x
+
+
 def layer_norm(
     b: Builder,
     x: int,
@@ -183,9 +202,17 @@ def softplus(b: Builder, x: int, beta: float = 1.0, threshold: float = math.inf)
     return b.affine(b.unary("softplus", b.affine(x, scale=beta), **attributes), scale=1.0 / beta)
 
 
+def clip(b: Builder, x: int, low: float | None, high: float | None) -> int:
+    """``min(max(x, low), high)``."""
+    for end, sign in ((low, 1.0), (high, -1.0)):
+        if end is not None:
+            x = beside(b, x, torch.tensor(float(end), dtype=torch.float64), sign)
+    return x
+
+
 def hardsigmoid(b: Builder, x: int, alpha: float = 1 / 6, beta: float = 0.5) -> int:
     """``clip(alpha * x + beta, 0, 1)``."""
-    return b.clip(b.affine(x, alpha, beta), 0.0, 1.0)
+    return clip(b, b.affine(x, alpha, beta), 0.0, 1.0)
 
 
 def hardswish(b: Builder, x: int) -> int:
@@ -260,7 +287,7 @@ def attention(b: Builder, q: Value, k: Value, v: Value, scale: float, mask: Tens
         raise UnsupportedError("attention whose queries or keys are constant")
     rank = len(b.shape(k))
     keys = b.permute(k, [*range(rank - 2), rank - 1, rank - 2])
-    scores = b.affine(b.matmul(q, keys), scale=scale)
+    scores = b.affine(matmul(b, q, keys), scale=scale)
     if mask is not None:
         scores = b.affine(scores, shift=mask)
-    return b.matmul(b.softmax(scores, len(b.shape(scores)) - 1), v)
+    return matmul(b, b.softmax(scores, len(b.shape(scores)) - 1), v)

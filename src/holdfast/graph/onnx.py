@@ -15,6 +15,7 @@ from holdfast.graph.build import BatchError, Builder, Value
 from holdfast.graph.model import Graph
 from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Served, type_name
 from holdfast.graph.onnx_constants import CONSTANTS, folded, known
+from holdfast.graph.onnx_images import IMAGES
 from holdfast.graph.onnx_shapes import SHAPES
 from holdfast.graph.onnx_values import VALUES
 from holdfast.graph.refusals import advised, named, unreadable
@@ -22,7 +23,7 @@ from holdfast.graph.simplify import lifted, simplify
 
 __all__ = ["Reading", "operations", "parsed", "read_onnx", "reading"]
 
-CALLS: dict[str, Served] = {**VALUES, **SHAPES}
+CALLS: dict[str, Served] = {**VALUES, **SHAPES, **IMAGES}
 _OPSETS = range(7, 29)  # what the handlers were written for; onnxruntime promises nothing before 7
 _OWN = ("", "ai.onnx")
 
@@ -248,15 +249,15 @@ class _Reader:
 
     Args:
         source: the file.
-        lead: see `Builder`.
+        batch_dims: see `Builder`.
     """
 
-    def __init__(self, source: _Source, lead: int) -> None:
+    def __init__(self, source: _Source, batch_dims: int) -> None:
         self.source = source
         shape = source.shape
         self.batch = max(shape[0], 1)
-        self.dropped = lead == 0 and len(shape) > 1 and self.batch == 1
-        self.builder = Builder(shape[1:] if lead or self.dropped else shape, source.dtype, lead=lead)
+        self.dropped = batch_dims == 0 and len(shape) > 1 and self.batch == 1
+        self.builder = Builder(shape[1:] if batch_dims or self.dropped else shape, source.dtype, batch_dims=batch_dims)
         self.values: dict[str, Value] = dict(source.constants)
         self.kinds = {**source.kinds, source.input: source.kind}
         self.errors: dict[str, Tensor] = {}

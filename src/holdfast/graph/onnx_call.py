@@ -125,7 +125,7 @@ class Call:
     @property
     def full(self) -> list[int]:
         """Shape of the first input as the file sees it."""
-        return [self.batch, *self.shape] if self.b.lead else list(self.shape)
+        return [self.batch, *self.shape] if self.b.batch_dims else list(self.shape)
 
     def constant(self, i: int) -> Tensor | None:
         """Input i, which must be constant, or None if it is left out."""
@@ -186,9 +186,9 @@ class Call:
         rank = len(self.full) if rank is None else rank
         if not -rank <= axis < rank:
             raise ModelError(f"'{self.op}' along axis {axis} of a value of {rank} dimensions")
-        if axis % rank < self.b.lead:
+        if axis % rank < self.b.batch_dims:
             raise BatchError(f"'{self.op}' along the batch; served is a model whose samples do not mix")
-        return axis % rank - self.b.lead
+        return axis % rank - self.b.batch_dims
 
     def dims(self, axes: Sequence[int] | None) -> list[int]:
         """Several of them; None is all."""
@@ -202,13 +202,13 @@ class Call:
         size = math.prod(self.full)
         known = math.prod(s for s in target if s != -1)
         target = [size // max(known, 1) if s == -1 else int(s) for s in target]
-        if self.b.lead and (len(target) < 2 or target[0] != self.batch):
+        if self.b.batch_dims and (len(target) < 2 or target[0] != self.batch):
             raise BatchError(f"'{self.op}' to {target}: it mixes the batch with the features")
-        return self.b.reshape(self.x, target[self.b.lead :])
+        return self.b.reshape(self.x, target[self.b.batch_dims :])
 
     def sample(self) -> int:
         """The first input without its batch, for operations of samples."""
-        return self.b.samples(self.x, len(self.full) - 1)
+        return self.b.drop_batch(self.x, len(self.full) - 1)
 
     def finished(self, found: int) -> None:
         """Refuses what the file asks for beyond what a handler read and made.

@@ -19,6 +19,7 @@ from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.build import Builder
 from holdfast.graph.model import Node
 from holdfast.graph.onnx_call import BOOL, FLOATS, TYPES, WHOLE, Call, Served, type_name
+from holdfast.graph.onnx_images import IMAGES
 from holdfast.graph.onnx_shapes import SHAPES
 from holdfast.graph.onnx_values import VALUES
 from holdfast.graph.operations import OPERATIONS, Rounding, compute
@@ -31,10 +32,7 @@ Folded = list[tuple[Tensor, Tensor | None]]
 _U = 2.0**-53
 _UNITS = 16.0  # of relative error, which bounds pay for in every constant
 _NEAR = 1e-5  # a float nearer to a jump may fall on either side of it in float32
-_MOVES = frozenset((*SHAPES, "Identity")) - {
-    "Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample", "Pad",
-    "Concat",
-}  # fmt: skip
+_MOVES = frozenset((*SHAPES, "Identity")) - {"Pad", "Concat"}
 
 
 def folded(c: Call, errors: Sequence[Tensor | None]) -> Folded:
@@ -51,7 +49,7 @@ def folded(c: Call, errors: Sequence[Tensor | None]) -> Folded:
         return [CONSTANTS[c.op](c, errors)]
     if c.op in _REDUCTIONS and c.kinds[0] in WHOLE:
         return [(_reduced_whole(c), None)]
-    served = VALUES.get(c.op) or SHAPES.get(c.op)
+    served = VALUES.get(c.op) or SHAPES.get(c.op) or IMAGES.get(c.op)
     if served is None:
         raise UnsupportedError(f"the model uses '{c.op}' on constants, which is not served; fold them before exporting")
     first = c.inputs[0]
@@ -83,7 +81,7 @@ def known(value: Tensor, error: Tensor | None) -> bool:
 
 def _built(c: Call, served: Served, shape: Sequence[int], dtype: torch.dtype) -> tuple[Call, Sequence[Node], list[int]]:
     """The nodes of an operation whose first input is a constant of a shape."""
-    builder = Builder(shape, dtype, lead=0)
+    builder = Builder(shape, dtype, batch_dims=0)
     inner = replace(c, b=builder, inputs=[0, *c.inputs[1:]], batch=1)
     found = served.handler(inner)
     found = found if isinstance(found, list) else [found]

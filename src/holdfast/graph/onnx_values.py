@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError, UnsupportedError
-from holdfast.graph import compose
+from holdfast.graph import compose, products
 from holdfast.graph.build import BatchError, Builder, Value
 from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Handler, Served, type_name
 
@@ -26,14 +26,14 @@ def _gemm(c: Call) -> Value:
             if shift is not None and shift.ndim and shift.shape[-1] not in (1, len(weight)):
                 raise ModelError(f"'Gemm' with a bias of {shift.shape[-1]} entries for {len(weight)} outputs")
             return c.b.linear(x, weight, None if shift is None else _times(shift, beta).flatten().expand(len(weight)))
-    if c.b.lead:
+    if c.b.batch_dims:
         raise BatchError("'Gemm' that mixes the batch with the features; served is a constant second factor")
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         raise UnsupportedError(
             "'Gemm' of two constants and a bias that depends on the model's input; multiply them before exporting"
         )
     x, y = (_turned(c, v) if flag else v for v, flag in ((x, turn), (y, turn_y)))
-    z = _scaled(c, c.b.matmul(x, y), alpha)
+    z = _scaled(c, products.matmul(c.b, x, y), alpha)
     return z if shift is None else c.b.add(z, _scaled(c, shift, beta))
 
 
@@ -59,7 +59,7 @@ def _two(c: Call) -> tuple[Value, Value]:
 
 
 def _matmul(c: Call) -> Value:
-    return c.b.matmul(*_two(c))
+    return products.matmul(c.b, *_two(c))
 
 
 def _batch_norm(c: Call) -> Value:
@@ -71,7 +71,7 @@ def _batch_norm(c: Call) -> Value:
             "training_mode=0: export the model in eval mode"
         )
     c.need("spatial", 1)
-    return c.b.batch_norm(c.x, scale, bias, mean, variance, c.get("epsilon"))
+    return compose.batch_norm(c.b, c.x, scale, bias, (mean, variance), c.get("epsilon"))
 
 
 def _reduce(c: Call) -> tuple[int, list[int], bool]:
@@ -99,7 +99,7 @@ def _many(f: Callable[[Builder, Value, Value], Value]) -> Callable[[Call], Value
 
 
 def _shape(c: Call, value: Value) -> tuple[int, ...]:
-    return c.b.shape(value) if isinstance(value, int) else tuple(value.shape[c.b.lead :])
+    return c.b.shape(value) if isinstance(value, int) else tuple(value.shape[c.b.batch_dims :])
 
 
 def _average(c: Call) -> Value:
@@ -113,7 +113,7 @@ def _pow(c: Call) -> Value:
             raise UnsupportedError("'Pow' with several exponents; served is one for all entries")
         exponent = float(y.flatten()[0])
         if y.ndim:  # it may be larger than the value
-            x, _ = c.b.meet(x, y)
+            x, _ = c.b.broadcast(x, y)
         if exponent == 0:
             return c.b.affine(x, scale=0.0, shift=1.0)
         return c.b.power(x, exponent)
@@ -182,13 +182,15 @@ def _layer_norm(c: Call) -> Value:
 def _instance_norm(c: Call) -> Value:
     weight = c.weight(1)
     y = compose.group_norm(c.b, c.sample(), len(weight), weight, c.weight(2), c.get("epsilon"))
-    return c.b.again(y, c.x)
+    return c.b.restore_batch(y, c.x)
 
 
 def _group_norm(c: Call) -> Value:
     _in_float(c)
     groups = c.get("num_groups")
-    return c.b.again(compose.group_norm(c.b, c.sample(), groups, c.weight(1), c.weight(2), c.get("epsilon")), c.x)
+    return c.b.restore_batch(
+        compose.group_norm(c.b, c.sample(), groups, c.weight(1), c.weight(2), c.get("epsilon")), c.x
+    )
 
 
 def _cumulated(c: Call) -> Value:
@@ -219,7 +221,7 @@ def _mish(c: Call) -> Value:
 
 def _clip(c: Call) -> Value:
     low, high = _end(c, "min", 1, -1.0), _end(c, "max", 2, 1.0)
-    return c.b.clip(c.x, low, high)
+    return compose.clip(c.b, c.x, low, high)
 
 
 def _end(c: Call, name: str, i: int, side: float) -> float | None:

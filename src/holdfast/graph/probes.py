@@ -14,7 +14,7 @@ from torch import Tensor
 
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.operations import OPERATIONS
-from holdfast.graph.rounding import apart, values, work
+from holdfast.graph.rounding import difference, values, work
 
 __all__ = ["Probes"]
 
@@ -132,7 +132,7 @@ class Probes:
                 if not given.requires_grad:
                     return None
                 mine = values(self.graph, x)[-1]
-                distance = apart(mine, given.to(mine).reshape(mine.shape))
+                distance = difference(mine, given.to(mine).reshape(mine.shape))
                 return torch.autograd.grad(distance.where(distance.isfinite(), 0.0).sum(), x)[0].nan_to_num(0.0)
             except Exception:  # whatever the model's code raises where gradients are asked of it; compared without
                 return None

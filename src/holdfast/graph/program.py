@@ -20,25 +20,27 @@ from holdfast.graph.aten import known
 __all__ = ["exported", "first_line"]
 
 
-def exported(module: nn.Module, example: Tensor, lead: int) -> ExportedProgram:
+def exported(module: nn.Module, example: Tensor, batch_dims: int) -> ExportedProgram:
     """The module's ATen program, without writing in place; what the graph does not know is decomposed where PyTorch can.
 
     Args:
         module: the model, in eval mode.
         example: (n, \\*features).
-        lead: 1 for any batch size, 0 for a batch of one.
+        batch_dims: 1 for any batch size, 0 for a batch of one.
 
     Raises:
         ModelError: PyTorch cannot capture the model.
     """
     # two samples where any batch is meant: an exported batch of one would be taken for a constant
     samples = torch.linspace(0, 1, 2 * example[:1].numel(), dtype=example.dtype, device=example.device)
-    samples = samples.view(2, *example.shape[1:])[: 1 + lead]
+    samples = samples.view(2, *example.shape[1:])[: 1 + batch_dims]
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         with _quiet():
-            program = torch.export.export(module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},) if lead else None)
+            program = torch.export.export(
+                module, (samples,), dynamic_shapes=({0: Dim.DYNAMIC},) if batch_dims else None
+            )
             if any(_impure(n) for n in program.graph.nodes):
                 # an empty table: only what writes in place, and what stands in parts of its own, becomes plain calls
                 program = program.run_decompositions({})

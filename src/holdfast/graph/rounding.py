@@ -16,7 +16,7 @@ from torch import Tensor
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.operations import OPERATIONS, Rounding, compute
 
-__all__ = ["apart", "differing", "rounded", "values", "work"]
+__all__ = ["difference", "differing", "rounded", "values", "work"]
 
 _EXACT = frozenset((Rounding.EXACT, Rounding.STEP, Rounding.LOOK_UP))  # constants are those that the truth has
 _FOLDED = 8  # roundings of what the graph does in one operation and the truth in several
@@ -38,7 +38,7 @@ def values(graph: Graph, x: Tensor, *, last: bool = False, upto: int | None = No
     return found
 
 
-def apart(found: Tensor, expected: Tensor) -> Tensor:
+def difference(found: Tensor, expected: Tensor) -> Tensor:
     """Distances, 0 where both are the same infinity or no number."""
     same = (found == expected) | (found.isnan() & expected.isnan())
     return torch.where(same, 0.0, (found - expected).abs().nan_to_num(torch.inf, torch.inf, torch.inf))
@@ -63,7 +63,7 @@ def differing(graph: Graph, dtype: torch.dtype, x: Tensor, given: Sequence[tuple
     for k, (i, expected) in enumerate(given):
         expected = expected.to(x.device, torch.float64).reshape(found[i].shape)
         allowed = (_SAFETY * spread[i]).nan_to_num(torch.inf, torch.inf, torch.inf)
-        beyond = apart(found[i], expected) > allowed
+        beyond = difference(found[i], expected) > allowed
         # what the type cannot hold, the truth has as an infinity
         beyond &= ~((found[i].abs() > highest / 2) & ~(expected.abs() <= highest))
         if bool(beyond.any()):

@@ -56,11 +56,11 @@ def trace(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None 
     with _eval_mode(module):
         _refuse_memory(module, example)
         try:
-            return _captured(module, example, box, lead=1)
+            return _captured(module, example, box, batch_dims=1)
         except HoldfastError as error:
             # it may mix the batch with the features, which for one sample at a time is no harm
             try:
-                return _captured(module, example, box, lead=0)
+                return _captured(module, example, box, batch_dims=0)
             except UnsupportedError as other:
                 raise advised(other) from error
             except ModelError:
@@ -86,9 +86,9 @@ def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     """Every ATen call of a module that touches its input, with whether the graph knows it."""
     with _eval_mode(module):
         try:
-            program = exported(module, example, lead=1)
+            program = exported(module, example, batch_dims=1)
         except ModelError:
-            program = exported(module, example, lead=0)
+            program = exported(module, example, batch_dims=0)
     constant = {*program.graph_signature.inputs_to_parameters, *program.graph_signature.inputs_to_buffers}
     constant |= set(program.graph_signature.inputs_to_lifted_tensor_constants)
     touched: set[fx.Node] = set()
@@ -103,13 +103,13 @@ def calls(module: nn.Module, example: Tensor) -> list[tuple[str, bool]]:
     return found
 
 
-def _captured(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None, lead: int) -> Graph:
+def _captured(module: nn.Module, example: Tensor, box: tuple[Tensor, Tensor] | None, batch_dims: int) -> Graph:
     """The graph of a module, read and compared."""
-    program = exported(module, example, lead)
+    program = exported(module, example, batch_dims)
     outputs = sum(spec.kind is OutputKind.USER_OUTPUT for spec in program.graph_signature.output_specs)
     if outputs != 1:
         raise UnsupportedError(_outputs(outputs))
-    reader, graph = read(program, example, lead)
+    reader, graph = read(program, example, batch_dims)
 
     def recording() -> Recording:
         return Recording(Graph(tuple(reader.builder.nodes), reader.builder.dtype), lambda x: _steps(program, reader, x))
@@ -196,13 +196,13 @@ def _eval_mode(module: nn.Module) -> Iterator[None]:
             m.training = training
 
 
-def read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) -> tuple[Reader, Graph]:
+def read(program: ExportedProgram, example: Tensor, batch_dims: int, output: int = 0) -> tuple[Reader, Graph]:
     """The graph of one output of a program, with the reader that knows which call became which node.
 
     Args:
         program: without writing in place.
         example: (n, \\*features), of which shape, type and device count.
-        lead: 1 for any batch size, 0 for a batch of one.
+        batch_dims: 1 for any batch size, 0 for a batch of one.
         output: which of the program's outputs.
 
     Raises:
@@ -214,21 +214,21 @@ def read(program: ExportedProgram, example: Tensor, lead: int, output: int = 0) 
     if not dtype.is_floating_point:
         floats = [t.dtype for t in held.values() if isinstance(t, Tensor) and t.is_floating_point()]
         dtype = next(iter(floats), torch.float32)
-    reader = Reader(Builder(shape, dtype, example.device, lead), CALLS, WHOLE)
+    reader = Reader(Builder(shape, dtype, example.device, batch_dims), CALLS, WHOLE)
     end = list(program.graph.output_node().args[0])[output]  # type: ignore[arg-type]
     needed = _ancestors(end)
     for node in program.graph.nodes:  # first of all: a random model hears that it is random
         reader.refuse(node, node in needed)
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            start = 0 if lead else reader.builder.reshape(0, (1, *shape))
+            start = 0 if batch_dims else reader.builder.reshape(0, (1, *shape))
             reader.values[node] = held.get(node, start)
         elif node.op == "call_function" and node in needed:
             reader.values[node] = reader.call(node)
         elif node in needed:
             raise UnsupportedError(f"the model has a part of kind '{node.op}', which the graph does not know")
     value = reader.operand(end)
-    if not lead and isinstance(value, int):
+    if not batch_dims and isinstance(value, int):
         answer = reader.builder.shape(value)
         if answer[:1] != (1,):
             raise UnsupportedError(
