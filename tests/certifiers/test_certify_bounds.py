@@ -12,8 +12,9 @@ from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
 from holdfast.certifiers.graph_certifier import margin_rows
 from holdfast.certifiers.propagation.operations.activations import LeakyRelu, Sigmoid, Tanh
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm

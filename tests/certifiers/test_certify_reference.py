@@ -10,8 +10,9 @@ from torch import nn
 from holdfast.certifiers.bounds.alpha_crown import AlphaCROWN
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm

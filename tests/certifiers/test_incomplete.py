@@ -20,8 +20,9 @@ from holdfast.certifiers.bounds.fast_lip import FastLip, gradients
 from holdfast.certifiers.bounds.forward import Forward
 from holdfast.certifiers.bounds.wong_kolter import WongKolter
 from holdfast.certifiers.graph_certifier import margin_rows
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.relaxation.dual import Dual, Multipliers
 from holdfast.certifiers.relaxation.lines import PARALLEL
 from holdfast.certifiers.relaxation.projected_bound import projected_bound

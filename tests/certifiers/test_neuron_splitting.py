@@ -20,8 +20,9 @@ from holdfast.certifiers.branch_and_bound.reduction import reduce
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.sound import sound_bounds, sound_units
 from holdfast.certifiers.complete.neuron_splitting import NeuronSplitting
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.solver import Decision, SearchLimit
 from holdfast.certifiers.verification.tree import Leaf, Split, Tree

@@ -13,8 +13,9 @@ from holdfast.certifiers.bounds.alpha_crown import AlphaCROWN
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
 from holdfast.certifiers.propagation.lowering import lowered
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.propagation.table import TABLE, covered
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall

@@ -12,8 +12,9 @@ from small_nets import inside, make
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.sdp import SDP
 from holdfast.certifiers.bounds.sdp_first_order import SDPFirstOrder
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools
 from holdfast.certifiers.relaxation.semidefinite import Multipliers, SemidefiniteDual
 from holdfast.core.errors import UnsupportedError, UsageError

@@ -8,8 +8,9 @@ import torch
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
 from holdfast.certifiers.estimates.clever import Clever
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.smoothing.cohen import Cohen
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Guarantee, Norm

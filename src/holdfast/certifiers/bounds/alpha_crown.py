@@ -11,8 +11,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.core.cards import Card, parameter
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm

@@ -14,8 +14,9 @@ from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.operation import Operation, node_size
 from holdfast.certifiers.propagation.operations.activations import PiecewiseLinear, Sigmoid, Tanh
 from holdfast.certifiers.propagation.operations.pool import MaxPool
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.lines import PARALLEL
 from holdfast.core.cards import Card, parameter

@@ -13,8 +13,9 @@ from typing_extensions import override
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.operation import Operation, node_size
 from holdfast.certifiers.propagation.operations.activations import Lines
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, box_minimum, gamma, norm
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.proved import numbers
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError

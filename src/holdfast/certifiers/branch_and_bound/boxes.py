@@ -13,8 +13,9 @@ from typing_extensions import override
 from holdfast.certifiers.branch_and_bound.domains import Domains
 from holdfast.certifiers.branch_and_bound.search import Bounded
 from holdfast.certifiers.propagation.operation import node_size
-from holdfast.certifiers.propagation.propagation import Entries, Propagation, linear_specification, specification
+from holdfast.certifiers.propagation.propagation import Entries, Propagation
 from holdfast.certifiers.propagation.region import Box, Region
+from holdfast.certifiers.propagation.specification import linear_specification, specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.verification.query import Query
 from holdfast.core.sets import LpBall

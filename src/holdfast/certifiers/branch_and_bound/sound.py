@@ -7,8 +7,9 @@ from torch import Tensor
 
 from holdfast.certifiers.branch_and_bound.reduced import Cuts, Reduced, State
 from holdfast.certifiers.propagation.operation import node_size
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.verification.query import Query
 

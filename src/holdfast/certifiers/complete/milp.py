@@ -23,8 +23,9 @@ from holdfast.certifiers.branch_and_bound.search import (
     StuckError,
     search,
 )
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools, piecewise_linear
 from holdfast.certifiers.verification.query import Query

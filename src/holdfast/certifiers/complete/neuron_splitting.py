@@ -25,8 +25,9 @@ from holdfast.certifiers.branch_and_bound.search import (
     WhenFull,
     search,
 )
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.relaxation.relaxation import lower_max_pools
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver

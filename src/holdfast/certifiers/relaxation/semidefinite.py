@@ -21,8 +21,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.propagation.propagation import Propagation, specification
+from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region, gamma
+from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools
 from holdfast.core.sets import LpBall
