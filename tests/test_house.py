@@ -10,6 +10,7 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 
+import grimp
 import pytest
 
 import holdfast
@@ -101,3 +102,29 @@ def test_the_distribution_has_its_own_name_and_whole_metadata() -> None:
     assert "Typing :: Typed" in project["classifiers"]
     assert "urls" not in project
     assert (ROOT / "py.typed").exists()
+
+
+def _circles() -> list[tuple[str, ...]]:
+    """Groups of modules that import each other, at their top or inside a function; what only types need does not count."""
+    graph = grimp.build_graph("holdfast", exclude_type_checking_imports=True, cache_dir=None)
+    arrows = {m: graph.find_modules_directly_imported_by(m) for m in graph.modules}
+    while loose := [m for m, to in arrows.items() if not to]:  # what imports nothing that is left is in no circle
+        for m in loose:
+            del arrows[m]
+        arrows = {m: to - set(loose) for m, to in arrows.items()}
+    reach = {m: _reached(arrows, m) for m in arrows}
+    return sorted({tuple(sorted(n for n in reach[m] if m in reach[n])) for m in arrows if m in reach[m]})
+
+
+def _reached(arrows: dict[str, set[str]], start: str) -> set[str]:
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = arrows[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert not _circles()
