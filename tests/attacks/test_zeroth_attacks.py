@@ -25,6 +25,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
+from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.zeroth import Coordinates, Estimator
 from holdfast.testing.toys import Affine, affine_digits, digits
@@ -106,7 +107,7 @@ def test_no_correction_at_the_anchor() -> None:
     def f(v: Tensor) -> Tensor:
         return (v.flatten(2) @ w).sin()
 
-    state = attack.start(None, problem)  # type: ignore[arg-type]
+    state = attack.start(SoftLabelAsk(None, problem))  # type: ignore[arg-type]  # which asks nothing
     state = replace(state, value=f(state.anchor.unsqueeze(1))[:, 0])
     at_anchor, _ = attack.correction(f, problem, state)
     assert float(at_anchor.abs().max()) < 1e-9

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.minimum_norm import adversarial_restart, finish
+from holdfast.attacks.attack import State
+from holdfast.attacks.families.minimal_distortion import MinimalDistortion
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified, Targeted
@@ -75,12 +75,10 @@ def penalty_slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ALMA(Attack[WhiteBoxAsk, ALMAState]):
+class ALMA(MinimalDistortion[ALMAState]):
     """Descends distance + P2(constraint, rho, mu) with RMSProp and momentum, where the constraint is the logit difference
     ratio, the multiplier mu follows the penalty's slope smoothly, and rho grows while the constraint does not improve.
     """
-
-    reads_margin: ClassVar[bool] = True
 
     steps: int = parameter(300, "gradient steps, at least 1", "Rony et al. 2021, section 5: 100 or 1000")
     first_move: float | None = parameter(
@@ -116,11 +114,6 @@ class ALMA(Attack[WhiteBoxAsk, ALMAState]):
         ),
         checked_by="the exact affine oracle; the penalty against autograd; medians against FAB-T on zoo models",
     )
-
-    @property
-    @override
-    def passes(self) -> int:
-        return 2 * self.steps + self.search + 1
 
     @override
     def start(self, ask: WhiteBoxAsk) -> ALMAState:
@@ -159,8 +152,7 @@ class ALMA(Attack[WhiteBoxAsk, ALMAState]):
         since = torch.where(crossed.isinf(), 0.0, (step - crossed) / (self.steps - crossed))
         now = problem.flat(rate * self.rate_reduction**since).to(grad.dtype)
         x = (state.x - now * momentum).clamp(*box(problem.set, problem.x))
-        due = state.step + 1 == int(self.patience * self.steps)
-        restart = adversarial_restart(ask, due, crossed.isfinite(), self.search)
+        restart = self.restart(ask, state, crossed.isfinite())
         if restart is not None:
             point, far = restart
             safe = problem.flat(far.isfinite())
@@ -177,11 +169,6 @@ class ALMA(Attack[WhiteBoxAsk, ALMAState]):
             before=torch.where(check | (step == 0), value, state.before),
             crossed=crossed,
         )
-
-    @override
-    def finalize(self, ask: WhiteBoxAsk, state: ALMAState) -> None:
-        super().finalize(ask, state)
-        finish(ask, self.search)
 
     def _constraint(self, problem: Problem, scores: Tensor, y: Tensor, target: Tensor, scale: Tensor) -> Tensor:
         """(m,) float64, negative where adversarial: the logit difference over the spread of the best logits, or, with

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.minimum_norm import adversarial_restart, cosine, finish, reach_of_box
+from holdfast.attacks.attack import State
+from holdfast.attacks.common.minimum_norm import cosine, reach_of_box
+from holdfast.attacks.families.minimal_distortion import MinimalDistortion
 from holdfast.core.cards import Card, parameter
 from holdfast.core.criterion import Misclassified, Targeted
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -36,13 +37,11 @@ class DDNState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDN(Attack[WhiteBoxAsk, DDNState]):
+class DDN(MinimalDistortion[DDNState]):
     """Follows the gradient of the cross-entropy on a sphere around x that shrinks by ``gamma`` after each adversarial
     iterate and grows by it after each other. Iterates are not rounded to 8 bits, which is the stronger form (DDN-NQ in
     AttackBench), unless the set has a grid.
     """
-
-    reads_margin: ClassVar[bool] = True
 
     steps: int = parameter(
         300, "gradient steps, at least 1", "Rony et al. 2019, section 4: 100, 300 or 1000; 1000 in AttackBench"
@@ -75,11 +74,6 @@ class DDN(Attack[WhiteBoxAsk, DDNState]):
         checked_by="the exact affine oracle; medians against FAB-T and DeepFool on zoo models",
     )
 
-    @property
-    @override
-    def passes(self) -> int:
-        return 2 * self.steps + self.search + 1
-
     @override
     def start(self, ask: WhiteBoxAsk) -> DDNState:
         problem = ask.problem
@@ -99,15 +93,9 @@ class DDN(Attack[WhiteBoxAsk, DDNState]):
         length = distance(Norm.L2, delta).clamp_min(torch.finfo(torch.float64).tiny)
         x = (problem.x + problem.flat(radius / length).to(delta.dtype) * delta).clamp(*box(problem.set, problem.x))
         crossed = state.crossed | over
-        due = state.step + 1 == int(self.patience * self.steps)
-        restart = adversarial_restart(ask, due, crossed, self.search)
+        restart = self.restart(ask, state, crossed)
         if restart is not None:
             point, far = restart
             x = torch.where(problem.flat(far.isfinite()), point, x)
             radius = torch.where(far.isfinite(), far, radius)
         return replace(state, x=x, radius=radius, crossed=crossed)
-
-    @override
-    def finalize(self, ask: WhiteBoxAsk, state: DDNState) -> None:
-        super().finalize(ask, state)
-        finish(ask, self.search)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.minimum_norm import adversarial_restart, cosine, finish, reach_of_box
+from holdfast.attacks.attack import State
+from holdfast.attacks.common.minimum_norm import cosine, reach_of_box
+from holdfast.attacks.families.minimal_distortion import MinimalDistortion
 from holdfast.core.cards import Card, parameter
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.asks import WhiteBoxAsk
@@ -37,14 +38,12 @@ class FMNState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FMN(Attack[WhiteBoxAsk, FMNState]):
+class FMN(MinimalDistortion[FMNState]):
     """Ascends the margin inside a ball whose radius is the linearised distance of the boundary until it is crossed, then
     shrinks by ``gamma`` after each adversarial iterate and grows by it after each other.
 
     The estimate lands exactly on the boundary of a locally affine model and would never cross it; it is overshot.
     """
-
-    reads_margin: ClassVar[bool] = True
 
     steps: int = parameter(
         300, "gradient steps, at least 1", "Pintor et al. 2021, section 3: 100 to 1000; 1000 in AttackBench"
@@ -79,11 +78,6 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
         checked_by="the exact affine oracle in four norms; medians against FAB-T and DeepFool on zoo models",
     )
 
-    @property
-    @override
-    def passes(self) -> int:
-        return 2 * self.steps + self.search + 1
-
     @override
     def start(self, ask: WhiteBoxAsk) -> FMNState:
         problem = ask.problem
@@ -117,19 +111,13 @@ class FMN(Attack[WhiteBoxAsk, FMNState]):
             out = torch.where(best_distance.isfinite(), 1.0, out)
             moved = problem.x + problem.flat(out).to(grad.dtype) * (moved - problem.x)
         x = project(problem.ball.with_eps(radius), moved, problem.x)
-        due = state.step + 1 == int(self.patience * self.steps)
-        restart = adversarial_restart(ask, due, best_distance.isfinite(), self.search)
+        restart = self.restart(ask, state, best_distance.isfinite())
         if restart is not None:
             point, far = restart
             safe = far.isfinite()
             x = torch.where(problem.flat(safe), point, x)
             radius, best_distance = torch.where(safe, far, radius), torch.where(safe, far, best_distance)
         return replace(state, x=x, radius=radius, best_distance=best_distance)
-
-    @override
-    def finalize(self, ask: WhiteBoxAsk, state: FMNState) -> None:
-        super().finalize(ask, state)
-        finish(ask, self.search)
 
 
 def _count(radius: Tensor, gamma: Tensor, over: Tensor, best_distance: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.attacks.attack import Attack, State
-from holdfast.attacks.common.minimum_norm import adversarial_restart, finish, geometric
+from holdfast.attacks.attack import State
+from holdfast.attacks.common.minimum_norm import geometric
+from holdfast.attacks.families.minimal_distortion import MinimalDistortion
 from holdfast.core.arrays import on_device
 from holdfast.core.cards import Card, parameter
 from holdfast.core.threat import Access, Formulation, Goal, Norm
@@ -43,14 +44,12 @@ class PDPGDState(State):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
+class PDPGD(MinimalDistortion[PDPGDState]):
     """Adam steps on ``softplus(margin)``, each followed by the proximal operator of the weighted norm in Adam's metric;
     the weight of the constraint rises while the iterate is not adversarial and falls while it is.
 
     In l0 the proximal operator is that of l2/3, which moves where that of l0 would stay at x.
     """
-
-    reads_margin: ClassVar[bool] = True
 
     steps: int = parameter(500, "gradient steps, at least 2", "Matyasko & Chau 2021, section 5: 500")
     rate: float = parameter(0.1, "first primal step, in widths of the box", "Matyasko & Chau 2021")
@@ -82,11 +81,6 @@ class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
         ),
         checked_by="the exact affine oracle in four norms; each proximal operator against brute force",
     )
-
-    @property
-    @override
-    def passes(self) -> int:
-        return 2 * self.steps + self.search + 1
 
     @override
     def start(self, ask: WhiteBoxAsk) -> PDPGDState:
@@ -125,15 +119,9 @@ class PDPGD(Attack[WhiteBoxAsk, PDPGDState]):
         fraction = self.smoothing * state.fraction + (1 - self.smoothing) * (-dual).sigmoid()
         x = (problem.x + delta).clamp(*box(problem.set, problem.x))
         crossed = state.crossed | over
-        due = state.step + 1 == int(self.patience * self.steps)
-        restart = adversarial_restart(ask, due, crossed, self.search)
+        restart = self.restart(ask, state, crossed)
         if restart is not None:
             point, far = restart
             safe = problem.flat(far.isfinite())
             x, mean = torch.where(safe, point, x), torch.where(safe, 0.0, mean)
         return replace(state, x=x, mean=mean, square=square, dual=dual, fraction=fraction, crossed=crossed)
-
-    @override
-    def finalize(self, ask: WhiteBoxAsk, state: PDPGDState) -> None:
-        super().finalize(ask, state)
-        finish(ask, self.search)
