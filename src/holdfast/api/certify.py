@@ -116,8 +116,9 @@ class Radii(CertifyResult):
     def save(self, path: str | Path, *, command: str = "") -> Saved:
         """Writes ``METHOD.npz``, ``radii.csv`` and the page ``radii.html`` into a folder."""
         from holdfast.api.certify_files import save_columns
+        from holdfast.studies.radii import gathered
 
-        return save_columns(self.session, [self.column], Path(path), command)
+        return save_columns(self.session, gathered(self.session, [self.column]), Path(path), command)
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from holdfast.core.files import write_whole
 from holdfast.report.studies import page
 from holdfast.session.session import Session
 from holdfast.studies.common.columns import RadiiColumn
-from holdfast.studies.radii import RadiiResult, gathered
+from holdfast.studies.radii import RadiiResult
 
 __all__ = ["own_rows", "save_columns"]
 
 
-def save_columns(session: Session, columns: Sequence[RadiiColumn], out: Path, command: str) -> Saved:
+def save_columns(session: Session, result: RadiiResult, out: Path, command: str) -> Saved:
     """Writes what some methods say of every sample: an npz for each, ``radii.csv`` and ``radii.html``."""
     out.mkdir(parents=True, exist_ok=True)
-    files = [_array(session, column, out) for column in columns]
-    result = gathered(session, columns)
+    files = [_array(session, column, out) for column in result.columns]
     write_whole(out / "radii.csv", _table(result))
     write_whole(out / "radii.html", page(result, f"{session.source}, {session.data.name}", command))
     return Saved(files=(*files, out / "radii.csv", out / "radii.html"))
@@ -54,13 +52,13 @@ def _table(result: RadiiResult) -> str:
     return text.getvalue()
 
 
-def own_rows(session: Session, columns: Sequence[RadiiColumn]) -> Rows | None:
+def own_rows(result: RadiiResult) -> Rows | None:
     """How far each column of a table may change, in its own units; None where the data are no such table."""
-    own = gathered(session, columns).own_medians()
+    own = result.own_medians()
     if not own:
         return None
-    together = "all columns at once" if str(session.threat.norm) == "linf" else "one column alone"
+    together = "all columns at once" if str(result.norm) == "linf" else "one column alone"
     return Rows(
-        (f"median change in own units, {together}", *(c.name for c in columns)),
+        (f"median change in own units, {together}", *(c.name for c in result.columns)),
         tuple((name, *(f"{far:.4g}" for far in values)) for name, values in own),
     )

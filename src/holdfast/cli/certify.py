@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
-from holdfast.cli.console import Spoken, note, say_json, show
+from holdfast.cli.console import Spoken, note, progress, say_json, show
 from holdfast.cli.opening import opened
 from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
@@ -18,7 +18,7 @@ from holdfast.core.threat import size_text
 
 if TYPE_CHECKING:
     from holdfast.session.session import Session
-    from holdfast.studies.common.columns import RadiiColumn
+    from holdfast.studies.radii import RadiiResult
 
 __all__ = ["Deployed", "certify"]
 
@@ -83,19 +83,19 @@ def certify(
             )
         _ranges(session, ranges, out, talk)
         return
-    columns = _columns(session, tools, deployed, attack)
-    save_columns(session, columns, out, typed())
-    answers = [of_column(session, column) for column in columns]
+    result = _side_by_side(session, tools, deployed, attack)
+    save_columns(session, result, out, typed())
+    answers = [of_column(session, column) for column in result.columns]
     if talk.json:
         say_json(answers)
     else:
         show([radii_rows(answers, size_text(session.threat.eps))])
         for remark in radii_remarks(answers):
             note(remark)
-        own = own_rows(session, columns)
+        own = own_rows(result)
         show([] if own is None else [own])
     note(f"radii of each sample: {out / 'radii.csv'}; curves: {out / 'radii.html'}")
-    _refuse_crossings(columns)
+    _refuse_crossings(result)
 
 
 def _chosen(names: list[str], session: Session) -> list[str]:
@@ -129,38 +129,24 @@ def _tools(names: list[str], set_: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def _columns(
+def _side_by_side(
     session: Session, tools: dict[str, Any], deployed: DeployedName | None, attack: str | None
-) -> list[RadiiColumn]:
-    from holdfast.api.certify import certify_radii, deployed_type
-    from holdfast.attacks.attack import Attack
-    from holdfast.core.errors import UnsupportedError
-    from holdfast.core.registry import create
-    from holdfast.studies.common.columns import distances
+) -> RadiiResult:
+    from holdfast.studies.radii import RadiiStudy
 
-    columns: list[RadiiColumn] = []
-    voice = Spoken()
-    for name, tool in tools.items():
-        try:
-            columns.append(certify_radii(session, name, tool, voice, deployed=deployed_type(deployed)).column)
-        except UnsupportedError as refusal:
-            if len(tools) == 1:
-                raise
-            note(f"{name} is left out: {refusal}")
-    if not columns:
-        raise UsageError("none of the methods serves this model and norm; see the notes above")
-    if attack:
-        tool = create(attack, Attack)
-        with voice.progress() as tell:
-            columns.append(distances(session, attack, tool, tell))
-    return columns
+    named = None if deployed is None else deployed.value
+    asked = RadiiStudy(methods=tuple(tools.values()), attack=attack, deployed=named)
+    with progress() as tell:
+        result = asked.run(session, progress=tell)
+    for name, why in result.refused.items():
+        note(f"{name} is left out: {why}")
+    return result
 
 
-def _refuse_crossings(columns: list[RadiiColumn]) -> None:
+def _refuse_crossings(result: RadiiResult) -> None:
     from holdfast.core.verdict import Clash
-    from holdfast.studies.common.columns import crossings
 
-    for c in crossings(columns):
+    for c in result.crossings:
         if c.meaning is Clash.CONTRADICTION:
             raise ContradictionError(
                 f"sample {c.sample} is proved by {c.certifier} beyond the distance at which {c.attack} breaks it; report it"

@@ -228,8 +228,6 @@ def transfer_matrix(
         >>> matrix.cell("net", "net").share >= matrix.cell("affine", "net").share
         True
     """
-    if len(models) < (3 if ensembles else 2):
-        raise UsageError("a transfer matrix takes at least two models, and three with ensembles")
     sources = _sources(models, ensembles)
     right = {name: ~is_adversarial(model, problem, problem.x) for name, model in models.items()}
     referees = {name: Referee(model) for name, model in models.items()}
@@ -256,6 +254,8 @@ def transfer_matrix(
 
 def _sources(models: Mapping[str, nn.Module], ensembles: bool) -> dict[str, tuple[nn.Module, set[str]]]:
     """What is searched, by name, with the names of the models that are part of it."""
+    if len(models) < (3 if ensembles else 2):
+        raise UsageError("a transfer matrix takes at least two models, and three with ensembles")
     sources: dict[str, tuple[nn.Module, set[str]]] = {name: (model, {name}) for name, model in models.items()}
     for out in models if ensembles else ():
         rest = {name: model for name, model in models.items() if name != out}
