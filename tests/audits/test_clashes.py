@@ -12,11 +12,21 @@ BOTH = ("float32", "float64")
 
 
 def _witness(distance, *arithmetics):
-    return Witness(distance, "pgd", "ab", -1.0, arithmetics=arithmetics)
+    return Witness(distance=distance, attack="pgd", sha256="ab", margin=-1.0, arithmetics=arithmetics)
 
 
 def _verdict(i, distance, certificate, *arithmetics):
-    return Verdict(i, 0, 0, Status.BROKEN, _witness(distance, *arithmetics), certificate, 1, 1, 1)
+    return Verdict(
+        id=i,
+        label=0,
+        prediction=0,
+        status=Status.BROKEN,
+        witness=_witness(distance, *arithmetics),
+        certificate=certificate,
+        forwards=1,
+        backwards=1,
+        queries=1,
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,21 +43,27 @@ def _verdict(i, distance, certificate, *arithmetics):
     ],
 )
 def test_a_witness_within_a_radius_means_what_guarantee_and_arithmetic_say(guarantee, deployed, held, meaning):
-    certificate = Certificate(0.3, guarantee, "crown", deployed=deployed)
+    certificate = Certificate(radius=0.3, guarantee=guarantee, method="crown", deployed=deployed)
     assert clash(_witness(0.3, *held), certificate) is meaning
     assert clash(_witness(np.nextafter(0.3, 1), *held), certificate) is None
 
 
 def test_a_distance_that_is_no_number_clashes_with_nothing():
-    assert clash(_witness(float("nan"), *BOTH), Certificate(0.3, SOUND, "crown")) is None
+    assert clash(_witness(float("nan"), *BOTH), Certificate(radius=0.3, guarantee=SOUND, method="crown")) is None
 
 
 def test_an_input_without_an_answer_contradicts_a_proof():
-    assert clash(NoAnswer(0.2, "pgd", "ab", "NaN"), Certificate(0.2, SOUND, "crown")) is Clash.CONTRADICTION
+    assert (
+        clash(
+            NoAnswer(distance=0.2, attack="pgd", sha256="ab", met="NaN"),
+            Certificate(radius=0.2, guarantee=SOUND, method="crown"),
+        )
+        is Clash.CONTRADICTION
+    )
 
 
 def test_the_report_counts_how_unlikely_broken_probabilistic_certificates_are():
-    sure = Certificate(0.3, CHANCE, "cohen", alpha=0.01)
+    sure = Certificate(radius=0.3, guarantee=CHANCE, method="cohen", alpha=0.01)
     verdicts = [_verdict(i, 0.2 if i < 2 else 0.4, sure, "float32") for i in range(10)]
     assert contradictions(verdicts) == []
     (finding,) = doubts(verdicts)
@@ -60,9 +76,9 @@ def test_the_report_counts_how_unlikely_broken_probabilistic_certificates_are():
 
 def test_other_arithmetics_and_estimates_are_told_apart_from_contradictions():
     real, half, guess = (
-        Certificate(0.3, SOUND, "crown"),
-        Certificate(0.3, SOUND, "ibp", deployed="float16"),
-        Certificate(0.3, GUESS, "clever"),
+        Certificate(radius=0.3, guarantee=SOUND, method="crown"),
+        Certificate(radius=0.3, guarantee=SOUND, method="ibp", deployed="float16"),
+        Certificate(radius=0.3, guarantee=GUESS, method="clever"),
     )
     verdicts = [
         _verdict(0, 0.2, real, *BOTH),

@@ -131,8 +131,22 @@ def test_a_sample_with_no_answer_as_it_is_is_named(data, tmp_path, bad, every):
 
 
 def test_a_proof_around_it_is_contradicted():
-    lost, proof = NoAnswer(0.1, "pgd", "ab", "NaN"), Certificate(0.2, Guarantee.SOUND, "crown")
-    one = Verdict(3, 0, 0, Status.ERROR, None, proof, 1, 1, 1, lost)
+    lost, proof = (
+        NoAnswer(distance=0.1, attack="pgd", sha256="ab", met="NaN"),
+        Certificate(radius=0.2, guarantee=Guarantee.SOUND, method="crown"),
+    )
+    one = Verdict(
+        id=3,
+        label=0,
+        prediction=0,
+        status=Status.ERROR,
+        witness=None,
+        certificate=proof,
+        forwards=1,
+        backwards=1,
+        queries=1,
+        no_answer=lost,
+    )
     (clash,) = contradictions([one])
     assert (clash.id, clash.sha256) == (3, "ab")
     assert "no decision" in clash.message

@@ -42,7 +42,9 @@ def _evidence(prediction=0, error=False, failed=False, witness=None, marginal=No
     evidence.add("attack:pgd", AttackRecord(ids=(7,), claims=claims, raised=raised))
     if certificate is not None:
         radius, guarantee = certificate
-        record = CertificateRecord(ids=(7,), certificates={7: Certificate(radius, guarantee, "crown")})
+        record = CertificateRecord(
+            ids=(7,), certificates={7: Certificate(radius=radius, guarantee=guarantee, method="crown")}
+        )
         evidence.add("certificates", record)
     return evidence
 
@@ -102,7 +104,15 @@ def test_what_a_sample_is_called(status, given):
 )
 def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
     one = Verdict(
-        3, 0, 0, Status.BROKEN, Witness(distance, "pgd", "ab", -1.0), Certificate(radius, guarantee, "crown"), 1, 1, 1
+        id=3,
+        label=0,
+        prediction=0,
+        status=Status.BROKEN,
+        witness=Witness(distance=distance, attack="pgd", sha256="ab", margin=-1.0),
+        certificate=Certificate(radius=radius, guarantee=guarantee, method="crown"),
+        forwards=1,
+        backwards=1,
+        queries=1,
     )
     found = contradictions([one])
     assert [c.id for c in found] == ([3] if clash else [])
@@ -112,11 +122,34 @@ def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
 
 
 def test_one_side_alone_is_no_contradiction():
-    witness, certificate = Witness(0.1, "pgd", "ab", -1.0), Certificate(0.2, SOUND, "crown")
+    witness, certificate = (
+        Witness(distance=0.1, attack="pgd", sha256="ab", margin=-1.0),
+        Certificate(radius=0.2, guarantee=SOUND, method="crown"),
+    )
     assert not contradictions(
         [
-            Verdict(0, 0, 0, Status.BROKEN, witness, None, 1, 1, 1),
-            Verdict(1, 0, 0, Status.CERTIFIED, None, certificate, 1, 1, 1),
+            Verdict(
+                id=0,
+                label=0,
+                prediction=0,
+                status=Status.BROKEN,
+                witness=witness,
+                certificate=None,
+                forwards=1,
+                backwards=1,
+                queries=1,
+            ),
+            Verdict(
+                id=1,
+                label=0,
+                prediction=0,
+                status=Status.CERTIFIED,
+                witness=None,
+                certificate=certificate,
+                forwards=1,
+                backwards=1,
+                queries=1,
+            ),
         ]
     )
 

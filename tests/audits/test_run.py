@@ -215,7 +215,9 @@ def test_a_witness_that_left_its_set_is_no_rounding(finished, margin, rounding):
     context = Context.open(RunFolder(out).plan(), RunFolder(out))
     broken = max((s for s in document.samples if s.status is Status.BROKEN), key=lambda s: s.witness.distance)
     found = broken.witness
-    claim = Claim(Witness(found.distance, found.attack, found.sha256, margin), rounding, "attack:x")
+    claim = Claim(
+        Witness(distance=found.distance, attack=found.attack, sha256=found.sha256, margin=margin), rounding, "attack:x"
+    )
     replay = Replay(context, Journal(out / "journal.sqlite", context.identity, read_only=True).units())
     replay.judge([(broken.id, claim)], found.distance / 2)  # a set that it does not lie in
     assert replay.notes.problems

@@ -245,7 +245,10 @@ class Bold(Cohen):
 
     def _certify(self, ask, x, y, ids, seed, norm, radius_max, progress):
         found = super()._certify(ask, x, y, ids, seed, norm, radius_max, progress)
-        return [c or Certificate(1e-3, Guarantee.PROBABILISTIC, "bold", "", 0.001) for c in found]
+        return [
+            c or Certificate(radius=1e-3, guarantee=Guarantee.PROBABILISTIC, method="bold", arithmetic="", alpha=0.001)
+            for c in found
+        ]
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,15 @@ def test_no_number_in_the_file_is_infinite_or_not_a_number(document):
 
 def test_verdict_becomes_a_sample():
     verdict = Verdict(
-        3, 1, 1, Status.BROKEN, Witness(0.1, "pgd", "ab", -0.5), Certificate(0.05, Guarantee.SOUND, "ibp"), 9, 8, 0
+        id=3,
+        label=1,
+        prediction=1,
+        status=Status.BROKEN,
+        witness=Witness(distance=0.1, attack="pgd", sha256="ab", margin=-0.5),
+        certificate=Certificate(radius=0.05, guarantee=Guarantee.SOUND, method="ibp"),
+        forwards=9,
+        backwards=8,
+        queries=0,
     )
     sample = Sample.model_validate(verdict)
     assert sample == Sample.model_validate(verdict.as_dict())

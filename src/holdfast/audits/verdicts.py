@@ -92,8 +92,10 @@ def _verdict(part: Evidence, k: int) -> Verdict:
     i = int(part.ids[k])
     nearest = part.nearest.get(i)
     return Verdict(
-        i, int(part.labels[k]), int(part.prediction[k]), _status(part, k), None if nearest is None else nearest.witness,
-        part.certificates.get(i), int(part.forwards[k]), int(part.backwards[k]), int(part.queries[k]), part.no_answer.get(i),
+        id=i, label=int(part.labels[k]), prediction=int(part.prediction[k]), status=_status(part, k),
+        witness=None if nearest is None else nearest.witness, certificate=part.certificates.get(i),
+        forwards=int(part.forwards[k]), backwards=int(part.backwards[k]), queries=int(part.queries[k]),
+        no_answer=part.no_answer.get(i),
     )  # fmt: skip
 
 

@@ -181,7 +181,12 @@ class GraphCertifier(ABC):
         radii = [float(r) for r in self.radius(graph, x, y, ball, radius_max, tolerance)]
         arithmetic, claimed = self.arithmetic(graph), _as_claimed(graph).deployed
         deployed = None if claimed is None else str(claimed).removeprefix("torch.")
-        return [None if r != r else Certificate(r, Guarantee.SOUND, name, arithmetic, deployed=deployed) for r in radii]
+        return [
+            None
+            if r != r
+            else Certificate(radius=r, guarantee=Guarantee.SOUND, method=name, arithmetic=arithmetic, deployed=deployed)
+            for r in radii
+        ]
 
     def arithmetic(self, graph: Graph) -> str:
         """The arithmetic in which a certificate for this graph holds, in words."""

@@ -40,7 +40,7 @@ class Subject:
     detail: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Witness:
     """An input that breaks the model, by reference.
 
@@ -62,7 +62,7 @@ class Witness:
     prediction: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NoAnswer:
     """An input to which the model gives no answer that can be judged, by reference.
 
@@ -79,7 +79,7 @@ class NoAnswer:
     met: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Certificate:
     """A radius within which nothing breaks the model.
 
@@ -122,10 +122,12 @@ def clash(witness: Witness | NoAnswer, certificate: Certificate) -> Clash | None
     which arithmetics it holds, and an input without an answer, is taken to do so in every one.
 
     Example:
-        >>> near = Witness(0.1, "pgd", "", -1.0, arithmetics=("float32", "float64"))
-        >>> clash(near, Certificate(0.1, Guarantee.SOUND, "crown")), clash(near, Certificate(0.0999, Guarantee.SOUND, "crown"))
+        >>> from dataclasses import replace
+        >>> near = Witness(distance=0.1, attack="pgd", sha256="", margin=-1.0, arithmetics=("float32", "float64"))
+        >>> proved = Certificate(radius=0.1, guarantee=Guarantee.SOUND, method="crown")
+        >>> clash(near, proved), clash(near, replace(proved, radius=0.0999))
         (<Clash.CONTRADICTION: 'contradiction'>, None)
-        >>> clash(near, Certificate(0.2, Guarantee.SOUND, "ibp", deployed="float16"))  # it was not asked there
+        >>> clash(near, replace(proved, deployed="float16"))  # it was not asked there
         <Clash.FINDING: 'finding'>
     """
     if not witness.distance <= certificate.radius:
@@ -138,7 +140,7 @@ def clash(witness: Witness | NoAnswer, certificate: Certificate) -> Clash | None
     return Clash.CONTRADICTION if not held or (certificate.deployed or _NEAREST_TO_REAL) in held else Clash.FINDING
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """Both sides of one sample."""
 

@@ -90,12 +90,6 @@ class Ledger:
         """All samples together."""
         return Cost(int(self.forwards.sum()), int(self.backwards.sum()), int(self.queries.sum()))
 
-    @property
-    def costs(self) -> list[Cost]:
-        """Sample by sample, on the host."""
-        counts = self.forwards.tolist(), self.backwards.tolist(), self.queries.tolist()
-        return [Cost(*each) for each in zip(*counts, strict=True)]
-
     def spread(self, at: Tensor, n: int) -> Ledger:
         """The ledger of n samples, of which those ``at`` (m,) cost what is here, and the others nothing."""
         wide = Ledger(n, self.forwards.device)

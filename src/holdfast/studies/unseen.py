@@ -315,8 +315,10 @@ def _bound(
         graph = believed(model, problem.x[:1], *problem.set.hull(problem.x)).graph
         proved = right & CROWN().certify(graph, problem.x, problem.y, problem.set).cpu().numpy()
         # what is broken lies in the set, and what is proved is the whole set: all clash alike
-        proof = Certificate(eps, Guarantee.SOUND, "crown", CROWN().arithmetic(graph))
-        witness = Witness(eps, "", "", -1.0, arithmetics=Referee(model).arithmetics(problem.x))
+        proof = Certificate(radius=eps, guarantee=Guarantee.SOUND, method="crown", arithmetic=CROWN().arithmetic(graph))
+        witness = Witness(
+            distance=eps, attack="", sha256="", margin=-1.0, arithmetics=Referee(model).arithmetics(problem.x)
+        )
         clashes = {clash(witness, proof): int((proved & ~worst).sum())}
     except (UnsupportedError, ModelError) as error:
         refused["crown"] = str(error)

@@ -107,7 +107,11 @@ class Clever(OracleCertifier):
         found: list[Certificate | None] = []
         for i in range(len(x)):
             e = self.estimates(ask, x[i : i + 1], y[i : i + 1], ids[i : i + 1], seed, norm, radius_max)[0]
-            found.append(None if e is None else Certificate(e.radius, Guarantee.ESTIMATE, "clever", fit=e.ks_p))
+            found.append(
+                None
+                if e is None
+                else Certificate(radius=e.radius, guarantee=Guarantee.ESTIMATE, method="clever", fit=e.ks_p)
+            )
             progress(i + 1)
         return found
 

@@ -113,11 +113,11 @@ class Cohen(OracleCertifier):
         ).replace("torch.", "")
         return [
             Certificate(
-                float(r if radius_max is None else min(r, radius_max)),
-                Guarantee.PROBABILISTIC,
-                "cohen",
-                arithmetic,
-                self.alpha,
+                radius=float(r if radius_max is None else min(r, radius_max)),
+                guarantee=Guarantee.PROBABILISTIC,
+                method="cohen",
+                arithmetic=arithmetic,
+                alpha=self.alpha,
             )
             if r > 0
             else None

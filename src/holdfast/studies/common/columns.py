@@ -281,8 +281,16 @@ def crossings(columns: Sequence[RadiiColumn]) -> tuple[Crossing, ...]:
                 continue
             for i in np.flatnonzero(low.radius >= up.radius).tolist():
                 radius = float(low.radius[i])
-                proof = Certificate(radius, Guarantee.SOUND, low.name, low.arithmetic, deployed=low.deployed)
-                witness = Witness(float(up.radius[i]), up.name, "", -1.0, arithmetics=up.arithmetics)
+                proof = Certificate(
+                    radius=radius,
+                    guarantee=Guarantee.SOUND,
+                    method=low.name,
+                    arithmetic=low.arithmetic,
+                    deployed=low.deployed,
+                )
+                witness = Witness(
+                    distance=float(up.radius[i]), attack=up.name, sha256="", margin=-1.0, arithmetics=up.arithmetics
+                )
                 meaning = clash(witness, proof)
                 if meaning is not None:
                     crossed.append(Crossing(certifier=low.name, attack=up.name, sample=i, meaning=meaning))
