@@ -184,6 +184,26 @@ def read_network(content: bytes) -> Network:
     import onnx
     from onnx import numpy_helper
 
+    model = _model(content)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    inputs = [i for i in model.graph.input if i.name not in constants]
+    if len(inputs) != 1 or len(model.graph.output) != 1:
+        raise Rejected("a network with other than one input and one output cannot be checked")
+    if inputs[0].type.tensor_type.elem_type not in (1, 10, 11):
+        raise Rejected("a network whose inputs are no floats cannot be checked")
+    shape = tuple(int(d.dim_value) for d in inputs[0].type.tensor_type.shape.dim)
+    if len(shape) < 2 or 0 in shape[1:]:
+        raise Rejected(f"an input of shape {shape} cannot be checked")
+    reader = _Reader(shape, constants, inputs[0].name)
+    for node in model.graph.node:
+        reader.read(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}, numpy_helper.to_array)
+    return reader.finish(model.graph.output[0].name)
+
+
+def _model(content: bytes) -> Any:
+    """The ONNX model: one file, of a version that is known, without functions of its own."""
+    import onnx
+
     model: Any = onnx.ModelProto()
     try:
         model.ParseFromString(content)
@@ -199,19 +219,7 @@ def read_network(content: bytes) -> Network:
         raise Rejected(f"a file of opset {sorted(versions)} cannot be checked; {_OPSETS[0]} to {_OPSETS[-1]} can")
     if model.functions or model.graph.sparse_initializer:
         raise Rejected("a file with functions of its own or sparse constants cannot be checked")
-    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    inputs = [i for i in model.graph.input if i.name not in constants]
-    if len(inputs) != 1 or len(model.graph.output) != 1:
-        raise Rejected("a network with other than one input and one output cannot be checked")
-    if inputs[0].type.tensor_type.elem_type not in (1, 10, 11):
-        raise Rejected("a network whose inputs are no floats cannot be checked")
-    shape = tuple(int(d.dim_value) for d in inputs[0].type.tensor_type.shape.dim)
-    if len(shape) < 2 or 0 in shape[1:]:
-        raise Rejected(f"an input of shape {shape} cannot be checked")
-    reader = _Reader(shape, constants, inputs[0].name)
-    for node in model.graph.node:
-        reader.read(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}, numpy_helper.to_array)
-    return reader.finish(model.graph.output[0].name)
+    return model
 
 
 def _numbers(value: Array) -> Array:

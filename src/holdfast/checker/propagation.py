@@ -160,15 +160,13 @@ class Propagation:
                     raise Rejected("a value that does not count is split")  # its constant would stand alone
                 continue
             a, node = self._with(extra, k, pending.pop(k), error), self.network.nodes[k]
+            assert node is not None
             if isinstance(node, Activation):
                 z = boxes[node.inputs[0]] if boxes else (self.lower[node.inputs[0]], self.upper[node.inputs[0]])
                 pulled, constant = _through(node, a, who, z, slopes.get(k))
                 back = [pulled]
             else:
-                assert node is not None
-                back = [m.back(a) for m in node.maps]
-                bias = None if node.bias is None else np.broadcast_to(node.bias, node.shape).ravel()
-                constant = None if bias is None else a.reshape(len(a), -1) @ bias
+                back, constant = _linear(node, a)
             if self._size[k] is not None:
                 error += gamma(self._terms(k)) * length(a) * pick(self._size[k], who) + TINY
             if constant is not None:
@@ -197,6 +195,14 @@ class Propagation:
         size += np.abs(a.reshape(size.shape))
         error += gamma(np.bincount(rows, minlength=1).max() + 2) * length(size) * length(self.reach[k]).max() + TINY
         return a + added.reshape(a.shape)
+
+
+def _linear(node: Linear, a: Array) -> tuple[list[Array], Array | None]:
+    """Coefficients of the inputs of a linear node, and what its bias adds; None: it has none."""
+    back = [m.back(a) for m in node.maps]
+    if node.bias is None:
+        return back, None
+    return back, a.reshape(len(a), -1) @ np.broadcast_to(node.bias, node.shape).ravel()
 
 
 def _through(

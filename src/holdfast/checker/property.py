@@ -145,6 +145,11 @@ def _case(parts: list[Sum], inputs: int, outputs: int) -> Case | None:
             rows.append((tuple(part.get(f"Y_{i}", Fraction(0)) for i in range(outputs)), constant))
         else:
             raise Rejected("a constraint between several inputs, or inputs and outputs, cannot be checked")
+    return _boxed(lower, upper, rows, inputs)
+
+
+def _boxed(lower: dict[str, Fraction], upper: dict[str, Fraction], rows: list[Row], inputs: int) -> Case | None:
+    """The case of bounds of each input and rows of outputs, or None if its box is empty."""
     every = [f"X_{i}" for i in range(inputs)]
     if not all(name in lower and name in upper for name in every):
         raise Rejected("the property leaves an input without bounds")

@@ -119,19 +119,33 @@ def _check_shapes(network: Network, proof: Proof, leaves: int) -> None:
         raise Rejected("a leaf's rows do not belong to its groups")
     if not ((proof.multipliers >= 0) & (proof.multipliers < np.inf)).all():
         raise Rejected("a multiplier is negative")
-    at = [0, *network.activations]
-    for k, (of, slopes) in proof.slopes.items():
-        wanted = (count, prod(network.shape_of(at[k])) if 0 < k < len(at) else -1, len(of))
-        if slopes.shape != wanted or not ((of[:-1] < of[1:]).all() and (of >= 0).all() and (of < leaves).all()):
-            raise Rejected(f"slopes of activation {k} of shape {slopes.shape}, not {wanted}")
-    for k, slopes in [(j, s) for of in proof.root.values() for j, s in of.items()]:
-        if not 0 < k < len(at) or slopes.size != prod(network.shape_of(at[k])):
-            raise Rejected(f"slopes of activation {k} of shape {slopes.shape}")
-    if not all(0 < k < len(at) for k in proof.root):
-        raise Rejected("slopes for what is no activation")
+    _check_leaf_slopes(network, proof, leaves, count)
+    _check_root_slopes(network, proof)
     for slopes in [*(s for _, s in proof.slopes.values()), *(s for of in proof.root.values() for s in of.values())]:
         if not ((slopes >= 0) & (slopes <= 1)).all():
             raise Rejected("a slope lies outside [0, 1]")
+
+
+def _entries(network: Network, k: int) -> int:
+    """Of the k-th activation; -1 where there is none."""
+    at = [0, *network.activations]
+    return prod(network.shape_of(at[k])) if 0 < k < len(at) else -1
+
+
+def _check_leaf_slopes(network: Network, proof: Proof, leaves: int, count: int) -> None:
+    for k, (of, slopes) in proof.slopes.items():
+        expected = (count, _entries(network, k), len(of))
+        ascending = (of[:-1] < of[1:]).all() and (of >= 0).all() and (of < leaves).all()
+        if slopes.shape != expected or not ascending:
+            raise Rejected(f"slopes of activation {k} of shape {slopes.shape}, not {expected}")
+
+
+def _check_root_slopes(network: Network, proof: Proof) -> None:
+    for k, slopes in [(j, s) for of in proof.root.values() for j, s in of.items()]:
+        if slopes.size != _entries(network, k):
+            raise Rejected(f"slopes of activation {k} of shape {slopes.shape}")
+    if any(_entries(network, k) < 0 for k in proof.root):
+        raise Rejected("slopes for what is no activation")
 
 
 class _Batch:

@@ -203,9 +203,9 @@ class _Reader:
             raise self.refused("a factor or a sum of it is beyond float64", whole)
         constant, strict = terms.pop(None, Fraction(0)), len(sign) == 1
         variables = sorted((key, factor) for key, factor in terms.items() if factor and key is not None)
-        letters = {letter for (letter, _), _ in variables}
-        if not letters:
+        if not variables:
             return [()] if constant < 0 or (constant == 0 and not strict) else []
+        letters = {letter for (letter, _), _ in variables}
         if letters == {"X", "Y"}:
             raise self.refused("one constraint on inputs and outputs together cannot be served", whole)
         if letters == {"Y"}:
@@ -213,10 +213,14 @@ class _Reader:
         if len(variables) > 1:
             raise self.refused("inputs can be bounded one by one only, as in (<= X_0 1.5), not", whole)
         ((_, i), factor) = variables[0]
+        return [(self._limit(i, factor, constant, strict, whole),)]
+
+    def _limit(self, i: int, factor: Fraction, constant: Fraction, strict: bool, whole: Expression) -> _Limit:
+        """``factor X_i + constant <= 0``, or below 0, as a bound of the input."""
         bound = -constant / factor
         if abs(bound) >= _BEYOND:
             raise self.refused("the bound that it sets is beyond float64", whole)
-        return [(_Limit(i, factor > 0, Bound(bound, strict)),)]
+        return _Limit(i, factor > 0, Bound(bound, strict))
 
     def linear(self, expression: Expression, whole: Expression) -> Terms:
         match expression:

@@ -21,6 +21,9 @@ from holdfast.graph.model import Graph, Node
 
 __all__ = ["exact_rows"]
 
+Form = dict[int, Fraction]
+"""An exact affine form: symbol to factor, under -1 the constant."""
+
 _PRODUCTS = 200_000  # of rational numbers: a second or less
 
 
@@ -48,7 +51,7 @@ def exact_rows(graph: Graph, query: Query) -> Tensor:
     return found
 
 
-def _weights(query: Query, k: int) -> tuple[dict[int, Fraction], Fraction]:
+def _weights(query: Query, k: int) -> tuple[Form, Fraction]:
     """The factors of a row that are not 0, and its constant."""
     factors = _floats(query.c[k])
     return {j: Fraction(factor) for j, factor in enumerate(factors) if factor}, Fraction(float(query.d[k]))
@@ -83,10 +86,10 @@ class _Forms:
 
     def __init__(self, ends: list[tuple[Fraction, Fraction]]) -> None:
         self.ends = ends
-        self.values: list[list[dict[int, Fraction]]] = [[{i: Fraction(1)} for i in range(len(ends))]]
+        self.values: list[list[Form]] = [[{i: Fraction(1)} for i in range(len(ends))]]
         self.products = 0
 
-    def combined(self, parts: list[tuple[Fraction, dict[int, Fraction]]], constant: Fraction) -> dict[int, Fraction]:
+    def combined(self, parts: list[tuple[Fraction, Form]], constant: Fraction) -> Form:
         """A sum of multiples of forms."""
         total = {-1: constant}
         for factor, form in parts:
@@ -95,7 +98,7 @@ class _Forms:
                 total[symbol] = total.get(symbol, Fraction(0)) + factor * own
         return {symbol: own for symbol, own in total.items() if own}
 
-    def range(self, form: dict[int, Fraction]) -> tuple[Fraction, Fraction]:
+    def range(self, form: Form) -> tuple[Fraction, Fraction]:
         """Between which numbers a form lies."""
         low = high = form.get(-1, Fraction(0))
         for symbol, own in form.items():
@@ -104,12 +107,12 @@ class _Forms:
                 low, high = low + least, high + most
         return low, high
 
-    def least(self, row: tuple[dict[int, Fraction], Fraction]) -> Fraction:
+    def least(self, row: tuple[Form, Fraction]) -> Fraction:
         """The least of a row of the last node."""
         factors, constant = row
         return self.range(self.combined([(f, self.values[-1][j]) for j, f in factors.items()], constant))[0]
 
-    def bent(self, form: dict[int, Fraction], node: Node) -> dict[int, Fraction]:
+    def bent(self, form: Form, node: Node) -> Form:
         """The ReLU, or the magnitude, of a form."""
         low, high = self.range(form)
         if low >= 0:
@@ -142,7 +145,7 @@ def _forms(graph: Graph, query: Query) -> _Forms | None:
     return forms
 
 
-def _step(forms: _Forms, graph: Graph, node: Node) -> list[dict[int, Fraction]] | None:
+def _step(forms: _Forms, graph: Graph, node: Node) -> list[Form] | None:
     """The entries of a node, or None for an operation that is none of these."""
     given = [forms.values[i] for i in node.inputs]
     shapes = [graph.nodes[i].shape for i in node.inputs]
@@ -152,24 +155,32 @@ def _step(forms: _Forms, graph: Graph, node: Node) -> list[dict[int, Fraction]] 
         sign = Fraction(1 if node.op == "add" else -1)
         return [forms.combined([(Fraction(1), a), (sign, b)], Fraction(0)) for a, b in zip(*given, strict=True)]
     if node.op == "affine":
-        scale, shift = (_numbers(node.tensors.get(key), node.shape) for key in ("scale", "shift"))
-        scale, shift = scale or [Fraction(1)] * len(given[0]), shift or [Fraction(0)] * len(given[0])
-        return [forms.combined([(s, form)], t) for s, t, form in zip(scale, shift, given[0], strict=True)]
+        return _affine(forms, node, given[0])
     if node.op == "linear":
-        weight = node.tensors["weight"]
-        out, wide = weight.shape
-        if len(given[0]) * out > _PRODUCTS:
-            return None
-        rows = [_floats(row) for row in weight]
-        bias = _numbers(node.tensors.get("bias"), (out,)) or [Fraction(0)] * out
-        return [
-            forms.combined([(Fraction(w), form) for w, form in zip(row, part, strict=True) if w], shift)
-            for part in (given[0][k : k + wide] for k in range(0, len(given[0]), wide))
-            for row, shift in zip(rows, bias, strict=True)
-        ]
+        return _linear(forms, node, given[0])
     place = _moved(node, shapes)
     whole = [form for entries in given for form in entries]
     return None if place is None else [whole[i] for i in place]
+
+
+def _affine(forms: _Forms, node: Node, given: list[Form]) -> list[Form]:
+    scale, shift = (_numbers(node.tensors.get(key), node.shape) for key in ("scale", "shift"))
+    scale, shift = scale or [Fraction(1)] * len(given), shift or [Fraction(0)] * len(given)
+    return [forms.combined([(s, form)], t) for s, t, form in zip(scale, shift, given, strict=True)]
+
+
+def _linear(forms: _Forms, node: Node, given: list[Form]) -> list[Form] | None:
+    weight = node.tensors["weight"]
+    out, wide = weight.shape
+    if len(given) * out > _PRODUCTS:
+        return None
+    rows = [_floats(row) for row in weight]
+    bias = _numbers(node.tensors.get("bias"), (out,)) or [Fraction(0)] * out
+    return [
+        forms.combined([(Fraction(w), form) for w, form in zip(row, part, strict=True) if w], shift)
+        for part in (given[k : k + wide] for k in range(0, len(given), wide))
+        for row, shift in zip(rows, bias, strict=True)
+    ]
 
 
 def _moved(node: Node, shapes: list[tuple[int, ...]]) -> list[int] | None:

@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -65,12 +66,8 @@ def write(
     places = _places(graph, network)
     if len(queries) != len(trees) or not all(tree.complete for tree in trees):
         raise UsageError("a proof needs a complete tree for each query")
-    arrays: Arrays = {}
-    told: list[dict[str, Any]] = []
-    for q, (query, tree) in enumerate(zip(queries, trees, strict=True)):
-        found = _Recorder(graph, places, query, tree)
-        arrays |= {f"{q}/{name}": value for name, value in found.arrays.items()}
-        told.append({"slopes": found.with_slopes, "root": found.root})
+    recorders = [_Recorder.of(graph, places, query, tree) for query, tree in zip(queries, trees, strict=True)]
+    arrays = {f"{q}/{name}": value for q, recorder in enumerate(recorders) for name, value in recorder.arrays.items()}
     folder = Path(path).absolute().parent
     header = {
         "format": FORMAT, "version": VERSION,
@@ -79,7 +76,7 @@ def write(
             for kind, source, digest in zip(("network", "property"), (onnx_path, vnnlib_path), hashes, strict=True)
         },
         "activations": [prod(network.shape_of(k)) for k in network.activations],
-        "queries": told,
+        "queries": [recorder.header for recorder in recorders],
     }  # fmt: skip
     temporary = Path(f"{path}.part")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -111,57 +108,111 @@ def _places(graph: Graph, network: Network) -> list[int]:
     return places
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
 class _Recorder:
-    """One query's tree as arrays, vertices in preorder."""
+    """One query's tree as arrays, vertices in preorder.
 
-    def __init__(self, graph: Graph, places: Sequence[int], query: Query, tree: Tree) -> None:
-        self.ordinal = {place: k for k, place in enumerate(places, 1)}
-        inputs = [0, *(graph.nodes[i].inputs[0] for i in places)]
-        self.value = {node: k for k, node in reversed(list(enumerate(inputs)))}
-        self.sizes = [prod(node.shape) for node in graph.nodes]
-        self.groups = int(query.groups[-1]) + 1
+    Attributes:
+        activations: their positions in the graph, in the order in which the checker counts them from 1.
+        sizes: of the graph's values.
+        sources: the input, then what each activation reads: how the checker counts values from 0.
+        query: the question.
+        tree: the proof.
+        vertices: of the tree, in preorder.
+        leaves: of the tree, in order.
+    """
+
+    activations: Sequence[int]
+    sizes: Sequence[int]
+    sources: Sequence[int]
+    query: Query
+    tree: Tree
+    vertices: Sequence[Split | Leaf]
+    leaves: Sequence[Leaf]
+
+    @classmethod
+    def of(cls, graph: Graph, activations: Sequence[int], query: Query, tree: Tree) -> _Recorder:
+        """The recorder of one query."""
         vertices = _preorder(tree)
-        leaves = [v for v in vertices if isinstance(v, Leaf)]
-        splits = [v if isinstance(v, Split) else None for v in vertices]
-        weighted = [leaf.multipliers.size > 0 for leaf in leaves]
-        multipliers = [leaf.multipliers.astype(np.float32).ravel() for leaf in leaves if leaf.multipliers.size]
-        self.arrays: Arrays = {
+        return cls(
+            activations=activations,
+            sizes=[prod(node.shape) for node in graph.nodes],
+            sources=[0, *(graph.nodes[i].inputs[0] for i in activations)],
+            query=query,
+            tree=tree,
+            vertices=vertices,
+            leaves=[v for v in vertices if isinstance(v, Leaf)],
+        )
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What the file's header says of the query: which activations have slopes, in leaves and at the root."""
+        root = [
+            [self.place(node), [self.ordinal(i) for i in slopes]] for node, slopes in sorted(self.tree.slopes.items())
+        ]
+        return {"slopes": self._with_slopes, "root": root}
+
+    @property
+    def arrays(self) -> Arrays:
+        """The query, its tree and its leaves."""
+        return self._question() | self._vertices() | self._leaf_slopes() | self._root_slopes()
+
+    def place(self, node: int) -> int:
+        """0 for the input, k for the input of the k-th activation."""
+        if node not in self.sources:
+            raise UnsupportedError(f"no proof can be written: node {node} is split, which no ReLU reads")
+        return self.sources.index(node)
+
+    def ordinal(self, activation: int) -> int:
+        """The number of an activation, from 1."""
+        return self.activations.index(activation) + 1
+
+    def _question(self) -> Arrays:
+        query = self.query
+        return {
             "lower": query.lower.double().flatten().cpu().numpy(),
             "upper": query.upper.double().flatten().cpu().numpy(),
             "c": query.c.double().cpu().numpy(),
             "d": query.d.double().cpu().numpy(),
             "groups": query.groups.cpu().numpy().astype(np.int32),
+        }
+
+    def _vertices(self) -> Arrays:
+        leaves, splits = self.leaves, [v if isinstance(v, Split) else None for v in self.vertices]
+        multipliers = [leaf.multipliers.astype(np.float32).ravel() for leaf in leaves if leaf.multipliers.size]
+        return {
             "node": np.array([-1 if s is None else self.place(s.node) for s in splits], np.int32),
             "index": np.array([0 if s is None else s.index for s in splits], np.int32),
             "point": np.array([0.0 if s is None else s.point for s in splits], np.float64),
             "rows": np.array([leaf.rows for leaf in leaves], np.int32).reshape(len(leaves), -1),
-            "weighted": np.array(weighted, np.int32),
+            "weighted": np.array([leaf.multipliers.size > 0 for leaf in leaves], np.int32),
             "multipliers": np.concatenate([np.zeros(0, np.float32), *multipliers]),
         }
-        self.with_slopes = sorted({self.ordinal[i] for leaf in leaves for i in leaf.slopes})
-        for k in self.with_slopes:
-            self.record_slopes(k, places[k - 1], leaves)
-        self.root = [
-            [self.place(node), [self.ordinal[i] for i in slopes]] for node, slopes in sorted(tree.slopes.items())
-        ]
-        for node, slopes in tree.slopes.items():
-            for i, values in slopes.items():
-                self.arrays[f"root/{self.place(node)}/{self.ordinal[i]}"] = _clamped(values)
 
-    def place(self, node: int) -> int:
-        """0 for the input, k for the input of the k-th activation."""
-        if node not in self.value:
-            raise UnsupportedError(f"no proof can be written: node {node} is split, which no ReLU reads")
-        return self.value[node]
+    @property
+    def _with_slopes(self) -> list[int]:
+        return sorted({self.ordinal(i) for leaf in self.leaves for i in leaf.slopes})
 
-    def record_slopes(self, k: int, node: int, leaves: Sequence[Leaf]) -> None:
+    def _leaf_slopes(self) -> Arrays:
         """Entry by entry over all leaves: entries that are the same everywhere then pack to nothing."""
-        of = [n for n, leaf in enumerate(leaves) if node in leaf.slopes]
-        stacked = np.empty((self.groups, self.sizes[node], len(of)), np.float32)
-        for place, n in enumerate(of):
-            stacked[:, :, place] = _clamped(leaves[n].slopes[node]).reshape(-1, self.sizes[node])
-        self.arrays[f"slopes/{k}/leaves"] = np.array(of, np.int32)
-        self.arrays[f"slopes/{k}"] = stacked
+        arrays: Arrays = {}
+        groups = int(self.query.groups[-1]) + 1
+        for k in self._with_slopes:
+            node = self.activations[k - 1]
+            of = [n for n, leaf in enumerate(self.leaves) if node in leaf.slopes]
+            stacked = np.empty((groups, self.sizes[node], len(of)), np.float32)
+            for place, n in enumerate(of):
+                stacked[:, :, place] = _clamped(self.leaves[n].slopes[node]).reshape(-1, self.sizes[node])
+            arrays[f"slopes/{k}/leaves"] = np.array(of, np.int32)
+            arrays[f"slopes/{k}"] = stacked
+        return arrays
+
+    def _root_slopes(self) -> Arrays:
+        return {
+            f"root/{self.place(node)}/{self.ordinal(i)}": _clamped(values)
+            for node, slopes in self.tree.slopes.items()
+            for i, values in slopes.items()
+        }
 
 
 def _clamped(slopes: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -169,12 +220,12 @@ def _clamped(slopes: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _preorder(tree: Tree) -> list[Split | Leaf]:
-    found: list[Split | Leaf] = []
+    vertices: list[Split | Leaf] = []
     pending = [0]
     while pending:
         vertex = tree.vertices[pending.pop()]
         assert vertex is not None, "the tree is complete"
-        found.append(vertex)
+        vertices.append(vertex)
         if isinstance(vertex, Split):
             pending += reversed(vertex.children)
-    return found
+    return vertices

@@ -79,6 +79,11 @@ class Tree:
         self.vertices[vertex] = leaf
 
     @property
+    def begun(self) -> bool:
+        """Whether anything is recorded."""
+        return len(self.vertices) > 1 or self.vertices[0] is not None
+
+    @property
     def complete(self) -> bool:
         """Whether no vertex is open."""
         return all(v is not None for v in self.vertices)

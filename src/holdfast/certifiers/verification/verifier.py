@@ -80,21 +80,20 @@ def verify(
         UnsupportedError: an operation without bounds, or a method that does not serve the model or the set.
     """
     deadline = monotonic() + timeout
-    if not queries or timeout <= 0:
-        raise UsageError("a verdict needs a query and time: give at least one query and a timeout above 0")
-    if trees is not None and len(trees) != len(queries):
-        raise UsageError(f"{len(trees)} trees for {len(queries)} queries")
-    if deployed is not None:
-        graph = replace(graph, deployed=deployed)
-    graph = _flat(graph)
-    check_constants(graph)
-    for query in queries:
-        if query.x.shape[1:] != graph.input_shape or query.c.shape[1] != graph.output_shape[0]:
-            raise UsageError(
-                f"a query about inputs {tuple(query.x.shape[1:])} and {query.c.shape[1]} outputs for a model of "
-                f"{graph.input_shape} and {graph.output_shape}"
-            )
-    run = _Run(graph, list(queries), deadline, timeout, falsify, method, memory, trees, progress, believed)
+    graph = _flat(graph if deployed is None else replace(graph, deployed=deployed))
+    _check(graph, queries, timeout, trees)
+    run = _Run(
+        graph=graph,
+        queries=list(queries),
+        deadline=deadline,
+        timeout=timeout,
+        falsify=falsify,
+        method=method,
+        memory=memory,
+        trees=trees,
+        progress=progress,
+        believed=believed,
+    )
     try:
         answer = run.decide()
     except UsageError:
@@ -109,6 +108,21 @@ def verify(
     return answer
 
 
+def _check(graph: Graph, queries: Sequence[Query], timeout: float, trees: Sequence[Tree] | None) -> None:
+    """Refuses what cannot be asked."""
+    if not queries or timeout <= 0:
+        raise UsageError("a verdict needs a query and time: give at least one query and a timeout above 0")
+    if trees is not None and len(trees) != len(queries):
+        raise UsageError(f"{len(trees)} trees for {len(queries)} queries")
+    check_constants(graph)
+    for query in queries:
+        if query.x.shape[1:] != graph.input_shape or query.c.shape[1] != graph.output_shape[0]:
+            raise UsageError(
+                f"a query about inputs {tuple(query.x.shape[1:])} and {query.c.shape[1]} outputs for a model of "
+                f"{graph.input_shape} and {graph.output_shape}"
+            )
+
+
 class _BrokenError(Exception):
     """Stops a solver from within its progress report: an attack has found a witness."""
 
@@ -121,7 +135,7 @@ class _EdgeError(Exception):
     """Stops a solver: what it has left to prove is decided by equality, which bounds that pay for rounding never reach."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """One verification: what was asked, and how many parts were bounded so far."""
 
@@ -298,23 +312,26 @@ class _Run:
         for name in self._solvers(i):
             if monotonic() >= self.deadline:
                 break
-            try:
-                found = self._by(name, self.queries[i], tree)
-            except UnsupportedError as error:
-                found = Answer(decision=Decision.UNKNOWN, bound=-inf, method=name, reason=str(error))
-            except UsageError:
-                raise
-            except Exception as error:  # one method's failure leaves the others their turn
-                reason = f"{type(error).__name__}: {error}"
-                found = Answer(decision=Decision.UNKNOWN, bound=-inf, method=name, reason=reason)
-            if found.decision in (Decision.HOLDS, Decision.BROKEN):
-                return found
-            reasons = "; ".join(r for r in (answer.reason if answer is not before else "", found.reason) if r)
-            answer = replace(found if found.bound >= answer.bound else answer, decision=found.decision, reason=reasons)
-            begun = tree is not None and (len(tree.vertices) > 1 or tree.vertices[0] is not None)
-            if begun or found.decision is Decision.TIMEOUT or found.reason == _ON_THE_EDGE:
+            one = self._try(name, self.queries[i], tree)
+            if one.decision in (Decision.HOLDS, Decision.BROKEN):
+                return one
+            reasons = "; ".join(r for r in (answer.reason if answer is not before else "", one.reason) if r)
+            answer = replace(one if one.bound >= answer.bound else answer, decision=one.decision, reason=reasons)
+            if (tree is not None and tree.begun) or one.decision is Decision.TIMEOUT or one.reason == _ON_THE_EDGE:
                 break  # another method cannot go on with a tree that this one began, nor has it time
         return replace(answer, decision=Decision.TIMEOUT) if monotonic() >= self.deadline else answer
+
+    def _try(self, name: str, query: Query, tree: Tree | None) -> Answer:
+        """What a method says; its failure is an answer too."""
+        try:
+            return self._by(name, query, tree)
+        except UnsupportedError as error:
+            reason = str(error)
+        except UsageError:
+            raise
+        except Exception as error:  # one method's failure leaves the others their turn
+            reason = f"{type(error).__name__}: {error}"
+        return Answer(decision=Decision.UNKNOWN, bound=-inf, method=name, reason=reason)
 
     def _edge(self, query: Query) -> float:
         """How near to 0 rounding lets bounds come, where strict bounds and rows are broken if they are taken as if they

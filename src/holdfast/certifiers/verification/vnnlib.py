@@ -104,6 +104,18 @@ class Property:
 
     def _query(self, box: Box, graph: Graph) -> Query:
         rows = [row for group in box.groups for row in group]
+        c, d = self._constraints(rows)
+        groups = torch.tensor([g for g, group in enumerate(box.groups) for _ in group])
+        lower = torch.tensor([_down(bound.number) for bound in box.lower], dtype=torch.float64)
+        upper = torch.tensor([-_down(-bound.number) for bound in box.upper], dtype=torch.float64)
+        strict = torch.tensor([row.strict for row in rows])
+        below, above = (torch.tensor([bound.strict for bound in side]) for side in (box.lower, box.upper))
+        lower, upper, below, above = (t.view(graph.input_shape) for t in (lower, upper, below, above))
+        outside = (below, above) if bool((below | above).any()) else None
+        return Query.of_box(lower, upper, c, d, groups, strict=strict if bool(strict.any()) else None, outside=outside)
+
+    def _constraints(self, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """The rows in float64, each in a scale in which its factors are exact."""
         c, d = torch.zeros(len(rows), self.outputs, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
         for k, row in enumerate(rows):
             scale = _scale([factor for _, factor in row.factors])
@@ -115,14 +127,7 @@ class Property:
             for j, factor in row.factors:
                 c[k, j] = float(factor * scale)
             d[k] = _down(row.offset * scale)
-        groups = torch.tensor([g for g, group in enumerate(box.groups) for _ in group])
-        lower = torch.tensor([_down(bound.number) for bound in box.lower], dtype=torch.float64)
-        upper = torch.tensor([-_down(-bound.number) for bound in box.upper], dtype=torch.float64)
-        strict = torch.tensor([row.strict for row in rows])
-        below, above = (torch.tensor([bound.strict for bound in side]) for side in (box.lower, box.upper))
-        lower, upper, below, above = (t.view(graph.input_shape) for t in (lower, upper, below, above))
-        outside = (below, above) if bool((below | above).any()) else None
-        return Query.of_box(lower, upper, c, d, groups, strict=strict if bool(strict.any()) else None, outside=outside)
+        return c, d
 
     def breaks(self, inputs: Sequence[str], y: Tensor) -> bool:
         """Whether inputs in decimals and the outputs of a run on them are unsafe, in exact arithmetic.
