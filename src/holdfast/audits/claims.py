@@ -40,18 +40,20 @@ def claims_of(
     done = judged(context.referee(), problem, outcome.away_from_clean())
 
     def records(which: Tensor, authors: Mapping[int, str]) -> dict[int, WitnessRecord]:
-        rows = which.nonzero().flatten().tolist()
-        ids = problem.ids[rows].tolist()
+        rows: list[int] = which.nonzero().flatten().cpu().numpy().tolist()
+        ids: list[int] = problem.ids[rows].tolist()
         return {i: _record(context, done, row, authors.get(i, name)) for i, row in zip(ids, rows, strict=True)}
 
+    found_at: list[int] = outcome.found_at.cpu().numpy().tolist()
+    low_margin: list[float] = outcome.low_margin.clamp(-1e30, 1e30).cpu().numpy().tolist()
     claims = Claims(
         witnesses=records(done.broken, authors or {}),
         marginal=records(done.marginal, {}),
         rejected=tuple(problem.ids[done.rejected.cpu().numpy()].tolist()),
         unanswered=unanswered(context, problem, outcome, name),
         spent=spent(outcome.ledger),
-        found_at=tuple(outcome.found_at.tolist()),
-        low_margin=tuple(outcome.low_margin.clamp(-1e30, 1e30).tolist()),
+        found_at=tuple(found_at),
+        low_margin=tuple(low_margin),
     )
     return claims, done.judging.forwards
 
@@ -77,8 +79,9 @@ def unanswered(context: Context, problem: Problem, outcome: Outcome, name: str) 
     if not len(rows):
         return {}
     x = outcome.no_answer[rows]
-    ids = problem.ids[rows.cpu().numpy()].tolist()
-    records = zip(ids, x, outcome.no_answer_at[rows].tolist(), answered_with(context, x), strict=True)
+    ids: list[int] = problem.ids[rows.cpu().numpy()].tolist()
+    distances: list[float] = outcome.no_answer_at[rows].cpu().numpy().tolist()
+    records = zip(ids, x, distances, answered_with(context, x), strict=True)
     return {
         i: NoAnswer(distance=distance, attack=name, sha256=context.folder.store(at), met=met)
         for i, at, distance, met in records
@@ -89,9 +92,9 @@ def answered_with(context: Context, x: Tensor) -> list[str]:
     """What the model that attacks search on answers to inputs x (n, \\*features) to which it gave no usable answer, in words."""
     if context.plan.remote:
         return ["no scores that can be judged"] * len(x)
-    words = list[str]()
+    words, rows = list[str](), torch.split(x, 1)
     with torch.no_grad(), evaluating(context.search):
-        for row in x.split(1):
+        for row in rows:
             try:
                 scores = ask(context.search, row).flatten()
             except ModelFault:
@@ -113,10 +116,11 @@ def as_number(value: Tensor) -> float:
 
 def spent(ledger: Ledger) -> Spent:
     """What each sample cost, as a record has it."""
+    costs = ledger.costs
     return Spent(
-        forwards=tuple(ledger.forwards.tolist()),
-        backwards=tuple(ledger.backwards.tolist()),
-        queries=tuple(ledger.queries.tolist()),
+        forwards=tuple(cost.forwards for cost in costs),
+        backwards=tuple(cost.backwards for cost in costs),
+        queries=tuple(cost.queries for cost in costs),
     )
 
 

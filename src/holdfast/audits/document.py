@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -37,9 +37,9 @@ Side = Literal["empirical", "certified"]
 def _finite(value: Any) -> Any:
     """Measured values as JSON can hold them: a number that is not finite becomes the word for it."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
+        return {k: _finite(v) for k, v in cast("dict[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [_finite(v) for v in cast("list[Any]", value)]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -117,7 +117,7 @@ class SampleWitness(_Part):
     sha256: str
     margin: Annotated[float | None, BeforeValidator(_finite_or_none)]
     """The criterion's margin there: negative, the further the surer; null where the access shows no finite one."""
-    arithmetics: list[str] = Field(default_factory=list)
+    arithmetics: list[str] = Field(default_factory=list[str])
     """The types in which it held when the referee asked: the model's own, and float64 where the model can be asked there."""
     prediction: int | None = None
     """The class that the model gives it; null where its answer names none."""
@@ -188,7 +188,7 @@ class Threat(_Part):
     low: float
     high: float
     grid: str | None = None
-    known: list[str] = Field(default_factory=list)
+    known: list[str] = Field(default_factory=list[str])
 
 
 class SubjectEntry(_Part):
@@ -218,7 +218,7 @@ class Data(_Part):
     shape: list[Count]
     """Of one sample."""
     classes: Count
-    class_names: list[str] = Field(default_factory=list)
+    class_names: list[str] = Field(default_factory=list[str])
 
 
 class AttackRun(_Part):
@@ -275,9 +275,9 @@ class QueryCurve(_Part):
 class Curves(_Part):
     """Security curves, points in rising order."""
 
-    eps: list[EpsPoint] = Field(default_factory=list)
-    certified: list[RadiusPoint] = Field(default_factory=list)
-    queries: list[QueryCurve] = Field(default_factory=list)
+    eps: list[EpsPoint] = Field(default_factory=list[EpsPoint])
+    certified: list[RadiusPoint] = Field(default_factory=list[RadiusPoint])
+    queries: list[QueryCurve] = Field(default_factory=list[QueryCurve])
 
 
 class Grid(_Part):
@@ -306,8 +306,8 @@ class Method(_Part):
     paper: str
     section: str
     summary: str
-    parameters: list[MethodParameter] = Field(default_factory=list)
-    failure_modes: list[str] = Field(default_factory=list)
+    parameters: list[MethodParameter] = Field(default_factory=list[MethodParameter])
+    failure_modes: list[str] = Field(default_factory=list[str])
 
 
 class Stage(_Part):
@@ -374,7 +374,7 @@ class Document(_Part):
     headline: Headline
     complete: bool
     """False when a stage did not end or a sample could not be judged (TIMEOUT, ERROR): the figures are not final."""
-    contradictions: list[Contradiction] = Field(default_factory=list)
+    contradictions: list[Contradiction] = Field(default_factory=list[Contradiction])
     gate: Gate | None = None
     """Null when no threshold was asked for."""
     threat: Threat
@@ -384,12 +384,12 @@ class Document(_Part):
     suite: Suite
     cost: Cost
     samples: list[Sample]
-    findings: list[FindingEntry] = Field(default_factory=list)
+    findings: list[FindingEntry] = Field(default_factory=list[FindingEntry])
     curves: Curves = Field(default_factory=Curves)
     grid: Grid | None = None
-    methods: list[Method] = Field(default_factory=list)
-    not_tested: list[str] = Field(default_factory=list)
-    stages: list[Stage] = Field(default_factory=list)
+    methods: list[Method] = Field(default_factory=list[Method])
+    not_tested: list[str] = Field(default_factory=list[str])
+    stages: list[Stage] = Field(default_factory=list[Stage])
     seed: int
     command: str
     environment: Environment
@@ -476,7 +476,7 @@ class Document(_Part):
             raise DataError(f"no report at {file}: {error.strerror}") from None
         except ValueError as error:
             raise DataError(f"{file} is no JSON: {error}") from None
-        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        version = cast("dict[str, Any]", raw).get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             raise DataError(f"{file} has schema_version {version!r}; this version of Holdfast reads {SCHEMA_VERSION!r}")
         try:

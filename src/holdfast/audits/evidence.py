@@ -72,14 +72,14 @@ class Evidence:
     forwards: np.ndarray = field(init=False)
     backwards: np.ndarray = field(init=False)
     queries: np.ndarray = field(init=False)
-    broken: dict[int, Claim] = field(default_factory=dict, init=False)
-    nearest: dict[int, Claim] = field(default_factory=dict, init=False)
-    marginal: dict[int, Claim] = field(default_factory=dict, init=False)
-    no_answer: dict[int, NoAnswer] = field(default_factory=dict, init=False)
-    proved: set[int] = field(default_factory=set, init=False)
-    hindered: set[int] = field(default_factory=set, init=False)
-    tried: dict[str, set[int]] = field(default_factory=dict, init=False)
-    certificates: dict[int, Certificate] = field(default_factory=dict, init=False)
+    broken: dict[int, Claim] = field(default_factory=dict[int, Claim], init=False)
+    nearest: dict[int, Claim] = field(default_factory=dict[int, Claim], init=False)
+    marginal: dict[int, Claim] = field(default_factory=dict[int, Claim], init=False)
+    no_answer: dict[int, NoAnswer] = field(default_factory=dict[int, NoAnswer], init=False)
+    proved: set[int] = field(default_factory=set[int], init=False)
+    hindered: set[int] = field(default_factory=set[int], init=False)
+    tried: dict[str, set[int]] = field(default_factory=dict[str, set[int]], init=False)
+    certificates: dict[int, Certificate] = field(default_factory=dict[int, Certificate], init=False)
 
     def __post_init__(self) -> None:
         n = len(self.ids)
@@ -121,7 +121,8 @@ class Evidence:
 
     def _add_clean(self, record: CleanRecord) -> None:
         places, rows = self._rows(record.ids)
-        told = [record.scores[k] for k in places.tolist()]  # a row without an answer is shorter
+        kept: list[int] = places.tolist()
+        told = [record.scores[k] for k in kept]  # a row without an answer is shorter
         width = max([self.scores.shape[1], *map(len, told)])
         if width > self.scores.shape[1]:
             more = np.full((len(self.ids), width - self.scores.shape[1]), np.nan)

@@ -53,7 +53,7 @@ class BrokenInputs:
         """Those of a document: what lies beside its journal, and what it says of them."""
         pairs = [(s, s.witness) for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
         ids = np.array([s.id for s, _ in pairs], dtype=np.int64)
-        clean = context.data.x[torch.from_numpy(ids)]
+        clean = context.data.x[torch.as_tensor(ids)]
         stored = [context.folder.witness(witness.sha256) for _, witness in pairs]
         predictions = [witness.prediction for _, witness in pairs if witness.prediction is not None]
         return cls(

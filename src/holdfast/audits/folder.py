@@ -13,6 +13,7 @@ import re
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, cast
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -91,7 +92,9 @@ class RunFolder:
             told = read_json(self.about_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return {k: v for k, v in told.items() if isinstance(v, str)} if isinstance(told, dict) else {}
+        if not isinstance(told, dict):
+            return {}
+        return {k: v for k, v in cast("dict[str, Any]", told).items() if isinstance(v, str)}
 
     @contextmanager
     def begin(self, plan: Plan, command: str = "") -> Generator[None, None, None]:

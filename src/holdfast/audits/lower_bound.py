@@ -111,8 +111,11 @@ class GraphBound(LowerBound):
 
     @override
     def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
-        problem = session.problem(ids, torch.from_numpy(radii))
-        return self._certifier().certify(session.graph, problem.x, problem.y, problem.set).tolist()
+        problem = session.problem(ids, torch.as_tensor(radii))
+        proved: list[bool] = (
+            self._certifier().certify(session.graph, problem.x, problem.y, problem.set).cpu().numpy().tolist()
+        )
+        return proved
 
     @override
     def proved_at(self, session: Session, ids: np.ndarray, eps: float) -> np.ndarray | None:

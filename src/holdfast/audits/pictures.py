@@ -26,7 +26,7 @@ def load_png(path: Path) -> Tensor:
     """Loads an image as (1 or 3, H, W) float32 in [0, 1]."""
     pixels = np.array(Image.open(path))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255
+    return torch.as_tensor(np.ascontiguousarray(pixels)).float() / 255
 
 
 def pictured(context: Context, x: Tensor) -> bool:

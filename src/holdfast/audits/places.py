@@ -60,7 +60,7 @@ class Places:
         given = {k: v for k, v in given.items() if v is not None}
         found = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
         roots = _roots(folder)
-        moved, missing = {}, list[tuple[str, str]]()
+        moved, missing = dict[str, str | tuple[str, ...]](), list[tuple[str, str]]()
         for name in ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch"):
             value = getattr(plan, name)
             if value is not None and name not in given:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 import yaml
 from pydantic import (
@@ -156,9 +156,8 @@ class Plan(BaseModel):
         """The sizes as they were typed, since that is how their reader thinks of them; the hash is of the values."""
         plan = handler(values)
         if isinstance(values, dict):
-            plan._typed = {
-                k: str(values[k]).strip() for k in ("eps", "radius_max", "grid") if values.get(k) is not None
-            }
+            given = cast("dict[str, Any]", values)
+            plan._typed = {k: str(given[k]).strip() for k in ("eps", "radius_max", "grid") if given.get(k) is not None}
         return plan
 
     @field_serializer("eps", "radius_max", "grid")
@@ -188,7 +187,7 @@ class Plan(BaseModel):
 
     @field_validator("surrogate", "surrogate_arch", mode="after")
     @classmethod
-    def _one_is_one(cls, value: Any) -> Any:
+    def _one_is_one(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         """One name is written as a name, so that a plan keeps the hash it had before there were several."""
         if isinstance(value, tuple):
             return (value[0] if len(value) == 1 else value) if value else None
@@ -394,15 +393,18 @@ class Plan(BaseModel):
             raise UsageError(f"cannot read the plan {path}: {error.strerror}") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: {error}") from None
-        if not isinstance(values, dict) or not all(isinstance(k, str) for k in values):
+        if not isinstance(values, dict) or not all(isinstance(k, str) for k in cast("dict[Any, Any]", values)):
             raise UsageError(f"{path}: a plan is a mapping of names to values")
-        plan = cls.of(**values | {"trust": False} | given)
-        plan._theirs = frozenset(values) - given.keys()
+        named = cast("dict[str, Any]", values)
+        plan = cls.of(**named | {"trust": False} | given)
+        plan._theirs = frozenset(named) - given.keys()
         return plan
 
 
 def _words(value: Any) -> str:
-    return "none" if value in (None, [], ()) else ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value in (None, [], ()):
+        return "none"
+    return ",".join(map(str, cast("list[Any]", value))) if isinstance(value, list) else str(value)
 
 
 def names_of(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -424,7 +426,7 @@ class _ExactDumper(yaml.SafeDumper):
 
     @override
     def represent_str(self, data: str) -> yaml.ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+        return yaml.ScalarNode("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
 
 
 _ExactDumper.add_representer(str, _ExactDumper.represent_str)

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from pydantic import JsonValue
 from torch import nn
 
 from holdfast.audits.context import Context
@@ -47,7 +48,7 @@ _PROSE = frozenset(
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Recheck:
     """What a recheck found.
 
@@ -61,9 +62,9 @@ class Recheck:
 
     witnesses: int = 0
     certificates: int = 0
-    marginal: list[int] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    not_rederived: list[str] = field(default_factory=list)
+    marginal: list[int] = field(default_factory=list[int])
+    problems: list[str] = field(default_factory=list[str])
+    not_rederived: list[str] = field(default_factory=list[str])
 
     @property
     def ok(self) -> bool:
@@ -194,7 +195,8 @@ def _begun(folder: RunFolder, again: Document, result: Recheck) -> None:
         result.problems.append(f"run.json is not one that a run writes: {error}")
         return
     names = {"kind", "start", "command"}
-    if not isinstance(told, dict) or told.keys() != names or not all(isinstance(v, str) for v in told.values()):
+    told = cast("dict[str, Any]", told) if isinstance(told, dict) else {}
+    if told.keys() != names or not all(isinstance(v, str) for v in told.values()):
         result.problems.append(f"run.json is not one that a run writes: it holds {', '.join(sorted(names))} as texts")
     elif told["kind"] != "audit" or (told["command"] and told["command"] != again.command):
         result.problems.append(
@@ -202,7 +204,7 @@ def _begun(folder: RunFolder, again: Document, result: Recheck) -> None:
         )
 
 
-def _differences(told: Any, due: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
+def _differences(told: JsonValue, due: JsonValue, path: str = "") -> Iterator[tuple[str, str, str]]:
     """The fields in which two plain values differ; of a long list the first."""
     if isinstance(told, dict) and isinstance(due, dict):
         for name in dict.fromkeys([*due, *told]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 from pydantic import (
     BaseModel,
@@ -65,17 +65,16 @@ def _decoded(rows: Any) -> Any:
     """Scores of JSON: null is no number, and "-inf" the score of a class which is never chosen."""
     if not isinstance(rows, list | tuple):
         return rows
-    return [[math.nan if v is None else -math.inf if v == _NEVER else v for v in row] for row in rows]
+    table = cast("list[list[Any]]", rows)
+    return [[math.nan if v is None else -math.inf if v == _NEVER else v for v in row] for row in table]
 
 
 def _encoded(rows: tuple[tuple[float, ...], ...]) -> list[list[float | str | None]]:
     return [[v if math.isfinite(v) else _NEVER if v == -math.inf else None for v in row] for row in rows]
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: Mapping[str, float | int | str]) -> dict[str, float | int | str]:
     """Measured values as JSON can hold them: a number that is not finite becomes the word for it."""
-    if not isinstance(data, Mapping):
-        return data
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
 
 
@@ -260,10 +259,10 @@ class Claims(_Part):
         low_margin: for each, the least margin of any row that was asked.
     """
 
-    witnesses: dict[int, WitnessRecord] = Field(default_factory=dict)
-    marginal: dict[int, WitnessRecord] = Field(default_factory=dict)
+    witnesses: dict[int, WitnessRecord] = Field(default_factory=dict[int, WitnessRecord])
+    marginal: dict[int, WitnessRecord] = Field(default_factory=dict[int, WitnessRecord])
     rejected: Ids = ()
-    unanswered: dict[int, NoAnswer] = Field(default_factory=dict)
+    unanswered: dict[int, NoAnswer] = Field(default_factory=dict[int, NoAnswer])
     spent: Spent = Spent()
     found_at: tuple[int, ...] = ()
     low_margin: tuple[float, ...] = ()
@@ -339,7 +338,7 @@ class CertificateRecord(Record):
     """The largest certified radii; ``refused`` says why there are none."""
 
     kind: Literal["certificates"] = "certificates"
-    certificates: dict[int, Certificate] = Field(default_factory=dict)
+    certificates: dict[int, Certificate] = Field(default_factory=dict[int, Certificate])
     refused: str | None = None
     held_against: str | None = None
     cost: Cost = Cost()
@@ -361,7 +360,7 @@ class DiagnosticsRecord(Record):
     kind: Literal["diagnostics"] = "diagnostics"
     findings: tuple[Finding, ...] = ()
     cost: Cost = Cost()
-    unanswered: dict[int, NoAnswer] = Field(default_factory=dict)
+    unanswered: dict[int, NoAnswer] = Field(default_factory=dict[int, NoAnswer])
 
     @property
     @override

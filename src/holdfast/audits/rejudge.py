@@ -67,7 +67,7 @@ def rejudge(
     tensors = [context.folder.witness(claim.witness.sha256).to(context.device) for _, claim in kept]
     problem = context.problem(np.array([i for i, _ in kept]), eps)
     stored = torch.stack(tensors)
-    distance = measured(problem.set, stored, problem.x).tolist()
+    distance: list[float] = measured(problem.set, stored, problem.x).cpu().numpy().tolist()
     ruling = context.referee().judge(problem, stored)
     notes.witnesses += len(kept)
     for k, (i, claim) in enumerate(kept):
@@ -156,8 +156,8 @@ def reask(context: Context, told: Mapping[int, NoAnswer], notes: Notes) -> None:
     ends = [told[i] for i in ids.tolist()]
     x = torch.stack([context.folder.witness(end.sha256) for end in ends]).to(context.device)
     problem = context.problem(ids, float("inf"))
-    inside = contains(problem.set, x, problem.x).tolist()
-    distance = measured(problem.set, x, problem.x).tolist()
+    inside: list[bool] = contains(problem.set, x, problem.x).cpu().numpy().tolist()
+    distance: list[float] = measured(problem.set, x, problem.x).cpu().numpy().tolist()
     answers = answered_with(context, x) if is_deterministic(context) else [end.met for end in ends]
     for i, end, within, far, met in zip(ids.tolist(), ends, inside, distance, answers, strict=True):
         if not within or abs(far - end.distance) > _SAME * max(1.0, far):

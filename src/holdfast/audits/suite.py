@@ -48,7 +48,7 @@ class SuiteEntry:
 
     name: str
     method: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
     wants: Callable[[Evidence], np.ndarray] = _everyone
     spares: bool = False
     nearest: bool = False
@@ -62,7 +62,8 @@ class SuiteEntry:
 
     def attack(self) -> Attack[Any, Any]:
         """The attack with its parameters."""
-        return create(self.method, Attack, **self.parameters)
+        kind: type[Attack[Any, Any]] = Attack
+        return create(self.method, kind, **self.parameters)
 
     @property
     def card(self) -> Card:

@@ -58,7 +58,7 @@ class Work:
     workers: int
     opener: Callable[[], Context]
     progress: Progress | None = None
-    _lanes: list[_Lane] = field(default_factory=list)
+    _lanes: list[_Lane] = field(default_factory=list["_Lane"])
 
     def run(self) -> Iterator[Done]:
         """Does all that is left, unit by unit."""

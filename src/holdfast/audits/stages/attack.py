@@ -81,7 +81,7 @@ def attacked(
         return Claims(), None, 0
     plan = context.plan
     problem = context.problem(ids, eps)
-    scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+    scores = torch.as_tensor(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
     outcome = run(
         entry.attack(),
         problem,

@@ -48,11 +48,13 @@ class CleanStage(Repeatable[CleanRecord]):
                 context.subject.kind == "smoothed"
             ):  # g abstains with not-a-number; the stand-in's scores guide the search
                 prediction = prediction.masked_fill(scores.isnan().any(1), -1)
-                scores = torch.cat([context.search(part) for part in x.split(context.plan.slots)]).double().cpu()
+                parts = torch.split(x, context.plan.slots)
+                scores = torch.cat([context.search(part) for part in parts]).double().cpu()
+        predicted: list[int] = prediction.cpu().numpy().tolist()
         return CleanRecord(
             ids=ids_of(ids),
             scores=_rows(scores),
-            prediction=tuple(prediction.tolist()),
+            prediction=tuple(predicted),
             spent=Spent(forwards=(1,) * len(ids), backwards=(0,) * len(ids), queries=(1,) * len(ids)),
             raised=raised_on(ids, raised, why),
         )
@@ -88,7 +90,8 @@ def _size(record: CleanRecord) -> float:
 
 def _rows(scores: Tensor) -> tuple[tuple[float, ...], ...]:
     """Scores as a record has them: plus infinity is no score."""
-    return tuple(map(tuple, scores.masked_fill(scores == torch.inf, torch.nan).tolist()))
+    rows: list[list[float]] = scores.masked_fill(scores == torch.inf, torch.nan).cpu().numpy().tolist()
+    return tuple(tuple(row) for row in rows)
 
 
 def _each(model: Model, x: Tensor, slots: int) -> tuple[Tensor, Tensor, str]:
@@ -98,7 +101,7 @@ def _each(model: Model, x: Tensor, slots: int) -> tuple[Tensor, Tensor, str]:
         ModelError: it raises on every row.
     """
     rows, fault = list[Tensor | None](), ""
-    parts = [*x.split(slots)][::-1]
+    parts = [*torch.split(x, slots)][::-1]
     while parts:
         part = parts.pop()
         try:
@@ -108,7 +111,7 @@ def _each(model: Model, x: Tensor, slots: int) -> tuple[Tensor, Tensor, str]:
             if len(part) == 1:
                 rows.append(None)
             else:
-                parts += [*part.tensor_split(2)][::-1]
+                parts += [*torch.tensor_split(part, 2)][::-1]
     known = [row for row in rows if row is not None]
     if not known:
         raise ModelError(f"the model raises {fault}")

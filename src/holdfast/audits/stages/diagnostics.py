@@ -77,7 +77,7 @@ def _walk(inquiry: Inquiry, problem: Problem) -> _Walk:
     """Steepest ascent of the margin with a fixed step, its every iterate looked at."""
     x = uniform_in_ball(problem.set, problem.x, problem.keyed, "walk")
     eps = problem.flat(problem.set.eps).to(x.dtype)
-    zeros, holds, values = [], [], []
+    zeros, holds, values = list[Tensor](), list[Tensor](), list[Tensor]()
     for _ in range(_STEPS):
         g = inquiry.gradient(x, problem.rows, margin_of(problem), problem.y, problem.target)
         zeros.append(is_zero(g.grad))
@@ -151,7 +151,8 @@ def _stability(inquiry: Inquiry, problem: Problem) -> list[Finding]:
 
 def _spread(inquiry: Inquiry, problem: Problem, share: float) -> Tensor:
     """(n,) how far the margins of random points within a share of eps lie apart."""
-    ball, loss, values = problem.set.with_eps(problem.set.eps * share), margin_of(problem), []
+    ball, loss = problem.set.with_eps(problem.set.eps * share), margin_of(problem)
+    values = list[Tensor]()
     for k in range(10):
         x = uniform_in_ball(ball, problem.x, problem.keyed, f"spread-{share:g}", k)
         values.append(loss(inquiry.logits(x, problem.rows)[0], problem.y, problem.target).double())
@@ -182,7 +183,8 @@ def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[
                 "run --suite standard: its attacks take more steps", {"share": moving},
             )
         )  # fmt: skip
-    missed = [i for i, b in zip(problem.ids.tolist(), walk.ever.tolist(), strict=True) if b and i not in broken]
+    ever: list[bool] = walk.ever.cpu().numpy().tolist()
+    missed = [i for i, b in zip(problem.ids.tolist(), ever, strict=True) if b and i not in broken]
     if missed:
         found.append(
             Finding(

@@ -56,7 +56,7 @@ class GradientsStage(Repeatable[GradientsRecord]):
             return GradientsRecord()
         problem = context.problem(ids)
         problem = replace(problem, draws=Draws(context.plan.seed, "gradients", context.device).of(ids))
-        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        scores = torch.as_tensor(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
         inquiry = Inquiry.of(context.search, problem, None, clean=scores, micro_batch=context.plan.slots)
         with evaluating(context.search):
             useless = _useless(context, inquiry, problem, evidence)
@@ -93,7 +93,7 @@ def _useless(context: Context, inquiry: Inquiry, problem: Problem, evidence: Evi
     # the margin that is left at the input, and what a step along the gradient would take of it
     left = -seen[0].value.double()
     promised = problem.set.eps.double() * dual_norm(problem.set.norm, seen[0].grad.double())
-    low = torch.from_numpy(evidence.low_margin[evidence.open]).to(left.device)
+    low = torch.as_tensor(evidence.low_margin[evidence.open]).to(left.device)
     unkept = left - low < _KEPT * torch.minimum(promised, left)
     return dead | wrong | unkept
 

@@ -54,7 +54,7 @@ class ProbeStage(Repeatable[ProbeRecord]):
             return ProbeRecord()
         problem = context.problem(ids)
         problem = replace(problem, draws=Draws(context.plan.seed, "probe", context.device).of(ids))
-        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        scores = torch.as_tensor(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
         inquiry = Inquiry.of(context.search, problem, clean=scores, micro_batch=context.plan.slots)
         with evaluating(context.search):
             for k in range(_POINTS):

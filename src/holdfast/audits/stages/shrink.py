@@ -64,7 +64,7 @@ class ShrinkStage(Stage[ShrinkRecord]):
             if i in known:
                 witness[k] = context.folder.witness(known[i].sha256).to(context.device)
         has_witness = torch.tensor([i in known for i in ids.tolist()], device=context.device)
-        scores = torch.from_numpy(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
+        scores = torch.as_tensor(evidence.scores_of(ids)).to(context.device, problem.x.dtype)
         outcome = _shrunk(context, problem, witness, has_witness, scores)
         authors = {i: one.attack for i, one in known.items()}
         claims, referee = claims_of(context, problem, outcome, self.name, authors)
