@@ -322,7 +322,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(folder, tmp_path):
 def test_a_worker_that_dies_or_hangs_is_replaced(folder):
     rows = [("toy", NET, f"{name}.vnnlib", "0.5", "", "") for name in ("dies", "hangs", "works")]
     tasks = [(instance, Effort(timeout=0.5)) for instance in read_instances(_list(folder, "g.csv", rows))]
-    done = {i.prop.stem: record for i, record in InstanceWorkers(count=1, grace=0.3, serve=_dying).run(tasks)}
+    done = {i.prop.stem: record for i, record in InstanceWorkers(count=1, grace=2.0, serve=_dying).run(tasks)}
     assert {name: record.verdict for name, record in done.items()} == {
         "dies": "error", "hangs": "timeout", "works": "unsat",
     }  # fmt: skip
