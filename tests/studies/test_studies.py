@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -162,7 +163,8 @@ class TestStudiesOfASession:
         for name in names("study"):
             made = create(name, Study)
             assert made.card.rows, name
-            assert {p.name for p in parameters_of(type(made))} <= {f.name for f in fields(made)}
+            declared = {p.name for p in parameters_of(type(made))}
+            assert declared == {f.name for f in fields(made)} <= get_type_hints(type(made)).keys(), name
 
     def test_posthoc_judges_the_first_half_and_fits_on_the_second(self):
         result = Posthoc(adjustments=("temperature",), attacks=("fgsm",)).run(session_of(21))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
+from holdfast.core.cards import Card
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from holdfast.core.cards import Card
     from holdfast.session.session import Session
 
 __all__ = ["StageProgress", "Study", "StudyResult", "module_of"]
@@ -23,12 +23,13 @@ StageProgress = Callable[[str, int, int], None]
 R = TypeVar("R", bound="StudyResult")
 
 
+@dataclass(frozen=True, kw_only=True)
 class StudyResult:
     """The answer of a study: a frozen dataclass. `holdfast.report.studies.page` makes its page."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in its JSON file; properties that are figures of their own are added by the study."""
-        return asdict(self)  # pyright: ignore[reportArgumentType]  # every result is a dataclass
+        return asdict(self)
 
 
 class Study(ABC, Generic[R]):
