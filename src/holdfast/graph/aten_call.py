@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.build import Builder, Value
+from holdfast.graph.torch_calls import Overload, overload_name, schema_of
 
 if TYPE_CHECKING:
     from holdfast.graph.aten_reader import Reader
@@ -64,9 +64,9 @@ class Call:
         self.node = node
         self.name = call_name(node)
         target = node.target
-        assert isinstance(target, torch._ops.OpOverload)
-        self.overload: str = target._overloadname
-        self._arguments = {a.name: a for a in target._schema.arguments}
+        assert isinstance(target, Overload)
+        self.overload: str = overload_name(target)
+        self._arguments = {a.name: a for a in schema_of(target).arguments}
         self._given = dict(zip(self._arguments, node.args, strict=False)) | dict(node.kwargs)
         self._read: set[str] = set()
 

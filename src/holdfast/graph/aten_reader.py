@@ -19,6 +19,7 @@ from holdfast.core.errors import HoldfastError, UnsupportedError
 from holdfast.graph.aten_call import Call, Handler, call_name, where_of
 from holdfast.graph.build import Builder, Value
 from holdfast.graph.refusals import named, unreadable
+from holdfast.graph.torch_calls import Overload, schema_of
 
 __all__ = ["Reader", "Size", "is_random"]
 
@@ -48,10 +49,10 @@ MOVES = frozenset(
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws random numbers, by PyTorch's own mark; a dropout that is off does not."""
     target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    if not isinstance(target, Overload) or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
-    given = {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
-    given |= dict(zip((a.name for a in target._schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    given = {a.name: a.default_value for a in schema_of(target).arguments if a.has_default_value()}
+    given |= dict(zip((a.name for a in schema_of(target).arguments), node.args, strict=False)) | dict(node.kwargs)
     off = [name for name in ("train", "training") if name in given and given[name] is False]
     return not off and given.get("dropout_p", 1) != 0 and not ("dropout" in call_name(node) and given.get("p") == 0)
 
@@ -90,7 +91,7 @@ class Reader:
         if not touched:
             return self._constant(node)
         handler = self.handlers.get(call_name(node))
-        if handler is None or not isinstance(node.target, torch._ops.OpOverload):
+        if handler is None or not isinstance(node.target, Overload):
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         self._same_type(node)
         self.builder.origin = call_name(node).rstrip("_")
@@ -121,7 +122,7 @@ class Reader:
                 f"the model is random: it draws numbers with '{call_name(node)}'{where_of(node)} in eval mode too, so no "
                 "graph and no proof holds for it; switch the noise off in eval mode, or attack it as a randomised model"
             )
-        if isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable:
+        if isinstance(node.target, Overload) and schema_of(node.target).is_mutable:
             raise UnsupportedError(
                 f"'{call_name(node)}'{where_of(node)} writes in place, which the graph cannot follow here; "
                 "write the operation without its underscore"
@@ -130,7 +131,7 @@ class Reader:
     def _constant(self, node: fx.Node) -> Held:
         """A call that no input enters, as PyTorch itself computes it."""
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and target.namespace not in ("aten", "prims"):
+        if isinstance(target, Overload) and target.namespace not in ("aten", "prims"):
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         assert callable(target)
         value = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))

@@ -69,6 +69,7 @@ class Call:
         batch: size of the batch that the file's shapes are about.
         tensor: makes a tensor of the file's.
         kind: element type of the outputs.
+        asked: the inputs and attributes that a handler has looked at.
     """
 
     b: Builder
@@ -81,7 +82,7 @@ class Call:
     batch: int
     tensor: Callable[[Any], Tensor]
     kind: int = 0
-    _asked: set[str | int] = field(default_factory=set[str | int])
+    asked: set[str | int] = field(default_factory=set[str | int])
 
     def __post_init__(self) -> None:
         self.kind = self.kind or next((k for k in self.kinds if k), 0)
@@ -93,7 +94,7 @@ class Call:
 
     def value(self, i: int) -> Value | None:
         """Input i, or None if it is left out."""
-        self._asked.add(i)
+        self.asked.add(i)
         return self.inputs[i] if i < len(self.inputs) else None
 
     def required(self, i: int) -> Value:
@@ -146,7 +147,7 @@ class Call:
 
         Floats come as the float32 numbers that the file holds.
         """
-        self._asked.add(name)
+        self.asked.add(name)
         if name in self.attributes:
             return self._plain(self.attributes[name])
         known = self.schema.attributes.get(name) if self.schema is not None else None
@@ -220,12 +221,12 @@ class Call:
             UnsupportedError: an attribute, an input or an output that nobody looked at.
         """
         for name in self.attributes:
-            if name not in self._asked:
+            if name not in self.asked:
                 raise UnsupportedError(
                     f"'{self.op}' with the attribute '{name}', which is not served; export the model without it"
                 )
         for i, value in enumerate(self.inputs):
-            if value is not None and i not in self._asked:
+            if value is not None and i not in self.asked:
                 raise UnsupportedError(
                     f"'{self.op}' with its input {i}, which is not served; export the model without it"
                 )

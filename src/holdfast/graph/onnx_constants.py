@@ -86,7 +86,7 @@ def _built(c: Call, served: Served, shape: Sequence[int], dtype: torch.dtype) ->
     found = served.handler(inner)
     found = found if isinstance(found, list) else [found]
     inner.finished(len(found))
-    c._asked = inner._asked
+    c.asked = inner.asked
     return inner, builder.nodes, [int(i) for i in found]  # type: ignore[arg-type]
 
 

@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from holdfast.core.errors import ModelError
 from holdfast.graph.aten import known
+from holdfast.graph.torch_calls import Overload, PartOfProgram, schema_of
 
 __all__ = ["exported", "first_line"]
 
@@ -58,9 +59,9 @@ def exported(module: nn.Module, example: Tensor, batch_dims: int) -> ExportedPro
 def _impure(node: fx.Node) -> bool:
     """Whether a call writes in place, or is a part of the program of its own (under no_grad, for instance)."""
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return target._schema.is_mutable
-    return isinstance(target, torch._ops.HigherOrderOperator)
+    if isinstance(target, Overload):
+        return schema_of(target).is_mutable
+    return isinstance(target, PartOfProgram)
 
 
 def _refusal(error: Exception) -> str:

@@ -70,7 +70,7 @@ class Inquiry:
         self._clean, self._checked = clean, False
         if clean is not None:
             served.admit(clean)
-            self._see(clean, problem.rows)
+            self.see(clean, problem.rows)
             self.units.look()
 
     @classmethod
@@ -278,7 +278,8 @@ class Inquiry:
         if self.archive is not None:
             self.archive.record(x, index, scores, ledger=self.ledger, answered=self._only(answered), failed=self.failed)
 
-    def _see(self, scores: Tensor, index: Tensor) -> None:
+    def see(self, scores: Tensor, index: Tensor) -> None:
+        """Holds that scores are such, and sets the units of samples that have none."""
         self._check(scores)
         self.units.see(scores, index)
 
@@ -298,7 +299,7 @@ class _Reader:
 
     def see(self, scores: Tensor, at: Rows) -> None:
         """Sets the units of samples that have none."""
-        self.inquiry._see(scores, self.index[at])
+        self.inquiry.see(scores, self.index[at])
 
     def told(self, scores: Tensor, at: Rows) -> Tensor:
         """Scores in the units of the samples."""

@@ -140,7 +140,8 @@ def _answers(model: Model, x: Tensor) -> object:
 def _mode(model: Model) -> list[Finding]:
     if not isinstance(model, nn.Module):
         return []
-    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
+    # PyTorch names the bases of all dropouts and batch norms in private only
+    kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
     live = [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, kinds) and m.training]
     if not live:
         return []

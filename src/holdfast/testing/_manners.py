@@ -58,7 +58,8 @@ def _state(thing: nn.Module | Dataset | Tensor) -> object:
     if isinstance(thing, nn.Module):
         modes = [m.training for m in thing.modules()]
         flags = [(p.requires_grad, p.grad is None) for p in thing.parameters()]
-        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in thing.modules()]
+        # PyTorch lists a module's hooks in private only
+        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in thing.modules()]  # pyright: ignore[reportPrivateUsage]
         return weights_of(thing), modes, flags, hooks
     return _hash(thing.x, thing.y) if isinstance(thing, Dataset) else _hash(thing)
 
