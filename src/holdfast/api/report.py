@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from holdfast.audits.plan import Plan
     from holdfast.core.cost import Cost
     from holdfast.core.verdict import Status
-    from holdfast.report.audits.diff import Diff
+    from holdfast.report.audits.diff import AuditDiff
 
 __all__ = ["Comparison", "Report"]
 
@@ -171,7 +171,7 @@ class Comparison:
         diff: figures, settings, and which samples moved.
     """
 
-    diff: Diff
+    diff: AuditDiff
 
     @property
     def comparable(self) -> bool:
