@@ -116,12 +116,13 @@ def as_number(value: Tensor) -> float:
 
 def spent(ledger: Ledger) -> Spent:
     """What each sample cost, as a record has it."""
-    costs = ledger.costs
     return Spent(
-        forwards=tuple(cost.forwards for cost in costs),
-        backwards=tuple(cost.backwards for cost in costs),
-        queries=tuple(cost.queries for cost in costs),
-    )
+        forwards=_counts(ledger.forwards), backwards=_counts(ledger.backwards), queries=_counts(ledger.queries)
+    )  # fmt: skip
+
+
+def _counts(column: Tensor) -> tuple[int, ...]:
+    return tuple(column.cpu().numpy().tolist())
 
 
 def raised_on(ids: np.ndarray, raised: Tensor | None, why: str | None) -> Fault | None:
