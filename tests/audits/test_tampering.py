@@ -25,6 +25,7 @@ from holdfast.audits.run import audit
 from holdfast.core.errors import JournalError, UsageError
 from holdfast.core.verdict import Status
 from holdfast.report.audits import write
+from holdfast.report.audits.derive import compared
 
 
 class Net(nn.Module):
@@ -105,12 +106,14 @@ def finished(tmp_path_factory):
 
 
 def _found(out: Path) -> list[str]:
-    return recheck(out, model=Net().eval()).problems
+    return recheck(out, model=Net().eval(), beside=compared).problems
 
 
 def test_the_forger_s_tools_change_nothing_by_themselves(finished, tmp_path):
-    result = recheck(finished, model=Net().eval())
+    assert any("nobody compared them" in line for line in recheck(finished, model=Net().eval()).not_rederived)
+    result = recheck(finished, model=Net().eval(), beside=compared)
     assert result.ok, result.problems
+    assert not any("nobody compared them" in line for line in result.not_rederived)
     assert result.witnesses > 20
     assert result.certificates > 10
     assert any("the attacks spent" in line for line in result.not_rederived)
@@ -523,7 +526,7 @@ def test_pages_that_were_never_written_are_listed(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "run")
     for name in ("report.html", "report.sarif", "junit.xml"):
         (tmp_path / "run" / name).unlink()
-    result = recheck(tmp_path / "run", model=Net().eval())
+    result = recheck(tmp_path / "run", model=Net().eval(), beside=compared)
     assert result.ok
     assert any("report.html, report.sarif, junit.xml: they are missing" in line for line in result.not_rederived)
     told = json.loads((tmp_path / "run" / "run.json").read_text())

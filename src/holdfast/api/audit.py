@@ -175,9 +175,10 @@ def recheck(
 def recheck_run(run: Path, places: Places, voice: Voice, *, model: nn.Module | None = None) -> RecheckResult:
     """As `recheck`, with what was said of the files' places."""
     from holdfast.audits.recheck import recheck as again
+    from holdfast.report.audits.derive import compared
 
     with voice.progress("nothing was changed; the same command begins again") as tell:
-        return RecheckResult(found=again(run, model=model, places=places, progress=tell))
+        return RecheckResult(found=again(run, model=model, places=places, progress=tell, beside=compared))
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

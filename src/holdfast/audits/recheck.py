@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from pydantic import JsonValue
 from torch import nn
@@ -30,7 +29,10 @@ from holdfast.core.errors import DataError, JournalError
 from holdfast.core.files import read_json
 from holdfast.core.version import __version__
 
-__all__ = ["Recheck", "recheck"]
+__all__ = ["FilesCheck", "Recheck", "recheck"]
+
+FilesCheck: TypeAlias = Callable[[Context, Document], tuple[list[str], list[str]]]
+"""What is wrong with the files beside ``report.json``, and which could not be compared; of a document that was derived."""
 
 _NEVER = (
     "what the attacks spent, and the referee (forwards, backwards, queries, seconds) and after how many queries they found "
@@ -43,6 +45,7 @@ _NEVER = (
     "figures inside the texts of findings",
     "the folder in which the run was begun",
 )
+_BESIDE = "the files beside report.json: nobody compared them (holdfast recheck does)"
 _PROSE = frozenset(
     {"methods", "not_tested", "statement", "stamp", "title", "upper_bound_note", "findings", "message", "remedy"}
 )
@@ -73,8 +76,13 @@ class Recheck:
 
 
 def recheck(
-    out: Path | str, *, model: nn.Module | None = None, places: Places | None = None, progress: Progress | None = None
-) -> Recheck:  # fmt: skip
+    out: Path | str,
+    *,
+    model: nn.Module | None = None,
+    places: Places | None = None,
+    progress: Progress | None = None,
+    beside: FilesCheck | None = None,
+) -> Recheck:
     """Judges every witness and certificate of a run anew, the journal against the model, and the report against the journal.
 
     Args:
@@ -82,6 +90,8 @@ def recheck(
         model: the module, where the plan names no file.
         places: where files are that moved since, and what the plan may do that only its file says.
         progress: told (what is looked at, samples done, samples).
+        beside: compares the files beside report.json with what was derived, as `holdfast.report.audits.derive.compared`
+            does; None: they are not looked at, and the result says so.
 
     Raises:
         JournalError: the run is unfinished, or its journal is of a former form.
@@ -114,9 +124,7 @@ def recheck(
     if len(result.problems) == before:
         _compare_text(folder, again, result)
     _begun(folder, again, result)
-    problems, unread = import_module("holdfast.report.audits.derive").compared(
-        context, again
-    )  # a floor above, by its name
+    problems, unread = ([], [_BESIDE]) if beside is None else beside(context, again)
     result.problems += problems
     result.not_rederived += unread
     return result
