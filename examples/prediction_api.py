@@ -14,24 +14,22 @@ The same from the command line, against any API that speaks this JSON (the URL s
         --eps 0.1 --suite black-box --certify none --queries 300 --out runs/api/audit
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from holdfast.attacks.engine import run
-from holdfast.attacks.evasion.hard.hopskipjump import HopSkipJump
-from holdfast.attacks.evasion.soft.square import Square
+import holdfast as hf
 from holdfast.attacks.evasion.transfer.substitute import Substitute
 from holdfast.attacks.shared import evaluate, fit
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
-from holdfast.core.threat import Norm
-from holdfast.data import load_data
-from holdfast.judge.ledger import Budget
-from holdfast.models.http import HttpModel
-from holdfast.models.serve import serve
+from holdfast.models import HttpModel, serve
 from holdfast.models.zoo import digits_mlp
-from holdfast.training import loop
+from holdfast.training.batch import Batch
+from holdfast.training.loop import fit as trained
+from holdfast.training.settings import TrainingSettings
 
 CLASSES = 10
 
@@ -41,17 +39,22 @@ def deployed() -> nn.Module:
     torch.manual_seed(0)
     model = digits_mlp()
 
-    def loss(model: nn.Module, batch: loop.Batch) -> Tensor:
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model(batch.x), batch.y)
 
-    loop.fit(model, load_data("digits:train"), loss, settings=loop.Settings(epochs=5))
+    trained(model, hf.load_data("digits:train"), loss, settings=TrainingSettings(epochs=5))
     return model
 
 
-def problem(n: int, norm: Norm, eps: float, first: int = 0) -> Problem:
-    """Digits with the set in which they may be changed."""
-    data = load_data("digits:test")
-    return Problem.of(data.x[first : first + n], data.y[first : first + n], LpBall.uniform(norm, eps, n))
+def digits(n: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Samples that no model here was trained on."""
+    data = hf.load_data("digits:test")
+    return data.x[first : first + n], data.y[first : first + n]
+
+
+def problem(n: int, first: int = 0) -> Problem:
+    """Digits with the set in which a substitute's examples may lie."""
+    return Problem.of(*digits(n, first), LpBall.uniform(hf.Norm.LINF, 0.2, n))
 
 
 def told(title: str, ledger: int, sent: int, answered: int, found: str) -> None:
@@ -61,33 +64,34 @@ def told(title: str, ledger: int, sent: int, answered: int, found: str) -> None:
         raise SystemExit(f"{title}: the books differ")
 
 
+def booked(result: Any, line: HttpModel) -> int:
+    """Rows that the search and the referee asked, and those that the API billed and nobody asked for."""
+    return result.cost.queries + result.judging.forwards + line.usage.retried + line.usage.canaries
+
+
 def main() -> None:
     """Serves, attacks and compares the books."""
     model = deployed()
 
     with serve(model, top_k=3, rate=300) as api:
         line = HttpModel(api.url, classes=CLASSES, top_k=3, max_queries=5000, concurrency=1)
-        out = run(Square(queries=200), problem(8, Norm.LINF, 0.2), line, top_k=3)
-        found = f"{int(out.found.sum())} of 8 broken at linf 0.2 from the three best scores"
-        again = line.usage.retried + line.usage.canaries  # rows that the API billed and no attack asked for
-        told("Square", int(out.ledger.queries.sum()) + again, line.usage.sent, api.rows + line.usage.retried, found)
+        scores = hf.attack(line, digits(8), "square", hf.ThreatModel.of("linf", "0.2"), queries=200)
+        found = f"{int(scores.broken.sum())} of 8 broken at linf 0.2 from the three best scores"
+        told("Square", booked(scores, line), line.usage.sent, api.rows + line.usage.retried, found)
         line.close()
 
     with serve(model, mode="labels") as api:
         line = HttpModel(api.url, classes=CLASSES, access="labels", max_queries=5000)
-        out = run(HopSkipJump(), problem(4, Norm.L2, float("inf")), line, budget=Budget(queries=300))
-        again = line.usage.retried + line.usage.canaries
-        found = f"median l2 distance {float(out.distance.median()):.2f} from labels alone"
-        told(
-            "HopSkipJump", int(out.ledger.queries.sum()) + again, line.usage.sent, api.rows + line.usage.retried, found
-        )
+        labels = hf.attack(line, digits(4), "hopskipjump", "l2", queries=300)
+        found = f"median l2 distance {float(labels.distance.median()):.2f} from labels alone"
+        told("HopSkipJump", booked(labels, line), line.usage.sent, api.rows + line.usage.retried, found)
         line.close()
 
     with serve(model) as api:
         line = HttpModel(api.url, classes=CLASSES, max_queries=5000, canary_every=5000)
-        made = fit(Substitute(rounds=3), problem(60, Norm.LINF, 0.2), line)
+        made = fit(Substitute(rounds=3), problem(60), line)
         told("Substitute", int(made.ledger.queries.sum()), line.usage.sent, api.rows, "trained from all scores")
-        judged = evaluate(Substitute(), made.artefact, problem(60, Norm.LINF, 0.2, first=60), model)
+        judged = evaluate(Substitute(), made.artefact, problem(60, first=60), model)
         print(f"  {judged.success:.0%} of its examples on unseen digits hold on the model behind the API")
         line.close()
 

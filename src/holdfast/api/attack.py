@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.api.attack_result import AttackResult, SampleAttackResult
 from holdfast.api.keywords import kind_of, method_and_spec
@@ -60,7 +60,7 @@ class AttackOptions:
 def attack(
     model: ModelLike | ModelSpec,
     data: DataLike,
-    method: str | Attack[Any, Any] | SharedAttack | SemanticAttack,
+    method: str | Attack[Any, Any] | SharedAttack[Any, Any] | SemanticAttack,
     threat: ThreatModel | Norm | str | None = None,
     *,
     queries: int | None = None,
@@ -216,7 +216,7 @@ def run_attack(session: Session, tool: Any, options: AttackOptions, voice: Voice
         )
         session = replace(session, randomised=True)
     if isinstance(tool, SharedAttack):
-        return run_shared_attack(session, tool, options, voice)
+        return run_shared_attack(session, cast(SharedAttack[Any, Any], tool), options, voice)
     if isinstance(tool, SemanticAttack):
         return run_semantic_attack(session, tool, options, voice)
     return _on_samples(session, tool, options, voice)

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from holdfast.api.folders import begin_results
 from holdfast.api.results import Block, Result, Saved, figure
+from holdfast.core.arrays import listed
 from holdfast.core.threat import size_text
 from holdfast.core.words import counted
 
@@ -124,12 +125,17 @@ class SampleAttackResult(AttackResult):
     @property
     @override
     def success(self) -> float:
-        return float(self.judged.broken.sum() / max(1, int((~self.judged.clean_wrong).sum())))
+        return int(self.judged.broken.sum()) / max(1, int((~self.judged.clean_wrong).sum()))
 
     @property
     @override
     def cost(self) -> Cost:
         return self.judged.cost
+
+    @property
+    def judging(self) -> Cost:
+        """What the referee asked, beside the search."""
+        return self.judged.judging
 
     @property
     def median_distance(self) -> float | None:
@@ -148,12 +154,12 @@ class SampleAttackResult(AttackResult):
     def columns(self) -> Mapping[str, Sequence[Any]]:
         return {
             "id": list(range(len(self.broken))),
-            "label": self.session.data.y.tolist(),
-            "wrong": self.wrong.tolist(),
-            "broken": self.broken.tolist(),
-            "distance": self.distance.tolist(),
-            "prediction": self.judged.prediction.tolist(),
-            "queries": self.judged.found_at.tolist(),
+            "label": listed(self.session.data.y),
+            "wrong": listed(self.wrong),
+            "broken": listed(self.broken),
+            "distance": listed(self.distance),
+            "prediction": listed(self.judged.prediction),
+            "queries": listed(self.judged.found_at),
         }
 
     @override
@@ -226,10 +232,10 @@ class SampleAttackResult(AttackResult):
     def _captions(self, shown: list[int]) -> list[tuple[str, str]]:
         """The label over the clean picture, and over the other what the model says of it."""
         names = dict(enumerate(self.session.data.classes or ()))
-        labels = [names.get(k, str(k)) for k in self.session.data.y[shown].tolist()]
+        labels = [names.get(k, str(k)) for k in listed(self.session.data.y[shown])]
         if not self.session.differentiable or self.session.randomised:
             return [(f"label {label}", "adversarial") for label in labels]
-        said = self.judged.prediction[shown].tolist()
+        said = listed(self.judged.prediction[shown])
         return [(f"label {label}", f"model says {names.get(k, str(k))}") for label, k in zip(labels, said, strict=True)]
 
 

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from holdfast.api.attack_result import AttackResult, a_sample
 from holdfast.api.results import Block, Rows, Saved, figure
+from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
@@ -119,12 +120,12 @@ class SemanticAttackResult(AttackResult):
 
     @override
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        natural = {name: value.tolist() for name, value in self.found.natural.items()}
+        natural = {name: listed(value) for name, value in self.found.natural.items()}
         return {
             "id": self.problem.ids.tolist(),
-            "label": self.problem.y.tolist(),
-            "broken": self.broken.tolist(),
-            "distance": self.distance.tolist(),
+            "label": listed(self.problem.y),
+            "broken": listed(self.broken),
+            "distance": listed(self.distance),
             **natural,
         }
 
@@ -205,7 +206,7 @@ class SemanticAttackResult(AttackResult):
         if found.refers:
             ids = problem.ids[rows.cpu().numpy()].tolist()
             return save_strips(folder, problem.x[rows].cpu(), found.x[rows].cpu(), ids)
-        for row in rows.tolist():
+        for row in listed(rows):
             save_picture(folder / f"{int(problem.ids[row]):06d}_class{int(problem.y[row])}.png", found.x[row].cpu())
         return len(rows)
 

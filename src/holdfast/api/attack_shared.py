@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from holdfast.api.attack_result import AttackResult
 from holdfast.api.results import Block, Rows, Saved
+from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import size_text
 
@@ -34,7 +35,9 @@ __all__ = ["SharedAttackResult", "run_shared_attack"]
 _PICTURES = 12
 
 
-def run_shared_attack(session: Session, tool: SharedAttack, options: AttackOptions, voice: Voice) -> SharedAttackResult:
+def run_shared_attack(
+    session: Session, tool: SharedAttack[Any, Any], options: AttackOptions, voice: Voice
+) -> SharedAttackResult:
     """Fits an artefact, or takes the one that is given, and judges it on held-out samples of every model."""
     from holdfast.attacks.shared import evaluate
     from holdfast.core.registry import name_of
@@ -71,7 +74,12 @@ def _given(path: Path, name: str, session: Session) -> Artefact:
 
 
 def _fitted(
-    session: Session, tool: SharedAttack, problem: Problem, models: list[Model], options: AttackOptions, voice: Voice
+    session: Session,
+    tool: SharedAttack[Any, Any],
+    problem: Problem,
+    models: list[Model],
+    options: AttackOptions,
+    voice: Voice,
 ) -> Fitted:
     from holdfast.attacks.shared import fit
 
@@ -175,10 +183,10 @@ class SharedAttackResult(AttackResult):
         judged = self.evaluation
         return {
             "id": self.held.ids.tolist(),
-            "label": self.held.y.tolist(),
-            "right": judged.right.tolist(),
-            "broken": judged.broken.double().mean(1).tolist(),
-            "distance": judged.distance.tolist(),
+            "label": listed(self.held.y),
+            "right": listed(judged.right),
+            "broken": listed(judged.broken.double().mean(1)),
+            "distance": listed(judged.distance),
         }
 
     @override

@@ -13,6 +13,7 @@ from typing_extensions import override
 from holdfast.api.keywords import kind_of, method_and_spec
 from holdfast.api.results import Block, Result, Rows, Saved
 from holdfast.api.voice import Progress, Stages, Voice
+from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import name_of
 from holdfast.core.threat import Guarantee, size_text
@@ -77,7 +78,7 @@ class CertifyResult(Result):
     def columns(self) -> Mapping[str, Sequence[Any]]:
         return {
             "id": list(range(len(self.radius))),
-            "label": self.session.data.y.tolist(),
+            "label": listed(self.session.data.y),
             "radius": self.radius.tolist(),
         }
 

@@ -198,7 +198,8 @@ def _accuracy(session: Session) -> float:
 
     ids = session.ids[:_ROWS]
     with torch.no_grad(), evaluating(session.model):
-        out = torch.cat([session.model(part.clone()) for part in session.inputs(ids).split(_BATCH)])
+        parts = [session.inputs(ids[k : k + _BATCH]) for k in range(0, len(ids), _BATCH)]
+        out = torch.cat([session.model(part) for part in parts])
     return float((out.argmax(1) == session.labels(ids)).double().mean())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, cast
 
 from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
@@ -70,7 +71,7 @@ def begin_results(out: Path, attack: str) -> bool:
 
 def _ours(out: Path) -> bool:
     try:
-        told = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
+        told: Any = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.get("kind") == "attack"
+    return isinstance(told, dict) and cast(dict[str, Any], told).get("kind") == "attack"

@@ -221,7 +221,7 @@ def defence_of(
 
     kind = kind_of(method)
     if not issubclass(kind, TrainingDefence):
-        name = method if isinstance(method, str) else name_of(kind)
+        name = method if isinstance(method, str) else name_of(method)
         raise UsageError(f"{name} is no defence that trains; 'holdfast methods {name}' says what it is")
     if not isinstance(method, str | type):
         return method_and_spec(method, model, parameters)

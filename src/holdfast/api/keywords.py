@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from holdfast.core.errors import UsageError, did_you_mean
 
@@ -131,7 +131,7 @@ def _meant(name: str, known: Iterable[str], beside: Iterable[str]) -> str:
 
 
 def _written(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(str, cast(Iterable[object], value))) if isinstance(value, list | tuple) else str(value)
 
 
 def kind_of(method: str | object) -> type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from typing_extensions import override
 
@@ -66,8 +66,12 @@ class Methods(Sequence[MethodPage]):
         """Takes them."""
         self._pages = tuple(pages)
 
+    @overload
+    def __getitem__(self, key: int) -> MethodPage: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[MethodPage, ...]: ...
     @override
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: int | slice) -> MethodPage | tuple[MethodPage, ...]:
         return self._pages[key]
 
     @override

@@ -78,6 +78,7 @@ def bars(console: Console) -> Generator[Stages, None, None]:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        TaskID,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -88,7 +89,7 @@ def bars(console: Console) -> Generator[Stages, None, None]:
         TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console) as drawn:
-        tasks = {}
+        tasks: dict[str, TaskID] = {}
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:

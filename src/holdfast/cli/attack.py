@@ -130,6 +130,7 @@ def attack(
     from holdfast.core.registry import name_of
 
     kind = kind_of(name)
+    canonical = name_of(kind)
     check_method(kind, bounded=eps is not None, named=eps is not None or norm is not None)
     tool = kind(**o.assignments(set_, kind))
     check_results(out)
@@ -139,8 +140,8 @@ def attack(
     )  # fmt: skip
     also = open_models(group.also, group.also_arch, trust=model.trust, device=run.device)
     options = group.options(also, bounded=eps is not None, detector=detector, checkpoint=out / "fit.safetensors")
-    if isinstance(tool, SharedAttack):  # a fit keeps its checkpoint there
-        _anew(out, begin_results(out, name_of(tool)))
+    if issubclass(kind, SharedAttack):  # a fit keeps its checkpoint there
+        _anew(out, begin_results(out, canonical))
     result = run_attack(session, tool, options, Spoken())
     saved = result.save(out, command=typed())
     _anew(out, saved.anew)

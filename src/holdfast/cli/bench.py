@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,8 @@ def transfer(
     names = o.several(methods) or ()
     if set_ and len(names) != 1:
         raise UsageError("--set needs one method; name it with --methods")
-    tools = tuple(create(name, Attack, **o.assignments(set_, method(name))) for name in names)
+    kind: type[Attack[Any, Any]] = Attack
+    tools = tuple(create(name, kind, **o.assignments(set_, method(name))) for name in names)
     session = open_session(
         next(iter(models_by_name.values())), data, o.threat(threat.norm, threat.eps, goal), samples=samples,
         seed=run.seed or 0, device=place or "cpu",

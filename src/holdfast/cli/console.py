@@ -7,7 +7,7 @@ long. Colours are rich's, which leaves them out off a terminal and under NO_COLO
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -111,7 +111,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 @contextmanager
-def progress(interrupted: str = "") -> Iterator[Stages]:
+def progress(interrupted: str = "") -> Generator[Stages, None, None]:
     """Reports of progress for the time being: ``with progress() as tell: tell("attack", 3, 10)``.
 
     Args:

@@ -50,8 +50,8 @@ def demo(
         if (out / name / "plan.yaml").exists():
             shutil.rmtree(out / name)
     digits = load_data("digits:train")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         model = digits_cnn()
     note("1 of 4: train a network on 1,297 digits")
     train(

@@ -102,6 +102,6 @@ def _module(model: str | None, arch: str, normalise: str | None, seed: int, *, t
 def _fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
     import torch
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         return build()

@@ -59,7 +59,7 @@ def write_comparison(runs: list[Path], page: Path) -> int:
     from holdfast.audits.document import Document
     from holdfast.report.audits.compare import write_compare
 
-    finished = []
+    finished: list[tuple[Path, Document]] = []
     for run in runs:
         try:
             finished.append((run, Document.load(run)))

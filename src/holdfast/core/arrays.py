@@ -20,6 +20,7 @@ __all__ = [
     "dense",
     "falling_order",
     "fingerprint_arrays",
+    "listed",
     "on_device",
     "outside_inference_mode",
     "plain",
@@ -136,6 +137,16 @@ def on_device(array: np.ndarray[Any, Any], device: torch.device | str) -> Tensor
     """
     whole = np.ascontiguousarray(array)
     return torch.from_numpy(whole).to(device, non_blocking=True)  # pyright: ignore[reportUnknownMemberType]
+
+
+def listed(values: Tensor) -> list[Any]:
+    """The entries as Python numbers, in lists as deep as the tensor.
+
+    Example:
+        >>> listed(torch.tensor([True, False]))
+        [True, False]
+    """
+    return values.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch leaves it open
 
 
 def rising(values: Tensor) -> Tensor:

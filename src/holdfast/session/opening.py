@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import ThreatModel, parse_eps
+from holdfast.models.http import HttpModel
 from holdfast.session.reading import device_of, open_data, open_spec
 from holdfast.session.session import Session
 from holdfast.session.spec import DataLike, ModelLike, ModelSpec, Surrogates, at_least
@@ -48,7 +50,7 @@ def open_session(
         ModelError: the model cannot be read.
         UnsafeFileError: its opening would run code, and it is not trusted.
     """
-    spec = model if isinstance(model, ModelSpec) else ModelSpec(model=model)
+    spec = _as_opened(model if isinstance(model, ModelSpec) else ModelSpec(model=model))
     at_least(1, samples=samples, queries=queries)
     at_least(0, seed=seed)
     place = device_of(spec.model) if device is None else torch.device(device)
@@ -71,3 +73,11 @@ def open_session(
         radius_max=None if radius_max is None else parse_eps(radius_max),
         queries=queries,
     )
+
+
+def _as_opened(spec: ModelSpec) -> ModelSpec:
+    """What a prediction API that was opened before says of its answers."""
+    if not isinstance(spec.model, HttpModel):
+        return spec
+    told = spec.model.answers
+    return replace(spec, answers=told.access, top_k=told.top_k, scores=told.scores)

@@ -227,11 +227,11 @@ class Session:
 
     def inputs(self, ids: np.ndarray) -> Tensor:
         """(n, \\*features) clean inputs on the device."""
-        return self.data.x[torch.from_numpy(ids)].to(self.device)
+        return self.data.x[torch.as_tensor(ids)].to(self.device)
 
     def labels(self, ids: np.ndarray) -> Tensor:
         """(n,) labels on the device."""
-        return self.data.y[torch.from_numpy(ids)].to(self.device)
+        return self.data.y[torch.as_tensor(ids)].to(self.device)
 
     def problem(self, ids: np.ndarray, eps: float | Tensor | None = None) -> Problem:
         """The problem of some samples: at the threat's eps, at another one, or at one for each sample."""
