@@ -126,7 +126,14 @@ def test_what_highs_says_is_never_believed(monkeypatch, garbage):
         draw = stream.normal if garbage != "nan" else lambda size: np.full(size, np.nan)
         value = 1e9 if garbage == "proud" else 0.0
         weights, multipliers, gain = np.abs(draw(size=r)), 10 * np.abs(draw(size=k)), np.abs(draw(size=k))
-        return Optimum(value, draw(size=v), weights, draw(size=k), multipliers, gain)
+        return Optimum(
+            value=value,
+            variables=draw(size=v),
+            weights=weights,
+            slopes=draw(size=k),
+            multipliers=multipliers,
+            gain=gain,
+        )
 
     monkeypatch.setattr(Program, "relaxed", answer)
     for seed in range(8):

@@ -12,10 +12,10 @@ from torch import nn
 
 from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
 from holdfast.certifiers.branch_and_bound.choice import Choice
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.passes import evaluate
 from holdfast.certifiers.branch_and_bound.pool import OldestFirst, Pool
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, NeuronState
 from holdfast.certifiers.branch_and_bound.reduction import reduce
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.sound import sound_bounds, sound_units
@@ -210,7 +210,7 @@ def test_a_part_is_bounded_no_worse_than_the_whole_and_multipliers_help() -> Non
     zero = torch.zeros(n, 1)
     cuts = Cuts(units.repeat_interleave(2).unsqueeze(1), side, zero, zero)
     low, high = (t.float() for t in reduced.cut(cuts))
-    state = State(low, high, start.slope, start.alphas, cuts)
+    state = NeuronState(low, high, start.slope, start.alphas, cuts)
     c, d = query.c.expand(n, 1, -1), query.d.expand(n, 1)
     whole = specification(found, query.c.unsqueeze(0), query.d.unsqueeze(0))
     plain = sound_bounds(found, reduced, query, c, d, state)
@@ -259,7 +259,7 @@ def test_a_new_split_starts_no_worse_than_what_it_splits(act: type[nn.Module]) -
     for side in (-1, 1):
         cuts = Cuts(at, torch.full_like(point, side), point, choice.multiplier(a, slope, at, side))
         low, high = (t.float() for t in reduced.cut(cuts))
-        child = State(low, high, whole.slope, whole.alphas, cuts)
+        child = NeuronState(low, high, whole.slope, whole.alphas, cuts)
         plain = child._replace(cuts=cuts._replace(multiplier=torch.zeros_like(point)))
         reference = parent if act is nn.ReLU else evaluate(reduced, rows, plain)
         assert (evaluate(reduced, rows, child).bound >= reference.bound - 1e-4).all()
@@ -431,7 +431,7 @@ def test_proofs_about_the_network_as_it_runs_know_what_it_loses() -> None:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class CutDomains(Domains):
+class CutDomains(DomainBatch):
     cut: torch.Tensor
     row: torch.Tensor
 

@@ -24,7 +24,7 @@ from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.checker import Rejected, check
 from holdfast.checker.file import FORMAT, VERSION, content, sha256
 from holdfast.checker.network import read_network
-from holdfast.checker.propagation import Propagation
+from holdfast.checker.propagation import NodeBounds
 from holdfast.checker.property import read_property
 from holdfast.checker.rounding import gamma, outward
 from holdfast.cli.main import app
@@ -522,7 +522,7 @@ def test_networks_are_read_as_they_run(tmp_path, name):
     x = rng.normal(size=(30, *shape)).astype(np.float32)
     session = onnxruntime.InferenceSession(net)
     y = np.concatenate([session.run(None, {"x": one[None]})[0] for one in x])
-    points = Propagation(network, x.astype(float), x.astype(float)).run({})
+    points = NodeBounds(network, x.astype(float), x.astype(float)).run({})
     np.testing.assert_allclose(points.lower[-1], y, rtol=1e-4, atol=1e-4)
     assert (points.upper[-1] - points.lower[-1] < 1e-10).all()
     prop = tmp_path / "p.vnnlib"
@@ -531,7 +531,7 @@ def test_networks_are_read_as_they_run(tmp_path, name):
     graph = read_onnx(net).to(torch.float64)
     (query,) = read_vnnlib(prop, graph)
     theirs = propagated(graph, query)
-    ours = Propagation(network, query.lower.numpy()[None], query.upper.numpy()[None]).run({})
+    ours = NodeBounds(network, query.lower.numpy()[None], query.upper.numpy()[None]).run({})
     places = [i for i, node in enumerate(graph.nodes) if node.op in ("relu", "leaky_relu")]
     for k, i in zip(network.activations, places, strict=True):
         box, z = theirs.boxes[graph.nodes[i].inputs[0]], network.nodes[k].inputs[0]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.checker.network import Network, read_network
-from holdfast.checker.property import Case, read_property
+from holdfast.checker.property import UnsafeCase, read_property
 from holdfast.checker.rounding import Rejected
 from holdfast.checker.tree import Proof, check_tree
 
@@ -154,7 +154,7 @@ def _query(told: list[dict[str, Any]], arrays: dict[str, Any], q: int) -> tuple[
     return np.nextafter(lower, -np.inf), np.nextafter(upper, np.inf), proof
 
 
-def _covers(case: Case, lower: Any, upper: Any, proof: Proof) -> bool:
+def _covers(case: UnsafeCase, lower: Any, upper: Any, proof: Proof) -> bool:
     """Whether the box contains the case's, and no unsafe output of the case lets a row of some group be positive."""
     if len(lower) != len(case.lower) or (case.lower < lower).any() or (case.upper > upper).any():
         return False

@@ -14,7 +14,7 @@ import numpy as np
 
 from holdfast.checker.rounding import LIMIT, Rejected
 
-__all__ = ["Activation", "Linear", "Network", "read_network"]
+__all__ = ["ActivationNode", "LinearNode", "Network", "read_network"]
 
 Array = Any
 Shape = tuple[int, ...]
@@ -75,7 +75,7 @@ class Move:
 
 
 @dataclass(eq=False)
-class Pad:
+class PadMap:
     """Zeros around the entries: (before, after) for each dimension."""
 
     sides: tuple[tuple[int, int], ...]
@@ -89,7 +89,7 @@ class Pad:
 
 
 @dataclass(eq=False)
-class Conv:
+class ConvMap:
     """A convolution of any dimension as one product for each position in the kernel."""
 
     weight: Array  # (groups, out / groups, in / groups, *kernel)
@@ -127,7 +127,7 @@ class Conv:
 
 
 @dataclass(eq=False)
-class Linear:
+class LinearNode:
     """A node: the sum over inputs of a map of each, plus a bias that broadcasts to the shape."""
 
     inputs: tuple[int, ...]
@@ -137,7 +137,7 @@ class Linear:
 
 
 @dataclass(eq=False)
-class Activation:
+class ActivationNode:
     """A node: ``max(z, slope z)`` of each entry."""
 
     inputs: tuple[int, ...]
@@ -150,18 +150,18 @@ class Network:
     """Nodes in topological order; node 0 is the input (None) and the last is the output."""
 
     shape: Shape  # of the input
-    nodes: list[Linear | Activation | None]
+    nodes: list[LinearNode | ActivationNode | None]
 
     @property
     def activations(self) -> list[int]:
         """Positions of the activations: files name values by these."""
-        return [i for i, node in enumerate(self.nodes) if isinstance(node, Activation)]
+        return [i for i, node in enumerate(self.nodes) if isinstance(node, ActivationNode)]
 
     def values(self, x: Array) -> list[Array]:
         """Every node's value for inputs (n, \\*shape), in float64."""
         found: list[Array] = [np.asarray(x, dtype=np.float64).reshape(-1, *self.shape)]
         for node in self.nodes[1:]:
-            if isinstance(node, Activation):
+            if isinstance(node, ActivationNode):
                 z = found[node.inputs[0]]
                 found.append(np.where(z > 0, z, node.slope * z))
             elif node is not None:
@@ -194,7 +194,7 @@ def read_network(content: bytes) -> Network:
     shape = tuple(int(d.dim_value) for d in inputs[0].type.tensor_type.shape.dim)
     if len(shape) < 2 or 0 in shape[1:]:
         raise Rejected(f"an input of shape {shape} cannot be checked")
-    reader = _Reader(shape, constants, inputs[0].name)
+    reader = _NetworkReader(shape, constants, inputs[0].name)
     for node in model.graph.node:
         reader.read(node, {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}, numpy_helper.to_array)
     return reader.finish(model.graph.output[0].name)
@@ -249,7 +249,7 @@ class _Asked(dict[str, Any]):
         return super().__getitem__(key)
 
 
-class _Reader:
+class _NetworkReader:
     """Values by name: a node's position, or a constant."""
 
     def __init__(self, shape: Shape, constants: dict[str, Array], name: str) -> None:
@@ -332,7 +332,7 @@ class _Reader:
     def move(self, after: Shape, order: Shape | None = None) -> int:
         if prod(after) != prod(self.shape):
             raise self.refuse(f"of {self.shape} to {after}")
-        return self.add(Linear((self.x(),), after, (Move(self.shape, after, order),)))
+        return self.add(LinearNode((self.x(),), after, (Move(self.shape, after, order),)))
 
     def entrywise(self, x: int, scale: Array | None, bias: Array | None) -> int:
         shape = self.network.shape_of(x)
@@ -344,7 +344,7 @@ class _Reader:
             return value
 
         scale = np.ones(()) if scale is None else fitting(scale)
-        return self.add(Linear((x,), shape, (Scale(_numbers(scale)),), None if bias is None else fitting(bias)))
+        return self.add(LinearNode((x,), shape, (Scale(_numbers(scale)),), None if bias is None else fitting(bias)))
 
     # the operations, by name
 
@@ -359,13 +359,13 @@ class _Reader:
         return self.x()
 
     def _relu(self) -> int:
-        return self.add(Activation((self.x(),), self.shape))
+        return self.add(ActivationNode((self.x(),), self.shape))
 
     def _leakyrelu(self) -> int:
         slope = float(self.at.get("alpha", np.float32(0.01)))
         if not 0 <= slope <= 1:
             raise self.refuse(f"of slope {slope}")
-        return self.add(Activation((self.x(),), self.shape, slope))
+        return self.add(ActivationNode((self.x(),), self.shape, slope))
 
     def _gemm(self) -> int:
         weight, bias = self.weight(1), self.constant(2)
@@ -384,14 +384,14 @@ class _Reader:
         after = (*self.shape[:-1], weight.shape[1])
         if bias is not None:
             bias = np.broadcast_to(bias[0] if bias.ndim == 2 and len(bias) == 1 else bias, after)
-        return self.add(Linear((self.x(),), after, (Matrix(_numbers(weight)),), bias))
+        return self.add(LinearNode((self.x(),), after, (Matrix(_numbers(weight)),), bias))
 
     def _add(self, sign: float = 1.0) -> int:
         x, y = self.input(0), self.input(1)
         if isinstance(x, int) and isinstance(y, int):
             if self.network.shape_of(x) != self.network.shape_of(y):
                 raise self.refuse("of two shapes")
-            return self.add(Linear((x, y), self.shape, (Scale(np.ones(())), Scale(np.full((), sign)))))
+            return self.add(LinearNode((x, y), self.shape, (Scale(np.ones(())), Scale(np.full((), sign)))))
         if isinstance(x, int):
             return self.entrywise(x, None, sign * self.weight(1))
         return self.entrywise(self.x(1), np.full((), sign), self.weight(0))
@@ -458,7 +458,7 @@ class _Reader:
         if min(min(pair) for pair in sides) < 0:
             raise self.refuse("with a negative side")
         shape = tuple(n + before + after for n, (before, after) in zip(self.network.shape_of(x), sides, strict=True))
-        return self.add(Linear((x,), shape, (Pad(sides),))) if any(map(any, sides)) else x
+        return self.add(LinearNode((x,), shape, (PadMap(sides),))) if any(map(any, sides)) else x
 
     def _convolve(self, weight: Array, bias: Array | None, groups: int) -> int:
         """weight: (out, in / groups, *kernel)."""
@@ -472,14 +472,14 @@ class _Reader:
             raise self.refuse("with a kernel_shape that is not its weight's")
         if weight.shape[1] * groups != before[0] or len(weight) % groups:
             raise self.refuse(f"of shapes {before} and {weight.shape}")
-        conv = Conv(
+        conv = ConvMap(
             _numbers(weight).reshape(groups, -1, *weight.shape[1:]),
             tuple(self.at.get("strides", [1] * k)), tuple(self.at.get("dilations", [1] * k)), before[1:],
         )  # fmt: skip
         if min(conv.after) < 1:
             raise self.refuse("without output")
         bias = None if bias is None else _numbers(bias).reshape(len(weight), *(1,) * k)
-        return self.add(Linear((x,), (len(weight), *conv.after), (conv,), bias))
+        return self.add(LinearNode((x,), (len(weight), *conv.after), (conv,), bias))
 
     def _conv(self) -> int:
         return self._convolve(self.weight(1), self.constant(2), self.at.get("group", 1))

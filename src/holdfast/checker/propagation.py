@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.checker.network import Activation, Linear, Network
+from holdfast.checker.network import ActivationNode, LinearNode, Network
 from holdfast.checker.rounding import LIMIT, TINY, Rejected, gamma, length
 
-__all__ = ["Propagation", "Term", "pick"]
+__all__ = ["NodeBounds", "Term", "pick"]
 
 Array = Any
 Term = tuple[Array, Array, Array]  # for a value: rows, entries and coefficients that are added
@@ -26,7 +26,7 @@ def pick(value: Array, who: Array) -> Array:
     return value if len(value) == 1 else value[who]
 
 
-class Propagation:
+class NodeBounds:
     """Boxes of all values for n parts of the input set.
 
     Args:
@@ -52,13 +52,15 @@ class Propagation:
         free, sharp = [True], [True]
         for node in self.network.nodes[1:]:
             assert node is not None
-            entrywise = len(node.inputs) == 1 and (isinstance(node, Activation) or not hasattr(node.maps[0], "weight"))
+            entrywise = len(node.inputs) == 1 and (
+                isinstance(node, ActivationNode) or not hasattr(node.maps[0], "weight")
+            )
             free.append(entrywise and free[node.inputs[0]])
-            linear = isinstance(node, Linear) and len(node.inputs) == 1
+            linear = isinstance(node, LinearNode) and len(node.inputs) == 1
             sharp.append(free[-1] or (linear and (free[node.inputs[0]] or (entrywise and sharp[node.inputs[0]]))))
         return sharp
 
-    def run(self, slopes: Mapping[int, Mapping[int, Array]], known: "Propagation | None" = None) -> "Propagation":
+    def run(self, slopes: Mapping[int, Mapping[int, Array]], known: "NodeBounds | None" = None) -> "NodeBounds":
         """Finds the boxes front to back: intervals, and passes back where the sign of an activation's input is open.
 
         Args:
@@ -83,7 +85,7 @@ class Propagation:
         node = self.network.nodes[i]
         assert node is not None
         boxes = [(self.lower[j], self.upper[j]) for j in node.inputs]
-        if isinstance(node, Activation):
+        if isinstance(node, ActivationNode):
             slack = gamma(16) * self.reach[node.inputs[0]] + TINY if node.slope else 0.0
             self._size.append(4 * length(self.reach[node.inputs[0]]))
             lower, upper = (np.maximum(z, node.slope * z) for z in boxes[0])
@@ -161,7 +163,7 @@ class Propagation:
                 continue
             a, node = self._with(extra, k, pending.pop(k), error), self.network.nodes[k]
             assert node is not None
-            if isinstance(node, Activation):
+            if isinstance(node, ActivationNode):
                 z = boxes[node.inputs[0]] if boxes else (self.lower[node.inputs[0]], self.upper[node.inputs[0]])
                 pulled, constant = _through(node, a, who, z, slopes.get(k))
                 back = [pulled]
@@ -197,7 +199,7 @@ class Propagation:
         return a + added.reshape(a.shape)
 
 
-def _linear(node: Linear, a: Array) -> tuple[list[Array], Array | None]:
+def _linear(node: LinearNode, a: Array) -> tuple[list[Array], Array | None]:
     """Coefficients of the inputs of a linear node, and what its bias adds; None: it has none."""
     back = [m.back(a) for m in node.maps]
     if node.bias is None:
@@ -206,7 +208,7 @@ def _linear(node: Linear, a: Array) -> tuple[list[Array], Array | None]:
 
 
 def _through(
-    node: Activation, a: Array, who: Array, box: tuple[Array, Array], slope: Array | None
+    node: ActivationNode, a: Array, who: Array, box: tuple[Array, Array], slope: Array | None
 ) -> tuple[Array, Array]:
     """A step back through ``max(z, flat z)``: below, a line through 0; above, the chord, moved up to cover both ends."""
     (low, high), flat = box, node.slope

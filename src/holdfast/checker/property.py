@@ -15,7 +15,7 @@ import numpy as np
 
 from holdfast.checker.rounding import Rejected, outward
 
-__all__ = ["Case", "Row", "read_property"]
+__all__ = ["Row", "UnsafeCase", "read_property"]
 
 Sum = dict[str, Fraction]  # a linear sum by variable; the constant is under ""
 Row = tuple[tuple[Fraction, ...], Fraction]  # c and d
@@ -23,7 +23,7 @@ _MOST = 100_000
 
 
 @dataclass(eq=False)
-class Case:
+class UnsafeCase:
     """One disjunct; lower and upper are rounded outwards."""
 
     lower: Any
@@ -41,7 +41,7 @@ class Case:
         return False
 
 
-def read_property(text: str, inputs: int, outputs: int) -> list[Case]:
+def read_property(text: str, inputs: int, outputs: int) -> list[UnsafeCase]:
     """The cases of a property.
 
     Raises:
@@ -124,7 +124,7 @@ def _sum(term: Any) -> Sum:
     raise Rejected(f"'{term[0]}' in the property cannot be checked")
 
 
-def _case(parts: list[Sum], inputs: int, outputs: int) -> Case | None:
+def _case(parts: list[Sum], inputs: int, outputs: int) -> UnsafeCase | None:
     """The case of a conjunction, or None if it is empty."""
     lower: dict[str, Fraction] = {}
     upper: dict[str, Fraction] = {}
@@ -148,7 +148,7 @@ def _case(parts: list[Sum], inputs: int, outputs: int) -> Case | None:
     return _boxed(lower, upper, rows, inputs)
 
 
-def _boxed(lower: dict[str, Fraction], upper: dict[str, Fraction], rows: list[Row], inputs: int) -> Case | None:
+def _boxed(lower: dict[str, Fraction], upper: dict[str, Fraction], rows: list[Row], inputs: int) -> UnsafeCase | None:
     """The case of bounds of each input and rows of outputs, or None if its box is empty."""
     every = [f"X_{i}" for i in range(inputs)]
     if not all(name in lower and name in upper for name in every):
@@ -156,4 +156,4 @@ def _boxed(lower: dict[str, Fraction], upper: dict[str, Fraction], rows: list[Ro
     if any(lower[name] > upper[name] for name in every):
         return None
     ends = [np.array([outward(end[name], side) for name in every]) for end, side in ((lower, -1), (upper, 1))]
-    return Case(ends[0], ends[1], rows)
+    return UnsafeCase(ends[0], ends[1], rows)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from holdfast.checker.network import Network
-from holdfast.checker.propagation import Propagation, Term
+from holdfast.checker.propagation import NodeBounds, Term
 from holdfast.checker.rounding import Rejected, gamma, length
 
 __all__ = ["Proof", "check_tree"]
@@ -62,7 +62,7 @@ def check_tree(network: Network, lower: Array, upper: Array, proof: Proof) -> in
     paths = _leaves(network, proof)
     _check_shapes(network, proof, len(paths))
     lower, upper = (end.reshape(1, *network.shape) for end in (lower, upper))
-    root = Propagation(network, lower, upper).run({})
+    root = NodeBounds(network, lower, upper).run({})
     if proof.root:
         at = [0, *network.activations]
         inputs = {k: network.nodes[at[k]].inputs[0] for k in proof.root}  # pyright: ignore[reportOptionalMemberAccess]
@@ -70,7 +70,7 @@ def check_tree(network: Network, lower: Array, upper: Array, proof: Proof) -> in
             inputs[k]: {at[j]: s.reshape(network.shape_of(at[j])) for j, s in of.items()}
             for k, of in proof.root.items()
         }
-        root = Propagation(network, lower, upper).run(slopes, root)
+        root = NodeBounds(network, lower, upper).run(slopes, root)
     sizes = [prod(network.shape_of(i)) for i in range(len(network.nodes))]
     step = max(min((1 << 20) // (max(sizes) * proof.rows.shape[1]), (1 << 21) // sum(sizes)), 1)
     starts = np.cumsum(
@@ -152,7 +152,7 @@ class _Batch:
     """Some leaves, bounded together: all with boxes of their own, or all with the root's."""
 
     def __init__(
-        self, network: Network, proof: Proof, root: Propagation, leaves: Array, paths: list[Any], starts: Array
+        self, network: Network, proof: Proof, root: NodeBounds, leaves: Array, paths: list[Any], starts: Array
     ) -> None:
         self.network, self.proof, self.root, self.leaves = network, proof, root, leaves
         self.at = [0, *network.activations]
@@ -169,7 +169,7 @@ class _Batch:
             lower, upper = self._cut(0, self.root.lower[0], self.root.upper[0])
             empty = (lower > upper).reshape(n, -1).any(1)
             upper = np.maximum(lower, upper)  # an empty part is bounded for nothing
-            found = Propagation(self.network, lower, upper).run({})  # as a search finds it: no box of the root's
+            found = NodeBounds(self.network, lower, upper).run({})  # as a search finds it: no box of the root's
         else:
             empty = np.zeros(n, bool)
         boxes = list(zip(found.lower, found.upper, strict=True))

@@ -46,12 +46,12 @@ def falsifier(model: nn.Module | Graph, seed: int = 0) -> Callable[[Question, fl
     def attack(question: Question, seconds: float) -> Tensor | None:
         if question.ball.norm is not Norm.LINF:
             return None
-        return _Search(Trials(networks, question, monotonic() + seconds), generator).run()
+        return _Rounds(Trials(networks, question, monotonic() + seconds), generator).run()
 
     return attack
 
 
-class _Search:
+class _Rounds:
     """One search.
 
     Args:

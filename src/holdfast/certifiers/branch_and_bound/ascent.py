@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certifiers.branch_and_bound.passes import chords, evaluate
-from holdfast.certifiers.branch_and_bound.reduced import Linear, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import LinearRows, NeuronState, Reduced
 
 __all__ = ["Climb", "ascend"]
 
@@ -39,7 +39,7 @@ class Climb:
     until: float = torch.inf
 
 
-def ascend(reduced: Reduced, rows: Linear, state: State, climb: Climb) -> tuple[Tensor, State]:
+def ascend(reduced: Reduced, rows: LinearRows, state: NeuronState, climb: Climb) -> tuple[Tensor, NeuronState]:
     """Adam on slopes and multipliers, upwards; the best of each row is kept.
 
     Args:

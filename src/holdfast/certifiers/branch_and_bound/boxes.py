@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.search import Bounded
 from holdfast.certifiers.propagation.operation import node_size
 from holdfast.certifiers.propagation.propagation import Entries, Propagation
@@ -26,7 +26,7 @@ __all__ = ["BoxBounded", "BoxBounds", "BoxDomains", "FullBounds", "Halves"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class BoxDomains(Domains):
+class BoxDomains(DomainBatch):
     """Boxes of inputs.
 
     Attributes:

@@ -9,7 +9,7 @@ import torch
 from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.reduced import Linear, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import LinearRows, NeuronState, Reduced
 
 __all__ = ["cell"]
 
@@ -17,7 +17,7 @@ _highs: Any = optimize
 _tensor: Any = torch.from_numpy  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, Tensor]:
+def cell(reduced: Reduced, rows: LinearRows, state: NeuronState) -> tuple[Tensor, Tensor, Tensor]:
     """The least over the part of the largest row, by HiGHS. Nothing of it is relied on: it is where to look.
 
     Args:
@@ -66,12 +66,12 @@ def cell(reduced: Reduced, rows: Linear, state: State) -> tuple[Tensor, Tensor, 
     return reduced.entrance.centre, torch.full((len(a),), 1 / len(a), dtype=torch.float64), zero
 
 
-def _slopes(reduced: Reduced, state: State) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _slopes(reduced: Reduced, state: NeuronState) -> np.ndarray[Any, np.dtype[np.float64]]:
     flat = reduced.flat.nan_to_num(0.0)
     return torch.where(state.low[0] >= 0, torch.ones_like(flat), flat).double().numpy()
 
 
-def expressions(reduced: Reduced, state: State) -> tuple[Any, Any]:
+def expressions(reduced: Reduced, state: NeuronState) -> tuple[Any, Any]:
     """The arguments of the activations as affine functions of the input, where nothing bends: (units, inputs), (units,)."""
     x, c = reduced.entrance.direct(reduced.values)
     r, slopes = reduced.values.r.double().numpy(), _slopes(reduced, state)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from holdfast.certifiers.branch_and_bound.passes import Pass, evaluate
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, LinearRows, NeuronState, Reduced
 from holdfast.graph.operations import compute
 
 __all__ = ["Choice"]
@@ -27,7 +27,7 @@ class Choice:
     def __init__(self, reduced: Reduced, score: Callable[[Tensor], Tensor], *, count: int, batch: int) -> None:
         self._reduced, self._score, self._count, self._batch = reduced, score, count, batch
 
-    def scores(self, state: State, last: Pass, width: int) -> Tensor:
+    def scores(self, state: NeuronState, last: Pass, width: int) -> Tensor:
         """How much each unit seems worth, (n, units); below 0 where there is nothing to split.
 
         What the relaxation loses at its minimiser, and what its intercepts take away (BaBSR), each as a part of the
@@ -50,7 +50,7 @@ class Choice:
             total += part / part.amax(1, keepdim=True).clamp(min=1e-30)
         return torch.where(bent[::width], total + 1e-9, -1.0)
 
-    def candidates(self, linear: Linear, state: State, last: Pass, parent: Tensor, width: int) -> Tensor:
+    def candidates(self, linear: LinearRows, state: NeuronState, last: Pass, parent: Tensor, width: int) -> Tensor:
         """The splits that are tried, best first: (n, candidates), -1 where there are no more.
 
         Those of the best scores are ranked by bounds of both children (FSB), of which the product of the gains counts.
@@ -76,7 +76,7 @@ class Choice:
         return unit.gather(1, order)
 
     def _gains(
-        self, linear: Linear, state: State, last: Pass, parent: Tensor, unit: Tensor, i: Tensor, width: int
+        self, linear: LinearRows, state: NeuronState, last: Pass, parent: Tensor, unit: Tensor, i: Tensor, width: int
     ) -> Tensor:
         """What splitting domains ``i`` at each unit (n, k) would gain, before anything is optimised again."""
         n, count = unit.shape
@@ -95,7 +95,7 @@ class Choice:
                 high = high.scatter(1, at, torch.minimum(point, high.gather(1, at)))
             own = (at, torch.full_like(point, side), point, self.multiplier(a, slope, at, side))
             both = Cuts(*(torch.cat([t, e], 1) for t, e in zip(cuts, own, strict=True)))
-            child = State(low, high, state.slope, state.alphas, both)
+            child = NeuronState(low, high, state.slope, state.alphas, both)
             bound = evaluate(self._reduced, linear, child, forth=False).bound
             children.append(self._score(bound.view(-1, width)).view(n, count))
         start = parent.unsqueeze(1)
@@ -119,7 +119,7 @@ class Choice:
         start = a.clamp(min=0) * (1 - slope if side > 0 else slope - flat)
         return torch.where(flat.isnan(), 0.0, start).nan_to_num(0.0).clamp(min=0)
 
-    def points(self, state: State, at: Tensor) -> Tensor:
+    def points(self, state: NeuronState, at: Tensor) -> Tensor:
         """Where units (n, 1) are split: a ReLU at its kink, anything else in the middle of its box."""
         middle = (state.low.gather(1, at) + state.high.gather(1, at)) / 2
         return torch.where(self._reduced.flat[at].isnan(), middle, 0.0)

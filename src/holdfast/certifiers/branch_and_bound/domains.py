@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Domains"]
+__all__ = ["DomainBatch"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Domains:
+class DomainBatch:
     """Parts of the set that a query is about; every column has the part as its first dimension.
 
     A method adds columns in a subclass.
@@ -24,10 +24,10 @@ class Domains:
         vertex: (n,) int64, its vertex in the tree of the proof; 0 where none is recorded.
 
     Example:
-        >>> two = Domains(bound=torch.tensor([0.5, -1.0]), vertex=torch.tensor([3, 4]))
+        >>> two = DomainBatch(bound=torch.tensor([0.5, -1.0]), vertex=torch.tensor([3, 4]))
         >>> two.select(torch.tensor([1])).vertex.tolist()
         [4]
-        >>> len(Domains.join([two, two]))
+        >>> len(DomainBatch.join([two, two]))
         4
     """
 

@@ -25,7 +25,7 @@ _Rows = tuple[Floats, Floats]  # matrix and limits of ``matrix . columns <= limi
 _ON = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Optimum:
     """What HiGHS says of a linear program.
 
@@ -155,7 +155,14 @@ class Program:
         gap = np.maximum(variables[self.own] - np.maximum(z, flat * z), 0.0) * (self.bends & (splits == 0))
         multipliers = np.zeros(len(self.z))
         multipliers[held] = beta
-        return Optimum(float(found.fun), variables, weights, slopes, multipliers, gap * (over + 1e-9))
+        return Optimum(
+            value=float(found.fun),
+            variables=variables,
+            weights=weights,
+            slopes=slopes,
+            multipliers=multipliers,
+            gain=gap * (over + 1e-9),
+        )
 
     def exact(self, seconds: float) -> tuple[float, Floats | None]:
         """The least t of the integer program and the variables there, None where HiGHS is not done in time."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from holdfast.certifiers.branch_and_bound.cell import cell
 from holdfast.certifiers.branch_and_bound.neurons import NeuronBounded, NeuronDomains, rows_of
 from holdfast.certifiers.branch_and_bound.passes import evaluate
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Layer, Linear, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, Layer, LinearRows, NeuronState
 from holdfast.certifiers.branch_and_bound.reduction import reduce
 from holdfast.certifiers.branch_and_bound.sound import sound_bounds, spread_slopes
 from holdfast.certifiers.branch_and_bound.witness import Witnesses
@@ -45,7 +45,7 @@ class NeuronBounds:
         self.width = self.table.shape[1]
         self.alphas: list[Tensor] = []
 
-    def begin(self, groups: Tensor, state: State) -> None:
+    def begin(self, groups: Tensor, state: NeuronState) -> None:
         """Notes what the whole set of some groups ended with, one state for each of their rows."""
         self.alphas = [t.new_zeros(len(self.table), self.width, *t.shape[1:]) for t in state.alphas]
         for whole, t in zip(self.alphas, state.alphas, strict=True):
@@ -55,11 +55,11 @@ class NeuronBounds:
         """What bounds (n, width) of a domain's rows say of it."""
         return self.query.score(rows) if self.together else rows.amax(1)
 
-    def linear(self, groups: Tensor) -> Linear:
+    def linear(self, groups: Tensor) -> LinearRows:
         """The rows of domains of these groups."""
         return self.reduced.rows[self.table[groups].flatten()]
 
-    def state(self, domains: NeuronDomains) -> State:
+    def state(self, domains: NeuronDomains) -> NeuronState:
         """The state that a batch of domains starts from, one for each of their rows."""
         width = self.width
         cuts = Cuts(domains.unit.long(), domains.side.float(), domains.point, domains.multiplier.flatten(0, 1))
@@ -69,16 +69,16 @@ class NeuronBounds:
             unit, side, point = (t.repeat_interleave(width, 0) for t in cuts[:3])
             cuts = Cuts(unit, side, point, cuts.multiplier)
         alphas = [t[domains.group].flatten(0, 1) for t in self.alphas]
-        return State(low, high, domains.slope.flatten(0, 1).float(), alphas, cuts)
+        return NeuronState(low, high, domains.slope.flatten(0, 1).float(), alphas, cuts)
 
-    def sound(self, groups: Tensor, state: State) -> Tensor:
+    def sound(self, groups: Tensor, state: NeuronState) -> Tensor:
         """Sound bounds (n, width) of domains of these groups."""
         members = self.table[groups]
         c, d = self.query.c[members], self.query.d[members]
         return sound_bounds(self.propagation, self.reduced, self.query, c, d, state)
 
     def bounded(
-        self, domains: NeuronDomains, linear: Linear, state: State, sound: Tensor | None = None
+        self, domains: NeuronDomains, linear: LinearRows, state: NeuronState, sound: Tensor | None = None
     ) -> NeuronBounded:
         """What one more pass says of domains, and sound bounds where it is hopeful, unless they are given."""
         last, n = evaluate(self.reduced, linear, state), len(domains)
@@ -101,8 +101,8 @@ class NeuronBounds:
         )
 
     def program(
-        self, linear: Linear, state: State, group: Tensor, witnesses: Witnesses
-    ) -> tuple[State, Tensor, Tensor | None]:
+        self, linear: LinearRows, state: NeuronState, group: Tensor, witnesses: Witnesses
+    ) -> tuple[NeuronState, Tensor, Tensor | None]:
         """One domain in which all neurons are split: it is a linear program.
 
         Args:
@@ -131,7 +131,7 @@ class NeuronBounds:
             sound = mixed.expand(1, width)
         return state, sound, None
 
-    def leaf(self, state: State, domain: int, sound: Tensor) -> Leaf:
+    def leaf(self, state: NeuronState, domain: int, sound: Tensor) -> Leaf:
         """For each group the row that is positive throughout a domain, with its slopes and multipliers."""
         best = self.query.best_rows(sound)
         own = state.pick(torch.tensor([domain * self.width + row for row in best]))

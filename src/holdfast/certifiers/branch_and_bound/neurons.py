@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.passes import Pass
-from holdfast.certifiers.branch_and_bound.reduced import Linear, State
+from holdfast.certifiers.branch_and_bound.reduced import LinearRows, NeuronState
 from holdfast.certifiers.branch_and_bound.search import Bounded
 
 __all__ = ["NeuronBounded", "NeuronDomains", "rows_of"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class NeuronDomains(Domains):
+class NeuronDomains(DomainBatch):
     """Parts by the splits of activations' arguments; ``width`` rows of the query are bounded in each.
 
     Attributes:
@@ -103,8 +103,8 @@ class NeuronBounded(Bounded[NeuronDomains]):
         estimate: (n,), what the pass itself says, in float32.
     """
 
-    linear: Linear
-    state: State
+    linear: LinearRows
+    state: NeuronState
     last: Pass
     sound: Tensor
     score: Tensor

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.reduced import Layer, Linear, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import Layer, LinearRows, NeuronState, Reduced
 from holdfast.certifiers.propagation.operations.activations import Lines
 from holdfast.certifiers.propagation.region import Box
 
@@ -70,7 +70,7 @@ class _Back(NamedTuple):
     entering: Tensor
 
 
-def chords(reduced: Reduced, state: State) -> Lines:
+def chords(reduced: Reduced, state: NeuronState) -> Lines:
     """The lines of ReLUs over the parts' boxes; the first part says (1 or 0) where the slope below is free."""
     low, high = state.low, state.high
     either = ~((low >= 0) | (high <= 0))
@@ -83,8 +83,8 @@ def chords(reduced: Reduced, state: State) -> Lines:
 
 def evaluate(
     reduced: Reduced,
-    rows: Linear,
-    state: State,
+    rows: LinearRows,
+    state: NeuronState,
     given: Lines | None = None,
     depth: int | None = None,
     *,
@@ -113,7 +113,7 @@ def evaluate(
     return Pass(back.bound, back.a, z, r, back.x, lines, changes)
 
 
-def _lines(reduced: Reduced, state: State, given: Lines) -> tuple[Lines, list[_Smooth]]:
+def _lines(reduced: Reduced, state: NeuronState, given: Lines) -> tuple[Lines, list[_Smooth]]:
     """The lines at the slopes as they are; those that are no ReLU's again, with the alpha that they depend on."""
     below = torch.where(given.lower_slope > 0, state.slope, given.upper_slope)
     if not reduced.smooth:
@@ -132,7 +132,9 @@ def _lines(reduced: Reduced, state: State, given: Lines) -> tuple[Lines, list[_S
     return lines, smooth
 
 
-def _back(reduced: Reduced, layers: list[Layer], rows: Linear, state: State, lines: Lines, *, forth: bool) -> _Back:
+def _back(
+    reduced: Reduced, layers: list[Layer], rows: LinearRows, state: NeuronState, lines: Lines, *, forth: bool
+) -> _Back:
     """From the rows to the input, layer by layer."""
     below, lower_intercept, above, upper_intercept, *_ = lines
     cuts, values, hub = state.cuts, reduced.values, reduced.entrance.hub
@@ -174,7 +176,7 @@ def _forth(reduced: Reduced, layers: list[Layer], back: _Back, lines: Lines, z: 
         r[:, span] = torch.addcmul(back.intercepts[:, span], slopes[:, span], z[:, span])
 
 
-def _gradients(state: State, a: Tensor, z: Tensor, smooth: list[_Smooth]) -> list[Tensor]:
+def _gradients(state: NeuronState, a: Tensor, z: Tensor, smooth: list[_Smooth]) -> list[Tensor]:
     """How the bound changes with each of the state's variables, by what they are multiplied with at the minimiser."""
     cuts, positive = state.cuts, a.clamp(min=0)
     changes = [positive * z, cuts.side * (cuts.point - z.gather(1, cuts.unit))]

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 
 __all__ = ["OldestFirst", "Pool"]
 
-D = TypeVar("D", bound=Domains)
+D = TypeVar("D", bound=DomainBatch)
 
 
 class Pool(Generic[D]):
@@ -23,8 +23,8 @@ class Pool(Generic[D]):
     Columns may get longer in their last dimension; rows that are there already are then padded with zeros.
 
     Example:
-        >>> pool = Pool[Domains]()
-        >>> pool.add(Domains(bound=torch.tensor([1.0, -1.0, 0.0]), vertex=torch.tensor([7, 8, 9])))
+        >>> pool = Pool[DomainBatch]()
+        >>> pool.add(DomainBatch(bound=torch.tensor([1.0, -1.0, 0.0]), vertex=torch.tensor([7, 8, 9])))
         >>> pool.take(2).vertex.tolist()
         [8, 9]
         >>> len(pool)

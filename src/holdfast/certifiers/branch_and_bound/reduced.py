@@ -25,7 +25,7 @@ from holdfast.certifiers.propagation.operations.activations import LeakyRelu, Li
 from holdfast.certifiers.propagation.region import Box, Region
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["Cuts", "Entrance", "Layer", "Linear", "Reduced", "State"]
+__all__ = ["Cuts", "Entrance", "Layer", "LinearRows", "NeuronState", "Reduced"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -61,7 +61,7 @@ class Layer:
         return not isinstance(self.operation, LeakyRelu)
 
 
-class Linear(NamedTuple):
+class LinearRows(NamedTuple):
     """Linear functions: ``<r, bent activations> + <x, input> + c``; (n, units), (n, inputs), (n,)."""
 
     r: Tensor
@@ -69,8 +69,8 @@ class Linear(NamedTuple):
     c: Tensor
 
     @override
-    def __getitem__(self, rows: Tensor) -> Linear:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Linear(self.r[rows], self.x[rows], self.c[rows])
+    def __getitem__(self, rows: Tensor) -> LinearRows:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return LinearRows(self.r[rows], self.x[rows], self.c[rows])
 
 
 class Cuts(NamedTuple):
@@ -89,7 +89,7 @@ class Cuts(NamedTuple):
         return Cuts(*(t[rows] for t in self))
 
 
-class State(NamedTuple):
+class NeuronState(NamedTuple):
     """Parts of the region, and what is optimised for each.
 
     Attributes:
@@ -106,13 +106,13 @@ class State(NamedTuple):
     alphas: list[Tensor]
     cuts: Cuts
 
-    def pick(self, rows: Tensor) -> State:
+    def pick(self, rows: Tensor) -> NeuronState:
         """Some of the parts, repeats allowed."""
         alphas = [t[rows] for t in self.alphas]
-        return State(self.low[rows], self.high[rows], self.slope[rows], alphas, self.cuts.pick(rows))
+        return NeuronState(self.low[rows], self.high[rows], self.slope[rows], alphas, self.cuts.pick(rows))
 
     @classmethod
-    def join(cls, states: Sequence[State]) -> State:
+    def join(cls, states: Sequence[NeuronState]) -> NeuronState:
         """The parts of all, one after another; all have the same number of cuts."""
         low, high, slope, alphas, cuts = zip(*states, strict=True)
         joined = [torch.cat(t) for t in zip(*alphas, strict=True)]
@@ -124,10 +124,10 @@ class State(NamedTuple):
         """All that is optimised."""
         return [self.slope, self.cuts.multiplier, *self.alphas]
 
-    def replaced(self, variables: list[Tensor]) -> State:
+    def replaced(self, variables: list[Tensor]) -> NeuronState:
         """The same parts with other variables."""
         slope, multiplier, *alphas = variables
-        return State(self.low, self.high, slope, alphas, Cuts(*self.cuts[:3], multiplier))
+        return NeuronState(self.low, self.high, slope, alphas, Cuts(*self.cuts[:3], multiplier))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -153,7 +153,7 @@ class Entrance:
     fixed: Tensor
     centre: Tensor
     radius: Tensor
-    hub: Linear | None = None
+    hub: LinearRows | None = None
 
     def minimum(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """The least of ``<a, input>`` for rows (n, inputs), and where: (n,), (n, inputs)."""
@@ -172,7 +172,7 @@ class Entrance:
         whole[:, self.free] = x.double()
         return whole.view(-1, *self.region.x.shape[1:])
 
-    def direct(self, rows: Linear) -> tuple[Any, Any]:
+    def direct(self, rows: LinearRows) -> tuple[Any, Any]:
         """The part of linear functions that is of the input and of nothing that bends: arrays (n, inputs), (n,)."""
         x, c = rows.x.double(), rows.c.double()
         if self.hub is not None:
@@ -208,8 +208,8 @@ class Reduced:
     flat: Tensor
     source: Tensor
     entry: Tensor
-    rows: Linear
-    values: Linear
+    rows: LinearRows
+    values: LinearRows
     entrance: Entrance
 
     @property
@@ -226,7 +226,7 @@ class Reduced:
         """The node of a layer."""
         return self.graph.nodes[layer.node]
 
-    def state(self, n: int) -> State:
+    def state(self, n: int) -> NeuronState:
         """The whole region, n times, with default slopes."""
         empty = self.low.new_zeros(n, 0)
         cuts = Cuts(empty.long(), empty, empty, empty)
@@ -237,7 +237,7 @@ class Reduced:
             alpha = layer.operation.alpha(lines)
             assert alpha is not None
             alphas.append(alpha.detach().repeat(n, *(1,) * (alpha.ndim - 1)))
-        return State(self.low.expand(n, -1), self.high.expand(n, -1), self.slope.repeat(n, 1), alphas, cuts)
+        return NeuronState(self.low.expand(n, -1), self.high.expand(n, -1), self.slope.repeat(n, 1), alphas, cuts)
 
     def narrowed(self, layer: Layer, box: Box) -> Reduced:
         """The same with a better box of a layer's arguments, (1, \\*shape)."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.reduced import Entrance, Layer, Linear, Reduced
+from holdfast.certifiers.branch_and_bound.reduced import Entrance, Layer, LinearRows, Reduced
 from holdfast.certifiers.propagation.operation import node_size
 from holdfast.certifiers.propagation.operations.activations import LeakyRelu, Lines
 from holdfast.certifiers.propagation.propagation import Propagation
@@ -50,8 +50,8 @@ def reduce(propagation: Propagation, query: Query, memory: int) -> Reduced:
     c = query.c.to(entrance.fixed).view(rows, 1, *propagation.graph.output_shape)
     outputs = maps.of(len(propagation.graph.nodes) - 1, c)
     specification = outputs._replace(c=outputs.c + query.d.to(outputs.c))
-    parts = [Linear(*(t[:0] for t in specification)), *(maps.arguments(layer) for layer in pieces.layers)]
-    values = Linear(*(torch.cat(t) for t in zip(*parts, strict=True)))
+    parts = [LinearRows(*(t[:0] for t in specification)), *(maps.arguments(layer) for layer in pieces.layers)]
+    values = LinearRows(*(torch.cat(t) for t in zip(*parts, strict=True)))
     none = entrance.fixed.new_zeros(0)
     low, high, slope, flat = (torch.cat([*t, none]) for t in (pieces.low, pieces.high, pieces.slope, pieces.flat))
     return Reduced(
@@ -160,7 +160,7 @@ class _Maps:
         unit = self.entrance.fixed.new_zeros(len(index), node_size(shape)).scatter_(1, index.unsqueeze(1), 1.0)
         return unit.view(-1, 1, *shape)
 
-    def arguments(self, layer: Layer) -> Linear:
+    def arguments(self, layer: Layer) -> LinearRows:
         """The arguments of a layer's activations."""
         largest = max(node_size(n.shape) for n in self.propagation.graph.nodes)
         parts = [
@@ -169,16 +169,16 @@ class _Maps:
         ]
         if not parts:
             shapes = ((self.pieces.units,), (len(self.columns),), ())
-            return Linear(*(self.entrance.centre.new_zeros(0, *shape) for shape in shapes))
-        return Linear(*(torch.cat(t) for t in zip(*parts, strict=True)))
+            return LinearRows(*(self.entrance.centre.new_zeros(0, *shape) for shape in shapes))
+        return LinearRows(*(torch.cat(t) for t in zip(*parts, strict=True)))
 
-    def of(self, i: int, a: Tensor) -> Linear:
+    def of(self, i: int, a: Tensor) -> LinearRows:
         """``<a, value of node i>`` in terms of bent activations and input; float32, and not sound."""
         nodes, boxes, pending = self.propagation.graph.nodes, self.propagation.boxes, {i: a}
         constant, centre = a.new_zeros(len(a)), self.entrance.centre
         r, x = centre.new_zeros(len(a), self.pieces.units), centre.new_zeros(len(a), len(self.columns))
         if not len(a):  # a layer in which nothing is live
-            return Linear(r, x, constant.float())
+            return LinearRows(r, x, constant.float())
         for k in range(i, -1, -1):
             if k not in pending:
                 continue
@@ -199,7 +199,7 @@ class _Maps:
                 constant = constant if more is None else constant + more.squeeze(1)
             for j, part in zip(node.inputs, pulled, strict=True):
                 pending[j] = pending[j] + part if j in pending else part
-        return Linear(r, x, constant.float())
+        return LinearRows(r, x, constant.float())
 
 
 def _hub(maps: _Maps, rows: int) -> Tensor | None:
@@ -225,6 +225,6 @@ def _hub(maps: _Maps, rows: int) -> Tensor | None:
     return live.nonzero().squeeze(1)
 
 
-def _before(layer: Layer, values: Linear) -> slice:
+def _before(layer: Layer, values: LinearRows) -> slice:
     used = values.r[layer.span, : layer.start].any(0).nonzero()
     return slice(int(used[0]) if len(used) else layer.start, layer.start)

@@ -11,7 +11,7 @@ from torch import Tensor
 from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
 from holdfast.certifiers.branch_and_bound.choice import Choice
 from holdfast.certifiers.branch_and_bound.passes import evaluate
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Linear, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, LinearRows, NeuronState, Reduced
 from holdfast.certifiers.branch_and_bound.sound import sound_units
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box
@@ -58,20 +58,20 @@ class Refinement:
     def run(self) -> Box:
         """The box, (1, \\*shape), sound."""
         layer = self.reduced.layers[self.depth]
-        own = Linear(*(t[layer.span] for t in self.reduced.values))
+        own = LinearRows(*(t[layer.span] for t in self.reduced.values))
         box = self.propagation.boxes[layer.source]
         low, high = box.lower.flatten().clone(), box.upper.flatten().clone()
         for i in torch.split(torch.arange(len(layer.index)), max(self.batch // 2, 1)):
             if monotonic() > self.until:
                 break
-            rows = Linear(*(torch.cat([t[i], -t[i]]) for t in own))
+            rows = LinearRows(*(torch.cat([t[i], -t[i]]) for t in own))
             least, negated = self._ends(rows, layer.index[i]).chunk(2)
             index = layer.index[i]
             low[index] = torch.fmax(low[index], least)
             high[index] = torch.fmin(high[index], -negated)
         return Box(low.view_as(box.lower), high.view_as(box.upper))
 
-    def _ends(self, rows: Linear, index: Tensor) -> Tensor:
+    def _ends(self, rows: LinearRows, index: Tensor) -> Tensor:
         """Sound lower bounds of the rows: first those of the entries, then those of their negatives."""
         count = len(index)
         bound, state = self._ascend(rows, self.reduced.state(len(rows.c)), self.iterations)
@@ -96,14 +96,14 @@ class Refinement:
             more = torch.maximum(more, bound[chosen].repeat(2))
             kept = torch.ones(len(bound), dtype=torch.bool).index_fill_(0, chosen, False)
             keep = kept.nonzero().squeeze(1)
-            state = State.join([_widened(state.pick(keep)), children])
+            state = NeuronState.join([_widened(state.pick(keep)), children])
             bound, owner = torch.cat([bound[keep], more]), torch.cat([owner[keep], owners])
         sign = torch.where(owner < count, 1.0, -1.0).double()
         source = self.reduced.layers[self.depth].source
         sound = sound_units(self.propagation, self.reduced, self.query, source, index[owner % count], sign, state)
         return torch.full((2 * count,), torch.inf, dtype=torch.float64).scatter_reduce_(0, owner, sound, "amin")
 
-    def _ascend(self, rows: Linear, state: State, iterations: int) -> tuple[Tensor, State]:
+    def _ascend(self, rows: LinearRows, state: NeuronState, iterations: int) -> tuple[Tensor, NeuronState]:
         climb = Climb(
             iterations=iterations, step=self.step, decay=self.decay, depth=self.depth, target=0.0, until=self.until
         )
@@ -117,7 +117,7 @@ class Refinement:
         least = torch.full((count,), torch.inf).scatter_reduce_(0, owner, bound, "amin")
         return last[(bound[last] <= least) & (last >= 0)]
 
-    def _split(self, state: State, unit: Tensor, a: Tensor) -> State:
+    def _split(self, state: NeuronState, unit: Tensor, a: Tensor) -> NeuronState:
         """Both children of each part, first all lower ones, at units with these coefficients."""
         point = self.choice.points(state, unit)
         low, high, cuts, slope = state.low, state.high, state.cuts, state.slope.gather(1, unit)
@@ -130,14 +130,14 @@ class Refinement:
             )
             for side in (-1, 1)
         ]
-        below = State(low, high.scatter(1, unit, point), state.slope, state.alphas, sides[0])
-        above = State(low.scatter(1, unit, point), high, state.slope, state.alphas, sides[1])
-        return State.join([below, above])
+        below = NeuronState(low, high.scatter(1, unit, point), state.slope, state.alphas, sides[0])
+        above = NeuronState(low.scatter(1, unit, point), high, state.slope, state.alphas, sides[1])
+        return NeuronState.join([below, above])
 
 
-def _widened(state: State) -> State:
+def _widened(state: NeuronState) -> NeuronState:
     """With one more place for a cut, which is empty."""
     empty = state.low.new_zeros(len(state.low), 1)
     fill = (empty.long(), empty, empty, empty)
     cuts = Cuts(*(torch.cat([t, e], 1) for t, e in zip(state.cuts, fill, strict=True)))
-    return State(state.low, state.high, state.slope, state.alphas, cuts)
+    return NeuronState(state.low, state.high, state.slope, state.alphas, cuts)

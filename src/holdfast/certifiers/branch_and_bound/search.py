@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.pool import Pool
 from holdfast.certifiers.branch_and_bound.witness import Witnesses
 from holdfast.certifiers.verification.query import Query
@@ -20,7 +20,7 @@ from holdfast.graph.model import Graph
 
 __all__ = ["Bounded", "BranchAndBound", "Ending", "Settled", "Stop", "StuckError", "WhenFull", "search"]
 
-D = TypeVar("D", bound=Domains)
+D = TypeVar("D", bound=DomainBatch)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,7 +95,7 @@ class BranchAndBound(ABC, Generic[D, B]):
     Attributes:
         queue: the domains that wait.
         domains: how many were bounded; methods count.
-        rounds: how often `search` went to the queue.
+        iterations: how often `search` went to the queue.
         batch: how many domains are taken from the queue at once; set by the method.
     """
 
@@ -107,7 +107,7 @@ class BranchAndBound(ABC, Generic[D, B]):
         self.witnesses = Witnesses(graph, query)
         self.queue: Pool[D] = Pool()
         self.domains: int = 0
-        self.rounds: int = 0
+        self.iterations: int = 0
 
     @abstractmethod
     def root(self) -> B | Settled:
@@ -195,7 +195,7 @@ def search(method: BranchAndBound[D, B], progress: Progress | None = None) -> An
 
     Args:
         method: one that has done nothing yet.
-        progress: told after each round in which something stays open.
+        progress: told after each iteration in which something stays open.
     """
     witness, stop = None, None
     try:
@@ -208,7 +208,7 @@ def search(method: BranchAndBound[D, B], progress: Progress | None = None) -> An
             stop = method.spent()
             if stop is not None:
                 break
-            witness = _round(method)
+            witness = _iterate(method)
             if progress is not None and witness is None and len(method.queue):
                 progress(method.domains, len(method.queue), method.worst)
     except StuckError as stuck:
@@ -216,9 +216,9 @@ def search(method: BranchAndBound[D, B], progress: Progress | None = None) -> An
     return method.answer(Ending(witness, stop))
 
 
-def _round(method: BranchAndBound[D, B]) -> Tensor | None:
+def _iterate(method: BranchAndBound[D, B]) -> Tensor | None:
     """Splits and bounds the worst domains of the queue. A witness, if one is found."""
-    method.rounds += 1
+    method.iterations += 1
     crowded = method.when_full is WhenFull.DEEPEN and method.queue.bytes > method.limit.memory // 2
     witness = None
     for portion in method.portions(method.queue.take(method.batch, best=crowded)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.branch_and_bound.reduced import Cuts, Reduced, State
+from holdfast.certifiers.branch_and_bound.reduced import Cuts, NeuronState, Reduced
 from holdfast.certifiers.propagation.operation import node_size
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
@@ -24,7 +24,7 @@ def sound_bounds(
     query: Query,
     c: Tensor,
     d: Tensor,
-    state: State,
+    state: NeuronState,
     chunk: int | None = None,
 ) -> Tensor:
     """Sound lower bounds of ``C f + d`` over parts of the region.
@@ -57,7 +57,7 @@ def _rows_of(parts: Tensor, rows: int) -> Tensor:
 
 
 def sound_units(
-    propagation: Propagation, reduced: Reduced, query: Query, i: int, index: Tensor, sign: Tensor, state: State
+    propagation: Propagation, reduced: Reduced, query: Query, i: int, index: Tensor, sign: Tensor, state: NeuronState
 ) -> Tensor:
     """Sound lower bounds of ``sign * entry index of node i``, (n,) float64, one for each part of the region.
 
@@ -85,7 +85,7 @@ def sound_units(
 
 
 def _sound_chunk(
-    propagation: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: State
+    propagation: Propagation, reduced: Reduced, query: Query, c: Tensor, d: Tensor, state: NeuronState
 ) -> Tensor:
     n, rows = c.shape[:2]
     cut, extra, shift = _cut(propagation, reduced, query, state, n, rows)
@@ -94,7 +94,7 @@ def _sound_chunk(
 
 
 def _cut(
-    propagation: Propagation, reduced: Reduced, query: Query, state: State, n: int, rows: int
+    propagation: Propagation, reduced: Reduced, query: Query, state: NeuronState, n: int, rows: int
 ) -> tuple[Propagation, dict[int, Tensor], Tensor]:
     """The propagation of parts, the coefficients that their multipliers add, and the constants (n, rows), rounded down.
 
@@ -131,7 +131,7 @@ def _cut(
 
 
 def spread_slopes(
-    propagation: Propagation, reduced: Reduced, state: State, n: int, rows: int, i: int
+    propagation: Propagation, reduced: Reduced, state: NeuronState, n: int, rows: int, i: int
 ) -> dict[int, Tensor]:
     """The alphas of the rows, spread over whole nodes: node -> (rows, n, ..., \\*shape) float64."""
     slopes: dict[int, Tensor] = {}

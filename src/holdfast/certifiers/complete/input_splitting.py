@@ -290,7 +290,7 @@ class _Boxes(BranchAndBound[BoxDomains, BoxBounded]):
         points = [low / 2 + high / 2, torch.where(worst > 0, low, high)]
         if a.shape[1] > 1:
             points.append(torch.where(a.sum(1) > 0, low, high))
-        steps = self.method.descent if self.rounds & (self.rounds - 1) == 0 else 0
+        steps = self.method.descent if self.iterations & (self.iterations - 1) == 0 else 0
         return torch.cat(points).view(-1, *self.query.x.shape[1:]), steps
 
     def _proved(self, rows: Tensor) -> Tensor:

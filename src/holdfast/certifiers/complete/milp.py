@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.branch_and_bound.domains import Domains
+from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.linear_program import Optimum, Program
 from holdfast.certifiers.branch_and_bound.pool import OldestFirst
 from holdfast.certifiers.branch_and_bound.search import (
@@ -147,7 +147,7 @@ class MILP(Solver):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class _Parts(Domains):
+class _Parts(DomainBatch):
     """Parts of the set by the signs of some activations' arguments, with the optima of their linear programs.
 
     Attributes:
@@ -314,7 +314,7 @@ class _Programs(BranchAndBound[_Parts, _BoundedParts]):
     def suspects(self, open_: _BoundedParts) -> tuple[Tensor, int]:
         """Where the linear programs are least, if the property is broken there in the relaxation."""
         likely = open_.domains.value <= _CLEAR
-        if not self.rounds or not likely.any():  # that of the whole set was tried
+        if not self.iterations or not likely.any():  # that of the whole set was tried
             return self.query.x[:0], 0
         return self._points(open_.domains.variables[likely]), 0
 

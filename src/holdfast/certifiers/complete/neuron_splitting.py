@@ -457,7 +457,7 @@ class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
             rows=self.row_bounds,
             witness=ending.witness,
             domains=self.domains,
-            method="neuron_splitting" if self.rounds else "alpha_crown",
+            method="neuron_splitting" if self.iterations else "alpha_crown",
             arithmetic=self.method.arithmetic(self.graph),
             reason=reason,
         )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from holdfast.core.errors import DataError, UnsupportedError
 
-__all__ = ["Bound", "Box", "Row", "parse"]
+__all__ = ["Bound", "Row", "UnsafeBox", "parse"]
 
 CLAUSES = 100_000
 """Disjuncts that a file may have once all its assertions are multiplied out."""
@@ -62,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Box:
+class UnsafeBox:
     """Inputs between bounds, with the groups of rows that are unsafe there: all rows of one group at once.
 
     Attributes:
@@ -95,22 +95,22 @@ _Side = tuple[int, bool]
 """An input, and whether its upper bound is meant."""
 
 
-def parse(text: str, source: str) -> tuple[int, int, tuple[Box, ...]]:
+def parse(text: str, source: str) -> tuple[int, int, tuple[UnsafeBox, ...]]:
     """How many inputs and outputs the text declares, and its boxes, no two of them equal.
 
     Raises:
         DataError: it is no property; the message has the line, the expression and the fix.
         UnsupportedError: it is one, but not of boxes of inputs with linear rows of outputs.
     """
-    return _Reader(source).read(text)
+    return _TextReader(source).read(text)
 
 
-class _Reader:
+class _TextReader:
     def __init__(self, source: str) -> None:
         self.source, self.line = source, 0
         self.declared: set[tuple[str, int]] = set()
 
-    def read(self, text: str) -> tuple[int, int, tuple[Box, ...]]:
+    def read(self, text: str) -> tuple[int, int, tuple[UnsafeBox, ...]]:
         common: list[_Limit | Row] = []
         factors: list[list[Clause]] = []
         for command in self.commands(text):
@@ -263,7 +263,7 @@ class _Reader:
             raise self.wrong(f"{word} is beyond float64", whole)
         return {None: value}
 
-    def boxes(self, inputs: int, common: list[_Limit | Row], factors: list[list[Clause]]) -> tuple[Box, ...]:
+    def boxes(self, inputs: int, common: list[_Limit | Row], factors: list[list[Clause]]) -> tuple[UnsafeBox, ...]:
         """Clauses multiplied out, with those of one box together."""
         sides = _tightened({}, common)
         self.not_empty(sides)
@@ -278,7 +278,7 @@ class _Reader:
                 found.setdefault(tuple(sorted(own.items())), {})[rows] = None
         if not found:
             raise self.wrong("its assertions contradict each other, so that no input and output is unsafe; correct one")
-        made: list[Box] = []
+        made: list[UnsafeBox] = []
         for own, groups in found.items():
             box = sides | dict(own)
             for upper, sign, word in ((False, ">=", "lower"), (True, "<=", "upper")):
@@ -288,7 +288,7 @@ class _Reader:
             if () in groups:
                 raise self.wrong("inputs are unsafe whatever the outputs are; add a constraint such as (<= Y_0 0)")
             ends = (tuple(box[i, upper] for i in range(inputs)) for upper in (False, True))
-            made.append(Box(*ends, groups=tuple(groups)))
+            made.append(UnsafeBox(*ends, groups=tuple(groups)))
         return tuple(made)
 
     def not_empty(self, sides: Mapping[_Side, Bound]) -> None:

@@ -17,7 +17,7 @@ __all__ = ["Leaf", "Split", "Tree"]
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """An inner vertex: its first child has the entry at most ``point``, its second child at least."""
 
@@ -70,7 +70,7 @@ class Tree:
         for v, n, i, p in zip(vertices, node, index, point, strict=True):
             pair = (len(self.vertices), len(self.vertices) + 1)
             self.vertices += [None, None]
-            self.vertices[v] = Split(int(n), int(i), float(p), pair)
+            self.vertices[v] = Split(node=int(n), index=int(i), point=float(p), children=pair)
             children.append(pair)
         return np.array(children, np.int64).reshape(-1, 2)
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.verification._vnnlib_text import Bound, Box, Row, parse
+from holdfast.certifiers.verification._vnnlib_text import Bound, Row, UnsafeBox, parse
 from holdfast.certifiers.verification.query import Query
 from holdfast.core.errors import DataError, UnsupportedError
 from holdfast.graph.model import Graph
@@ -65,7 +65,7 @@ class Property:
 
     inputs: int
     outputs: int
-    boxes: tuple[Box, ...]
+    boxes: tuple[UnsafeBox, ...]
     source: str = "the property"
 
     def queries(self, graph: Graph) -> list[Query]:
@@ -102,7 +102,7 @@ class Property:
         upper = [max(-_down(-box.upper[i].number) for box in self.boxes) for i in range(self.inputs)]
         return torch.tensor(lower, dtype=torch.float64), torch.tensor(upper, dtype=torch.float64)
 
-    def _query(self, box: Box, graph: Graph) -> Query:
+    def _query(self, box: UnsafeBox, graph: Graph) -> Query:
         rows = [row for group in box.groups for row in group]
         c, d = self._constraints(rows)
         groups = torch.tensor([g for g, group in enumerate(box.groups) for _ in group])
@@ -312,7 +312,7 @@ def _between(x: Fraction, low: Bound, high: Bound) -> bool:
     return above and (x < high.number if high.strict else x <= high.number)
 
 
-def _unsafe(box: Box, y: Tensor) -> bool:
+def _unsafe(box: UnsafeBox, y: Tensor) -> bool:
     if not bool(y.isfinite().all()):
         return False
     exact = [Fraction(v) for v in _numbers(y)]
