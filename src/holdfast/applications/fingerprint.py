@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -25,13 +25,13 @@ from holdfast.core.registry import create
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.judged import judged
-from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.evaluation import evaluate
 from holdfast.session.session import Session
 
 __all__ = ["Fingerprint"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fingerprint(Application):
     """Characteristic examples: random inputs that a targeted attack has led to a random class of this model.
 
@@ -80,7 +80,8 @@ class Fingerprint(Application):
     @override
     def run(self, session: Session) -> ApplicationResult:
         problem = self._problem(session)
-        outcome = run(create(self.attack, Attack), problem, session.module, seed=session.seed)
+        attack: type[Attack[Any, Any]] = Attack
+        outcome = run(create(self.attack, attack), problem, session.module, seed=session.seed)
         upheld = judged(session.referee(), problem, outcome)
         made = Samples(upheld.x[upheld.broken], problem.target[upheld.broken])
         if not len(made):
@@ -107,8 +108,7 @@ class Fingerprint(Application):
         draws = Draws(session.seed, "fingerprint", like.device).of(ids)
         span = threat.high - threat.low
         x = threat.low + span * draws.uniform("start", tuple(like.shape[1:])).to(like)
-        with torch.no_grad(), evaluating(session.module):
-            y = session.module(x).argmax(1)
+        y = evaluate(session.module, x).argmax(1)
         step = draws.integers("class", session.classes - 1, ()).to(y) + 1
         ball = LpBall.uniform(
             Norm.LINF, self.radius * span, self.count, threat.low, threat.high, device=like.device, dtype=like.dtype
@@ -146,5 +146,4 @@ def _with_weights(model: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Mo
 
 def _matches(model: nn.Module, made: Samples) -> float:
     """Share of the samples that a model answers as planned."""
-    with torch.no_grad(), evaluating(model):
-        return float((model(made.x).argmax(1) == made.y).double().mean())
+    return float((evaluate(model, made.x).argmax(1) == made.y).double().mean())

@@ -24,7 +24,7 @@ class Knows(StrEnum):
     CLEAN = "clean"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Card:
     """The card of a method.
 
@@ -68,7 +68,7 @@ class Card:
     checked_by: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Parameter:
     """One parameter of a method: name, default, meaning with range, and where the default comes from."""
 
@@ -92,7 +92,12 @@ def parameter(default: Any, meaning: str, source: str) -> Any:
 def parameters_of(method: type) -> tuple[Parameter, ...]:
     """The parameters that a method declares, in order."""
     return tuple(
-        Parameter(f.name, None if f.default is MISSING else f.default, f.metadata["meaning"], f.metadata["source"])
+        Parameter(
+            name=f.name,
+            default=None if f.default is MISSING else f.default,
+            meaning=f.metadata["meaning"],
+            source=f.metadata["source"],
+        )
         for f in fields(method)
         if "meaning" in f.metadata
     )
@@ -105,7 +110,8 @@ def refuse(card: Card, norm: Norm | None = None, goal: Goal | None = None) -> No
         UnsupportedError: the message names what the method serves.
 
     Example:
-        >>> refuse(Card("Toy", (), "", "", "", norms=(Norm.L1, Norm.L2)), Norm.LINF)
+        >>> toy = Card(title="Toy", rows=(), paper="", section="", summary="", norms=(Norm.L1, Norm.L2))
+        >>> refuse(toy, Norm.LINF)
         Traceback (most recent call last):
         holdfast.core.errors.UnsupportedError: Toy has no linf form; it serves l1, l2
     """

@@ -7,7 +7,8 @@ block of consecutive steps and the steps read from it, so that small draws do no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from holdfast.core.arrays import on_device
 
-__all__ = ["Draws", "SampleDraws"]
+__all__ = ["Draws", "SampleDraws", "seeded"]
 
 _BLOCK_STEPS = 64
 _BLOCK_NUMBERS = 1 << 12  # a block of big draws holds fewer steps, so that its memory stays bounded
@@ -144,3 +145,20 @@ class SampleDraws:
     def permutation(self, name: str, length: int, step: object = 0) -> Tensor:
         """(n, length) int64, a permutation of range(length) for each sample."""
         return self.uniform(name, (length,), step).argsort(dim=1)
+
+
+@contextmanager
+def seeded(seed: int) -> Generator[None, None, None]:
+    """PyTorch's global generators from one seed for the time being: for what reads them, such as fresh weights and dropout.
+
+    Example:
+        >>> with seeded(1):
+        ...     one = torch.rand(1)
+        >>> with seeded(1):
+        ...     two = torch.rand(1)
+        >>> bool(one == two)
+        True
+    """
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # pyright: ignore[reportUnknownMemberType]
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        yield

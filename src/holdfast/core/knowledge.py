@@ -28,7 +28,8 @@ class Knowledge:
 
     Example:
         >>> knowledge = Knowledge(surrogate=nn.Identity())
-        >>> knowledge.narrowed(Card("Toy", (), "", "", "")).surrogate is None
+        >>> card = Card(title="Toy", rows=(), paper="", section="", summary="")
+        >>> knowledge.narrowed(card).surrogate is None
         True
     """
 

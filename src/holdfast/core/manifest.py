@@ -39,7 +39,7 @@ class ChangeKind(StrEnum):
     REPLACED = "replaced"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """One change, for people; the features stand in the manifest.
 
@@ -162,10 +162,17 @@ class Manifest:
         """Each change by itself."""
         start = self.count - len(self.removed)
         old, new, lost, added = (_ints(s.y) for s in (self.old, self.new, self.lost, self.added))
+        removed, replaced = ChangeKind.REMOVED, ChangeKind.REPLACED
         return (
-            *(Change(ChangeKind.REPLACED, r, a, b) for r, a, b in zip(_ints(self.replaced), old, new, strict=True)),
-            *(Change(ChangeKind.REMOVED, r, a, None) for r, a in zip(_ints(self.removed), lost, strict=True)),
-            *(Change(ChangeKind.ADDED, start + k, None, b) for k, b in enumerate(added)),
+            *(
+                Change(kind=replaced, row=r, before=a, after=b)
+                for r, a, b in zip(_ints(self.replaced), old, new, strict=True)
+            ),
+            *(
+                Change(kind=removed, row=r, before=a, after=None)
+                for r, a in zip(_ints(self.removed), lost, strict=True)
+            ),
+            *(Change(kind=ChangeKind.ADDED, row=start + k, before=None, after=b) for k, b in enumerate(added)),
         )
 
     def replay(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from holdfast.core.words import numbered
 __all__ = ["Dataset", "class_order"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """Samples and labels; a sample's id is its row.
 
@@ -71,9 +71,14 @@ class Dataset:
         samples, more = _features(torch.as_tensor(x))
         labels = _labels(torch.as_tensor(y), len(samples))
         return cls(
-            samples, labels, name, fingerprint_arrays(samples, labels), (*notes, *more),
-            None if classes is None else tuple(classes), None if features is None else tuple(features),
-        )  # fmt: skip
+            x=samples,
+            y=labels,
+            name=name,
+            sha256=fingerprint_arrays(samples, labels),
+            notes=(*notes, *more),
+            classes=None if classes is None else tuple(classes),
+            features=None if features is None else tuple(features),
+        )
 
     def __len__(self) -> int:
         return len(self.x)

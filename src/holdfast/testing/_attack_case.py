@@ -56,7 +56,8 @@ class Case:
         model = model or net()
         if self.transfers and judge is None:
             judge = Queried(model, lambda scores: scores)
-        return run(self.small, problem, model, judge=judge, **{"keep": Keep.FIRST, **more})
+        given: dict[str, Any] = {"keep": Keep.FIRST, **more}
+        return run(self.small, problem, model, judge=judge, **given)
 
 
 def of_digits(case: Case, **more: Any) -> Problem:

@@ -15,12 +15,14 @@ from typing_extensions import override
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
 from holdfast.core.cards import Card
+from holdfast.core.draws import seeded
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
 from holdfast.graph import trace
 from holdfast.graph.model import Graph, Node
 from holdfast.numerics.ascent import step
+from holdfast.numerics.distance import vector_norm
 from holdfast.numerics.project import project
 
 __all__ = [
@@ -95,8 +97,7 @@ NETS = tuple(_MAKERS)
 def captured(name: str) -> tuple[nn.Module, Graph, Tensor, Tensor]:
     """A small random net in float64, its graph, six samples and the labels that it gives them."""
     make, shape = _MAKERS[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
+    with seeded(2):
         net: Any = make().double().eval()
         x = torch.rand(6, *shape, dtype=torch.float64)
     with torch.no_grad():
@@ -157,7 +158,7 @@ def chain(*layers: tuple[Any, Any] | str, dtype: torch.dtype = torch.float64) ->
     return Graph(tuple(nodes), dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Chain:
     """A one-layer ReLU net over a box, and the least ``f_0 - f_j`` over it, exactly."""
 
@@ -170,22 +171,25 @@ class Chain:
 @lru_cache
 def least_margins() -> tuple[Chain, ...]:
     """Nets whose optimum an integer program knows."""
-    found = []
+    found: list[Chain] = []
     for seed in range(5):
         stream = np.random.default_rng(seed)
         w1, b1 = stream.normal(size=(6, 4)), stream.normal(size=6) / 2
         w2, b2 = stream.normal(size=(3, 6)), stream.normal(size=3)
-        x = torch.from_numpy(stream.uniform(size=(1, 4)))
+        x = torch.as_tensor(stream.uniform(size=(1, 4)))
         ball = balls(Norm.LINF, 1, 0.3)
         low, high = (np.clip(x[0].numpy() + s, 0, 1) for s in (-0.3, 0.3))
         exact = [_minimum(w1, b1, w2[0] - w2[j], b2[0] - b2[j], low, high) for j in (1, 2)]
-        found.append(Chain(chain((w1, b1), "relu", (w2, b2)), x, ball, np.array(exact)))
+        graph = chain((w1, b1), "relu", (w2, b2))
+        found.append(Chain(graph=graph, x=x, ball=ball, exact=np.array(exact)))
     return tuple(found)
 
 
 def _minimum(w1: Any, b1: Any, c: Any, d: float, low: Any, high: Any) -> float:
     """min ``c . relu(w1 x + b1) + d`` over a box: big-M constraints on (x, a, on), by HiGHS."""
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy import optimize as scipy_optimize  # pyright: ignore[reportMissingTypeStubs]
+
+    optimize: Any = scipy_optimize
 
     (h, n), centre, radius = w1.shape, (low + high) / 2, (high - low) / 2
     least = np.minimum(w1 @ centre + b1 - np.abs(w1) @ radius, 0)
@@ -193,10 +197,12 @@ def _minimum(w1: Any, b1: Any, c: Any, d: float, low: Any, high: Any) -> float:
     eye, none = np.eye(h), np.zeros((h, h))
     rows = np.block([[-w1, eye, none], [-w1, eye, -np.diag(least)], [np.zeros((h, n)), eye, -np.diag(most)]])
     inf = np.full(h, np.inf)
-    limits = LinearConstraint(rows, np.r_[b1, -inf, -inf], np.r_[inf, b1 - least, np.zeros(h)])  # pyright: ignore
-    bounds = Bounds(np.r_[low, np.zeros(2 * h)], np.r_[high, most, np.ones(h)])  # pyright: ignore
+    limits = optimize.LinearConstraint(rows, np.r_[b1, -inf, -inf], np.r_[inf, b1 - least, np.zeros(h)])
+    bounds = optimize.Bounds(np.r_[low, np.zeros(2 * h)], np.r_[high, most, np.ones(h)])
     whole = np.r_[np.zeros(n + h), np.ones(h)]
-    answer: Any = milp(np.r_[np.zeros(n), c, np.zeros(h)], constraints=limits, bounds=bounds, integrality=whole)
+    answer: Any = optimize.milp(
+        np.r_[np.zeros(n), c, np.zeros(h)], constraints=limits, bounds=bounds, integrality=whole
+    )
     return float(answer.fun + d)
 
 
@@ -205,7 +211,7 @@ def half_plane(n: int = 8, d: int = 6) -> tuple[nn.Module, Tensor, Tensor, Tenso
     stream = torch.Generator().manual_seed(2)
     direction = torch.randn(d, generator=stream)
     x = torch.rand(n, d, generator=stream)
-    gap = torch.linspace(0.1, 0.7, n) * direction.norm() * torch.where(torch.arange(n) % 2 == 0, 1, -1)
+    gap = torch.linspace(0.1, 0.7, n) * vector_norm(direction) * torch.where(torch.arange(n) % 2 == 0, 1, -1)
     x = x - ((x @ direction - gap) / direction.square().sum()).unsqueeze(1) * direction
     model = nn.Linear(d, 2).eval()
     with torch.no_grad():

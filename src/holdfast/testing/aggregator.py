@@ -13,6 +13,7 @@ from torch import Tensor
 
 from holdfast.core.errors import DataError
 from holdfast.defences.aggregator import Aggregator
+from holdfast.numerics.distance import vector_norm
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing.contract import Suite, refuses, require
 
@@ -60,11 +61,12 @@ def _outliers(tool: Aggregator) -> None:
     count = tool.tolerates(_CLIENTS)
     require(0 <= count < _CLIENTS, f"it says that it tolerates {count} hostile clients of {_CLIENTS}")
     honest = updates[: _CLIENTS - count]
-    centre, spread = honest.mean(0), (honest - honest.mean(0)).norm(dim=1).amax()
+    centre = honest.mean(0)
+    spread = vector_norm(honest - centre, dim=1).amax()
     for far in (_FAR, -_FAR):
         hostile = updates.clone()
         hostile[_CLIENTS - count :] = far
-        away = (_joined(tool, hostile, sizes) - centre).norm()
+        away = vector_norm(_joined(tool, hostile, sizes) - centre)
         require(
             away <= _SPREADS * spread,
             f"{count} of {_CLIENTS} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Run, Settings, run
-from holdfast.core.cards import parameters_of
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -47,7 +46,8 @@ from holdfast.testing._attack_case import (
     same,
 )  # fmt: skip
 from holdfast.testing._attack_manners import MANNERS
-from holdfast.testing.contract import ContractError, require, run_checks
+from holdfast.testing._manners import declared_parameters, under_two_states
+from holdfast.testing.contract import ContractError, refuses, require, run_checks
 from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
 
 __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
@@ -163,13 +163,7 @@ def _order(case: Case) -> None:
 
 def _seeds(case: Case) -> None:
     problem = of_digits(case)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        one = case.run(problem, seed=3)
-        torch.manual_seed(2)
-        np.random.seed(2)
-        random.seed(2)
-        two = case.run(problem, seed=3)
+    one, two = under_two_states(lambda: case.run(problem, seed=3))
     require(torch.equal(one.x, two.x), "the same seed gave another result: draw from `problem.keyed`")
     again = case.run(replace(problem, ids=problem.ids + 1000), seed=3)
     if torch.equal(one.x, again.x):  # no draw depends on the sample, so none may depend on the seed
@@ -276,17 +270,24 @@ def _one_ledger(case: Case, budget: Budget | None, keep: Keep) -> None:
     spent = out.ledger.forwards
     open_ = ~out.found if keep is Keep.FIRST else torch.ones_like(out.found)
     if judge is None:
-        told = f"rows through the model {model.rows.tolist()}, forwards charged {spent.tolist()}"
+        told = f"rows through the model {model.rows.numpy()}, forwards charged {spent.numpy()}"
         require(torch.equal(model.rows[open_], spent[open_]), f"{what}: {told}")
     else:  # what is asked of a surrogate may be resized or darkened, and then shows no longer whose it is
         mine = int((spent - out.ledger.queries).sum())
         require(model.total == mine, f"{what}: {model.total} rows through the surrogate, {mine} charged")
     require((asked[open_] == out.ledger.queries[open_]).all(), f"{what}: queries charged are not the queries made")
     if budget is not None and budget.queries is not None:
-        require((asked <= budget.queries).all(), f"{what}: the attacked model was asked {asked.tolist()} times")
+        require((asked <= budget.queries).all(), f"{what}: the attacked model was asked {asked.numpy()} times")
     if budget is not None and budget.passes is not None and not case.transfers:
         total = out.ledger.passes
-        require((total <= budget.passes).all(), f"{what}: {total.tolist()} passes were made")
+        require((total <= budget.passes).all(), f"{what}: {total.numpy()} passes were made")
+
+
+_TELLS: dict[Access, Callable[[Tensor], Tensor]] = {
+    Access.HARD_LABEL: lambda s: torch.nn.functional.one_hot(s.argmax(-1), s.shape[-1]).to(s),
+    Access.SOFT_LABEL: lambda s: s.log_softmax(-1),
+    Access.TRANSFER: lambda s: s,
+}
 
 
 def _access(case: Case) -> None:
@@ -294,16 +295,12 @@ def _access(case: Case) -> None:
     if access is None or access is Access.WHITE_BOX:
         return
     problem, base = of_digits(case), case.run(of_digits(case))
-    tells = {
-        Access.HARD_LABEL: lambda s: torch.nn.functional.one_hot(s.argmax(-1), s.shape[-1]).to(s),
-        Access.SOFT_LABEL: lambda s: s.log_softmax(-1),
-        Access.TRANSFER: lambda s: s,
-    }[access]
+    tells = _TELLS[access]
     if case.transfers:
         out = case.run(problem, net(), Queried(net(), tells))
         limit = 1 + case.small.rounds
         asked = out.ledger.queries
-        require((asked <= limit).all(), f"a transfer attack may ask once a round, but asked {asked.tolist()}")
+        require((asked <= limit).all(), f"a transfer attack may ask once a round, but asked {asked.numpy()}")
     else:
         out = case.run(problem, Queried(net(), tells))
         job = Run(case.small, problem, Queried(net(), tells))
@@ -375,31 +372,20 @@ def _judge_of(case: Case, model: nn.Module) -> Model | None:
 
 
 def _card(case: Case) -> None:
-    card, kind = case.card, type(case.whole)
+    card = case.card
     small: Any = case.small
     require(card.access is not None and card.formulation and card.norms, "card: access, formulation or norms missing")
     require(card.title and card.paper and card.summary and card.section, "card: title, paper or summary missing")
     require(card.failure_modes, "card: an attack says when it is known to fail")
-    declared = {p.name for p in parameters_of(kind)}
-    bare = [f.name for f in fields(small) if f.name not in declared]
-    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
-    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
+    declared_parameters(small)
     for norm in set(Norm) - set(card.norms):
         x, y = digits(1)
         problem = Problem.of(x, y, LpBall.uniform(norm, 1.0, 1, dtype=torch.float64))
-        _refuses(lambda p=problem: case.small.check(p), UnsupportedError, f"{norm}, which is not on its card")
+        refuses(lambda p=problem: case.small.check(p), UnsupportedError, f"{norm}, which is not on its card")
     for name in ("steps", "queries", "restarts"):
-        if name in declared:
+        if hasattr(small, name):
             none = replace(small, **{name: 0})
-            _refuses(lambda a=none: a.check(of_digits(case)), UsageError, f"{name} = 0")
-
-
-def _refuses(call: Callable[[], None], error: type[Exception], what: str) -> None:
-    try:
-        call()
-    except error:
-        return
-    raise ContractError(f"it must refuse {what}, in words")
+            refuses(lambda a=none: a.check(of_digits(case)), UsageError, f"{name} = 0")
 
 
 _CHECKS: dict[str, Callable[[Case], None]] = {

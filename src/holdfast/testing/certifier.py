@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from holdfast.certifiers.graph_certifier import GraphCertifier, margin_rows
 from holdfast.certifiers.oracle_certifier import OracleCertifier
-from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.registry import method
 from holdfast.core.sets import LpBall
@@ -45,6 +44,7 @@ from holdfast.testing._certifier_case import (
     least_margins,
     points,
 )  # fmt: skip
+from holdfast.testing._manners import declared_parameters
 from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import affine_digits, digits
 
@@ -64,9 +64,7 @@ def _card(case: Case) -> None:
     require(card.title and card.paper and card.summary and card.section, "card: title, paper or summary missing")
     require(card.norms and card.guarantee is not None, "card: norms or guarantee missing")
     require(card.failure_modes, "card: a certifier says when it is loose or misleads")
-    declared = {p.name for p in parameters_of(type(case.whole))}
-    bare = [name for name in vars(case.whole) if name not in declared]
-    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
+    declared_parameters(case.whole)
     if isinstance(case.whole, GraphCertifier):
         require(card.guarantee is Guarantee.SOUND, "card: bounds on a graph are sound or they are nothing")
 
@@ -377,7 +375,7 @@ def _linear(case: Case) -> None:
         exact = margins / dual_norm(norm, direction.expand_as(x))
         found = case.ask(model, x, y, norm, radius_max=float(2 * exact.max()))
         require(any(found), f"{norm}: nothing is certified on a linear model")
-        for c, e in zip(found, exact.tolist(), strict=True):
+        for c, e in zip(found, map(float, exact.numpy()), strict=True):
             if c is None:
                 require(case.card.guarantee is not Guarantee.ESTIMATE, f"{norm}: no estimate where {e} is exact")
             elif case.card.guarantee is Guarantee.ESTIMATE:

@@ -79,7 +79,7 @@ def _alone(tool: Detector) -> None:
     fitted, x = _fitted(tool), _data()[1].x[:12]
     together = fitted.score(planted().clean, x)
     require(together.shape == (12,), f"12 inputs have scores of the shape {tuple(together.shape)}")
-    alone = torch.cat([fitted.score(planted().clean, one) for one in x.split(1)])
+    alone = torch.cat([fitted.score(planted().clean, one) for one in torch.split(x, 1)])
     require(torch.allclose(together, alone, rtol=1e-4, atol=1e-5), "an input has another score alone than among others")
 
 

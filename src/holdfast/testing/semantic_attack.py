@@ -7,13 +7,11 @@ check_semantic_attack("hue_saturation")
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from math import prod
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -26,6 +24,7 @@ from holdfast.core.threat import Goal
 from holdfast.judge.archive import Keep
 from holdfast.numerics.distance import contains
 from holdfast.numerics.evaluation import evaluating
+from holdfast.testing._manners import under_two_states
 from holdfast.testing._semantic_case import Case
 from holdfast.testing.contract import ContractError, require, run_checks
 
@@ -126,13 +125,7 @@ def _range(case: Case) -> None:
 
 
 def _seeds(case: Case) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        one = case.run(seed=3)
-        torch.manual_seed(2)
-        np.random.seed(2)
-        random.seed(2)
-        two = case.run(seed=3)
+    one, two = under_two_states(lambda: case.run(seed=3))
     require(
         torch.equal(one.theta, two.theta) and torch.equal(one.found, two.found), "the same seed gave another result"
     )

@@ -7,7 +7,6 @@ check_shared_attack("uap")
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.distance import contains, within
 from holdfast.testing._attack_case import EPS
+from holdfast.testing._manners import under_two_states
 from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import digits, net
 
@@ -135,13 +135,7 @@ def _random_success(case: _Case, made: Artefact, held: Problem) -> float:
 
 
 def _seeds(case: _Case) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        one = case.fit(seed=3)
-        torch.manual_seed(2)
-        np.random.seed(2)
-        random.seed(2)
-        two = case.fit(seed=3)
+    one, two = under_two_states(lambda: case.fit(seed=3))
     same = all(torch.equal(v, two.artefact.tensors[k]) for k, v in one.artefact.tensors.items())
     require(same, "the same seed gave another artefact: draw from `problem.keyed` or `Draws.generator`")
 

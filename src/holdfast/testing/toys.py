@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from holdfast.core.draws import seeded
 from holdfast.data.digits import load_digits
 
-__all__ = ["Affine", "Counting", "Queried", "affine_digits", "digits", "net"]
+__all__ = ["Affine", "Counting", "Queried", "affine_digits", "digits", "net", "train"]
 
 
 def digits(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -26,18 +27,16 @@ def net(dtype: torch.dtype = torch.float64) -> nn.Module:
 
     It accepts (n, 1, 8, 8) and (n, 64).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         model = nn.Sequential(
             nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 10)
         )
-        _train(model, steps=60, rate=0.3)
+        train(model, *digits(1797, torch.float32), steps=60, rate=0.3)
     return model.to(dtype)
 
 
-def _train(model: nn.Module, *, steps: int, rate: float) -> None:
-    """Gradient descent with momentum on all digits; an optimiser of torch would take seconds to import."""
-    x, y = digits(1797, next(model.parameters()).dtype)
+def train(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, rate: float) -> None:
+    """Gradient descent with momentum on all samples at once; an optimiser of torch would take seconds to import."""
     weights = list(model.parameters())
     velocity = [torch.zeros_like(w) for w in weights]
     for _ in range(steps):
@@ -70,7 +69,7 @@ class Affine(nn.Module):
 def affine_digits() -> Affine:
     """Multinomial logistic regression on all digits, in float64: the model of the exact affine oracle."""
     model = Affine(torch.zeros(10, 64, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
-    _train(model, steps=300, rate=0.5)
+    train(model, *digits(1797), steps=300, rate=0.5)
     return model
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.core.draws import Draws
+from holdfast.core.draws import Draws, seeded
 from holdfast.data.dataset import Dataset
 from holdfast.defences.training_defence import TrainingDefence
 from holdfast.testing._manners import leaving_alone, weights_of, whole_card
@@ -43,8 +43,7 @@ def _small(tool: TrainingDefence) -> TrainingDefence:
 
 def _net() -> nn.Module:
     """With batch norm and dropout, in training mode: a defence must cope."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return nn.Sequential(
             nn.Flatten(), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(0.1), nn.Linear(24, 10)
         ).train()
@@ -58,8 +57,7 @@ def _batch(number: int = 0, epoch: int = 1) -> Batch:
 
 def _keyed(call: Callable[[nn.Module], Tensor]) -> Tensor:
     """The global generator is the loop's business: dropout reads it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
+    with seeded(7):
         return call(_net())
 
 
@@ -69,7 +67,8 @@ def _loss(tool: TrainingDefence) -> None:
         value = _small(tool).loss(model, _batch())
         require(value.shape == () and bool(value.isfinite()), "the loss is no finite scalar")
         require(value.requires_grad, "the loss is not differentiable in the parameters")
-        grads = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+        found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+    grads: list[Tensor | None] = list(found)
     names = [name for name, _ in model.named_parameters()]
     missed = [
         n for n, g in zip(names, grads, strict=True) if g is None or not bool(g.isfinite().all()) or not bool(g.any())
@@ -113,7 +112,6 @@ def _score(tool: TrainingDefence) -> None:
 
 def _fresh_hooks(tool: TrainingDefence) -> None:
     one, two = tool.hooks(), tool.hooks()
-    require(isinstance(one, Hooks), "`hooks` gives Hooks")
     require(one is not two or type(one) is Hooks, "two trainings share their hooks, and what these remember")
 
 

@@ -77,8 +77,9 @@ class Checkpoint:
             JournalError: the file is damaged, or of another training; the message names what differs.
         """
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+            opened: Any = safe_open(path, framework="pt")
+            with opened as file:
+                header: dict[str, str] = dict(file.metadata() or {})
                 tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
             of, history = json.loads(header["of"]), json.loads(header["history"])
         except (SafetensorError, KeyError, ValueError) as fault:

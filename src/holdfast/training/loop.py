@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from holdfast.core.draws import Draws
+from holdfast.core.draws import Draws, seeded
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.data.dataset import Dataset
 from holdfast.training.batch import Batch, BatchLoss, BatchScore
@@ -94,12 +94,15 @@ def fit(
     model.to(device)
     optimiser = _optimiser(model, s)
     state = Checkpoint(model, optimiser, {**asdict(s), "data": data.sha256}, hooks)
-    epochs = _Epochs(model, data, s, loss, score or _clean, hooks, optimiser, progress, device)
+    epochs = _Epochs(
+        model=model, data=data, settings=s, loss=loss, judge=score or _clean, hooks=hooks, optimiser=optimiser,
+        progress=progress, device=device,
+    )  # fmt: skip
     history: list[Epoch] = []
     if resume and checkpoint is not None and checkpoint.is_file():
         history = [Epoch(**e) for e in state.load(checkpoint)]
     # Dropout and the like read the global generators: keyed for each epoch, and put back afterwards.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with seeded(s.seed):
         for number in range(len(history) + 1, s.epochs + 1):
             mean = epochs.train(train, number)
             scored = epochs.score(held_out)
@@ -116,7 +119,7 @@ def fit(
     return Fit(tuple(history), next(e for e in reversed(history) if e.best), held_out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Epochs:
     """What every epoch of one training shares."""
 
@@ -133,7 +136,8 @@ class _Epochs:
     def train(self, rows: Tensor, number: int) -> float:
         """The mean loss of an epoch over the rows; the model is in training mode afterwards."""
         s, batches = self.settings, len(_parts(rows, self.settings.batch))
-        torch.manual_seed(Draws(s.seed, "training").generator("global", number).initial_seed())
+        key = Draws(s.seed, "training").generator("global", number).initial_seed()
+        torch.manual_seed(key)  # pyright: ignore[reportUnknownMemberType]
         self.model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for k, batch in enumerate(self._batches(_shuffled(rows, s, number), number)):
@@ -152,7 +156,7 @@ class _Epochs:
             group["lr"] = rate
         self.optimiser.zero_grad(set_to_none=True)
         value = self.loss(self.model, batch)
-        value.backward()
+        value.backward()  # pyright: ignore[reportUnknownMemberType]
         self.optimiser.step()
         for hook in self.hooks:
             hook.after_step(self.model, batch)
@@ -195,7 +199,7 @@ def _shuffled(rows: Tensor, s: TrainingSettings, epoch: int) -> Tensor:
 
 def _parts(rows: Tensor, size: int) -> list[Tensor]:
     """Rows of each batch; a last row alone joins the batch before, since batch norm cannot train on one."""
-    parts = list(rows.split(size))
+    parts = list(torch.split(rows, size))
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts

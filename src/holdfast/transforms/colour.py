@@ -65,7 +65,9 @@ class HueSaturation(ImageTransform):
         hue: largest rotation to either side, degrees; 180 is every hue.
         saturation: largest shift to either side; 1 reaches from grey to full.
         """
-        super().__init__(Axis("hue", "degrees", hue), Axis("saturation", "shift", saturation))
+        super().__init__(
+            Axis(name="hue", unit="degrees", reach=hue), Axis(name="saturation", unit="shift", reach=saturation)
+        )
 
     @override
     def check(self, shape: Sequence[int]) -> None:
@@ -99,7 +101,7 @@ class Lightness(ImageTransform):
         """Args:
         lightness: largest shift to either side; 1 reaches from black to white.
         """
-        super().__init__(Axis("lightness", "shift", lightness))
+        super().__init__(Axis(name="lightness", unit="shift", reach=lightness))
 
     @override
     def check(self, shape: Sequence[int]) -> None:
@@ -131,7 +133,10 @@ class BrightnessContrast(ImageTransform):
         brightness: largest shift of a pixel to either side.
         contrast: largest change of the factor to either side of 1.
         """
-        super().__init__(Axis("brightness", "shift", brightness), Axis("contrast", "factor", contrast, neutral=1.0))
+        super().__init__(
+            Axis(name="brightness", unit="shift", reach=brightness),
+            Axis(name="contrast", unit="factor", reach=contrast, neutral=1.0),
+        )
 
     @override
     def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:

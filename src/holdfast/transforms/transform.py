@@ -19,7 +19,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 __all__ = ["Axis", "Composition", "ImageTransform", "Transform"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Axis:
     """One parameter of a transform.
 
@@ -39,7 +39,7 @@ class Axis:
         """Scaled values as natural ones.
 
         Example:
-            >>> Axis("contrast", "factor", 0.5, neutral=1.0).natural(torch.tensor([-1.0, 0.0, 1.0])).tolist()
+            >>> Axis(name="contrast", unit="factor", reach=0.5, neutral=1.0).natural(torch.tensor([-1.0, 0.0, 1.0])).tolist()
             [0.5, 1.0, 1.5]
         """
         return self.neutral + self.reach * theta

@@ -16,7 +16,7 @@ from holdfast.transforms.triggers import Overlay, Trigger
 __all__ = ["BadNets"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BadNets(Backdoor):
     """A square of one value in the lower right corner, and the target's label."""
 

@@ -17,11 +17,9 @@ from holdfast.core.manifest import Samples
 from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.data.poisoned import PoisonedDataset
-from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.evaluation import evaluate
 
 __all__ = ["MarginFlip"]
-
-_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -56,9 +54,8 @@ class MarginFlip(Poisoner):
 
 def _worst(surrogate: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
     """(n,) the cross-entropy that the worst wrong label of each sample has, and that label."""
-    with torch.no_grad(), evaluating(surrogate):
-        device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
-        scores = torch.cat([surrogate(x.to(device)).double().cpu() for x in torch.split(data.x, _BATCH)])
+    device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
+    scores = evaluate(surrogate, data.x.to(device)).double().cpu()
     loss = (-scores.log_softmax(1)).scatter(1, data.y.unsqueeze(1), float("-inf"))
     worst = loss.max(1)
     return worst.values, worst.indices

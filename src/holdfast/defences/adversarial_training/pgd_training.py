@@ -26,7 +26,7 @@ from holdfast.training.batch import Batch
 __all__ = ["PGDTraining"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PGDTraining(TrainingDefence):
     """The loss of a batch, and how a validation batch is scored; `holdfast.training.loop.fit` does the rest.
 

@@ -14,14 +14,12 @@ from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.data.dataset import Dataset
 from holdfast.defences.detector import Detector
-from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.evaluation import evaluate
 
 __all__ = ["FeatureSqueezing"]
 
-_BATCH = 512
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureSqueezing(Detector):
     """The largest l1 distance between the softmax of an input and that of its squeezed versions, over a threshold.
 
@@ -70,7 +68,7 @@ class FeatureSqueezing(Detector):
     @override
     def fit(self, model: nn.Module, data: Dataset) -> Self:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        odd = torch.cat([self._distance(model, x.to(device)).cpu() for x in data.x.split(_BATCH)])
+        odd = self._distance(model, data.x.to(device)).cpu()
         return replace(self, threshold=float(odd.quantile(1 - self.false_positives)))
 
     @override
@@ -93,8 +91,7 @@ class FeatureSqueezing(Detector):
     def _distance(self, model: nn.Module, x: Tensor) -> Tensor:
         """(n,) float64, see the class."""
         versions = x, *self.squeezed(x)
-        with torch.no_grad(), evaluating(model):
-            plain, *others = (model(v).double().softmax(1) for v in versions)
+        plain, *others = (evaluate(model, v).double().softmax(1) for v in versions)
         return torch.stack([(plain - other).abs().sum(1) for other in others]).amax(0)
 
 

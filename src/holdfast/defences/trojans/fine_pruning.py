@@ -16,7 +16,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.defences.repair import Repair
-from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.evaluation import evaluate
 from holdfast.training.batch import Batch
 from holdfast.training.hooks import Hooks
 from holdfast.training.loop import fit
@@ -24,10 +24,8 @@ from holdfast.training.settings import TrainingSettings
 
 __all__ = ["FinePruning"]
 
-_BATCH = 512
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinePruning(Repair):
     """Silences the least active units of the last hidden layer while clean accuracy holds, then fine-tunes the rest.
 
@@ -78,7 +76,7 @@ class FinePruning(Repair):
         """The units that were silenced: the least active first, as many as clean accuracy bears."""
         activity, accuracy = _activity(model, layer, data)
         order, least = activity.argsort(), accuracy - self.drop
-        for count, unit in enumerate(order.tolist()):
+        for count, unit in enumerate(map(int, order)):
             kept = (
                 layer.weight.detach()[unit].clone(),
                 None if layer.bias is None else layer.bias.detach()[unit].clone(),
@@ -140,13 +138,8 @@ def _activity(model: nn.Module, layer: nn.Module, data: Dataset) -> tuple[Tensor
 
 
 def _accuracy(model: nn.Module, data: Dataset) -> float:
-    device = next(model.parameters()).device
-    with torch.no_grad(), evaluating(model):
-        right = [
-            (model(x.to(device)).argmax(1).cpu() == y).sum()
-            for x, y in zip(data.x.split(_BATCH), data.y.split(_BATCH), strict=True)
-        ]
-    return int(torch.stack(right).sum()) / len(data)
+    scores = evaluate(model, data.x.to(next(model.parameters()).device))
+    return float((scores.argmax(1).cpu() == data.y).double().mean())
 
 
 def _cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

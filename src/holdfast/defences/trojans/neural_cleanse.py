@@ -25,7 +25,7 @@ __all__ = ["NeuralCleanse"]
 _MAD = 1.4826  # a normal variable's median absolute deviation times this is its standard deviation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NeuralCleanse(Inspector):
     """Reverse-engineers the smallest trigger of every class, and looks for a class whose trigger is an outlier.
 
