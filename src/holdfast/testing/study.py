@@ -87,8 +87,12 @@ def _same_again(tool: Study[Any]) -> None:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if not str(k).endswith(_TIMES)}
-    return [_timeless(v) for v in value] if isinstance(value, list | tuple) else value
+        named: dict[Any, Any] = value
+        return {k: _timeless(v) for k, v in named.items() if not str(k).endswith(_TIMES)}
+    if isinstance(value, list | tuple):
+        items: Iterable[Any] = value
+        return [_timeless(v) for v in items]
+    return value
 
 
 def _untouched(tool: Study[Any]) -> None:
@@ -104,7 +108,8 @@ CHECKS: dict[str, Callable[[Study[Any]], None]] = {
     "untouched": _untouched,
 }
 
-STUDY_SUITE = Suite("a study", Study, CHECKS)
+_CONTRACT: type[Study[Any]] = Study
+STUDY_SUITE = Suite("a study", _CONTRACT, CHECKS)
 
 STUDY_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""
