@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -87,10 +87,10 @@ def _same_again(tool: Study[Any]) -> None:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        named: dict[Any, Any] = value
+        named = cast(dict[Any, Any], value)
         return {k: _timeless(v) for k, v in named.items() if not str(k).endswith(_TIMES)}
     if isinstance(value, list | tuple):
-        items: Iterable[Any] = value
+        items = cast(Iterable[Any], value)
         return [_timeless(v) for v in items]
     return value
 
