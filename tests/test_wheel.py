@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -77,3 +78,12 @@ def test_the_demo_runs_to_the_end_in_an_empty_folder(installed: Path, tmp_path: 
     made = tmp_path / "runs" / "demo"
     pages = [made / "compare.html", *(made / run / "report.html" for run in ("before", "after"))]
     assert all("<style>" in page.read_text(encoding="utf-8") for page in pages)
+
+
+def test_every_block_of_the_page_about_python_runs_with_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    for name in ("docs/python.md", "tests/api/test_docs_python.py"):  # the page and its test, away from the checkout
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    done = run(installed / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests", at=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
