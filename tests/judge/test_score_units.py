@@ -122,7 +122,7 @@ def _units(scores, criterion=None, top_k=None):
     problem = Problem.of(x, y, ball, target=target, criterion=criterion or Misclassified())
     units = ScoreUnits(problem, top_k)
     units.see(scores, problem.rows)
-    return units.known
+    return units.values
 
 
 class Sure(Misclassified):
@@ -164,12 +164,12 @@ def test_the_first_answer_sets_the_unit_whatever_the_batches():
         inquiry, oracle = oracle_of(times(2.0**-18), problem, micro_batch=batch)
         oracle.logits(away, rows)
         oracle.gradient(away.flip(0), rows.flip(0), lambda s: s.sum(1))
-        known.append(inquiry.units.known)
+        known.append(inquiry.units.values)
         assert not inquiry.units.open
     net().train()
     clean, oracle = oracle_of(times(2.0**-18), problem)
     oracle.clean(problem.rows)
-    assert all(torch.equal(k, clean.units.known) for k in known)
+    assert all(torch.equal(k, clean.units.values) for k in known)
 
 
 @pytest.mark.parametrize("top_k", [2, 4, 9])

@@ -263,8 +263,8 @@ def fit(
         done, state, spent = 0, None, None
         if checkpoint is not None and checkpoint.exists():
             done, state, spent, units = _resume(checkpoint, of, attack.state, problem.x.device)
-            for inquiry, known in zip(inquiries, units, strict=True):
-                inquiry.units.resume(known)
+            for inquiry, values in zip(inquiries, units, strict=True):
+                inquiry.units.resume(values)
         if state is None:
             state = attack.start([oracle.on(whole) for oracle in oracles])
         for step in range(done, attack.iterations):
@@ -273,7 +273,7 @@ def fit(
             batch = _batch(attack, whole, draws, step)
             state, done = attack.step([oracle.on(batch) for oracle in oracles], state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
-                _keep(checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.known for one in inquiries])
+                _keep(checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.values for one in inquiries])
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:

@@ -29,7 +29,7 @@ class ScoreUnits:
     Attributes:
         open: some samples have none yet: answers must be shown to `see`.
         plain: no sample needs one, as far as is known.
-        known: (n,) float64 the units; 0 where there is none yet.
+        values: (n,) float64 the units; 0 where there is none yet.
     """
 
     def __init__(self, problem: Problem, top_k: int | None, *, needed: bool = True) -> None:
@@ -43,11 +43,11 @@ class ScoreUnits:
         self._criterion, self._top_k = problem.criterion, top_k
         self.open = needed and problem.criterion.blind_to_scale
         self.plain = True
-        self.known = torch.zeros(len(problem), dtype=torch.float64, device=problem.x.device)
+        self.values = torch.zeros(len(problem), dtype=torch.float64, device=problem.x.device)
 
-    def resume(self, known: Tensor) -> None:
+    def resume(self, values: Tensor) -> None:
         """Goes on with units (n,) from an earlier run; 0 where there is none yet."""
-        self.known = known
+        self.values = values
         self.look()
 
     def see(self, scores: Tensor, index: Tensor) -> None:
@@ -56,10 +56,10 @@ class ScoreUnits:
             return
         scores = scores.detach()
         unit = self._fitting(scores)
-        first = first_of(index, unit > 0, len(self.known))
-        new = (self.known == 0) & (first < len(scores))
-        self.known = torch.where(new, unit[first.clamp_max(len(scores) - 1)], self.known)
-        if reads_freely(self.known):
+        first = first_of(index, unit > 0, len(self.values))
+        new = (self.values == 0) & (first < len(scores))
+        self.values = torch.where(new, unit[first.clamp_max(len(scores) - 1)], self.values)
+        if reads_freely(self.values):
             self.look()
         else:
             self.plain = False
@@ -90,11 +90,11 @@ class ScoreUnits:
 
     def look(self) -> None:
         """Notes whether any sample has no unit, or one that counts: a synchronisation with an accelerator."""
-        self.open = self.open and bool((self.known == 0).any())
-        self.plain = bool(((self.known == 1) | (self.known == 0)).all())
+        self.open = self.open and bool((self.values == 0).any())
+        self.plain = bool(((self.values == 1) | (self.values == 0)).all())
 
     def _of(self, index: Tensor) -> Tensor:
-        unit = self.known[index]
+        unit = self.values[index]
         return torch.where(unit == 0, 1.0, unit)
 
     def _fitting(self, scores: Tensor) -> Tensor:
