@@ -342,8 +342,8 @@ class VotingArchive(Archive):
     def _counted(self, claims: _Claims) -> _Claims:
         """One claim for the votes of each point."""
         first = slice(None, None, self.votes)
-        margin = claims.margin.unflatten(0, (-1, self.votes)).mean(1)
-        each = claims.holds.unflatten(0, (-1, self.votes))
+        margin = claims.margin.reshape(-1, self.votes).mean(1)
+        each = claims.holds.reshape(-1, self.votes)
         # for the first witness the most convincing point, not the nearest: a lucky majority must not end the search
         merit = margin.nan_to_num(nan=float("inf")) if self.keep is Keep.FIRST else None
         enough = self.votes // 2 + 1 if self.keep is Keep.FIRST else _beyond_luck(self.votes)

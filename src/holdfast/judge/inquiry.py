@@ -151,7 +151,9 @@ class Inquiry:
         x, answered = archive.witness[index], self._charge(index, backwards=0)
         reply = self.served.scores(x, reader=_Plain(), only=self._only(answered))
         self._hear(reply, index)
-        archive.upholds(samples, reply.scores.unflatten(0, (-1, draws)), answered.view(-1, draws))
+        archive.upholds(
+            samples, reply.scores.reshape(len(samples), draws, *reply.scores.shape[1:]), answered.view(-1, draws)
+        )
 
     def outcome(self, slots: int) -> Outcome:
         """What is known so far, of a search in so many slots; of a surrogate that is no witness."""
@@ -186,7 +188,7 @@ class Inquiry:
             p = self.problem
             votes = self.archive.votes if isinstance(self.archive, VotingArchive) else 1
             scores, _ = self._asked(p.x.repeat_interleave(votes, 0), p.rows.repeat_interleave(votes))
-            self._clean = scores if votes == 1 else scores.unflatten(0, (len(p), votes)).mean(1)
+            self._clean = scores if votes == 1 else scores.reshape(len(p), votes, *scores.shape[1:]).mean(1)
             self.units.look()
         return self._clean[index]
 

@@ -78,7 +78,7 @@ class Judgement:
         """The same in words, one for each sample."""
         return tuple(
             Ruling.HOLDS if holds else Ruling.MARGINAL if inside else Ruling.REJECTED
-            for holds, inside in zip(self.holds.tolist(), self.inside.tolist(), strict=True)
+            for holds, inside in zip(self.holds.cpu().numpy(), self.inside.cpu().numpy(), strict=True)
         )
 
 
@@ -199,7 +199,7 @@ class Referee:
     def _ask(self, model: Model, x: Tensor, batch: int) -> Tensor:
         self.forwards += len(x)
         parts: list[Tensor] = []
-        for part in x.split(batch):
+        for part in torch.split(x, batch):
             filled = torch.cat([part, part[-1:].expand(batch - len(part), *part.shape[1:])])
             parts.append(model(filled)[: len(part)])
         return torch.cat(parts)
@@ -209,7 +209,7 @@ class Referee:
         votes = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         margins, classes = list[Tensor](), list[Tensor]()
         for draw in range(self.draws):
-            torch.manual_seed(draw)
+            torch.manual_seed(draw)  # pyright: ignore[reportUnknownMemberType]
             scores = self._ask(self.model, x, self.batch)
             votes += problem.criterion.holds(scores, problem.y, problem.target)
             margins.append(problem.criterion.margin(scores.double(), problem.y, problem.target))

@@ -7,7 +7,7 @@ answered all the same.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -214,7 +214,7 @@ class Served:
             return self.model(x)
 
     @contextmanager
-    def _watched(self, layers: tuple[str, ...]) -> Iterator[dict[str, Tensor]]:
+    def _watched(self, layers: tuple[str, ...]) -> Generator[dict[str, Tensor], None, None]:
         """What the named modules last gave, for the time being."""
         features: dict[str, Tensor] = {}
         if not layers:
@@ -222,7 +222,7 @@ class Served:
             return
         if not isinstance(self.model, nn.Module):
             raise UnsupportedError("features need a PyTorch module")
-        names = dict(self.model.named_modules())
+        names: dict[str, nn.Module] = dict(self.model.named_modules())  # pyright: ignore[reportUnknownArgumentType]
         hooks: list[RemovableHandle] = []
         try:
             for layer in layers:
@@ -260,7 +260,7 @@ class Served:
         if rows is None:
             todo: list[Rows] = [slice(k, k + self._micro_batch) for k in range(0, len(x), self._micro_batch)]
         else:  # no model need take an empty batch
-            todo = list(rows.split(self._micro_batch)) if len(rows) else []
+            todo = list(torch.split(rows, self._micro_batch)) if len(rows) else []
         lost = list[Tensor]()
         parts = [part for at in todo for part in self._answered(x, question, at, forms, lost)]
         if not parts:
