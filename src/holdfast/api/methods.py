@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["MethodPage", "Methods", "card_as_dict", "method", "methods"]
 
 _PAPER = 40
-_KEYS = ("kind", "paper", "section", "rows", "phase", "access", "formulation", "goals", "norms", "guarantee")
+_KEYS = ("kind", "paper", "section", "rows", "phase", "access", "knows", "formulation", "goals", "norms", "guarantee")
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,7 @@ def card_as_dict(card: Card, method: type) -> dict[str, Any]:
         "formulation": None if card.formulation is None else str(card.formulation),
         "norms": [str(n) for n in card.norms], "modality": list(card.modality),
         "guarantee": None if card.guarantee is None else str(card.guarantee),
+        "knows": [str(k) for k in card.knows],
         "parameters": [asdict(p) for p in parameters_of(method)],
         "failure_modes": list(card.failure_modes), "checked_by": card.checked_by,
     }  # fmt: skip

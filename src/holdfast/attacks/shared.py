@@ -273,7 +273,9 @@ def fit(
             batch = _batch(attack, whole, draws, step)
             state, done = attack.step([oracle.on(batch) for oracle in oracles], state, step), step + 1
             if checkpoint is not None and (step + 1) % every == 0:
-                _keep(checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.values for one in inquiries])
+                _keep(
+                    checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.values for one in inquiries]
+                )
             if progress is not None:
                 progress(step + 1, attack.iterations)
     if checkpoint is not None:

@@ -53,7 +53,7 @@ def _method(name: str, c: dict[str, Any]) -> str:
         ("Name", f"`{name}`"), ("Kind", c["kind"]), ("Paper", c["paper"]), ("Survey", f"section {c['section']}"),
         ("Coverage rows", ", ".join(c["rows"])), ("Phase", c["phase"]), ("Access", c["access"]),
         ("Formulation", c["formulation"]), ("Goals", ", ".join(c["goals"]) if c["kind"].endswith("attack") else ""),
-        ("Norms", ", ".join(c["norms"])), ("Guarantee", c["guarantee"]),
+        ("Norms", ", ".join(c["norms"])), ("Guarantee", c["guarantee"]), ("Must know", ", ".join(c["knows"])),
     ]  # fmt: skip
     out = [_NOTICE, f"# {c['title']}\n", f"{c['summary']}\n", "| | |", "|---|---|"]
     out += [f"| {key} | {_cell(value)} |" for key, value in facts if value]
