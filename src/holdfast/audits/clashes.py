@@ -31,11 +31,11 @@ def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
     unlikely, elsewhere = list[int](), list[int]()
     for i, _, certificate in _clashing(verdicts, Clash.FINDING):
         (unlikely if certificate.guarantee is Guarantee.PROBABILISTIC else elsewhere).append(i)
-    found = list[Finding]()
+    findings = list[Finding]()
     if ids := sorted(set(unlikely)):
-        found.append(_improbable(verdicts, ids))
+        findings.append(_improbable(verdicts, ids))
     if ids := sorted(set(elsewhere)):
-        found.append(
+        findings.append(
             Finding(
                 "certificate.other_arithmetic", Severity.WARNING, "broken as it runs, where it is proved in another arithmetic",
                 f"samples {_some(ids)}: a witness lies inside the certified radius, and was not asked in the arithmetic that the "
@@ -45,14 +45,14 @@ def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
             )
         )  # fmt: skip
     if ids := sorted({i for i, _, _ in _clashing(verdicts, Clash.NOTE)}):
-        found.append(
+        findings.append(
             Finding(
                 "certificate.estimate", Severity.NOTE, "estimates above the distance of a witness",
                 f"samples {_some(ids)}: a witness lies inside the estimated radius; an estimate proves nothing",
                 data={"samples": len(ids)},
             )
         )  # fmt: skip
-    return found
+    return findings
 
 
 def _improbable(verdicts: Sequence[Verdict], ids: Sequence[int]) -> Finding:

@@ -55,7 +55,7 @@ def _against_radius(run: RunResults) -> list[RadiusPoint]:
 
 def _against_queries(run: RunResults) -> list[QueryCurve]:
     n, unjudged = run.n, {v.id for v in run.verdicts if v.status in UNJUDGED}
-    found = list[QueryCurve]()
+    rows = list[QueryCurve]()
     for entry in run.context.plan.entries:
         if entry.card.access is Access.WHITE_BOX:
             continue
@@ -72,8 +72,8 @@ def _against_queries(run: RunResults) -> list[QueryCurve]:
         # what withstood it withstood it that long
         end = max(queries for record in records for queries in record.claims.spent.queries)
         points = [(0.0, start), *((float(q), start - (k + 1) / n) for k, q in enumerate(at))]
-        found.append(QueryCurve(attack=entry.name, points=[*points, (float(max([end, *at])), points[-1][1])]))
-    return found
+        rows.append(QueryCurve(attack=entry.name, points=[*points, (float(max([end, *at])), points[-1][1])]))
+    return rows
 
 
 def grid(run: RunResults) -> Grid | None:

@@ -397,8 +397,8 @@ class Document(_Part):
 
     def counts(self) -> dict[Status, int]:
         """Samples in each status, every status named."""
-        found = Counter(s.status for s in self.samples)
-        return {status: found[status] for status in Status}
+        number = Counter(s.status for s in self.samples)
+        return {status: number[status] for status in Status}
 
     def gated(self, threshold: float, side: Side = "empirical", *, allow_weak: bool = False) -> Self:
         """The same document, held to a threshold.
@@ -414,19 +414,19 @@ class Document(_Part):
 
     def _shortcomings(self, threshold: float, side: Side, allow_weak: bool) -> list[str]:
         """Why a threshold is not reached, in words; nothing if it is."""
-        head, found = self.headline, list[str]()
+        head, reasons = self.headline, list[str]()
         if self.contradictions:
-            found.append("a witness lies inside a certified radius")
+            reasons.append("a witness lies inside a certified radius")
         if not self.complete:
-            found.append("the run is incomplete: its figures are not final")
+            reasons.append("the run is incomplete: its figures are not final")
         reached = head.empirical_robust_accuracy if side == "empirical" else head.certified_robust_accuracy
         if reached is None or reached < threshold:
             share = "unknown, nothing was certified" if reached is None else f"{100 * reached:.1f} %"
-            found.append(f"{side} robust accuracy is {share}, below {100 * threshold:.1f} %")
+            reasons.append(f"{side} robust accuracy is {share}, below {100 * threshold:.1f} %")
         # the lower bound is proved: hindered attacks cannot raise it
         if side == "empirical" and head.upper_bound_weak and not allow_weak:
-            found.append(f"the upper bound is weak ({head.upper_bound_note}); --allow-weak accepts it")
-        return found
+            reasons.append(f"the upper bound is weak ({head.upper_bound_note}); --allow-weak accepts it")
+        return reasons
 
     @property
     def exit_code(self) -> int:

@@ -41,15 +41,15 @@ def in_8_bits(x: Tensor) -> Tensor:
 
 def altered(context: Context, ids: np.ndarray, x: Tensor) -> list[int]:
     """The ids of saved pictures that are there and show something else than these witnesses."""
-    found: list[int] = []
+    changed: list[int] = []
     for i, image in zip(ids.tolist(), in_8_bits(x).cpu(), strict=True):
         file = context.folder.path / _FOLDER / f"{i}.png"
         try:
             if file.exists() and not torch.equal(load_png(file), image):
-                found.append(i)
+                changed.append(i)
         except (OSError, ValueError):  # no picture any more
-            found.append(i)
-    return found
+            changed.append(i)
+    return changed
 
 
 def through_png(context: Context, ids: np.ndarray, x: Tensor) -> Tensor | None:

@@ -58,7 +58,7 @@ class Places:
             raise UsageError(f"this run asked {plan.model}, and {self.model} is another model; start a new run for it")
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("trust", "may_ask")}
         given = {k: v for k, v in given.items() if v is not None}
-        found = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
+        confirmed = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
         roots = _roots(folder)
         moved, missing = dict[str, str | tuple[str, ...]](), list[tuple[str, str]]()
         for name in ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch"):
@@ -70,7 +70,7 @@ class Places:
                 moved[name] = known if isinstance(value, tuple) else known[0]
         if missing:
             raise _missing(missing, roots)
-        return found.model_copy(update=moved)  # and not confirmed: whose word they are stays as it was
+        return confirmed.model_copy(update=moved)  # and not confirmed: whose word they are stays as it was
 
 
 def _roots(folder: RunFolder) -> list[Path]:

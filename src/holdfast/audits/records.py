@@ -78,11 +78,11 @@ def _finite(data: Mapping[str, float | int | str]) -> dict[str, float | int | st
     return {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in data.items()}
 
 
-def findings_of(found: list[Finding]) -> tuple[Finding, ...]:
+def findings_of(findings: list[Finding]) -> tuple[Finding, ...]:
     """Findings as a record can hold them: a measured value that is not finite becomes the word for it."""
     return tuple(
         Finding(code=f.code, severity=f.severity, title=f.title, message=f.message, remedy=f.remedy, data=_finite(f.data))
-        for f in found
+        for f in findings
     )  # fmt: skip
 
 

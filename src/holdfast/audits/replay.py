@@ -130,16 +130,16 @@ class Replay:
         context = self.context
         if context.plan.remote:
             return
-        found = preflight(context.base, context.data, context.plan.threat, device=context.device)
-        random = any(f.code == "model.randomised" for f in found)
+        findings = preflight(context.base, context.data, context.plan.threat, device=context.device)
+        random = any(f.code == "model.randomised" for f in findings)
         if random != context.randomised:
             told = "random" if context.randomised else "the same each time"
             self.notes.problems.append(f"the journal says that the model's answers are {told}, and they are not")
         context.randomised = random
         if not random:
-            found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
+            findings += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
         look = preflighted(self.records)
-        self._compare_findings("preflight", () if look is None else look.findings, findings_of(found))
+        self._compare_findings("preflight", () if look is None else look.findings, findings_of(findings))
 
     def _diagnostics(self, parts: Sequence[Evidence]) -> None:
         told = diagnosed(self.records)

@@ -180,20 +180,20 @@ def _preflight(context: Context, *, anyway: bool = False) -> tuple[PreflightReco
     if remote:
         need(context.plan, len(context.data)).told((context.at or context.plan).max_queries)
     context.begin(PREFLIGHT[0])
-    found = preflight(
+    findings = preflight(
         context.base,
         context.data,
         context.plan.threat,
         device=context.device,
         samples=PREFLIGHT_ROWS if remote else 200,
     )
-    found = admitted(found, anyway=anyway)
+    findings = admitted(findings, anyway=anyway)
     if context.plan.classes is not None:
         _ = context.classes  # refuses another number than the model's
-    randomised = any(f.code == "model.randomised" for f in found)
+    randomised = any(f.code == "model.randomised" for f in findings)
     if not randomised:
-        found += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
-    return PreflightRecord(findings=findings_of(found), randomised=randomised), time.monotonic() - start
+        findings += [f for f in [context.referee().finding(context.inputs(np.arange(1)))] if f is not None]
+    return PreflightRecord(findings=findings_of(findings), randomised=randomised), time.monotonic() - start
 
 
 def _diagnosed(context: Context, layout: Layout, records: dict[Key, AnyRecord]) -> tuple[AnyRecord, float]:

@@ -93,12 +93,12 @@ def _walk(inquiry: Inquiry, problem: Problem) -> _Walk:
 
 def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
     """Zero and saturated gradients; gradients that disagree with finite differences."""
-    found: list[Finding] = []
+    findings: list[Finding] = []
     plain = inquiry.gradient(problem.x, problem.rows, margin_of(problem), problem.y, problem.target)
     ce = inquiry.gradient(problem.x, problem.rows, cross_entropy, problem.y, problem.target)
     zero, saturated = is_zero(plain.grad), is_zero(ce.grad) & ~is_zero(plain.grad)
     if float(zero.double().mean()) > _FEW:
-        found.append(
+        findings.append(
             Finding(
                 "masking.zero_gradient", Severity.WARNING, "gradients vanish",
                 f"{int(zero.sum())} of {len(zero)} samples have a zero or undefined gradient of the margin",
@@ -107,7 +107,7 @@ def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
             )
         )  # fmt: skip
     if float(saturated.double().mean()) > _FEW:
-        found.append(
+        findings.append(
             Finding(
                 "gradients.saturated", Severity.NOTE, "cross-entropy has no gradient left",
                 f"for {int(saturated.sum())} of {len(saturated)} samples cross-entropy is flat where the margin is not",
@@ -117,7 +117,7 @@ def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
         )  # fmt: skip
     agree = difference_agrees(inquiry, problem, problem.x, plain.grad).double().mean()
     if float(agree) < 0.5:
-        found.append(
+        findings.append(
             Finding(
                 "masking.gradient_mismatch", Severity.WARNING, "gradients do not describe the model",
                 f"the derivative along the gradient agrees with finite differences on {100 * float(agree):.0f} % of the samples",
@@ -125,7 +125,7 @@ def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
                 {"agreement": float(agree)},
             )
         )  # fmt: skip
-    return found
+    return findings
 
 
 def _stability(inquiry: Inquiry, problem: Problem) -> list[Finding]:
@@ -162,10 +162,10 @@ def _spread(inquiry: Inquiry, problem: Problem, share: float) -> Tensor:
 def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[Finding]:
     """Lost successes, and losses that are still rising when the steps are up."""
     walk = _walk(inquiry, problem)
-    found: list[Finding] = []
+    findings: list[Finding] = []
     lost = int((walk.ever & ~walk.last).sum())
     if lost:
-        found.append(
+        findings.append(
             Finding(
                 "attack.silent_success", Severity.NOTE, "last iterates are not the best ones",
                 f"a plain ascent broke {counted(lost, 'sample')} on its way and lost what it had again at its last step",
@@ -176,7 +176,7 @@ def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[
     robust = torch.tensor([i not in broken for i in problem.ids.tolist()], device=walk.moving.device)
     moving = float((walk.moving & robust).double().sum() / robust.double().sum().clamp_min(1))
     if moving > 0.5:
-        found.append(
+        findings.append(
             Finding(
                 "attack.unconverged", Severity.NOTE, "a plain ascent is still rising after its last step",
                 f"on {100 * moving:.0f} % of the samples that stand, the best margin still moved in the last {_LAST} steps",
@@ -186,7 +186,7 @@ def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[
     ever: list[bool] = walk.ever.cpu().numpy().tolist()
     missed = [i for i, b in zip(problem.ids.tolist(), ever, strict=True) if b and i not in broken]
     if missed:
-        found.append(
+        findings.append(
             Finding(
                 "masking.suite_missed", Severity.WARNING, "a plain ascent beats the suite",
                 f"{counted(len(missed), 'sample')} that the suite left standing fell to a plain ascent",
@@ -195,14 +195,14 @@ def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[
         )  # fmt: skip
     zero = float((walk.zero > 0.5).double().mean())
     if zero > _FEW:
-        found.append(
+        findings.append(
             Finding(
                 "masking.flat_path", Severity.WARNING, "gradients vanish along the path",
                 f"on {100 * zero:.0f} % of the samples most iterates of an ascent have no gradient",
                 "attack with restarts and --suite black-box", {"share": zero},
             )
         )  # fmt: skip
-    return found
+    return findings
 
 
 def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
@@ -232,7 +232,7 @@ def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     worst = (
         ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or "no attack: no sample was classified right"
     )
-    found = [
+    findings = [
         Finding(
             "report.scope", Severity.NOTE, "what the upper bound stands on",
             f"{plan.threat.describe(plan.eps_text)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
@@ -242,7 +242,7 @@ def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     ]  # fmt: skip
     if blind := sum(len(s.hindered) for s in parts):
         right = sum(int(s.correct.sum()) for s in parts)
-        found.append(
+        findings.append(
             Finding(
                 "gradients.hindered", Severity.NOTE, "gradients that lead nowhere",
                 f"on {blind} of {right} samples the first attack left standing, the gradient is zero, undefined or does not "
@@ -250,7 +250,7 @@ def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
                 "wrap the operation that hides the gradient with a BPDA backward, and audit again", {"samples": blind},
             )
         )  # fmt: skip
-    return found
+    return findings
 
 
 def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
@@ -258,12 +258,12 @@ def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     n = max(1, sum(len(s.ids) for s in parts))
     access = {r.stage: r.card.access for r in context.plan.entries}
     white = [stage for stage, a in access.items() if a is Access.WHITE_BOX]
-    found: list[Finding] = []
+    findings: list[Finding] = []
     by_queries = sum(
         1 for s in parts for c in s.broken.values() if access.get(c.stage) in (Access.SOFT_LABEL, Access.HARD_LABEL)
     )
     if white and by_queries / n > 0.002:
-        found.append(
+        findings.append(
             Finding(
                 "masking.black_box_wins", Severity.WARNING, "a random search beats the gradients",
                 f"{counted(by_queries, 'sample')} withstood every gradient attack and fell to one that only asks scores",
@@ -273,7 +273,7 @@ def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
         )  # fmt: skip
     by_probe = sum(1 for s in parts for c in s.broken.values() if c.stage == "probe")
     if by_probe:
-        found.append(
+        findings.append(
             Finding(
                 "masking.probe_wins", Severity.WARNING, "random points or a single step beat the suite",
                 f"{counted(by_probe, 'sample')} withstood the suite and fell to random points of the set or to one gradient step",
@@ -281,11 +281,11 @@ def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
             )
         )  # fmt: skip
     if context.randomised:
-        found.append(
+        findings.append(
             Finding(
                 "masking.randomised", Severity.WARNING, "the model answers at random",
                 "its answers differ from one call to the next; witnesses were judged by the majority of fresh draws",
                 "attack the expectation: wrap the model with holdfast.models.wrap.Eot", {},
             )
         )  # fmt: skip
-    return found
+    return findings

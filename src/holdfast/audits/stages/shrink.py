@@ -108,15 +108,15 @@ def _shrunk(context: Context, problem: Problem, witness: Tensor, has_witness: Te
     if context.plan.access < Access.WHITE_BOX or not serves:
         return replace(first, failed=None)
     nearer = replace(problem, set=problem.set.with_eps(first.distance))
-    found = run(
+    second = run(
         FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, keep=Keep.NEAREST, clean=clean,
         settings=context.settings,
     )  # fmt: skip
-    better = found.distance < first.distance
-    found = _nearer_no_answer(problem, first, found)
+    better = second.distance < first.distance
+    second = _nearer_no_answer(problem, first, second)
     return replace(
-        found, x=torch.where(problem.flat(better), found.x, first.x), found=found.found | first.found,
-        ledger=found.ledger + first.ledger, distance=torch.minimum(found.distance, first.distance), failed=None,
+        second, x=torch.where(problem.flat(better), second.x, first.x), found=second.found | first.found,
+        ledger=second.ledger + first.ledger, distance=torch.minimum(second.distance, first.distance), failed=None,
     )  # fmt: skip
 
 
