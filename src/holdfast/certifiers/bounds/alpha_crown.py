@@ -13,7 +13,7 @@ from typing_extensions import override
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.specification import best_specification, specification
 from holdfast.core.cards import Card, parameter
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
@@ -107,7 +107,7 @@ class AlphaCROWN(GraphCertifier):
             graph, rough = graph.to(torch.float64), graph.to(torch.float32)
             found = Propagation(graph, Region(region, x), memory=self.memory)
             found.run(refine=lambda _: True)
-            best = torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+            best = best_specification(found, c, d)
             boxes, d = found.boxes, torch.zeros_like(c[..., 0]) if d is None else d.to(c).expand(c.shape[:2])
             for deep, steps in ((False, self.iterations), (True, self.deep_iterations)):
                 wanted = ~(best > 0) if self.settle else torch.ones_like(best, dtype=torch.bool)

@@ -13,9 +13,9 @@ from typing_extensions import override
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.operation import Operation, Pull, node_size
 from holdfast.certifiers.propagation.operations.pool import MaxPool
-from holdfast.certifiers.propagation.propagation import Propagation
-from holdfast.certifiers.propagation.region import Box, Region
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.propagation import propagated
+from holdfast.certifiers.propagation.region import Box
+from holdfast.certifiers.propagation.specification import best_specification
 from holdfast.certifiers.relaxation.lines import PARALLEL
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
@@ -150,6 +150,5 @@ class CNNCert(GraphCertifier):
         lines: dict[str, Operation] = {"max_pool": PoolPlanes()}
         if self.relu == "parallel":
             lines |= PARALLEL
-        found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory, lines=lines)
-        found.run(refine=lambda _: True)
-        return torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+        found = propagated(graph, region, x, memory=self.memory, lines=lines)
+        return best_specification(found, c, d)

@@ -5,14 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.propagation.propagation import Propagation
-from holdfast.certifiers.propagation.region import Region
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.propagation import propagated
+from holdfast.certifiers.propagation.specification import best_specification
 from holdfast.core.cards import Card, parameter
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
@@ -50,7 +48,4 @@ class CROWN(GraphCertifier):
 
     @override
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
-        """See `GraphCertifier.bounds`."""
-        found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory)
-        found.run(refine=lambda _: True)
-        return torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+        return best_specification(propagated(graph, region, x, memory=self.memory), c, d)

@@ -12,7 +12,7 @@ from typing_extensions import override
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.specification import best_specification
 from holdfast.core.cards import Card, parameter
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
@@ -53,4 +53,4 @@ class CrownIBP(GraphCertifier):
         found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory)
         # for balls that are no boxes the first affine layers are bounded by the dual norm
         found.run(refine=found.affine_in_input, every=True)
-        return torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+        return best_specification(found, c, d)

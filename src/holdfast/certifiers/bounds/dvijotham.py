@@ -10,9 +10,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.propagation.propagation import Propagation
-from holdfast.certifiers.propagation.region import Region
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.propagation import propagated
+from holdfast.certifiers.propagation.specification import best_specification
 from holdfast.certifiers.relaxation.dual import Dual, Multipliers
 from holdfast.core.cards import Card, parameter
 from holdfast.core.sets import LpBall
@@ -65,9 +64,8 @@ class Dvijotham(GraphCertifier):
         """See `GraphCertifier.bounds`; without gradient."""
         self.check_deployed(graph)
         with torch.no_grad():
-            found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory)
-            found.run(refine=lambda _: True)
-            best = torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+            found = propagated(graph, region, x, memory=self.memory)
+            best = best_specification(found, c, d)
             dual = Dual(found, c, d)
             return torch.maximum(best, ascend(dual, self.iterations, self.step))
 

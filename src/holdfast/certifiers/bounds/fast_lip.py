@@ -16,7 +16,7 @@ from holdfast.certifiers.propagation.operations.activations import PiecewiseLine
 from holdfast.certifiers.propagation.operations.pool import MaxPool
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Box, Region, gamma
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.specification import best_specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.lines import PARALLEL
 from holdfast.core.cards import Card, parameter
@@ -123,7 +123,7 @@ def _at(graph: Graph, x: Tensor, c: Tensor, d: Tensor | None) -> Tensor:
     point = LpBall(Norm.LINF, torch.zeros(len(x), dtype=torch.float64, device=x.device), x, x)
     found = Propagation(graph, Region(point, x), lines=PARALLEL)
     found.run(refine=lambda _: False)
-    return torch.maximum(specification(found, c, d), specification(found, c, d, at_boxes=True))
+    return best_specification(found, c, d)
 
 
 def gradients(found: Propagation, c: Tensor) -> Gradients:

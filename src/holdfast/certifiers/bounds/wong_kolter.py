@@ -10,8 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.propagation.propagation import Propagation
-from holdfast.certifiers.propagation.region import Region
+from holdfast.certifiers.propagation.propagation import propagated
 from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.relaxation.dual import Dual
 from holdfast.certifiers.relaxation.lines import PARALLEL
@@ -62,7 +61,6 @@ class WongKolter(GraphCertifier):
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
         """See `GraphCertifier.bounds`."""
         self.check_deployed(graph)
-        found = Propagation(graph.to(torch.float64), Region(region, x), memory=self.memory, lines=PARALLEL)
-        found.run(refine=lambda _: True)
+        found = propagated(graph, region, x, memory=self.memory, lines=PARALLEL)
         dual = Dual(found, c, d)
         return torch.maximum(dual.bound(dual.network), specification(found, c, d, at_boxes=True))

@@ -16,9 +16,10 @@ from holdfast.certifiers.propagation.region import Box, Region, gamma, norm
 from holdfast.certifiers.propagation.substitution import Alphas, Step, Substitution, finite_samples
 from holdfast.certifiers.propagation.table import entry
 from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.sets import LpBall
 from holdfast.graph.model import Graph, Node
 
-__all__ = ["Entries", "Propagation", "check_constants"]
+__all__ = ["Entries", "Propagation", "check_constants", "propagated"]
 
 
 class Entries(NamedTuple):
@@ -205,6 +206,28 @@ class Propagation(Substitution):
             flat.lower.scatter(1, chosen, lower).view_as(box.lower),
             flat.upper.scatter(1, chosen, upper).view_as(box.upper),
         )
+
+
+def propagated(
+    graph: Graph,
+    ball: LpBall,
+    x: Tensor,
+    *,
+    memory: int | None = None,
+    lines: Mapping[str, Operation] | None = None,
+) -> Propagation:
+    """A propagation in float64 that has run, with each box tightened that a backward pass may improve.
+
+    Args:
+        graph: the model, in any type.
+        ball: the set around each sample.
+        x: samples (n, \\*features).
+        memory: see `Propagation`.
+        lines: see `Propagation`.
+    """
+    run = Propagation(graph.to(torch.float64), Region(ball, x), memory=memory, lines=lines)
+    run.run(refine=lambda _: True)
+    return run
 
 
 def check_constants(graph: Graph) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from holdfast.certifiers.propagation.region import gamma
@@ -9,7 +10,7 @@ from holdfast.certifiers.propagation.substitution import Alphas, Coefficients, L
 from holdfast.certifiers.proved import numbers
 from holdfast.core.errors import UnsupportedError
 
-__all__ = ["linear_specification", "specification"]
+__all__ = ["best_specification", "linear_specification", "specification"]
 
 
 def specification(
@@ -27,6 +28,11 @@ def specification(
         (n, rows).
     """
     return linear_specification(bounds, c, d, alphas, extra=extra, at_boxes=at_boxes).least
+
+
+def best_specification(bounds: Substitution, c: Tensor, d: Tensor | None = None) -> Tensor:
+    """The better of `specification` and its bound by intervals, (n, rows)."""
+    return torch.maximum(specification(bounds, c, d), specification(bounds, c, d, at_boxes=True))
 
 
 def linear_specification(

@@ -95,14 +95,7 @@ def projected_bound(
         >>> found.margins.shape, found.projections
         (torch.Size([1, 2]), 50)
     """
-    if projections < 1:
-        raise UsageError(f"an estimate needs at least 1 projection, got {projections}")
-    if region.norm not in (Norm.LINF, Norm.L2) or isinstance(region, AffineImage):
-        raise UnsupportedError(
-            f"random projections estimate l1 and l2 norms, for balls in linf and l2, not {region.norm}"
-        )
-    if len(graph.output_shape) != 1:
-        raise UnsupportedError(f"a specification needs a vector as output, not {graph.output_shape}")
+    _check(graph, region, projections)
     clouds = [_start(region, x.to(graph.dtype), projections, generator)]
     for node in graph.nodes[1:]:
         inputs, op = [clouds[j] for j in node.inputs], operation(node.op)
@@ -117,6 +110,18 @@ def projected_bound(
     out = _Cloud(*(None if t is None else torch.einsum("...rc,...c->...r", rows, t) for t in last))  # pyright: ignore
     margins = out.centre - out.radius()
     return ProjectedEstimate(margins if d is None else margins + d.to(margins), projections)
+
+
+def _check(graph: Graph, region: LpBall, projections: int) -> None:
+    """Refuses what is not served."""
+    if projections < 1:
+        raise UsageError(f"an estimate needs at least 1 projection, got {projections}")
+    if region.norm not in (Norm.LINF, Norm.L2) or isinstance(region, AffineImage):
+        raise UnsupportedError(
+            f"random projections estimate l1 and l2 norms, for balls in linf and l2, not {region.norm}"
+        )
+    if len(graph.output_shape) != 1:
+        raise UnsupportedError(f"a specification needs a vector as output, not {graph.output_shape}")
 
 
 def _start(region: LpBall, x: Tensor, k: int, generator: torch.Generator) -> _Cloud:

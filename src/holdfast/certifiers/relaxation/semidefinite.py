@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from holdfast.certifiers.propagation.propagation import Propagation
-from holdfast.certifiers.propagation.region import Region, gamma
-from holdfast.certifiers.propagation.specification import specification
+from holdfast.certifiers.propagation.propagation import Propagation, propagated
+from holdfast.certifiers.propagation.region import gamma
+from holdfast.certifiers.propagation.specification import best_specification, specification
 from holdfast.certifiers.proved import numbers
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools
 from holdfast.core.sets import LpBall
@@ -209,9 +209,8 @@ def prepare(
     graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None, memory: int | None
 ) -> tuple[Propagation, Tensor]:
     """Boxes from CROWN, with max pools as ReLUs, and CROWN's bounds of the rows (n, rows)."""
-    plain = Propagation(graph.to(torch.float64), Region(region, x), memory=memory)
-    plain.run(refine=lambda _: True)
-    best = torch.maximum(specification(plain, c, d), specification(plain, c, d, at_boxes=True))
+    plain = propagated(graph, region, x, memory=memory)
+    best = best_specification(plain, c, d)
     lowered = lower_max_pools(plain.graph)
     if lowered is plain.graph:
         return plain, best
