@@ -282,8 +282,9 @@ def test_precision_is_confirmed(model, problem):
 @dataclass(frozen=True)
 class _Peeks(Attack[HardLabelAsk, State]):
     card: ClassVar[Card] = Card(
-        "Peeks", (), "", "", "", access=Access.HARD_LABEL, formulation=Formulation.BUDGET, norms=(Norm.LINF,)
-    )
+        title="Peeks", rows=(), paper="", section="", summary="", access=Access.HARD_LABEL,
+        formulation=Formulation.BUDGET, norms=(Norm.LINF,),
+    )  # fmt: skip
     iterations = 1
 
     def start(self, ask):
