@@ -165,6 +165,19 @@ def test_nobody_is_told_of_progress_but_who_asks(model, data, capsys: pytest.Cap
     assert capsys.readouterr() == ("", "")
 
 
+def test_where_a_person_looks_there_are_bars_unless_they_are_not_wanted(
+    model, data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("holdfast.api.voice.shown", lambda: True)
+    hf.attack(model, data, "fgsm", LINF, progress=False)
+    assert capsys.readouterr().err == ""
+    hf.attack(model, data, "fgsm", LINF)
+    said = capsys.readouterr().err
+    assert "FGSM" in said
+    assert "12/12" in said
+    assert "left" in said
+
+
 def test_a_transfer_attack_takes_the_attacker_s_own_models(model: nn.Module, data: hf.Dataset) -> None:
     result = hf.attack(model, data, "surrogate_transfer", LINF, surrogate=[model, digits_mlp()])
     assert int(result.broken.sum()) > 0
