@@ -15,7 +15,7 @@ import typer
 
 from holdfast.audits.plan import Plan
 from holdfast.audits.suites import suite_names
-from holdfast.cli import options
+from holdfast.cli import single_options
 from holdfast.cli.main import app
 from holdfast.core.registry import names
 from holdfast.models.load import load_model
@@ -231,7 +231,7 @@ def test_shown_defaults_and_choices_are_the_plan_s() -> None:
     for name in ("norm", "eps", "suite", "certify", "seed", "device", "sigma", "goal", "answers"):
         assert str(shown[name].show_default) == str(default[name]), name
     assert all(name in shown["suite"].help for name in suite_names())
-    words, _ = typing.get_args(typing.get_args(options.Answers)[0])
+    words, _ = typing.get_args(typing.get_args(single_options.Answers)[0])
     assert set(typing.get_args(words)) == set(typing.get_args(Plan.model_fields["answers"].annotation))
     typed = {option.lstrip("-").replace("-", "_") for p in audit.params for option in p.opts}
     flags = typed | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}

@@ -11,6 +11,7 @@ import typer
 
 from holdfast.api.folders import begin_results, check_results
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Spoken, note, say_json, show
 from holdfast.cli.opening import open_models, opened
 from holdfast.cli.saving import typed
@@ -89,20 +90,20 @@ class GroupOptions:
 @spread
 def attack(
     name: Annotated[str, typer.Argument(help="Name of an attack; see: holdfast methods.", metavar="NAME")],
-    out: o.Out,
+    out: one.Out,
     model: o.ModelOptions,
     *,
-    norm: o.NormName = None,
+    norm: one.NormName = None,
     eps: Annotated[
         str | None,
         typer.Option(
             help="Bound of the distortion: 8/255 or 0.1. Minimal-distortion attacks may go without.",
             metavar="SIZE",
-            callback=o.exact_size,
+            callback=one.exact_size,
         ),
     ] = None,
-    goal: o.GoalName = None,
-    set_: o.Set = None,
+    goal: one.GoalName = None,
+    set_: one.Set = None,
     detector: Annotated[
         bool,
         typer.Option(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Spoken, note, out, say, say_json
 from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
@@ -89,7 +90,7 @@ class MovedOptions:
         str | None,
         typer.Option("--arch", help="What builds it now.", metavar="MODULE:FUNCTION", rich_help_panel=_MOVED),
     ] = None
-    trust: o.Trust = None
+    trust: one.Trust = None
     data: Annotated[
         str | None, typer.Option("--data", help="Where the data are now.", metavar="FILE", rich_help_panel=_MOVED)
     ] = None
@@ -133,12 +134,12 @@ class SearchOptions:
             help="Attack at these sizes too, for the security curve: 0.02,0.05.", metavar="SIZES", rich_help_panel="Run"
         ),
     ] = None
-    grid: o.Grid = None
-    goal: o.GoalName = None
-    suite: o.Suite = None
-    certify: o.Certify = None
-    radius_max: o.RadiusMax = None
-    sigma: o.Sigma = None
+    grid: one.Grid = None
+    goal: one.GoalName = None
+    suite: one.Suite = None
+    certify: one.Certify = None
+    radius_max: one.RadiusMax = None
+    sigma: one.Sigma = None
 
     def values(self) -> dict[str, Any]:
         """As a plan has them; only what was given."""
@@ -217,7 +218,7 @@ def resume(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN")],
     moved: MovedOptions,
     *,
-    max_queries: o.MaxQueries = None,
+    max_queries: one.MaxQueries = None,
     workers: Workers = 1,
     answer: GateOptions,
     talk: o.TalkOptions,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import progress, say_json, table
 from holdfast.cli.saving import save_study, typed
 from holdfast.cli.spread import spread
@@ -27,7 +28,7 @@ def transfer(
     models: Annotated[
         list[str], typer.Option(help="The models, with commas or repeated; NAME=FILE names one.", metavar="FILE,...")
     ],
-    out: o.Out,
+    out: one.Out,
     *,
     archs: Annotated[
         list[str] | None,
@@ -40,13 +41,13 @@ def transfer(
     ensembles: Annotated[
         bool, typer.Option("--ensembles", help="For each model also attack the ensemble of all the others.")
     ] = False,
-    set_: o.Set = None,
-    data: o.Data = None,
-    samples: o.Samples = None,
+    set_: one.Set = None,
+    data: one.Data = None,
+    samples: one.Samples = None,
     threat: o.NormOptions,
-    goal: o.GoalName = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
+    goal: one.GoalName = None,
+    trust: one.Trust = None,
+    anyway: one.Anyway = False,
     run: o.RunOptions,
     talk: o.TalkOptions,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import note, progress, say, say_json, table
 from holdfast.cli.opening import opened
 from holdfast.cli.saving import save_study
@@ -23,14 +24,14 @@ __all__ = ["attacks"]
 
 @spread
 def attacks(
-    out: o.Out,
+    out: one.Out,
     patterns: Annotated[
         list[str] | None, typer.Argument(help="Attacks, or patterns such as 'apgd*'; all that serve, by default.")
     ] = None,
     *,
     model: o.ModelOptions,
-    norm: o.NormName = None,
-    goal: o.GoalName = None,
+    norm: one.NormName = None,
+    goal: one.GoalName = None,
     access: Annotated[
         Literal["white-box", "soft-label", "hard-label"], typer.Option(help="The most that an attack may ask.")
     ] = "white-box",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Spoken, note, progress, say_json, show
 from holdfast.cli.opening import opened
 from holdfast.cli.saving import typed
@@ -49,18 +50,18 @@ def certify(
             metavar="METHOD...",
         ),
     ],
-    out: o.Out,
+    out: one.Out,
     model: o.ModelOptions,
     *,
-    output: o.Output = None,
+    output: one.Output = None,
     threat: o.NormOptions,
-    radius_max: o.RadiusMax = None,
+    radius_max: one.RadiusMax = None,
     deployed: Deployed = None,
     attack: Annotated[
         str | None,
         typer.Option(help="An attack whose distances stand beside the radii, from above.", metavar="NAME"),
     ] = None,
-    set_: o.Set = None,
+    set_: one.Set = None,
     run: o.RunOptions,
     talk: o.TalkOptions,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Spoken, note, say
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ def demo(
     ),
     samples: Annotated[int, typer.Option(help="Test digits to audit, of 500.", min=1, max=500)] = 100,
     seed: Annotated[int, typer.Option(help="Keys all randomness.")] = 0,
-    quiet: o.Quiet = False,
-    verbose: o.Verbose = False,
+    quiet: one.Quiet = False,
+    verbose: one.Verbose = False,
 ) -> None:
     """Train a small network on the embedded digits, audit it, harden it, audit it again, and compare."""
     from fractions import Fraction

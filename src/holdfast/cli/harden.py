@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Spoken, note, say
 from holdfast.cli.spread import Without, spread
 
@@ -46,13 +47,13 @@ def harden(
         str | None,
         typer.Option(help="Weights to start from; without, the architecture's own start.", metavar="FILE"),
     ] = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
-    normalise: o.Normalise = None,
-    samples: o.Samples = None,
+    trust: one.Trust = None,
+    anyway: one.Anyway = False,
+    normalise: one.Normalise = None,
+    samples: one.Samples = None,
     threat: o.NormOptions,
     method: Annotated[str, typer.Option(help="A defence that trains; see: holdfast methods.")] = "pgd_training",
-    set_: o.Set = None,
+    set_: one.Set = None,
     training: TrainingOptions,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted training.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over OUT if it is there.", show_default=False)] = False,

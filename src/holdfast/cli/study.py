@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import note, progress, say, say_json, table
 from holdfast.cli.opening import opened
 from holdfast.cli.saving import save_study, typed
@@ -61,12 +62,12 @@ class PosthocOptions:
 @study.command()
 @spread
 def posthoc(
-    out: o.Out,
+    out: one.Out,
     model: o.ModelOptions,
     how: PosthocOptions,
     *,
     threat: o.NormOptions,
-    set_: o.Set = None,
+    set_: one.Set = None,
     run: o.RunOptions,
     talk: o.TalkOptions,
 ) -> None:
@@ -119,7 +120,7 @@ def _show_posthoc(result: PosthocResult) -> None:
 @study.command()
 @spread
 def unseen(
-    out: o.Out,
+    out: one.Out,
     model: o.ModelOptions,
     *,
     known: Annotated[
@@ -129,9 +130,9 @@ def unseen(
     queries: Annotated[
         int, typer.Option(help="Most queries for one sample of a black-box attack.", metavar="N", min=1)
     ] = 1000,
-    surrogate: o.Surrogate = None,
-    surrogate_arch: o.SurrogateArch = None,
-    set_: o.Set = None,
+    surrogate: one.Surrogate = None,
+    surrogate_arch: one.SurrogateArch = None,
+    set_: one.Set = None,
     run: o.RunOptions,
     talk: o.TalkOptions,
 ) -> None:

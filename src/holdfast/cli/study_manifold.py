@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import Stages, progress, say, say_json, table
 from holdfast.cli.saving import save_study, typed
 from holdfast.cli.spread import spread
@@ -62,18 +63,18 @@ class ComparedOptions:
 
 @spread
 def manifold(
-    out: o.Out,
+    out: one.Out,
     *,
-    data: o.Data = None,
+    data: one.Data = None,
     train_data: Annotated[
         str | None, typer.Option(help="What the decoder, and models of sizes, learn from.", metavar="FILE")
     ] = None,
     compared: ComparedOptions,
-    samples: o.Samples = None,
+    samples: one.Samples = None,
     threat: o.NormOptions,
-    set_: o.Set = None,
-    trust: o.Trust = None,
-    anyway: o.Anyway = False,
+    set_: one.Set = None,
+    trust: one.Trust = None,
+    anyway: one.Anyway = False,
     run: o.RunOptions,
     talk: o.TalkOptions,
 ) -> None:

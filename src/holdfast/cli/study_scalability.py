@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import note, progress, say_json, table
 from holdfast.cli.saving import typed
 from holdfast.cli.spread import spread
@@ -20,7 +21,7 @@ _METHODS = ("ibp", "fast_lin", "crown", "alpha_crown")
 
 @spread
 def scalability(
-    out: o.Out,
+    out: one.Out,
     *,
     methods: Annotated[
         list[str] | None,
@@ -33,8 +34,8 @@ def scalability(
     side: Annotated[str, typer.Option(help="Pixels a side to try.", metavar="N,...")] = "8,16,32",
     samples: Annotated[int, typer.Option(help="Samples of each network.", metavar="N", min=1)] = 4,
     limit: Annotated[float, typer.Option(help="CPU seconds after which larger networks are left out.", min=0.1)] = 60.0,
-    norm: o.NormName = None,
-    seed: o.Seed = None,
+    norm: one.NormName = None,
+    seed: one.Seed = None,
     talk: o.TalkOptions,
 ) -> None:
     """Train networks of growing depth, width and input size on the digits, and measure what each verifier makes of them.

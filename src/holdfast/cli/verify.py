@@ -12,6 +12,7 @@ import typer
 
 from holdfast.api.folders import no_run
 from holdfast.cli import options as o
+from holdfast.cli import single_options as one
 from holdfast.cli.console import fault, note, say, say_json, table
 from holdfast.cli.spread import spread
 from holdfast.core.errors import UsageError
@@ -82,7 +83,7 @@ class HowOptions:
 class NetOptions:
     """A network that does not tell what it is."""
 
-    arch: o.Arch = None
+    arch: one.Arch = None
     shape: Annotated[
         str | None,
         typer.Option(
@@ -91,7 +92,7 @@ class NetOptions:
             rich_help_panel="Model and data",
         ),
     ] = None
-    trust: o.Trust = None
+    trust: one.Trust = None
 
     def open(self, net: str) -> Path | Unread:
         """The network, as its path where it tells all."""
