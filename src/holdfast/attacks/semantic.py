@@ -233,10 +233,8 @@ def run_semantic(
         raise UsageError(f"{method.card.title} learns what images look like; give it data beside the attacked samples")
     prepared = prepared or method.prepare(x, y, model, known, seed)
     lifted = Lifted(prepared.attacked, prepared.transform, prepared.origin.shape[1:])
-    axes = len(prepared.transform.axes)
-    problem = lift(
-        prepared.origin, y, axes, method.norm, method.eps, target=target, criterion=prepared.criterion, ids=ids
-    )
+    axes, criterion = len(prepared.transform.axes), prepared.criterion
+    problem = lift(prepared.origin, y, axes, method.norm, method.eps, target=target, criterion=criterion, ids=ids)
     search = method.search(prepared.transform)
     outcome = run(search, problem, lifted, seed=seed, budget=budget, settings=settings, progress=progress)
     done = judged(Referee(lifted, draws=draws, exact=lifted.differentiable and not draws), problem, outcome)

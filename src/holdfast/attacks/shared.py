@@ -243,28 +243,20 @@ def fit(
     Raises:
         UsageError: no samples or no models.
         UnsupportedError: the attack cannot serve the problem.
-        JournalError: the checkpoint is of another fit.
+        JournalError: the checkpoint is of another fit or form.
     """
-    group: tuple[Model, ...] = (models,) if callable(models) else tuple(models)
+    group = (models,) if callable(models) else tuple(models)
     if not group:
         raise UsageError("a shared attack needs at least one model")
     attack.check(problem, len(group))
-    name = name_of(attack)
-    draws = Draws(seed, name, problem.x.device)
+    draws = Draws(seed, name_of(attack), problem.x.device)
     whole = replace(problem, draws=draws.of(problem.ids, 0))
     access = attack.card.access or Access.WHITE_BOX
-    keep = None if access is Access.WHITE_BOX else Keep.NEAREST
-    inquiries = [
-        Inquiry.of(m, whole, keep, budget=budget, micro_batch=micro_batch, units=ScoreUnits(whole, None)) for m in group
-    ]
+    inquiries = [_inquiry(model, whole, access, budget, micro_batch) for model in group]
     oracles = [one.oracle(access) for one in inquiries]
     of = _identity(attack, problem, seed)
     with evaluating(*group):
-        done, state, spent = 0, None, None
-        if checkpoint is not None and checkpoint.exists():
-            done, state, spent, units = _resume(checkpoint, of, attack.state, problem.x.device)
-            for inquiry, values in zip(inquiries, units, strict=True):
-                inquiry.units.resume(values)
+        done, state, spent = _resume(checkpoint, of, attack.state, inquiries)
         if state is None:
             state = attack.start([oracle.on(whole) for oracle in oracles])
         for step in range(done, attack.iterations):
@@ -272,12 +264,10 @@ def fit(
                 break
             batch = _batch(attack, whole, draws, step)
             state, done = attack.step([oracle.on(batch) for oracle in oracles], state, step), step + 1
-            if checkpoint is not None and (step + 1) % every == 0:
-                _keep(
-                    checkpoint, of, step + 1, state, _total(inquiries, spent), [one.units.values for one in inquiries]
-                )
+            if checkpoint is not None and done % every == 0:
+                _keep(checkpoint, of, done, state, inquiries, spent)
             if progress is not None:
-                progress(step + 1, attack.iterations)
+                progress(done, attack.iterations)
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return Fitted(attack.artefact(state), _total(inquiries, spent), done)
@@ -393,6 +383,12 @@ def evaluate(
     )
 
 
+def _inquiry(model: Model, problem: Problem, access: Access, budget: Budget | None, micro_batch: int) -> Inquiry:
+    """What asks a model; where the attack's access is not the model itself, its witnesses are kept and told."""
+    keep = None if access is Access.WHITE_BOX else Keep.NEAREST
+    return Inquiry.of(model, problem, keep, budget=budget, micro_batch=micro_batch, units=ScoreUnits(problem, None))
+
+
 def _batch(attack: SharedAttack[Any, Any], whole: Problem, draws: Draws, step: int) -> Problem:
     """The samples of a step: all, or the next of a keyed order that is shuffled anew for each pass over the data."""
     size = attack.samples_a_step
@@ -416,17 +412,22 @@ def _total(inquiries: Sequence[Inquiry], before: Ledger | None) -> Ledger:
     return sum(ledgers[1:], ledgers[0])
 
 
-def _keep(path: Path, of: str, step: int, state: SharedState, ledger: Ledger, units: Sequence[Tensor]) -> None:
+def _keep(
+    path: Path, of: str, step: int, state: SharedState, inquiries: Sequence[Inquiry], spent: Ledger | None
+) -> None:
     tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.tensors().items()}
-    tensors["ledger"] = ledger.stacked.cpu()
-    tensors["units"] = torch.stack(list(units)).cpu()
+    tensors["ledger"] = _total(inquiries, spent).stacked.cpu()
+    tensors["units"] = torch.stack([one.units.values for one in inquiries]).cpu()
     write_whole(path, save(tensors, {"form": _FORM, "of": of, "step": str(step)}))
 
 
 def _resume(
-    path: Path, of: str, kind: type[SharedState], device: torch.device
-) -> tuple[int, SharedState, Ledger, Tensor]:
-    tensors, header = _read(path, device)
+    path: Path | None, of: str, kind: type[SharedState], inquiries: Sequence[Inquiry]
+) -> tuple[int, SharedState | None, Ledger | None]:
+    """Steps made, the state after them and what they cost, where there is a checkpoint; the units of scores go on as well."""
+    if path is None or not path.exists():
+        return 0, None, None
+    tensors, header = _read(path, inquiries[0].units.values.device)
     form = header.get("form", "1")
     if "of" in header and form != _FORM:
         raise JournalError(
@@ -436,7 +437,9 @@ def _resume(
     state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
     if header.get("of") != of or "units" not in tensors or set(state) != {f.name for f in fields(kind)}:
         raise JournalError(f"{path} is the checkpoint of another fit; remove it or name another file")
-    return int(header["step"]), kind(**state), Ledger.of(tensors["ledger"]), tensors["units"]
+    for inquiry, values in zip(inquiries, tensors["units"], strict=True):
+        inquiry.units.resume(values)
+    return int(header["step"]), kind(**state), Ledger.of(tensors["ledger"])
 
 
 def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, str]]:
