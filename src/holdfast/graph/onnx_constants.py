@@ -7,6 +7,7 @@ known to a few units of float64's roundoff, as after cancellation, is refused: b
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -190,16 +191,40 @@ def _remainder(c: Call, x: Any, y: Any) -> Any:
     return x - _quotient(x, y) * y if c.get("fmod") else x % y
 
 
-_WHOLE_NUMBERS: dict[str, Callable[..., Any]] = {
-    "Add": lambda c, x, y: x + y,
-    "Sub": lambda c, x, y: x - y,
-    "Mul": lambda c, x, y: x * y,
-    "Div": lambda c, x, y: _quotient(x, y),
-    "Mod": _remainder,
-    "Neg": lambda c, x: -x,
-    "Abs": lambda c, x: abs(x),
-    "Max": lambda c, *v: _pairs(np.maximum, v),
-    "Min": lambda c, *v: _pairs(np.minimum, v),
+_Whole = Callable[[Call, Sequence[Any]], Any]
+
+
+def _of_two(f: Callable[[Any, Any], Any]) -> _Whole:
+    def work(c: Call, values: Sequence[Any]) -> Any:
+        x, y = values
+        return f(x, y)
+
+    return work
+
+
+def _of_one(f: Callable[[Any], Any]) -> _Whole:
+    def work(c: Call, values: Sequence[Any]) -> Any:
+        (x,) = values
+        return f(x)
+
+    return work
+
+
+def _modulo(c: Call, values: Sequence[Any]) -> Any:
+    x, y = values
+    return _remainder(c, x, y)
+
+
+_WHOLE_NUMBERS: dict[str, _Whole] = {
+    "Add": _of_two(operator.add),
+    "Sub": _of_two(operator.sub),
+    "Mul": _of_two(operator.mul),
+    "Div": _of_two(_quotient),
+    "Mod": _modulo,
+    "Neg": _of_one(operator.neg),
+    "Abs": _of_one(operator.abs),
+    "Max": lambda c, v: _pairs(np.maximum, v),
+    "Min": lambda c, v: _pairs(np.minimum, v),
 }
 
 
@@ -216,7 +241,7 @@ def _whole(c: Call, values: Sequence[Tensor]) -> Tensor:
         raise UnsupportedError(
             f"'{c.op}' of constants of type {type_name(c.kinds[0])}; served are floats and whole numbers"
         )
-    return _fitting(c, _WHOLE_NUMBERS[c.op](c, *_integers(values)), c.kinds[0])
+    return _fitting(c, _WHOLE_NUMBERS[c.op](c, _integers(values)), c.kinds[0])
 
 
 def _fitting(c: Call, found: Any, kind: int) -> Tensor:

@@ -236,7 +236,9 @@ def _end(c: Call, name: str, i: int, side: float) -> float | None:
 
 
 def _softmax(c: Call) -> Value:
-    work = c.b.softmax if c.op == "Softmax" else lambda x, dim: compose.log_softmax(c.b, x, dim)
+    def work(x: int, dim: int) -> int:
+        return c.b.softmax(x, dim) if c.op == "Softmax" else compose.log_softmax(c.b, x, dim)
+
     dim = c.dim(c.get("axis"))
     if c.version >= 13:
         return work(c.x, dim)

@@ -153,7 +153,7 @@ class Probes:
                 for a, p in zip(aims, picks, strict=True)
                 if a.requires_grad
             ]
-        towards = [(g >= 0).double() for g in pulls if g is not None]
+        towards = [(g >= 0).double() for g in pulls if g is not None]  # pyright: ignore[reportUnnecessaryComparison]
         return towards + [1 - t for t in (towards[:1] if self.few else towards)]
 
     def _some(self, given: list[int], count: int) -> list[int]:

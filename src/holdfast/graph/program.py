@@ -6,7 +6,7 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Without PyTorch's warnings, its log of an export that fails, and the program that it prints to stderr then; what it
     means is said in the error."""
     before = logging.root.manager.disable

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
@@ -185,7 +185,7 @@ def _steps(program: ExportedProgram, reader: Reader, x: Tensor) -> Iterable[tupl
 
 
 @contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
+def _eval_mode(module: nn.Module) -> Generator[None, None, None]:
     modes = [(m, m.training) for m in module.modules()]
     try:
         with suppress(NotImplementedError):  # an exported program stays in its mode, and its calls say which
