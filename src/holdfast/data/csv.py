@@ -81,7 +81,9 @@ def _label_column(header: list[str], label: str | None, path: Path) -> int:
     return found[0]
 
 
-def _read(rows: Iterator[list[str]], header: list[str], at: int, path: Path, max_cells: int) -> tuple[array, list[str]]:
+def _read(
+    rows: Iterator[list[str]], header: list[str], at: int, path: Path, max_cells: int
+) -> tuple[array[float], list[str]]:
     cells, labels = array("f"), list[str]()
     for number, row in enumerate(rows, 2):
         if not row:

@@ -84,7 +84,7 @@ class Table(BaseModel):
             raise UsageError(f"{source} has no 'columns'; {_SHAPE}")
         filled = {name: {} if column is None else column for name, column in values["columns"].items()}
         try:
-            return cls(**{**values, "columns": filled})
+            return cls(**{**values, "columns": filled})  # pyright: ignore[reportArgumentType]  # checked by pydantic
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "it"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -75,7 +75,7 @@ def import_function(spec: str, *, trust: bool = False, flag: str = "--arch") -> 
 
 
 @contextmanager
-def working_folder_on_path() -> Iterator[None]:
+def working_folder_on_path() -> Generator[None, None, None]:
     """The working folder first among the places to import from, as ``python -m`` has it."""
     here = str(Path.cwd())
     sys.path.insert(0, here)

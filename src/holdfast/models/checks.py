@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -117,7 +117,7 @@ def admitted(found: list[Finding], *, anyway: bool = False) -> list[Finding]:
 
 
 @contextmanager
-def _asking(model: Model) -> Iterator[None]:
+def _asking(model: Model) -> Generator[None, None, None]:
     """Eval mode and private randomness for the time of the questions, outside of inference mode."""
     modules = [m for m in _parts(model) if hasattr(m, "training")]  # which a frozen ScriptModule has not
     modes = [m.training for m in modules]

@@ -231,7 +231,9 @@ class _Dynamic(nn.Module):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its tensors are deprecated, it works
-            self.model = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model).cpu().eval(), {nn.Linear})
+            self.model = torch.ao.quantization.quantize_dynamic(  # pyright: ignore[reportDeprecated]
+                copy.deepcopy(model).cpu().eval(), {nn.Linear}
+            )
 
     @override
     def double(self) -> nn.Module:

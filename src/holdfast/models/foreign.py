@@ -30,7 +30,7 @@ def onnx_module(path: Path, output: str | None = None) -> nn.Module:
         UnsupportedError: an operation that the reader does not know; the file can be asked all the same.
     """
     try:
-        import onnx  # noqa: F401
+        import onnx  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     from holdfast.graph.onnx import read_onnx

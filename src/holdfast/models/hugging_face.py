@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ def _numbers(values: list[float]) -> str:
 
 
 @contextmanager
-def _silently(transformers: Any) -> Iterator[None]:
+def _silently(transformers: Any) -> Generator[None, None, None]:
     """Without the progress bars and warnings of transformers, which go to the terminal whatever was asked for."""
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,7 +44,7 @@ def serve(
     top_k: int | None = None,
     rate: float | None = None,
     port: int = 0,
-) -> Iterator[Served]:
+) -> Generator[Served, None, None]:
     """Serve a classifier on 127.0.0.1 for as long as the block lasts.
 
     Args:

@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC
@@ -103,7 +103,7 @@ class Line:
 
 
 @contextmanager
-def _deadline(line: HTTPConnection, seconds: float) -> Iterator[threading.Event]:
+def _deadline(line: HTTPConnection, seconds: float) -> Generator[threading.Event, None, None]:
     """Cuts the line when the time is over, however often a byte came: a socket's own time-out is for each read."""
     late = threading.Event()
 
