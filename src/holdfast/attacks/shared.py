@@ -415,7 +415,8 @@ def _total(inquiries: Sequence[Inquiry], before: Ledger | None) -> Ledger:
 def _keep(
     path: Path, of: str, step: int, state: SharedState, inquiries: Sequence[Inquiry], spent: Ledger | None
 ) -> None:
-    tensors = {f"state.{k}": v.detach().cpu().contiguous() for k, v in state.tensors().items()}
+    # cloned, for a state may hold one tensor twice and a file may not
+    tensors = {f"state.{k}": v.detach().cpu().contiguous().clone() for k, v in state.tensors().items()}
     tensors["ledger"] = _total(inquiries, spent).stacked.cpu()
     tensors["units"] = torch.stack([one.units.values for one in inquiries]).cpu()
     write_whole(path, save(tensors, {"form": _FORM, "of": of, "step": str(step)}))
