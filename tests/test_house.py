@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import re
 import subprocess
@@ -74,6 +75,18 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sage: holdfast" in done.stdout or "holdfast 0" in done.stdout
+
+
+def test_no_function_is_longer_than_sixty_lines_beside_its_docstring() -> None:
+    long = list[str]()
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                said = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+                if node.end_lineno - node.lineno + 1 - said > 60:
+                    long.append(f"{file.relative_to(ROOT)}: {node.name}")
+    assert not long
 
 
 def test_no_package_registry_is_named() -> None:
