@@ -8,6 +8,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_the_plan_is_read() -> None:
-    assert Plan.read(EXAMPLES / "plan.yaml").eps_grid == ("2/255", "4/255")
+    assert Plan.read(EXAMPLES / "plan.yaml").eps_grid == (Fraction(2, 255), Fraction(4, 255))
 
 
 @pytest.mark.slow

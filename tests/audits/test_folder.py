@@ -21,6 +21,7 @@ from holdfast.audits.places import Places
 from holdfast.audits.plan import Plan
 from holdfast.audits.recheck import recheck
 from holdfast.audits.run import audit, resume
+from holdfast.audits.stages.attack import AttackStage
 from holdfast.core.errors import BudgetError, DataError, HoldfastError, JournalError, UnsafeFileError, UsageError
 from holdfast.core.store import locked
 
@@ -250,17 +251,15 @@ def test_a_finished_run_resumed_is_the_same_to_the_byte(small, tmp_path):
 
 def test_a_unit_that_failed_is_done_again(small, tmp_path, monkeypatch, whole):
     """With what was built on it; the others stay."""
-    from holdfast.audits.stages import suite as stages
+    unit, failed = AttackStage.unit, []
 
-    attack, failed = stages.attack, []
-
-    def moody(*given, **more):
+    def moody(*given):
         if not failed:
             failed.append(1)
             raise RuntimeError("not today")
-        return attack(*given, **more)
+        return unit(*given)
 
-    monkeypatch.setattr(stages, "attack", moody)
+    monkeypatch.setattr(AttackStage, "unit", moody)
     first = audit(small, tmp_path / "run", model=Two())
     assert not first.complete
     assert any(f.code == "run.failed" and "not today" in f.message for f in first.findings)

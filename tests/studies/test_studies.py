@@ -152,7 +152,7 @@ def test_studies_hand_out_copies_of_their_samples():
 
 def session_of(n: int, eps: str = "0.08", *, seed: int = 0) -> Session:
     x, y = digits(n, torch.float32)
-    return open_session(net().float(), (x, y), ThreatModel(norm=Norm.LINF, eps=parse_eps(eps)), seed=seed)
+    return open_session(net(torch.float32), (x, y), ThreatModel(norm=Norm.LINF, eps=parse_eps(eps)), seed=seed)
 
 
 class TestStudiesOfASession:

@@ -89,6 +89,7 @@ def projected_bound(
         UsageError: no projections.
 
     Example:
+        >>> from holdfast.graph import trace
         >>> graph = trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
         >>> ball = LpBall.uniform(Norm.LINF, 0.0, 1)
         >>> found = projected_bound(graph, ball, torch.ones(1, 2), torch.eye(2), generator=torch.Generator())
