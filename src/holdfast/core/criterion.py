@@ -126,7 +126,10 @@ class Criterion(ABC):
         This is what the archive keeps, and so what a search has to reach: one that stops where `holds` says so would stop
         at ties, which logits of bfloat16, or far from 0, are full of.
         """
-        margin, unsure = self.margin(scores, y, target), self.unsure(scores, y, target)
+        margin = self.margin(scores, y, target)
+        if margin.is_cpu and not (margin < 0).any():  # nothing waits to be read there; on an accelerator all is worked out
+            return torch.zeros_like(margin, dtype=torch.bool)
+        unsure = self.unsure(scores, y, target)
         # A margin of minus infinity is beyond all rounding, though both are infinite.
         return self.holds(scores, y, target) & ((margin < -unsure) | (margin == -torch.inf)) & (margin <= -by)
 

@@ -6,7 +6,7 @@ An attack cannot lose a witness (a returned iterate that is worse than an earlie
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from math import ceil, sqrt
 
@@ -174,18 +174,17 @@ class Archive:
         claims = self._counted(claims)
         index = claims.index
         self.low_margin.scatter_reduce_(0, index, claims.margin.nan_to_num(nan=float("inf")), "amin")
-        if self.keep is Keep.FIRST:
-            claims = replace(claims, holds=claims.holds & ~self.settled[index])
+        holds = claims.holds & ~self.settled[index] if self.keep is Keep.FIRST else claims.holds
         if reads_freely(x):  # the rest is for the rows that may become a witness
-            rows = claims.holds.nonzero().squeeze(-1)
+            rows = holds.nonzero().squeeze(-1)
             if not len(rows):
                 return
             if len(rows) < len(claims.x):
-                claims = claims.select(rows)
+                claims, holds = claims.select(rows), holds[rows]
         part, clean = self.problem.set.select(claims.index), self.problem.x[claims.index]
         size = measured(part, claims.x, clean) if claims.lies is None else claims.lies[0]
         merit = size if claims.merit is None else claims.merit
-        better = claims.holds & (merit < self._merit[claims.index])
+        better = holds & (merit < self._merit[claims.index])
         if reads_freely(x) and not better.any():
             return
         holds = better & (contains(part, claims.x, clean, size) if claims.lies is None else claims.lies[1])
