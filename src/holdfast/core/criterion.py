@@ -127,7 +127,7 @@ class Criterion(ABC):
         at ties, which logits of bfloat16, or far from 0, are full of.
         """
         margin = self.margin(scores, y, target)
-        if margin.is_cpu and not (margin < 0).any():  # nothing waits to be read there; on an accelerator all is worked out
+        if margin.is_cpu and not (margin < 0).any():  # read without waiting for a device
             return torch.zeros_like(margin, dtype=torch.bool)
         unsure = self.unsure(scores, y, target)
         # A margin of minus infinity is beyond all rounding, though both are infinite.
