@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from holdfast.models.guess import helping_slip
 from torch import nn
 
-from holdfast.models.guess import helping_slip
 from holdfast.models.wrap import Normalisation
 
 torch.manual_seed(0)

@@ -246,7 +246,7 @@ class Run:
             up = up | converged.cpu().numpy()
         if up.any():
             last = np.flatnonzero(up)
-            self._conclude(state.select(last), view.select(last))
+            self._finalize(state.select(last), view.select(last))
         settled = self._settled()[view.rows].cpu().numpy()
         for k in np.flatnonzero(up & ~settled).tolist():
             again = int(view.round[k]) + 1
@@ -259,7 +259,7 @@ class Run:
             self._state, self._view = state.select(stay), view.select(stay)
             self._report()
 
-    def _conclude(self, state: State, view: Problem) -> None:
+    def _finalize(self, state: State, view: Problem) -> None:
         """The end of a round. Transfer: the attacked model is asked once about the final iterate."""
         if self.attacked is None:
             return

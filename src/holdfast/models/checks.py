@@ -19,7 +19,7 @@ from holdfast.core.threat import ThreatModel
 from holdfast.core.words import counted, numbered
 from holdfast.data.checks import check_data
 from holdfast.data.dataset import Dataset
-from holdfast.models.guess import Slip, helping_slip, working_layouts
+from holdfast.models.misconfiguration import Misconfiguration, likely_misconfiguration, working_layouts
 from holdfast.models.queries_only import QueriesOnly, answers_gradients
 from holdfast.models.wrap import FromHF
 from holdfast.numerics.stats import clopper_pearson
@@ -366,28 +366,32 @@ def _columns(x: Tensor, first: Tensor, other: Tensor) -> Finding:
     )  # fmt: skip
 
 
-def _flags(slip: Slip, names: tuple[str, ...] | None) -> tuple[str, ...]:
+def _flags(mistake: Misconfiguration, names: tuple[str, ...] | None) -> tuple[str, ...]:
     """What to add to the command line; classes in another order can be named where the data have names."""
-    if names is not None and slip.order and max(slip.order) < len(names):
-        return ("--class-names", ",".join(names[k] for k in slip.order))
-    return slip.flags
+    if names is not None and mistake.order and max(mistake.order) < len(names):
+        return ("--class-names", ",".join(names[k] for k in mistake.order))
+    return mistake.flags
 
 
 def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str, ...] | None = None) -> list[Finding]:
     predicted, n, k = out.argmax(1), len(x), out.shape[1]
     accuracy = float((predicted == y).double().mean())
     measured: dict[str, float | int | str] = {"accuracy": accuracy, "samples": n}
-    cause, remedy, slip = "", "Check that weights, data and labels belong together.", None
+    cause, remedy, mistake = "", "Check that weights, data and labels belong together.", None
     if isinstance(model, nn.Module):  # asking a module again costs only time; an API counts
-        slip = helping_slip(
+        mistake = likely_misconfiguration(
             lambda t: torch.cat([model(part.clone()) for part in t.split(_BATCH)]), x, y, predicted, 1 / k + 0.2
         )
         cause = " No usual slip explains it."
-    if slip is not None:
-        measured |= {"slip": slip.name, "accuracy_then": slip.accuracy, "flags": shlex.join(_flags(slip, names))}
-        cause, remedy = f" {slip.cause} With that changed: {slip.accuracy:.1%}.", slip.remedy
-        if slip.rivals:
-            cause += f" As good, to within 3 points: {', '.join(slip.rivals)}."
+    if mistake is not None:
+        measured |= {
+            "slip": mistake.name,
+            "accuracy_then": mistake.accuracy,
+            "flags": shlex.join(_flags(mistake, names)),
+        }
+        cause, remedy = f" {mistake.cause} With that changed: {mistake.accuracy:.1%}.", mistake.remedy
+        if mistake.rivals:
+            cause += f" As good, to within 3 points: {', '.join(mistake.rivals)}."
             remedy += " What counts is how the model was trained, not which change scores best."
     hits = round(accuracy * n)
     constant = float(torch.bincount(y, minlength=k).max()) / n  # the best that one answer for all rows would do
@@ -407,7 +411,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
                 remedy, measured,
             )
         ]  # fmt: skip
-    if slip is not None:
+    if mistake is not None:
         return [
             Finding(
                 "model.preprocessing", Severity.WARNING, "the preprocessing seems to be off",

@@ -1,4 +1,4 @@
-"""Why a model does badly on its data: usual slips are tried and the one that helps is named. Nothing is fixed."""
+"""Why a model does badly on its data: usual mistakes are tried and the one that helps is named. Nothing is fixed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-__all__ = ["Slip", "helping_slip", "working_layouts"]
+__all__ = ["Misconfiguration", "likely_misconfiguration", "working_layouts"]
 
 Model = Callable[[Tensor], Tensor]
 
@@ -25,7 +25,7 @@ _KNOWN = {
 
 
 @dataclass(frozen=True)
-class Slip:
+class Misconfiguration:
     """A change of the inputs or labels under which the model does better.
 
     Attributes:
@@ -47,7 +47,9 @@ class Slip:
     order: tuple[int, ...] = ()
 
 
-def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least: float) -> Slip | None:
+def likely_misconfiguration(
+    model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least: float
+) -> Misconfiguration | None:
     """The change that helps most, if it helps by 3 points and by more than chance would (McNemar's test at 3 sigma).
 
     Args:
@@ -58,16 +60,16 @@ def helping_slip(model: Model, x: Tensor, y: Tensor, predicted: Tensor, at_least
         at_least: accuracy that a change must reach; a model that still fails then has another trouble.
     """
     right = predicted == y
-    helping: list[Slip] = []
+    helping: list[Misconfiguration] = []
     for change, answer in (*_renumbered(predicted, y), *_changed(model, x)):
         now = answer == y
         mended, spoilt = int((now & ~right).sum()), int((right & ~now).sum())
         if mended - spoilt > max(0.03 * len(y), 3 * sqrt(mended + spoilt)):
             helping.append(replace(change, accuracy=float(now.double().mean())))
-    helping = [slip for slip in helping if slip.accuracy >= at_least]
+    helping = [mistake for mistake in helping if mistake.accuracy >= at_least]
     if not helping:
         return None
-    best = max(helping, key=lambda slip: slip.accuracy)
+    best = max(helping, key=lambda mistake: mistake.accuracy)
     return replace(best, rivals=tuple(s.name for s in helping if s is not best and s.accuracy >= best.accuracy - 0.03))
 
 
@@ -85,23 +87,28 @@ def working_layouts(model: Model, x: Tensor) -> list[str]:
     return [words for words, change in layouts if _runs(model, change(x))]
 
 
-def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Slip, Tensor]]:
+def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Misconfiguration, Tensor]]:
     """The usual ways in which labels and model count the same classes differently."""
     yield (
-        Slip("labels+1", "The labels seem to count one higher than the model.", "Subtract 1 from the labels."),
+        Misconfiguration(
+            "labels+1", "The labels seem to count one higher than the model.", "Subtract 1 from the labels."
+        ),
         predicted + 1,
     )
-    yield Slip("labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels."), predicted - 1
+    yield (
+        Misconfiguration("labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels."),
+        predicted - 1,
+    )
     order = _order(predicted, y)
     if order is None:
         return
     moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(order.tolist()) if k != v]
-    slip = Slip(
+    mistake = Misconfiguration(
         "labels-order", f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
         "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.",
         order=tuple(order.tolist()),
     )  # fmt: skip
-    yield slip, order[predicted]
+    yield mistake, order[predicted]
 
 
 def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
@@ -119,20 +126,20 @@ def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
     return None if torch.equal(order, torch.arange(k)) else order.to(y.device)
 
 
-def _changed(model: Model, x: Tensor) -> Iterator[tuple[Slip, Tensor]]:
-    for slip, change in _changes(x):
+def _changed(model: Model, x: Tensor) -> Iterator[tuple[Misconfiguration, Tensor]]:
+    for mistake, change in _changes(x):
         try:
             answer = model(change(x)).argmax(1)
-        except Exception:  # a model may refuse such inputs; then this was not the slip
+        except Exception:  # a model may refuse such inputs; then this was not the mistake
             continue
-        yield slip, answer
+        yield mistake, answer
 
 
-def _changes(x: Tensor) -> Iterator[tuple[Slip, Callable[[Tensor], Tensor]]]:
+def _changes(x: Tensor) -> Iterator[tuple[Misconfiguration, Callable[[Tensor], Tensor]]]:
     if x.ndim == 2:
         return  # a table: brightness, channels and pictures' scales mean nothing there
     yield _normalisation("scale-255", "0..255", "0/1/255"), lambda t: t * 255
-    yield Slip("inverted", "The model seems to expect inverted brightness.", "Save 1 - x."), lambda t: 1 - t
+    yield Misconfiguration("inverted", "The model seems to expect inverted brightness.", "Save 1 - x."), lambda t: 1 - t
     channels = x.shape[1] if x.ndim == 4 else 0
     for whose, (mean, std) in _KNOWN.get(channels, {}).items():
         numbers = f"{','.join(map(str, mean))}/{','.join(map(str, std))}"
@@ -142,19 +149,23 @@ def _changes(x: Tensor) -> Iterator[tuple[Slip, Callable[[Tensor], Tensor]]]:
         )
     if channels == 3:
         yield (
-            Slip("channel-order", "The channels seem to be in the other order (RGB and BGR).", "Save x[:, ::-1]."),
+            Misconfiguration(
+                "channel-order", "The channels seem to be in the other order (RGB and BGR).", "Save x[:, ::-1]."
+            ),
             lambda t: t.flip(1),
         )
     if x.ndim == 4 and x.shape[2] == x.shape[3]:
         yield (
-            Slip("transposed", "Height and width seem to be swapped.", "Save x.transpose(0, 1, 3, 2)."),
+            Misconfiguration("transposed", "Height and width seem to be swapped.", "Save x.transpose(0, 1, 3, 2)."),
             lambda t: t.transpose(2, 3),
         )
 
 
-def _normalisation(name: str, what: str, numbers: str) -> Slip:
+def _normalisation(name: str, what: str, numbers: str) -> Misconfiguration:
     flags = ("--normalise", numbers)
-    return Slip(name, f"The model seems to expect {what}.", f"Add {' '.join(flags)} to the command.", flags=flags)
+    return Misconfiguration(
+        name, f"The model seems to expect {what}.", f"Add {' '.join(flags)} to the command.", flags=flags
+    )
 
 
 def _standardise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
