@@ -103,7 +103,9 @@ def test_an_audit_of_arrays_says_both_sides_and_stands_a_recheck(
     assert run.cost.queries > 0
     assert len(run.columns()["id"]) == 12
     run.page(tmp_path / "report.html")
-    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert page.count("data:image/png") == 3 * min(12, len(broken)) > 0, "clean, adversarial and difference of each"
     again = hf.recheck(run.folder, model=model)
     assert again.ok, again.problems
     assert "judged anew: all hold" in str(again)

@@ -85,7 +85,7 @@ class Forger:
         except JournalError:
             return
         document = compose(self.context, journal.units(), journal.seconds(), facts=self.facts, journal=sha)
-        export(self.context, document)
+        export(self.context.run_inputs, document)
         write(self.path, document)
 
 

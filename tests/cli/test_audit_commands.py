@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 RUN = ["--samples", 12, "--norm", "linf", "--eps", "0.05", "--certify", "ibp"]
 
@@ -115,14 +116,29 @@ def test_report_compare_and_diff(holdfast, run: Path, tmp_path: Path) -> None:
     assert holdfast("diff", run, tmp_path).code == 2
 
 
-def test_a_report_without_its_model_goes_without_pictures(holdfast, run: Path, tmp_path: Path) -> None:
+def test_a_report_without_its_model_keeps_its_pictures(holdfast, run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
+    (copy / "report.html").unlink()
     plan = (copy / "plan.yaml").read_text()
     (copy / "plan.yaml").write_text(plan.replace("model.safetensors", "gone.safetensors"))
     said = holdfast("report", copy)
     assert said.code == 0, said.err
-    assert "without the broken samples" in said.err
+    assert "broken samples" not in said.err
+    assert (copy / "report.html").read_text() == (run / "report.html").read_text()
+
+
+def test_a_report_without_its_data_goes_without_pictures(holdfast, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    plan = yaml.safe_load((copy / "plan.yaml").read_text())
+    for data, why in (("gone.npz", "no data at gone.npz"), ("digits:train", "holds other data than those of the run")):
+        (copy / "plan.yaml").write_text(yaml.safe_dump(plan | {"data": data}))
+        said = holdfast("report", copy)
+        assert said.code == 0, said.err
+        assert "without the broken samples" in said.err
+        assert why in said.err
+        assert "data:image/png" not in (copy / "report.html").read_text()
 
 
 def test_what_was_not_given_is_said_and_what_does_not_fit_is_refused(holdfast, on, tmp_path: Path) -> None:

@@ -203,19 +203,19 @@ class SampleAttackResult(AttackResult):
         from holdfast.audits.export import ROWS, own_rows, own_values
         from holdfast.core.files import write_whole
 
-        out, data = Path(path), self.session.data
+        out, data, columns = Path(path), self.session.data, self.session.spec.table
         anew = self._begin(out)
         answer = self.to_dict() | ({"command": command} if command else {})
         write_whole(out / "attack.json", json.dumps(answer, indent=1))
         np.savez(
-            out / "adversarial.npz", x_adv=own_values(self.session, self.x), x=own_values(self.session, data.x),
+            out / "adversarial.npz", x_adv=own_values(columns, self.x), x=own_values(columns, data.x),
             y=data.y.numpy(), found=(self.broken | self.wrong).cpu().numpy(), distance=self.distance.cpu().numpy(),
         )  # fmt: skip
         files = [out / "adversarial.npz"]
         broken = self.broken.nonzero().squeeze(-1).cpu().numpy()
         if data.features is not None:
-            own = own_values(self.session, self.x[broken])
-            rows = own_rows(self.session, broken, own, self.distance.cpu().numpy()[broken], self._answers(broken))
+            own = own_values(columns, self.x[broken])
+            rows = own_rows(data, broken, own, self.distance.cpu().numpy()[broken], self._answers(broken))
             write_whole(out / ROWS, rows)
             files.append(out / ROWS)
         shown = broken[:_PICTURES]

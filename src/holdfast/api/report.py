@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from holdfast.api.results import Block, Result, Saved
-from holdfast.core.errors import BudgetError, DataError, JournalError, ModelError, UsageError
+from holdfast.core.errors import DataError, JournalError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.api.voice import Voice
@@ -113,21 +113,21 @@ class Report(Result):
         return Saved(files=(Path(path),))
 
     def write(self, voice: Voice) -> None:
-        """Writes the run's report files; the page goes without the broken samples where its model or data cannot be opened."""
-        from holdfast.audits.context import Context
+        """Writes the run's report files; the page goes without the broken samples where the data cannot be opened."""
         from holdfast.audits.folder import RunFolder
+        from holdfast.audits.inputs import RunInputs
         from holdfast.audits.places import Places
         from holdfast.report.audits import write
         from holdfast.report.audits.shown import broken_rows, pictured, pictures
 
         folder, shown, rows = RunFolder(self.folder), [], None
-        plan = folder.plan()
-        if pictured(plan, self.document):
+        if pictured(self.document):
             try:
-                at = Places().located(plan, folder) if self.at is None else self.at
-                context = Context.open(plan, folder, at=at)
-                shown, rows = pictures(context, self.document), broken_rows(context, self.document)
-            except (BudgetError, DataError, JournalError, ModelError, UsageError) as fault:
+                plan = folder.plan()
+                at = Places().located(plan, folder, names=("data",)) if self.at is None else self.at
+                run = RunInputs.open(plan, folder, at=at)
+                shown, rows = pictures(run, self.document), broken_rows(run, self.document)
+            except (DataError, JournalError, UsageError) as fault:
                 voice.note(f"the page goes without the broken samples: {fault}")
         write(self.folder, self.document, shown, rows)
 

@@ -12,14 +12,14 @@ from typing_extensions import override
 
 from holdfast.audits.consent import admit
 from holdfast.audits.folder import RunFolder
+from holdfast.audits.inputs import RunInputs
 from holdfast.audits.places import importable
 from holdfast.audits.plan import Plan
 from holdfast.audits.substitute import trained_surrogate
 from holdfast.core.errors import UsageError
-from holdfast.data.dataset import Dataset
 from holdfast.models.http import HttpModel
 from holdfast.models.paid import PaidAnswers
-from holdfast.session.reading import open_data, open_spec
+from holdfast.session.reading import open_spec
 from holdfast.session.session import Session
 from holdfast.session.smoothed_predictor import smoothed_subject
 
@@ -51,8 +51,7 @@ class Context(Session):
         place = plan if at is None else at
         admit(place, given=model is not None)
         device = torch.device(place.device)
-        data = open_data(place.data, class_names=place.class_names, table=place.table)
-        data = data if plan.samples is None else data.head(plan.samples)
+        data = RunInputs.open(plan, folder, at=at).data
         spec = place.spec if model is None else replace(place.spec, model=model, request=None, answer=None)
         with importable(place, folder):
             opened = open_spec(spec, device, low=place.low, high=place.high, paid=_paid(plan, folder))
@@ -60,7 +59,7 @@ class Context(Session):
         return cls(
             base=opened.base,
             subject=subject if sigma is None else smoothed_subject(subject, sigma, plan.seed),
-            data=_as_named(data, plan, place),
+            data=data,
             threat=plan.threat,
             source=_source(opened.source, plan, place),
             device=device,
@@ -97,6 +96,11 @@ class Context(Session):
             self.base.begin(unit)
 
     @property
+    def run_inputs(self) -> RunInputs:
+        """What pages and tables show of the run."""
+        return RunInputs(plan=self.plan, folder=self.folder, data=self.data)
+
+    @property
     def identity(self) -> dict[str, str]:
         """Hashes that a journal is bound to."""
         return {"plan": self.plan.sha256, "model": self.subject.sha256, "data": self.data.sha256}
@@ -109,12 +113,6 @@ class Context(Session):
         if plan.train_data is not None and plan.surrogate is None:
             return trained_surrogate(plan, self.folder, self.classes)
         return super().surrogate
-
-
-def _as_named(data: Dataset, plan: Plan, place: Plan) -> Dataset:
-    """The document names files as the plan does, wherever they are now."""
-    moved = place is not plan and data.name == Path(place.data).name
-    return replace(data, name=Path(plan.data).name) if moved else data
 
 
 def _source(source: str, plan: Plan, place: Plan) -> str:

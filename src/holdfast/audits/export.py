@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.audits.context import Context
 from holdfast.audits.document import Document
+from holdfast.audits.inputs import RunInputs
 from holdfast.core.files import write_whole
 from holdfast.core.verdict import Status
-from holdfast.session.session import Session
+from holdfast.data.dataset import Dataset
+from holdfast.data.table import Table
 
 __all__ = ["ARRAYS", "ROWS", "TABLE", "BrokenInputs", "export", "own_rows", "own_values", "rows", "table"]
 
@@ -49,18 +50,22 @@ class BrokenInputs:
     prediction: np.ndarray | None
 
     @classmethod
-    def of(cls, context: Context, document: Document) -> BrokenInputs:
-        """Those of a document: what lies beside its journal, and what it says of them."""
+    def of(cls, run: RunInputs, document: Document) -> BrokenInputs:
+        """Those of a document: what lies beside its journal, and what it says of them.
+
+        Raises:
+            JournalError: a witness is missing or was altered.
+        """
         pairs = [(s, s.witness) for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
         ids = np.array([s.id for s, _ in pairs], dtype=np.int64)
-        clean = context.data.x[torch.as_tensor(ids)]
-        stored = [context.folder.witness(witness.sha256) for _, witness in pairs]
+        clean = run.data.x[torch.as_tensor(ids)]
+        stored = [run.folder.witness(witness.sha256) for _, witness in pairs]
         predictions = [witness.prediction for _, witness in pairs if witness.prediction is not None]
         return cls(
             ids=ids,
-            labels=context.data.y.numpy()[ids],
-            clean=own_values(context, clean),
-            adversarial=own_values(context, torch.stack(stored) if stored else clean),
+            labels=run.data.y.numpy()[ids],
+            clean=own_values(run.plan.table, clean),
+            adversarial=own_values(run.plan.table, torch.stack(stored) if stored else clean),
             distance=np.array([witness.distance for _, witness in pairs], dtype=np.float64),
             prediction=np.array(predictions, dtype=np.int64) if len(predictions) == len(pairs) else None,
         )
@@ -71,32 +76,30 @@ class BrokenInputs:
         return named if self.prediction is None else named | {"prediction": self.prediction}
 
 
-def export(context: Context, document: Document) -> None:
+def export(run: RunInputs, document: Document) -> None:
     """Writes ``adversarial.npz``, ``samples.csv`` and a table's ``adversarial.csv`` into the run's folder, each whole or not
     at all."""
-    file, broken = io.BytesIO(), BrokenInputs.of(context, document)
+    file, broken = io.BytesIO(), BrokenInputs.of(run, document)
     named: dict[str, Any] = broken.arrays()
     np.savez_compressed(file, **named)
-    write_whole(context.folder.path / ARRAYS, file.getvalue())
-    if context.data.features is not None:
-        write_whole(context.folder.path / ROWS, rows(context, broken))
-    write_whole(context.folder.path / TABLE, table(document))
+    write_whole(run.folder.path / ARRAYS, file.getvalue())
+    if run.data.features is not None:
+        write_whole(run.folder.path / ROWS, rows(run.data, broken))
+    write_whole(run.folder.path / TABLE, table(document))
 
 
-def rows(context: Context, broken: BrokenInputs) -> str:
+def rows(data: Dataset, broken: BrokenInputs) -> str:
     """The broken samples of a table as rows with the columns' names, in their own units."""
-    return own_rows(context, broken.ids, broken.adversarial, broken.distance, broken.prediction)
+    return own_rows(data, broken.ids, broken.adversarial, broken.distance, broken.prediction)
 
 
-def own_rows(
-    session: Session, ids: np.ndarray, own: np.ndarray, distance: np.ndarray, answers: np.ndarray | None
-) -> str:
+def own_rows(data: Dataset, ids: np.ndarray, own: np.ndarray, distance: np.ndarray, answers: np.ndarray | None) -> str:
     """Adversarial rows (m, columns) in own units as a table: id, label, what the model says of them, distance, columns."""
-    names = dict(enumerate(session.data.classes or ()))
+    names = dict(enumerate(data.classes or ()))
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([_cell(name) for name in ("id", "label", "prediction", "distance", *(session.data.features or ()))])
-    labels = session.data.y.numpy()[ids].tolist()
+    writer.writerow([_cell(name) for name in ("id", "label", "prediction", "distance", *(data.features or ()))])
+    labels = data.y.numpy()[ids].tolist()
     said: list[int | None] = [None] * len(ids) if answers is None else answers.tolist()
     for i, label, answer, far, row in zip(ids.tolist(), labels, said, distance.tolist(), own.tolist(), strict=True):
         answered = "" if answer is None else names.get(answer, answer)
@@ -105,9 +108,8 @@ def own_rows(
     return file.getvalue()
 
 
-def own_values(session: Session, x: Tensor) -> np.ndarray:
+def own_values(columns: Table | None, x: Tensor) -> np.ndarray:
     """Inputs as the data have them: a table's columns in their own ranges."""
-    columns = session.spec.table
     return (x if columns is None else columns.own(x)).detach().cpu().numpy()
 
 

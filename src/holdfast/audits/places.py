@@ -19,6 +19,8 @@ from holdfast.core.errors import DataError, UsageError
 
 __all__ = ["Places", "importable"]
 
+_FILES = ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch")
+
 
 @dataclass(frozen=True)
 class Places:
@@ -47,8 +49,13 @@ class Places:
     may_ask: bool = False
     max_queries: int | None = None
 
-    def located(self, plan: Plan, folder: RunFolder) -> Plan:
+    def located(self, plan: Plan, folder: RunFolder, *, names: tuple[str, ...] = _FILES) -> Plan:
         """The plan with its files where they are; its own text and hash stay what the run is known by.
+
+        Args:
+            plan: the run's.
+            folder: the run's.
+            names: the fields whose files are looked for.
 
         Raises:
             DataError: a file is in none of the places; the message names them and the flag.
@@ -61,7 +68,7 @@ class Places:
         confirmed = plan.confirmed(may_ask=self.may_ask, trust=self.trust or plan.trust, **given)
         roots = _roots(folder)
         moved, missing = dict[str, str | tuple[str, ...]](), list[tuple[str, str]]()
-        for name in ("model", "arch", "data", "train_data", "surrogate", "surrogate_arch"):
+        for name in names:
             value = getattr(plan, name)
             if value is not None and name not in given:
                 paths = tuple((v, _find(v, roots, name)) for v in names_of(value))

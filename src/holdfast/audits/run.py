@@ -144,7 +144,7 @@ def _run(
             seconds_by_stage = journal.seconds()
             sha256 = journal.close()
         document = compose(context, records, seconds_by_stage, facts=facts, journal=sha256)
-        export(context, document)
+        export(context.run_inputs, document)
         document.save(folder.report_file)
     return document
 

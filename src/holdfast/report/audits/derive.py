@@ -44,7 +44,9 @@ def compared(context: Context, document: Document) -> tuple[list[str], list[str]
         "report.sarif": lambda file: file.read_bytes() == sarif.render(document).encode(),
         "junit.xml": lambda file: file.read_bytes() == junit.render(document).encode(),
         TABLE: lambda file: file.read_bytes() == table(document).encode(),
-        ROWS: lambda file: file.read_bytes() == rows(context, BrokenInputs.of(context, document)).encode(),
+        ROWS: lambda file: (
+            file.read_bytes() == rows(context.data, BrokenInputs.of(context.run_inputs, document)).encode()
+        ),
         ARRAYS: lambda file: _same_arrays(file, context, document),
     }
     problems, unread = _missing(context, files)
@@ -71,10 +73,11 @@ def _missing(context: Context, files: Sequence[str]) -> tuple[list[str], list[st
 
 
 def _pages(context: Context, document: Document) -> list[str]:
-    """The page with its broken samples, and as it is where the model could not be opened when it was written."""
+    """The page with its broken samples, and as it is where the data could not be opened when it was written."""
     pages = [page.render(document)]
-    if pictured(context.plan, document):
-        pages.append(page.render(document, pictures(context, document), broken_rows(context, document)))
+    if pictured(document):
+        run = context.run_inputs
+        pages.append(page.render(document, pictures(run, document), broken_rows(run, document)))
     return [_plain(each) for each in pages]
 
 
@@ -89,6 +92,6 @@ def _plain(text: str) -> str:
 
 
 def _same_arrays(file: Path, context: Context, document: Document) -> bool:
-    due = BrokenInputs.of(context, document).arrays()
+    due = BrokenInputs.of(context.run_inputs, document).arrays()
     with np.load(file, allow_pickle=False) as told:
         return set(told.files) == due.keys() and all(np.array_equal(told[name], value) for name, value in due.items())

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from holdfast.audits.context import Context
 from holdfast.audits.document import Document
 from holdfast.audits.export import BrokenInputs
-from holdfast.audits.plan import Plan
+from holdfast.audits.inputs import RunInputs
 from holdfast.core.errors import UsageError
 from holdfast.core.verdict import Status
 from holdfast.report.audits.pictures import MOST, Picture
@@ -16,20 +15,19 @@ from holdfast.report.audits.rows import BrokenRows, TableRow
 __all__ = ["broken_rows", "pictured", "pictures"]
 
 
-def pictured(plan: Plan, document: Document) -> bool:
-    """Whether a page may have pictures or rows: broken samples of a model that can be opened from what its plan names."""
-    broken = any(s.status is Status.BROKEN for s in document.samples)
-    return plan.model is not None and len(document.data.shape) in (1, 3) and broken
+def pictured(document: Document) -> bool:
+    """Whether a page may have pictures or rows: there are broken samples, of a shape that either can show."""
+    return len(document.data.shape) in (1, 3) and any(s.status is Status.BROKEN for s in document.samples)
 
 
-def pictures(context: Context, document: Document) -> list[Picture]:
+def pictures(run: RunInputs, document: Document) -> list[Picture]:
     """Broken samples spread evenly over the run; none where they are no pictures.
 
     Raises:
-        UsageError: the model or the data are not those of the document.
+        UsageError: the data are not those of the document.
         JournalError: a witness is missing or was altered.
     """
-    _same(context, document)
+    _check_same(run, document)
     if len(document.data.shape) != 3:
         return []
     broken = [s for s in document.samples if s.status is Status.BROKEN and s.witness is not None]
@@ -37,7 +35,7 @@ def pictures(context: Context, document: Document) -> list[Picture]:
     for s in broken[:: -(-len(broken) // MOST)]:
         if s.witness is None:
             continue
-        x = context.folder.witness(s.witness.sha256)
+        x = run.folder.witness(s.witness.sha256)
         shown.append(
             Picture(
                 id=s.id,
@@ -46,26 +44,26 @@ def pictures(context: Context, document: Document) -> list[Picture]:
                 adversarial_prediction=s.witness.prediction,
                 distance=s.witness.distance,
                 attack=s.witness.attack,
-                clean=context.data.x[s.id].numpy(),
+                clean=run.data.x[s.id].numpy(),
                 adversarial=x.view(*document.data.shape).numpy(),
             )
         )
     return shown
 
 
-def broken_rows(context: Context, document: Document) -> BrokenRows | None:
+def broken_rows(run: RunInputs, document: Document) -> BrokenRows | None:
     """All broken samples as rows of a table, in own units; None where columns have no names.
 
     Raises:
-        UsageError: the model or the data are not those of the document.
+        UsageError: the data are not those of the document.
         JournalError: a witness is missing or was altered.
     """
-    _same(context, document)
-    names, table = context.data.features, context.plan.table
+    _check_same(run, document)
+    names, table = run.data.features, run.plan.table
     if names is None or len(document.data.shape) != 1:
         return None
-    broken, by_id = BrokenInputs.of(context, document), {s.id: s for s in document.samples}
-    width = np.full(len(names), context.plan.high - context.plan.low) if table is None else table.width.numpy()
+    broken, by_id = BrokenInputs.of(run, document), {s.id: s for s in document.samples}
+    width = np.full(len(names), run.plan.high - run.plan.low) if table is None else table.width.numpy()
     rows = [
         TableRow(
             id=i,
@@ -83,6 +81,6 @@ def broken_rows(context: Context, document: Document) -> BrokenRows | None:
     return BrokenRows(tuple(rows), names, width) if rows else None
 
 
-def _same(context: Context, document: Document) -> None:
-    if (context.subject.sha256, context.data.sha256) != (document.hashes.model, document.hashes.data):
-        raise UsageError("the model or the data are not those of the run any more")
+def _check_same(run: RunInputs, document: Document) -> None:
+    if run.data.sha256 != document.hashes.data:
+        raise UsageError(f"{run.data.name} holds other data than those of the run")
