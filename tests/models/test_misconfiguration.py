@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from holdfast.models.guess import helping_slip
 from torch import nn
 
+from holdfast.models.misconfiguration import likely_misconfiguration
 from holdfast.models.wrap import Normalisation
 
 torch.manual_seed(0)
@@ -18,7 +18,7 @@ with torch.no_grad():
 
 def slip(y, model=LINEAR, x=X):
     with torch.no_grad():
-        return helping_slip(model, x, y, model(x).argmax(1), at_least=0.5)
+        return likely_misconfiguration(model, x, y, model(x).argmax(1), at_least=0.5)
 
 
 def test_classes_in_another_order_are_told_with_the_mapping():
