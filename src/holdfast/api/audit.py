@@ -204,10 +204,11 @@ class RecheckResult(Result):
     @property
     @override
     def cost(self) -> Cost:
-        """A recheck is no attack: what it asks is not counted."""
-        from holdfast.core.cost import Cost
+        """What the referee asked of every witness, and smoothing to draw its certificates again.
 
-        return Cost()
+        The cheap stages that are done again beside them (pre-flight, clean pass, diagnostics) are not in it.
+        """
+        return self.found.cost
 
     @override
     def blocks(self) -> list[Block]:

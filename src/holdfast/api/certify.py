@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -56,17 +57,14 @@ class CertifyResult(Result):
     notes: tuple[str, ...] = ()
 
     @property
-    @override
-    def cost(self) -> Cost:
-        """Nothing is asked by query: bounds are computed on the graph, and smoothing's draws are its own."""
-        from holdfast.core.cost import Cost
-
-        return Cost()
-
-    @property
+    @abstractmethod
     def radius(self) -> NDArray[np.float64]:
         """(n,) how far each sample is certified; NaN where it is not at all."""
-        raise NotImplementedError
+
+    @property
+    @abstractmethod
+    def arithmetic(self) -> str:
+        """For sound methods, the arithmetic in which what they say holds."""
 
     def certified_at(self, size: float) -> float:
         """Share of the samples that are certified at least so far."""
@@ -99,9 +97,18 @@ class Radii(CertifyResult):
         return self.column.radius
 
     @property
+    @override
     def arithmetic(self) -> str:
-        """For sound ones, the arithmetic in which they hold."""
         return self.column.arithmetic
+
+    @property
+    @override
+    def cost(self) -> Cost:
+        """What smoothing and estimates asked of the model; bounds read its graph and ask it nothing.
+
+        The look at model and data beforehand, and the comparison of the graph with the model, are not in it.
+        """
+        return self.column.cost
 
     @override
     def to_dict(self) -> dict[str, Any]:
@@ -143,8 +150,16 @@ class Ranges(CertifyResult):
         return np.array([np.nan if r is None else r.high for r in self.ranges])
 
     @property
+    @override
+    def cost(self) -> Cost:
+        """Nothing: the ranges are bounds of the graph, which is compared with the model beforehand."""
+        from holdfast.core.cost import Cost
+
+        return Cost()
+
+    @property
+    @override
     def arithmetic(self) -> str:
-        """The arithmetic in which they hold."""
         return next((r.arithmetic for r in self.ranges if r is not None), "")
 
     @override

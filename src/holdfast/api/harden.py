@@ -65,6 +65,7 @@ class HardenResult(Result):
         held_out: how many samples chose it.
         weights: the file that they are in; None where none was asked for.
         seed: keyed all draws.
+        spent: see `cost`.
         seconds: of the training.
         notes: what a reader of the figures must know.
     """
@@ -77,16 +78,18 @@ class HardenResult(Result):
     held_out: int
     weights: Path | None
     seed: int
+    spent: Cost
     seconds: float
     notes: tuple[str, ...] = ()
 
     @property
     @override
     def cost(self) -> Cost:
-        """A training asks no attacked model."""
-        from holdfast.core.cost import Cost
+        """Rows through the model that is trained, those of the adversary and of validation with them.
 
-        return Cost()
+        None is a query, for the model is the trainer's own. The epochs before a resumption are not in it.
+        """
+        return self.spent
 
     @override
     def columns(self) -> Mapping[str, Sequence[Any]]:
@@ -97,7 +100,8 @@ class HardenResult(Result):
     def to_dict(self) -> dict[str, Any]:
         return {
             "method": self.method, "best": self.best.epoch, "robust": self.best.robust, "held_out": self.held_out,
-            "weights": None if self.weights is None else str(self.weights), "seed": self.seed, "seconds": self.seconds,
+            "weights": None if self.weights is None else str(self.weights), "seed": self.seed,
+            "forwards": self.cost.forwards, "backwards": self.cost.backwards, "seconds": self.seconds,
             "history": [{"epoch": e.epoch, "loss": e.loss, "robust": e.robust} for e in self.history],
         }  # fmt: skip
 
@@ -109,6 +113,8 @@ class HardenResult(Result):
         rows = [(e.epoch, f"{e.loss:.4g}", "" if e.robust is None else f"{e.robust:.1%}") for e in self.history]
         return [
             f"{self.title}: epoch {self.best.epoch} of {len(self.history)}{robust}",
+            figure("forwards", self.cost.forwards),
+            figure("backwards", self.cost.backwards),
             figure("seconds", self.seconds),
             *([] if self.weights is None else [figure("weights", self.weights)]),
             Rows(("epoch", "loss", "robust"), tuple(rows[-_SHOWN:])),
@@ -260,7 +266,7 @@ def run_defence(
     best = HardenedEpoch(epoch=done.best.number, loss=done.best.loss, robust=done.best.score)
     return HardenResult(
         method=name, title=tool.card.title, model=module.eval(), history=history, best=best, held_out=len(done.held_out),
-        weights=out, seed=settings.seed, seconds=round(perf_counter() - start, 3), notes=tuple(voice.notes),
+        weights=out, seed=settings.seed, spent=done.cost, seconds=round(perf_counter() - start, 3), notes=tuple(voice.notes),
     )  # fmt: skip
 
 

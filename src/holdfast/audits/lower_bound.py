@@ -77,8 +77,8 @@ class LowerBound(ABC):
         """
 
     @abstractmethod
-    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
-        """Whether each sample is proved at its radius, asked anew."""
+    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> tuple[list[bool], Cost]:
+        """Whether each sample is proved at its radius, asked anew, and what that asked of the model."""
 
     def proved_at(self, session: Session, ids: np.ndarray, eps: float) -> np.ndarray | None:
         """(n,) bool, which samples are proved at a size; None where that cannot be asked apart from the radii."""
@@ -110,12 +110,12 @@ class GraphBound(LowerBound):
         return Certified(certificates=_by_id(ids, proved), held_against=session.believed.held_against)
 
     @override
-    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
+    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> tuple[list[bool], Cost]:
         problem = session.problem(ids, torch.as_tensor(radii))
         proved: list[bool] = (
             self._certifier().certify(session.graph, problem.x, problem.y, problem.set).cpu().numpy().tolist()
         )
-        return proved
+        return proved, Cost()
 
     @override
     def proved_at(self, session: Session, ids: np.ndarray, eps: float) -> np.ndarray | None:
@@ -160,9 +160,11 @@ class SmoothedBound(LowerBound):
         return Certified(certificates=_by_id(ids, proved), cost=Cost(forwards=ask.forwards))
 
     @override
-    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> list[bool]:
-        anew = self.certificates(session, ids).certificates
-        return [i in anew and anew[i].radius >= r for i, r in zip(ids.tolist(), radii, strict=True)]
+    def proves(self, session: Session, ids: np.ndarray, radii: np.ndarray) -> tuple[list[bool], Cost]:
+        certified = self.certificates(session, ids)
+        anew = certified.certificates
+        held = [i in anew and anew[i].radius >= r for i, r in zip(ids.tolist(), radii, strict=True)]
+        return held, certified.cost
 
 
 def canonical(name: str) -> str:

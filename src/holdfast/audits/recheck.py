@@ -25,6 +25,7 @@ from holdfast.audits.places import Places
 from holdfast.audits.reconcile import compose
 from holdfast.audits.replay import Replay
 from holdfast.audits.workers import Progress
+from holdfast.core.cost import Cost
 from holdfast.core.errors import DataError, JournalError
 from holdfast.core.files import read_json
 from holdfast.core.version import __version__
@@ -61,6 +62,8 @@ class Recheck:
         marginal: ids whose witness flips within the rounding that was stored with it.
         problems: what does not hold; empty if the run stands.
         not_rederived: what the run says and nothing here can derive.
+        cost: what the referee asked of every claim, and smoothing to draw its certificates again; the cheap stages that
+            are done again beside them are not in it.
     """
 
     witnesses: int = 0
@@ -68,6 +71,7 @@ class Recheck:
     marginal: list[int] = field(default_factory=list[int])
     problems: list[str] = field(default_factory=list[str])
     not_rederived: list[str] = field(default_factory=list[str])
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def ok(self) -> bool:
@@ -145,7 +149,7 @@ def _replay(context: Context, records: Records, result: Recheck, progress: Progr
     replay = Replay(context, records, progress)
     replay.run()
     notes = replay.notes
-    result.witnesses, result.certificates = notes.witnesses, notes.certificates
+    result.witnesses, result.certificates, result.cost = notes.witnesses, notes.certificates, notes.cost
     result.marginal += sorted(set(notes.marginal))
     result.problems += notes.problems
     result.not_rederived += notes.unread

@@ -11,6 +11,7 @@ import torch
 from holdfast.audits.claims import ALONE, answered_with, as_number
 from holdfast.audits.context import Context
 from holdfast.audits.evidence import Claim
+from holdfast.core.cost import Cost
 from holdfast.core.verdict import NoAnswer
 from holdfast.judge.referee import Judgement
 from holdfast.numerics.distance import contains, measured
@@ -31,6 +32,7 @@ class Notes:
         marginal: ids of claims that flip within the rounding.
         problems: what does not hold.
         unread: what cannot be derived for this plan.
+        cost: what was asked of the model to judge the claims and to draw the certificates of smoothing again.
     """
 
     witnesses: int = 0
@@ -38,6 +40,7 @@ class Notes:
     marginal: list[int] = field(default_factory=list[int])
     problems: list[str] = field(default_factory=list[str])
     unread: list[str] = field(default_factory=list[str])
+    cost: Cost = field(default_factory=Cost)
 
     def sample(self, i: int, text: str) -> None:
         """A problem with one sample."""
@@ -70,6 +73,7 @@ def rejudge(
     distance: list[float] = measured(problem.set, stored, problem.x).cpu().numpy().tolist()
     ruling = context.referee().judge(problem, stored)
     notes.witnesses += len(kept)
+    notes.cost += Cost(forwards=ruling.forwards, queries=ruling.forwards)
     for k, (i, claim) in enumerate(kept):
         _compare(context, i, claim, _Anew.of(ruling, k, distance[k], score_sizes.get(i, 0.0)), notes)
 

@@ -65,7 +65,8 @@ def _radii(
         if not len(ids):
             continue
         radii = np.array([claims[i].radius for i in ids.tolist()], dtype=np.float64)
-        held = bound.proves(context, ids, radii)
+        held, cost = bound.proves(context, ids, radii)
+        notes.cost += cost
         for i, radius, proved in zip(ids.tolist(), radii.tolist(), held, strict=True):
             notes.certificates += 1
             if not proved:

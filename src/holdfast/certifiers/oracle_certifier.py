@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.cards import Card, refuse
+from holdfast.core.cost import Cost
 from holdfast.core.criterion import Misclassified
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm
@@ -66,6 +67,11 @@ class ModuleAsk:
             raise UsageError("the model is in training mode; call model.eval() first")
         self.module, self.batch = module, batch
         self.forwards = self.backwards = 0
+
+    @property
+    def cost(self) -> Cost:
+        """What was asked so far: it is the certified model that answers, so that each forward is a query."""
+        return Cost(forwards=self.forwards, backwards=self.backwards, queries=self.forwards)
 
     def logits(self, x: Tensor) -> Tensor:
         """(m, \\*features) -> (m, K)."""

@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.cost import Cost
 from holdfast.core.draws import Draws, seeded
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.data.dataset import Dataset
+from holdfast.numerics.counting import counting
 from holdfast.training.batch import Batch, BatchLoss, BatchScore
 from holdfast.training.checkpoint import Checkpoint
 from holdfast.training.draws import BatchDraws
@@ -27,7 +29,7 @@ from holdfast.training.settings import SCHEDULES, TrainingSettings
 __all__ = ["Fit", "fit", "split"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """A finished training; the model holds the weights of the best epoch.
 
@@ -35,11 +37,13 @@ class Fit:
         history: every epoch, those before a resumption included.
         best: the epoch whose weights were kept.
         held_out: (m,) int64 rows of the data set that chose it and were not trained on.
+        cost: what went through the model in this call: not the epochs before a resumption.
     """
 
     history: tuple[Epoch, ...]
     best: Epoch
     held_out: Tensor
+    cost: Cost
 
 
 def split(n: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -102,13 +106,13 @@ def fit(
     if resume and checkpoint is not None and checkpoint.is_file():
         history = [Epoch(**e) for e in state.load(checkpoint)]
     # Dropout and the like read the global generators: keyed for each epoch, and put back afterwards.
-    with seeded(s.seed):
+    with seeded(s.seed), counting(model) as passes:
         for number in range(len(history) + 1, s.epochs + 1):
             mean = epochs.train(train, number)
             scored = epochs.score(held_out)
-            best = scored is None or scored >= max((e.score or 0.0 for e in history if e.best), default=0.0)
-            history.append(Epoch(number=number, loss=mean, score=scored, best=best))
-            if best:
+            is_best = scored is None or scored >= max((e.score or 0.0 for e in history if e.best), default=0.0)
+            history.append(Epoch(number=number, loss=mean, score=scored, best=is_best))
+            if is_best:
                 state.keep()
             for hook in hooks:
                 hook.after_epoch(model, history[-1])
@@ -116,7 +120,8 @@ def fit(
                 state.save(checkpoint, [asdict(e) for e in history])
     state.restore_best()
     model.eval()
-    return Fit(tuple(history), next(e for e in reversed(history) if e.best), held_out)
+    best = next(e for e in reversed(history) if e.best)
+    return Fit(history=tuple(history), best=best, held_out=held_out, cost=passes.cost)
 
 
 @dataclass(frozen=True, kw_only=True)

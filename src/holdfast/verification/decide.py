@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
@@ -16,6 +16,7 @@ from holdfast.certifiers.verification.solver import Answer, Decision, Progress
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.certifiers.verification.verifier import verify
 from holdfast.certifiers.verification.vnnlib import Counterexample, Property, parse_counterexample, read_property
+from holdfast.core.cost import Cost
 from holdfast.core.errors import DataError, UsageError
 from holdfast.graph.model import Graph
 from holdfast.graph.onnx import read_onnx
@@ -82,12 +83,15 @@ class Decided:
         counterexample: the witness, confirmed in exact numbers, if the decision is BROKEN.
         seconds: from opening the files.
         held_against: what the graph was compared with on the box of the property; None for one that was given as a graph.
+        cost: points that the search for a counterexample sent through the network, in its own type and in float64; bounds
+            send sets through it, which `Answer.domains` counts.
     """
 
     answer: Answer
     counterexample: Counterexample | None
     seconds: float
     held_against: str | None = None
+    cost: Cost = field(default_factory=Cost)
 
     @property
     def record(self) -> InstanceRecord:
@@ -135,8 +139,9 @@ def decide(
     graph, held_against = _read(net, said, output)
     queries = said.queries(graph)
     trees = None if proof is None else [Tree() for _ in queries]
+    search = falsifier(graph)
     answer = verify(
-        graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=falsifier(graph),
+        graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=search,
         method=effort.method, memory=effort.memory, trees=trees, progress=progress,
         deployed=None if effort.deployed is None else _DEPLOYED[effort.deployed],
         believed=lambda x: said.confirm(graph, x) is not None,
@@ -155,7 +160,9 @@ def decide(
         from holdfast.certifiers.verification import proof as proofs
 
         proofs.write(proof, net, prop, graph, queries, trees)
-    return Decided(answer=answer, counterexample=counterexample, seconds=seconds, held_against=held_against)
+    return Decided(
+        answer=answer, counterexample=counterexample, seconds=seconds, held_against=held_against, cost=search.passes.cost
+    )  # fmt: skip
 
 
 def _provable(net: Path | Graph | Unread, prop: Path, effort: Effort) -> None:

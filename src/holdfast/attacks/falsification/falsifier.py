@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 
 import torch
@@ -15,15 +15,37 @@ from holdfast.attacks.falsification.question import Question
 from holdfast.attacks.falsification.trials import Along, Networks, Trials, in_batches
 from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph
+from holdfast.numerics.counting import PassCounter
 
-__all__ = ["falsifier"]
+__all__ = ["Falsifier", "falsifier"]
 
 _FEW = 64  # free inputs up to which random points are drawn densely
 _DENSE = 8192  # of them in a round
 _MOVES = 10  # times that the best points are moved at random
 
 
-def falsifier(model: nn.Module | Graph, seed: int = 0) -> Callable[[Question, float], Tensor | None]:
+@dataclass(frozen=True, eq=False)
+class Falsifier:
+    """An attack on queries about a model.
+
+    Attributes:
+        networks: the model, as it is asked.
+        generator: of the random starts.
+        passes: what went through the networks so far.
+    """
+
+    networks: Networks
+    generator: torch.Generator
+    passes: PassCounter
+
+    def __call__(self, question: Question, seconds: float) -> Tensor | None:
+        """A witness (1, \\*features) float64 of a query, or None when time is up; see `falsifier`."""
+        if question.ball.norm is not Norm.LINF:
+            return None
+        return _Rounds(Trials(self.networks, question, monotonic() + seconds), self.generator).run()
+
+
+def falsifier(model: nn.Module | Graph, seed: int = 0) -> Falsifier:
     """An attack on queries about a model.
 
     Args:
@@ -41,14 +63,10 @@ def falsifier(model: nn.Module | Graph, seed: int = 0) -> Callable[[Question, fl
         >>> bool(falsifier(nn.Identity())(half, 1.0) <= 0.5)
         True
     """
-    networks, generator = Networks.of(model), torch.Generator().manual_seed(seed)
-
-    def attack(question: Question, seconds: float) -> Tensor | None:
-        if question.ball.norm is not Norm.LINF:
-            return None
-        return _Rounds(Trials(networks, question, monotonic() + seconds), generator).run()
-
-    return attack
+    networks, passes = Networks.of(model), PassCounter()
+    for network in dict.fromkeys((networks.own, networks.exact, networks.leaky)):
+        passes.watch(network)
+    return Falsifier(networks, torch.Generator().manual_seed(seed), passes)
 
 
 class _Rounds:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -16,10 +16,12 @@ from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import run
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.oracle_certifier import ModuleAsk, OracleCertifier
+from holdfast.core.cost import Cost
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate, Clash, Witness, clash
 from holdfast.judge.judged import judged
+from holdfast.numerics.evaluation import evaluation_mode
 from holdfast.session.session import Session
 from holdfast.studies.study import StageProgress
 
@@ -55,6 +57,7 @@ class RadiiColumn:
         held_against: what the graph was compared with, for methods that bound one.
         deployed: for sound ones, the type in whose arithmetic they hold of the model as it runs; None for real numbers.
         arithmetics: for witnesses, the types in which the referee asked the model.
+        cost: what the method asked of the model; bounds of a graph ask it nothing.
     """
 
     name: str
@@ -68,6 +71,7 @@ class RadiiColumn:
     held_against: str | None = None
     deployed: str | None = None
     arithmetics: tuple[str, ...] = ()
+    cost: Cost = field(default_factory=Cost)
 
     def at_least(self, size: float) -> float:
         """Share of the samples that stand at this size: proved (or estimated) so far, or not broken within it."""
@@ -194,11 +198,12 @@ def certified(
     n, start = len(session.data), perf_counter()
     tell(name, 0, n)
     against: str | None = None
+    cost = Cost()
     if isinstance(tool, GraphCertifier):
         against = session.believed.held_against
         certificates = _of_graph(session, name, tool, tell, deployed)
     elif isinstance(tool, OracleCertifier):
-        certificates = _of_answers(session, name, tool, tell, deployed)
+        certificates, cost = _of_answers(session, name, tool, tell, deployed)
     else:
         raise UsageError(f"{name} is no certifier of radii; 'holdfast methods {name}' says what it is")
     first = next((c for c in certificates if c is not None), None)
@@ -215,6 +220,7 @@ def certified(
         fit=fits if fitted else None,
         held_against=against,
         deployed=None if first is None else first.deployed,
+        cost=cost,
     )
 
 
@@ -232,16 +238,19 @@ def _of_graph(
 
 def _of_answers(
     session: Session, name: str, tool: OracleCertifier, tell: StageProgress, deployed: torch.dtype | None
-) -> list[Certificate | None]:
+) -> tuple[list[Certificate | None], Cost]:
     if deployed is not None:
         raise UsageError(f"{name} asks the model and proves nothing about its arithmetic; leave --deployed out")
     if not isinstance(session.model, nn.Module):
         raise UsageError(f"{name} needs the model itself, not a prediction API")
     n, part = len(session.ids), session.problem(session.ids)
-    return tool.certify(
-        ModuleAsk(session.model.eval()), part.x, part.y, part.ids.tolist(), session.seed, norm=session.threat.norm,
-        radius_max=float(session.largest_radius), progress=lambda done: tell(name, done, n),
-    )  # fmt: skip
+    with evaluation_mode(session.model):
+        ask = ModuleAsk(session.model)
+        certificates = tool.certify(
+            ask, part.x, part.y, part.ids.tolist(), session.seed, norm=session.threat.norm,
+            radius_max=float(session.largest_radius), progress=lambda done: tell(name, done, n),
+        )  # fmt: skip
+    return certificates, ask.cost
 
 
 def distances(session: Session, name: str, tool: Attack[Any, Any], tell: StageProgress) -> RadiiColumn:
