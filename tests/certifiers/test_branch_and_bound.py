@@ -9,8 +9,8 @@ from typing_extensions import override
 from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.search import (
     Bounded,
-    BranchAndBound,
     Ending,
+    RecordedSearch,
     Settled,
     Stop,
     StuckError,
@@ -38,7 +38,7 @@ class BoundedIntervals(Bounded[Intervals]):
         return BoundedIntervals(domains=self.domains.select(rows), proved=self.proved[rows])
 
 
-class Halving(BranchAndBound[Intervals, BoundedIntervals]):
+class Halving(RecordedSearch[Intervals, BoundedIntervals]):
     """The least of ``|x - 0.3|`` over [0, 1], less a level, by a bound that is loose by the interval's width."""
 
     batch = 4

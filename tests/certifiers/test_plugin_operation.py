@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
 from holdfast.certifiers.propagation import table
+from holdfast.certifiers.propagation.function_errors import LOSSES
 from holdfast.certifiers.propagation.operations.smooth import Curve
+from holdfast.certifiers.sets.weight_perturbation import WeightPerturbation
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -100,6 +102,25 @@ def test_an_operation_of_which_no_rounding_is_known_is_refused_as_it_runs():
         CROWN().margins(replace(graph, deployed=torch.float32), x, y, ball)
 
 
+def test_a_sum_of_products_of_neither_two_values_nor_a_named_factor_is_refused_as_it_runs():
+    define("squash", replace(SQUASH, rounding=Rounding.SUM_OF_PRODUCTS))
+    table.define_bounds("squash", Squash())
+    graph, ball = replace(_graph(torch.float32), deployed=torch.float32), LpBall.uniform(Norm.LINF, 0.1, 1, dtype=F64)
+    with pytest.raises(
+        UnsupportedError, match="'squash' rounds when it runs in float32: sums of products are those of two"
+    ):
+        CROWN().margins(graph, torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64), ball)
+
+
+def test_weights_of_a_plug_in_that_no_bound_moves_are_refused_and_not_left_out():
+    weight = torch.ones(4, dtype=F64)
+    define("squash", replace(SQUASH, compute=lambda x, t, a: F.softsign(x[0] * t["weight"])))
+    table.define_bounds("squash", Squash())
+    nodes = Node("input", (), (4,)), Node("squash", (0,), (4,), {"weight": weight})
+    with pytest.raises(UnsupportedError, match="'squash' has no weights that could have a tolerance"):
+        WeightPerturbation().certify(Graph(nodes, F64), torch.eye(4)[:1], torch.zeros(1, dtype=torch.int64))
+
+
 def test_bounds_without_a_definition_and_names_that_are_taken_are_refused():
     with pytest.raises(UsageError, match="the graph has no operation 'squash'"):
         table.define_bounds("squash", Squash())
@@ -109,6 +130,30 @@ def test_bounds_without_a_definition_and_names_that_are_taken_are_refused():
         define("squash", SQUASH)
     with pytest.raises(UsageError, match="bounds of 'squash' are known"):
         table.define_bounds("squash", Squash())
+
+
+ROUNDS = {
+    Rounding.EXACT: "abs concat max_pool pad permute relu reshape select",
+    Rounding.STEP: "sign",
+    Rounding.LOOK_UP: "embedding",
+    Rounding.SUM_OF_PRODUCTS: "add affine conv conv_transpose leaky_relu linear matmul mean mul sub",
+    Rounding.ULPS: "cos elu erf exp gelu log power reciprocal sigmoid silu sin softplus sqrt tanh",
+    Rounding.UNKNOWN: "softmax",
+}
+
+
+def test_each_operation_rounds_as_it_was_worked_out_for_it_and_a_new_one_must_be_added_here():
+    """A class that is too kind would be a bound that is not one, and nothing else says which is right."""
+    by_class = {kind: {n for n, d in OPERATIONS.items() if d.rounding is kind} for kind in Rounding}
+    assert by_class == {kind: set(names.split()) for kind, names in ROUNDS.items()}
+    assert set(LOSSES) == by_class[Rounding.ULPS] - {"exp"} | {"sign", "leaky_relu"}
+    monotone = "elu erf exp log reciprocal sigmoid sign softplus sqrt tanh"
+    assert {n for n, d in OPERATIONS.items() if d.monotone} == set(monotone.split())
+    assert {n for n, d in OPERATIONS.items() if not d.total} == {"log", "power", "reciprocal", "sqrt"}
+    assert {n: d.factor for n, d in OPERATIONS.items() if d.factor} == {
+        "linear": "weight", "conv": "weight", "conv_transpose": "weight", "affine": "scale",
+    }  # fmt: skip
+    assert [n for n, d in OPERATIONS.items() if d.sums_in_type] == ["conv_transpose"]
 
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.pool import Pool
@@ -18,7 +19,17 @@ from holdfast.certifiers.verification.solver import Answer, Progress, SearchLimi
 from holdfast.certifiers.verification.tree import Leaf, Tree
 from holdfast.graph.model import Graph
 
-__all__ = ["Bounded", "BranchAndBound", "Ending", "Settled", "Stop", "StuckError", "WhenFull", "search"]
+__all__ = [
+    "Bounded",
+    "BranchAndBound",
+    "Ending",
+    "RecordedSearch",
+    "Settled",
+    "Stop",
+    "StuckError",
+    "WhenFull",
+    "search",
+]
 
 D = TypeVar("D", bound=DomainBatch)
 
@@ -90,7 +101,6 @@ class BranchAndBound(ABC, Generic[D, B]):
         graph: the model, on which witnesses are tried.
         query: the question.
         limit: what may be spent.
-        tree: where the proof is recorded, if one is wanted.
 
     Attributes:
         queue: the domains that wait.
@@ -102,8 +112,8 @@ class BranchAndBound(ABC, Generic[D, B]):
     when_full: ClassVar[WhenFull] = WhenFull.STOP
     batch: int
 
-    def __init__(self, graph: Graph, query: Query, limit: SearchLimit, tree: Tree | None = None) -> None:
-        self.graph, self.query, self.limit, self.tree = graph, query, limit, tree
+    def __init__(self, graph: Graph, query: Query, limit: SearchLimit) -> None:
+        self.graph, self.query, self.limit = graph, query, limit
         self.witnesses = Witnesses(graph, query)
         self.queue: Pool[D] = Pool()
         self.domains: int = 0
@@ -132,10 +142,6 @@ class BranchAndBound(ABC, Generic[D, B]):
     @abstractmethod
     def close(self, bounded: B) -> None:
         """Notes the bounds of those domains that are proved."""
-
-    def leaf(self, bounded: B, i: int) -> Leaf:
-        """How domain ``i`` is proved, for the tree; a method that records no proof has none."""
-        raise NotImplementedError
 
     @abstractmethod
     def suspects(self, open_: B) -> tuple[Tensor, int]:
@@ -179,6 +185,34 @@ class BranchAndBound(ABC, Generic[D, B]):
         if self.when_full is WhenFull.STOP and self.queue.bytes >= self.limit.memory:
             return Stop.MEMORY
         return None
+
+    def record(self, bounded: B) -> None:
+        """Writes down how the proved domains are proved; here nothing, see `RecordedSearch`."""
+
+
+class RecordedSearch(BranchAndBound[D, B]):
+    """A method whose proof can be written down.
+
+    Args:
+        graph: see `BranchAndBound`.
+        query: see `BranchAndBound`.
+        limit: see `BranchAndBound`.
+        tree: where the proof is recorded, if one is wanted.
+    """
+
+    def __init__(self, graph: Graph, query: Query, limit: SearchLimit, tree: Tree | None = None) -> None:
+        super().__init__(graph, query, limit)
+        self.tree = tree
+
+    @abstractmethod
+    def leaf(self, bounded: B, i: int) -> Leaf:
+        """How domain ``i`` is proved."""
+
+    @override
+    def record(self, bounded: B) -> None:
+        if self.tree is not None:
+            for i in bounded.proved.nonzero().flatten().numpy().tolist():
+                self.tree.close(int(bounded.domains.vertex[i]), self.leaf(bounded, i))
 
     def split_vertices(self, vertex: Tensor, node: Tensor, index: Tensor, point: Tensor) -> Tensor:
         """Splits vertices of the tree (n,): their children (n, 2), or twice themselves where no proof is recorded."""
@@ -234,9 +268,7 @@ def _admit(method: BranchAndBound[D, B], bounded: B | Settled) -> Tensor | None:
     if isinstance(bounded, Settled):
         return bounded.witness
     method.close(bounded)
-    if method.tree is not None:
-        for i in bounded.proved.nonzero().flatten().numpy().tolist():
-            method.tree.close(int(bounded.domains.vertex[i]), method.leaf(bounded, i))
+    method.record(bounded)
     left = (~bounded.proved).nonzero().squeeze(1)
     if not len(left):
         return None

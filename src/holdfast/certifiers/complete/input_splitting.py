@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from holdfast.certifiers.branch_and_bound.boxes import BoxBounded, BoxBounds, BoxDomains, Halves
 from holdfast.certifiers.branch_and_bound.clip import MARGIN, clip
-from holdfast.certifiers.branch_and_bound.search import BranchAndBound, Ending, search
+from holdfast.certifiers.branch_and_bound.search import Ending, RecordedSearch, search
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.proved import proved
 from holdfast.certifiers.verification.query import Query
@@ -95,7 +95,7 @@ class InputSplitting(Solver):
             return search(_Boxes(self, graph, query, limit, tree), progress)
 
 
-class _Boxes(BranchAndBound[BoxDomains, BoxBounded]):
+class _Boxes(RecordedSearch[BoxDomains, BoxBounded]):
     """The search of one query.
 
     Which input is halved is found out by bounds of the halves, so these wait in the queue, with what is known of them; a

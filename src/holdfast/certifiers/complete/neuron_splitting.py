@@ -17,8 +17,8 @@ from holdfast.certifiers.branch_and_bound.neurons import NeuronBounded, NeuronDo
 from holdfast.certifiers.branch_and_bound.pool import Pool
 from holdfast.certifiers.branch_and_bound.refine import Refinement
 from holdfast.certifiers.branch_and_bound.search import (
-    BranchAndBound,
     Ending,
+    RecordedSearch,
     Settled,
     Stop,
     StuckError,
@@ -172,7 +172,7 @@ def _whole(
     return propagation, rows[0]
 
 
-class _Neurons(BranchAndBound[NeuronDomains, NeuronBounded]):
+class _Neurons(RecordedSearch[NeuronDomains, NeuronBounded]):
     """The search of one query.
 
     A domain is a part of the set together with what is to be proved there: one group of the query, or, where a proof is

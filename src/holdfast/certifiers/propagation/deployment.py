@@ -198,6 +198,11 @@ def _sum(
 ) -> tuple[Tensor, Tensor]:
     """The error of sums of values and of products of two, and what their partial sums stay below."""
     operation, a = OPERATIONS[node.op], node.attributes
+    if node.tensors or not (operation.linear or len(inputs) == 2):
+        raise UnsupportedError(
+            f"it is not known how '{node.op}' rounds when it runs in {str(dtype).removeprefix('torch.')}: sums of products are "
+            "those of two values, or of a layer whose definition names its factor and addend; leave --deployed out"
+        )
     tiny, terms = torch.finfo(dtype).tiny, operation.products(shapes, node.tensors, a)
     magnitudes = [box.magnitude for box in inputs]
     small = [m.clamp(max=tiny) for m in magnitudes]

@@ -23,7 +23,7 @@ class Operation(ABC):
 
     Attributes:
         linear: it is a linear (affine) function of its inputs.
-        separate: each output entry depends on one input entry alone, and no input entry is used twice.
+        elementwise: each output entry depends on one input entry alone, and no input entry is used twice.
     """
 
     linear = True

@@ -16,14 +16,19 @@ from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph, Node
-from holdfast.graph.operations import OPERATIONS
+from holdfast.graph.operations import OPERATIONS, Rounding
 
 __all__ = ["WeightPerturbation", "quantisation", "weighted", "with_tolerance"]
 
 
 def weighted(graph: Graph) -> list[int]:
-    """Positions of the nodes with weights: linear layers and convolutions, front to back."""
-    return [i for i, node in enumerate(graph.nodes) if i and OPERATIONS[node.op].factor == "weight"]
+    """Positions of the nodes with weights, front to back: linear layers and convolutions, not tables of rows."""
+    # one that bounds cannot move, say a plug-in's, is refused later: left out, it would count as unperturbed
+    return [
+        i
+        for i, node in enumerate(graph.nodes)
+        if "weight" in node.tensors and OPERATIONS[node.op].rounding is not Rounding.LOOK_UP
+    ]
 
 
 def with_tolerance(graph: Graph, tolerances: Mapping[int, Mapping[str, Tensor]]) -> Graph:
