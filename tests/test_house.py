@@ -141,3 +141,12 @@ def _reached(arrows: dict[str, set[str]], start: str) -> set[str]:
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     assert not _circles()
+
+
+def test_no_public_class_name_stands_for_two_things() -> None:
+    places = dict[str, list[str]]()
+    for file in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    assert not {name: where for name, where in places.items() if len(where) > 1}

@@ -20,7 +20,7 @@ from holdfast.core.threat import Access, Norm
 from holdfast.judge.archive import Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
-from holdfast.testing.toys import Affine, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, affine_digits, digits, net
 
 BOTH = [(DeepFool, norm) for norm in (Norm.L2, Norm.LINF)] + [
     (kind, norm) for kind in (FAB, FABT) for norm in (Norm.L1, Norm.L2, Norm.LINF)
@@ -48,7 +48,7 @@ def test_exact_on_an_affine_model_in_the_box(kind, norm):
 @pytest.mark.parametrize(("kind", "norm"), BOTH)
 def test_targeted_is_exact_on_two_affine_classes(kind, norm):
     whole, (x, _) = affine_digits(), digits(30)
-    model = Affine(whole.weight.detach()[:2], whole.bias.detach()[:2])
+    model = AffineModel(whole.weight.detach()[:2], whole.bias.detach()[:2])
     y = model(x).argmax(1)
     out = run(kind(), minimal(norm, x, y, target=1 - y), model)
     edges = torch.zeros(()), torch.ones(())

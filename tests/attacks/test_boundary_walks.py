@@ -20,7 +20,7 @@ from holdfast.core.threat import Access, Norm
 from holdfast.judge.archive import Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
-from holdfast.testing.toys import Affine, digits, net
+from holdfast.testing.toys import AffineModel, digits, net
 
 INFINITE = torch.tensor(torch.inf, dtype=torch.float64)
 
@@ -29,7 +29,7 @@ def plane(d, distance):
     """A model of two classes that change on a plane at this l2 distance from 0, and its unit normal."""
     w = torch.randn(d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     w = w / w.norm()
-    return Affine(torch.stack([torch.zeros_like(w), w]), torch.tensor([0.0, -distance]).double()), w
+    return AffineModel(torch.stack([torch.zeros_like(w), w]), torch.tensor([0.0, -distance]).double()), w
 
 
 def free(norm, x, y=None, **more):

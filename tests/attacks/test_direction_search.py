@@ -20,7 +20,7 @@ from holdfast.judge.archive import Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import contains, difference, distance
-from holdfast.testing.toys import Affine, Counting, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, Counting, affine_digits, digits, net
 
 D = 24
 
@@ -36,7 +36,7 @@ def numbers(seed, *shape):
 def plane(norm, n=3):
     """A model with one plane, g(unit) = gap / <w, unit>; samples below it in a box so wide that it does not count."""
     w, x = numbers(0, D), 0.1 * numbers(1, n, D)
-    model = Affine(torch.stack([torch.zeros(D).double(), w]), torch.tensor([0.0, -2.0]).double())
+    model = AffineModel(torch.stack([torch.zeros(D).double(), w]), torch.tensor([0.0, -2.0]).double())
     ball = LpBall.uniform(norm, 1.0, n, -50.0, 50.0, dtype=torch.float64).unbounded()
     problem = Problem.of(x, torch.zeros(n, dtype=torch.int64), ball)
     problem = replace(problem, draws=Draws(0, "test").of(problem.ids))
@@ -174,7 +174,7 @@ def test_a_target_is_reached_from_a_given_start():
 def test_rays_finds_the_signs_of_the_weights():
     w = numbers(3, 32)
     bias = torch.stack([torch.zeros(()).double(), -1.0 - 0.5 * w.sum()])
-    model = Affine(torch.stack([torch.zeros(32).double(), w]), bias)
+    model = AffineModel(torch.stack([torch.zeros(32).double(), w]), bias)
     x = torch.full((2, 32), 0.5, dtype=torch.float64) + 0.02 * numbers(4, 2, 32)
     problem = minimal(Norm.LINF, x, torch.zeros(2, dtype=torch.int64))
     out = run(RayS(queries=5000, tolerance=1e-5), problem, model)
@@ -190,7 +190,7 @@ def test_rays_flips_ever_smaller_blocks_of_the_free_features():
     mask = torch.tensor([[True, False, True, True, True, True]])
     ball = LpBall.uniform(Norm.LINF, 1.0, 1, mask=mask)
     problem = Problem.of(torch.full((1, 6), 0.5), torch.tensor([0]), ball)
-    model = Affine(torch.zeros(2, 6), torch.tensor([1.0, 0.0]))
+    model = AffineModel(torch.zeros(2, 6), torch.tensor([1.0, 0.0]))
     state = RayS().start(Inquiry.of(model, problem).oracle(Access.HARD_LABEL).on(problem))
     seen = []
     for _ in range(12):
@@ -216,7 +216,9 @@ def test_rays_flips_ever_smaller_blocks_of_the_free_features():
 
 
 def test_rays_asks_one_query_a_step_and_bisects_what_holds():
-    model = Affine(torch.tensor([[0.0], [-1.0]]).double(), torch.tensor([0.0, 0.3]).double())  # adversarial below 0.3
+    model = AffineModel(
+        torch.tensor([[0.0], [-1.0]]).double(), torch.tensor([0.0, 0.3]).double()
+    )  # adversarial below 0.3
     x = torch.full((1, 1), 0.8, dtype=torch.float64)
     out = run(RayS(queries=40, tolerance=1e-3), minimal(Norm.LINF, x, torch.tensor([0])), model)
     assert 0 <= float(out.distance) - 0.5 <= 1e-3

@@ -16,7 +16,7 @@ from holdfast.core.threat import Access, Norm
 from holdfast.judge.archive import Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
-from holdfast.testing.toys import Affine, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, affine_digits, digits, net
 
 
 def minimal(norm, x, y, **more):
@@ -26,7 +26,7 @@ def minimal(norm, x, y, **more):
 def test_the_angle_to_the_true_normal_falls():
     d = 32
     w = torch.randn(d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    model = Affine(torch.stack([torch.zeros(d).double(), w]), torch.tensor([0.0, -0.5 * float(w.sum())]).double())
+    model = AffineModel(torch.stack([torch.zeros(d).double(), w]), torch.tensor([0.0, -0.5 * float(w.sum())]).double())
     x = torch.full((1, d), 0.5, dtype=torch.float64)  # on the boundary
     problem = minimal(Norm.L2, x, torch.tensor([0]))
     problem = Problem(**{**vars(problem), "draws": Draws(0, "hopskipjump").of(problem.ids)})
@@ -104,7 +104,7 @@ def test_a_target_is_reached_from_a_given_start():
 
 
 def test_a_sample_without_a_start_ends_early_and_unbroken():
-    model = Affine(torch.zeros(3, 4).double(), torch.tensor([1.0, 0.0, 0.0]).double())
+    model = AffineModel(torch.zeros(3, 4).double(), torch.tensor([1.0, 0.0, 0.0]).double())
     x = torch.full((2, 4), 0.5, dtype=torch.float64)
     out = run(HopSkipJump(tries=10), minimal(Norm.L2, x, torch.tensor([0, 0])), model)
     assert not out.found.any()
@@ -112,7 +112,7 @@ def test_a_sample_without_a_start_ends_early_and_unbroken():
 
 
 def test_starts_reach_further_where_the_box_has_no_edges():
-    model = Affine(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([0.0, -40.0]).double())  # crosses at 40
+    model = AffineModel(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([0.0, -40.0]).double())  # crosses at 40
     x = torch.zeros(3, 1, dtype=torch.float64)
     infinite = torch.tensor(torch.inf, dtype=torch.float64)
     ball = LpBall(Norm.L2, torch.full((3,), torch.inf, dtype=torch.float64), -infinite, infinite)

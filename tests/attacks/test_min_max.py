@@ -22,7 +22,7 @@ from holdfast.judge.archive import Keep
 from holdfast.judge.referee import Referee, Ruling
 from holdfast.models.domains import Domains
 from holdfast.numerics.project import project_on_simplex
-from holdfast.testing.toys import Affine, digits, net
+from holdfast.testing.toys import AffineModel, digits, net
 from holdfast.transforms.geometry import RotationTranslation
 from holdfast.transforms.random_transform import RandomTransform
 
@@ -79,8 +79,8 @@ def easy_and_hard():
 
     The mean of the two losses has its steepest direction in the easy one's feature: equal weights spend the budget there.
     """
-    easy = Affine(torch.tensor([[0.0, 0.0], [100.0, 0.0]]).double(), torch.tensor([0.0, -10.0]).double())
-    hard = Affine(torch.tensor([[0.0, 0.0], [0.0, 10.0]]).double(), torch.tensor([0.0, -4.0]).double())
+    easy = AffineModel(torch.tensor([[0.0, 0.0], [100.0, 0.0]]).double(), torch.tensor([0.0, -10.0]).double())
+    hard = AffineModel(torch.tensor([[0.0, 0.0], [0.0, 10.0]]).double(), torch.tensor([0.0, -4.0]).double())
     return [easy, hard]
 
 
@@ -121,7 +121,7 @@ class TestDomains:
         group.train()
 
     def test_the_referee_asks_every_domain(self):
-        group = Domains([net(), Affine(torch.zeros(10, 64).double(), torch.eye(10)[3].double())])
+        group = Domains([net(), AffineModel(torch.zeros(10, 64).double(), torch.eye(10)[3].double())])
         problem = problem_of(criterion=AllOf(Misclassified()))
         once = run(PGD(steps=10), problem_of(), net())
         rows = once.found.numpy().nonzero()[0]

@@ -19,7 +19,7 @@ from holdfast.core.threat import Norm
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.distance import contains
 from holdfast.numerics.proximal import shrink
-from holdfast.testing.toys import Affine, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, affine_digits, digits, net
 
 EACH = [(kind, norm) for kind in (DDN, FMN, ALMA, PDPGD) for norm in kind.card.norms]
 
@@ -32,7 +32,7 @@ def two_classes(n=6, d=8):
     """A model with one boundary, so that its optimum is global and every ratio must be near 1."""
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(d, generator=generator, dtype=torch.float64)
-    model = Affine(torch.stack([torch.zeros_like(w), w]), torch.tensor([0.0, -0.2]).double())
+    model = AffineModel(torch.stack([torch.zeros_like(w), w]), torch.tensor([0.0, -0.2]).double())
     x = 0.3 + 0.4 * torch.rand(n, d, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         return model, x, model(x).argmax(1)

@@ -25,7 +25,7 @@ from holdfast.core.threat import Access, Norm
 from holdfast.judge.archive import Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.numerics.affine import affine_optimum
-from holdfast.testing.toys import Affine, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, affine_digits, digits, net
 
 EVERY = [
     (CarliniWagner, Norm.L0), (CarliniWagner, Norm.L2), (CarliniWagner, Norm.LINF), (LBFGS, Norm.L2),
@@ -181,7 +181,7 @@ def test_targets_are_reached_on_an_affine_model(kind, norm):
 
 @pytest.mark.parametrize(("kind", "norm"), EVERY)
 def test_an_infinite_box_is_served(kind, norm):
-    model = Affine(torch.tensor([[1.0, 0.5, -0.2], [-1.0, 0.3, 0.4]]).double(), torch.zeros(2).double())
+    model = AffineModel(torch.tensor([[1.0, 0.5, -0.2], [-1.0, 0.3, 0.4]]).double(), torch.zeros(2).double())
     x = torch.tensor([[1.0, -2.0, 0.5], [0.4, 0.2, 3.0]], dtype=torch.float64)
     y = model(x).argmax(1)
     out = run(kind(steps=100, searches=5), boundless(norm, x, y), model)
@@ -192,7 +192,7 @@ def test_an_infinite_box_is_served(kind, norm):
 def test_lbfgs_finds_the_minimum_that_scipy_finds():
     """One search with its c held, against L-BFGS-B: the objective is convex for an affine model of two classes."""
     model, (x, _) = affine_digits(), digits(4)
-    two = Affine(model.weight.detach()[[0, 1]], model.bias.detach()[[0, 1]])
+    two = AffineModel(model.weight.detach()[[0, 1]], model.bias.detach()[[0, 1]])
     y = two(x).argmax(1)
     problem, attack = free(Norm.L2, x, y), LBFGS(steps=400, searches=1, c=0.3)
     ask = Inquiry.of(two, problem, Keep.NEAREST).oracle(Access.WHITE_BOX).on(problem)

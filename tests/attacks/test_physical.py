@@ -18,7 +18,7 @@ from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.testing.toys import Affine, digits, net
+from holdfast.testing.toys import AffineModel, digits, net
 from holdfast.transforms.scene.camera import blurred, cover, half_side, homography, lit, pixels, sample, seen_at
 from holdfast.transforms.scene.printing import lab, non_printability, printable, total_variation
 from holdfast.transforms.scene.solid import SOLIDS, distance_for, paint, render, rotation, trace
@@ -215,7 +215,7 @@ def test_a_given_mask_is_the_stickers_and_a_found_one_has_its_share():
 def test_the_mask_finds_the_pixels_that_count():
     weight = torch.zeros(2, 64, dtype=torch.float64)
     weight[1, [9, 10, 20, 21]] = 5.0
-    model = Affine(weight, torch.tensor([5.0, 0.0]).double())
+    model = AffineModel(weight, torch.tensor([5.0, 0.0]).double())
     x = torch.full((16, 1, 8, 8), 0.2, dtype=torch.float64)
     ball = LpBall.uniform(Norm.LINF, float("inf"), 16, dtype=torch.float64)
     problem = Problem.of(x, torch.zeros(16, dtype=torch.int64), ball)

@@ -21,7 +21,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.data.digits import load_digits
 from holdfast.defences.aggregation.trimmed_mean import TrimmedMean
 from holdfast.testing._training_case import accuracy, clean_digits, learnt, planted, reached
-from holdfast.testing.toys import Affine
+from holdfast.testing.toys import AffineModel
 
 
 def blank(n: int, classes: int = 4) -> Dataset:
@@ -43,7 +43,7 @@ def test_label_flips_are_as_many_as_the_rate_says_and_uniform_over_the_other_cla
 def test_guided_flips_are_those_of_an_exhaustive_search() -> None:
     stream = torch.Generator().manual_seed(0)
     data = Dataset.of(torch.rand(20, 3, generator=stream), torch.arange(20) % 3)
-    surrogate = Affine(torch.randn(3, 3, generator=stream), torch.zeros(3)).float()
+    surrogate = AffineModel(torch.randn(3, 3, generator=stream), torch.zeros(3)).float()
     made = poison(MarginFlip(rate=0.2), data, knowledge=Knowledge(surrogate=surrogate))
     with torch.no_grad():
         loss = -surrogate(data.x).log_softmax(1)

@@ -15,7 +15,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.affine import affine_optimum
-from holdfast.testing.toys import Affine, affine_digits, digits
+from holdfast.testing.toys import AffineModel, affine_digits, digits
 
 
 def minimal(x, y, low=0.0, high=1.0, **more):
@@ -38,7 +38,7 @@ def test_the_fewest_features_of_an_affine_model(attack):
 
 def test_a_wider_box_scaled_back_gives_the_same_features():
     model, (x, y) = affine_digits(), digits(10)
-    wide = Affine(model.weight.detach() / 255, model.bias.detach())
+    wide = AffineModel(model.weight.detach() / 255, model.bias.detach())
     attack = SigmaZero(steps=60)
     small, large = run(attack, minimal(x, y), model), run(attack, minimal(255 * x, y, 0.0, 255.0), wide)
     assert torch.equal(small.distance, large.distance)

@@ -20,7 +20,7 @@ from holdfast.core.errors import JournalError, UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.testing.toys import Affine, digits, net
+from holdfast.testing.toys import AffineModel, digits, net
 
 
 def problem_of(n, offset=0, eps=0.3, norm=Norm.LINF, **more):
@@ -79,7 +79,7 @@ class TestUap:
         assert float(got.abs().max()) <= 0.2
 
     def test_one_sample_of_an_affine_model_is_its_least_perturbation(self):
-        model = Affine(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-3.0, -3.0]]).double(), torch.zeros(3).double())
+        model = AffineModel(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-3.0, -3.0]]).double(), torch.zeros(3).double())
         x = torch.tensor([[0.6, 0.4]]).double()
         problem = Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.L2, 0.5, 1, dtype=torch.float64))
         made = fit(UAP(), problem, model)

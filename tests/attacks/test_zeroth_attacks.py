@@ -28,7 +28,7 @@ from holdfast.core.threat import Norm
 from holdfast.judge.asks import SoftLabelAsk
 from holdfast.numerics.affine import affine_optimum
 from holdfast.numerics.zeroth import Coordinates, Estimator
-from holdfast.testing.toys import Affine, affine_digits, digits
+from holdfast.testing.toys import AffineModel, affine_digits, digits
 
 EVERY = [ZOSignSGD(), NES(), ZONGD(), FiniteDifferences(), AutoZOOM(), ZOSVRG(), ZOADMM()]
 
@@ -129,7 +129,7 @@ class ExactADMM(ZOADMM):
 def test_admm_with_exact_gradients_reaches_the_optimum_of_an_affine_model() -> None:
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(2, 5, generator=g).double()
-    model = Affine(weight, torch.zeros(2).double())
+    model = AffineModel(weight, torch.zeros(2).double())
     x = 0.5 + 0.05 * torch.randn(6, 5, generator=g).double()
     y = model(x).argmax(1)
     edges = torch.zeros(()).double(), torch.ones(()).double()

@@ -16,7 +16,7 @@ from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.propagation.specification import specification
 from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools
-from holdfast.certifiers.relaxation.semidefinite import Multipliers, SemidefiniteDual
+from holdfast.certifiers.relaxation.semidefinite import SemidefiniteDual, SemidefiniteMultipliers
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
@@ -129,9 +129,11 @@ def test_any_multipliers_are_sound(name):
         start = dual.start()
         assert (dual.bound(start) <= least).all()
         for size in (1e-3, 0.1, 10.0):
-            noisy = Multipliers(*(m + size * torch.randn(m.shape, generator=stream).double() for m in start))
+            noisy = SemidefiniteMultipliers(
+                *(m + size * torch.randn(m.shape, generator=stream).double() for m in start)
+            )
             assert (dual.bound(noisy) <= least).all()
-        assert (dual.bound(Multipliers(*(m * torch.nan for m in start))) == -torch.inf).all()
+        assert (dual.bound(SemidefiniteMultipliers(*(m * torch.nan for m in start))) == -torch.inf).all()
 
 
 def test_the_least_eigenvalue_is_bounded_in_exact_arithmetic():

@@ -17,7 +17,7 @@ from holdfast.core.threat import Norm
 from holdfast.judge.archive import Archive, Keep
 from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget, Ledger
-from holdfast.judge.serving import Served
+from holdfast.judge.serving import ServedModel
 from holdfast.numerics.distance import contains
 from holdfast.testing.toys import digits, net
 
@@ -52,7 +52,7 @@ def _scores(margins):
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 5])
 def test_a_served_model_tells_the_rows_that_it_fails_on_and_answers_the_others(micro_batch):
-    served = Served(Choosy(), Misclassified(), micro_batch=micro_batch)
+    served = ServedModel(Choosy(), Misclassified(), micro_batch=micro_batch)
     x = torch.tensor([[0.1, 0.0], [0.9, 0.0], [0.2, 0.3], [0.8, 0.0], [0.3, 0.1]])
     reply = served.scores(x, reader=Plain())
     assert reply.raised.tolist() == [False, True, False, True, False]
@@ -64,7 +64,7 @@ def test_a_served_model_tells_the_rows_that_it_fails_on_and_answers_the_others(m
 
 def test_a_served_model_that_fails_on_all_is_an_error():
     with pytest.raises(ModelError, match="too much"):
-        Served(Choosy(), Misclassified(), micro_batch=4).scores(torch.ones(3, 2), reader=Plain())
+        ServedModel(Choosy(), Misclassified(), micro_batch=4).scores(torch.ones(3, 2), reader=Plain())
 
 
 def test_a_ledger_charges_in_the_order_asked_and_leaves_settled_samples_out():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from holdfast.core.verdict import Status
     from holdfast.report.audits.diff import AuditDiff
 
-__all__ = ["Comparison", "Report"]
+__all__ = ["AuditComparison", "Report"]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -91,7 +91,7 @@ class Report(Result):
         """
         return replace(self, document=self.document.gated(threshold, side, allow_weak=allow_weak))
 
-    def compare(self, before: Report | str | Path) -> Comparison:
+    def compare(self, before: Report | str | Path) -> AuditComparison:
         """What changed since another run, sample by sample.
 
         Raises:
@@ -100,7 +100,7 @@ class Report(Result):
         from holdfast.report.audits.diff import diff
 
         other = before if isinstance(before, Report) else Report.load(before)
-        return Comparison(diff=diff(other.document, self.document))
+        return AuditComparison(diff=diff(other.document, self.document))
 
     def page(self, path: str | Path) -> Saved:
         """Writes the page for people: one HTML file that opens offline and prints."""
@@ -164,7 +164,7 @@ class Report(Result):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class AuditComparison:
     """What changed from one audit to another.
 
     Attributes:

@@ -30,7 +30,7 @@ from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget
 from holdfast.judge.oracles import HardLabelOracle
 from holdfast.judge.outcome import Outcome
-from holdfast.judge.serving import Served
+from holdfast.judge.serving import ServedModel
 from holdfast.judge.units import ScoreUnits
 from holdfast.numerics.evaluation import evaluating
 
@@ -115,7 +115,7 @@ class Run:
         limit = attack.budget.within(self.budget or Budget())
         self.archive, self.attacked = self._opened(posed.unit, limit)
         if self.attacked is None or self.transfers:
-            served = Served(self.model, posed.criterion, micro_batch=self._how.micro_batch)
+            served = ServedModel(self.model, posed.criterion, micro_batch=self._how.micro_batch)
             units, passes = ScoreUnits(self._given, None), Budget(passes=limit.passes)
             self.search = Inquiry(served, self._given, None, budget=passes, units=units, unit=posed.unit)
         else:
@@ -139,7 +139,7 @@ class Run:
                 )
             self._last = self._given.x.clone()
             return None, None
-        served = Served(
+        served = ServedModel(
             self.judge or self.model, self._given.criterion, micro_batch=how.micro_batch, precision=how.precision
         )
         kind = Archive if attack.votes == 1 else partial(VotingArchive, votes=attack.votes)

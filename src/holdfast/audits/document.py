@@ -50,13 +50,13 @@ def _finite_or_none(value: Any) -> Any:
 Measured = Annotated[dict[str, JsonValue], BeforeValidator(_finite)]
 
 
-class _Part(BaseModel):
+class _DocumentPart(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True, use_attribute_docstrings=True
     )
 
 
-class Intervals(_Part):
+class Intervals(_DocumentPart):
     """95 % Clopper-Pearson intervals: what the accuracies of the audited samples say of the population."""
 
     clean: Interval
@@ -64,7 +64,7 @@ class Intervals(_Part):
     certified: Interval | None = None
 
 
-class Headline(_Part):
+class Headline(_DocumentPart):
     """The figures that an audit is for; shares are of all audited samples."""
 
     samples: Count
@@ -88,7 +88,7 @@ class Headline(_Part):
     """One line, for example ``certified 41.2 % <= true robust accuracy <= empirical 55.0 %``."""
 
 
-class StageCost(_Part):
+class StageCost(_DocumentPart):
     """What one stage spent; forwards and backwards count samples through the model, not calls."""
 
     forwards: Count = 0
@@ -98,7 +98,7 @@ class StageCost(_Part):
     samples: Count = 0
 
 
-class Cost(_Part):
+class TotalCost(_DocumentPart):
     """What the attack stages and the clean pass asked, and the working time of all stages; `by_stage` has every stage."""
 
     forwards: Count
@@ -108,7 +108,7 @@ class Cost(_Part):
     by_stage: dict[str, StageCost]
 
 
-class SampleWitness(_Part):
+class SampleWitness(_DocumentPart):
     """An input that breaks the model, by reference to `witnesses/`."""
 
     distance: Size
@@ -123,7 +123,7 @@ class SampleWitness(_Part):
     """The class that the model gives it; null where its answer names none."""
 
 
-class SampleNoAnswer(_Part):
+class SampleNoAnswer(_DocumentPart):
     """An input to which the model gives no answer that can be judged, by reference to `witnesses/`."""
 
     distance: Size
@@ -134,7 +134,7 @@ class SampleNoAnswer(_Part):
     """What the model answers there: NaN, +infinity, -infinity for every class."""
 
 
-class SampleCertificate(_Part):
+class SampleCertificate(_DocumentPart):
     """A radius within which nothing breaks the model."""
 
     radius: Size
@@ -148,7 +148,7 @@ class SampleCertificate(_Part):
     """The type in whose arithmetic it holds of the model as it runs; null where it holds in real numbers."""
 
 
-class Sample(_Part):
+class Sample(_DocumentPart):
     """Both sides of one sample; made from a `Verdict` by ``Sample.model_validate(verdict)``."""
 
     id: int
@@ -165,7 +165,7 @@ class Sample(_Part):
     ERROR."""
 
 
-class FindingEntry(_Part):
+class FindingEntry(_DocumentPart):
     """One thing that a check noticed."""
 
     code: str
@@ -176,7 +176,7 @@ class FindingEntry(_Part):
     data: Measured = Field(default_factory=dict)
 
 
-class Threat(_Part):
+class Threat(_DocumentPart):
     """What every figure is relative to."""
 
     norm: Norm
@@ -191,7 +191,7 @@ class Threat(_Part):
     known: list[str] = Field(default_factory=list[str])
 
 
-class SubjectEntry(_Part):
+class SubjectEntry(_DocumentPart):
     """What the verdicts are about: the model f, or a smoothed g made of it."""
 
     kind: Literal["model", "smoothed", "learner"]
@@ -199,7 +199,7 @@ class SubjectEntry(_Part):
     detail: str = ""
 
 
-class Model(_Part):
+class Model(_DocumentPart):
     """The audited model."""
 
     source: str
@@ -209,7 +209,7 @@ class Model(_Part):
     certified from a graph, or by a version that did not note it."""
 
 
-class Data(_Part):
+class Data(_DocumentPart):
     """The audited data."""
 
     source: str
@@ -221,7 +221,7 @@ class Data(_Part):
     class_names: list[str] = Field(default_factory=list[str])
 
 
-class AttackRun(_Part):
+class AttackRun(_DocumentPart):
     """One attack of the suite."""
 
     name: str
@@ -238,7 +238,7 @@ class AttackRun(_Part):
     seconds: Size = 0.0
 
 
-class Suite(_Part):
+class SuiteSummary(_DocumentPart):
     """The attacks that were run on any sample, and how hard certified samples were attacked."""
 
     name: str
@@ -249,7 +249,7 @@ class Suite(_Part):
     certified_full_ladder: Count = 0
 
 
-class EpsPoint(_Part):
+class EpsPoint(_DocumentPart):
     """Empirical robust accuracy at a perturbation size."""
 
     eps: Size
@@ -258,21 +258,21 @@ class EpsPoint(_Part):
     """From the witnesses' distances, or from an explicit run at this size."""
 
 
-class RadiusPoint(_Part):
+class RadiusPoint(_DocumentPart):
     """Share of samples that are right and certified at least up to a radius."""
 
     radius: Size
     accuracy: Share
 
 
-class QueryCurve(_Part):
+class QueryCurve(_DocumentPart):
     """Accuracy that is left after so many queries per sample."""
 
     attack: str
     points: list[tuple[Size, Share]]
 
 
-class Curves(_Part):
+class Curves(_DocumentPart):
     """Security curves, points in rising order."""
 
     eps: list[EpsPoint] = Field(default_factory=list[EpsPoint])
@@ -280,7 +280,7 @@ class Curves(_Part):
     queries: list[QueryCurve] = Field(default_factory=list[QueryCurve])
 
 
-class Grid(_Part):
+class Grid(_DocumentPart):
     """The same question where inputs must lie on a grid, and with pictures saved and loaded again."""
 
     grid: str
@@ -289,7 +289,7 @@ class Grid(_Part):
     pictures_still_breaking: Count
 
 
-class MethodParameter(_Part):
+class MethodParameter(_DocumentPart):
     """One parameter of a method as it was run."""
 
     name: str
@@ -298,7 +298,7 @@ class MethodParameter(_Part):
     source: str
 
 
-class Method(_Part):
+class Method(_DocumentPart):
     """The card of a method that was used."""
 
     name: str
@@ -310,7 +310,7 @@ class Method(_Part):
     failure_modes: list[str] = Field(default_factory=list[str])
 
 
-class Stage(_Part):
+class StageSummary(_DocumentPart):
     """One stage of the run."""
 
     name: str
@@ -319,7 +319,7 @@ class Stage(_Part):
     seconds: Size = 0.0
 
 
-class Contradiction(_Part):
+class Contradiction(_DocumentPart):
     """A witness inside a radius that was proved safe: one of the two is wrong."""
 
     id: int
@@ -333,7 +333,7 @@ class Contradiction(_Part):
     message: str = ""
 
 
-class Environment(_Part):
+class Environment(_DocumentPart):
     """Where and when the run was made."""
 
     python: str
@@ -346,7 +346,7 @@ class Environment(_Part):
     """ISO 8601, UTC."""
 
 
-class Hashes(_Part):
+class Hashes(_DocumentPart):
     """SHA-256 of what the run stands on."""
 
     plan: str
@@ -355,7 +355,7 @@ class Hashes(_Part):
     journal: str | None = None
 
 
-class Gate(_Part):
+class Gate(_DocumentPart):
     """The least robust accuracy that the run was held to (`--fail-under`), and whether it passed."""
 
     side: Side
@@ -367,7 +367,7 @@ class Gate(_Part):
     """Why it did not pass; empty if it did."""
 
 
-class Document(_Part):
+class Document(_DocumentPart):
     """``report.json``."""
 
     schema_version: Literal["1"] = SCHEMA_VERSION
@@ -381,15 +381,15 @@ class Document(_Part):
     subject: SubjectEntry
     model: Model
     data: Data
-    suite: Suite
-    cost: Cost
+    suite: SuiteSummary
+    cost: TotalCost
     samples: list[Sample]
     findings: list[FindingEntry] = Field(default_factory=list[FindingEntry])
     curves: Curves = Field(default_factory=Curves)
     grid: Grid | None = None
     methods: list[Method] = Field(default_factory=list[Method])
     not_tested: list[str] = Field(default_factory=list[str])
-    stages: list[Stage] = Field(default_factory=list[Stage])
+    stages: list[StageSummary] = Field(default_factory=list[StageSummary])
     seed: int
     command: str
     environment: Environment

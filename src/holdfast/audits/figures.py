@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.audits.document import Cost, FindingEntry, Headline, Intervals, Stage, StageCost
+from holdfast.audits.document import FindingEntry, Headline, Intervals, StageCost, StageSummary, TotalCost
 from holdfast.audits.records import CertificateRecord, TriageRecord
 from holdfast.audits.verdicts import UNJUDGED, RunResults
-from holdfast.core.cost import Cost as Spent
+from holdfast.core.cost import Cost
 from holdfast.core.findings import Severity
 from holdfast.core.threat import Access
 from holdfast.core.verdict import Status
@@ -87,12 +87,12 @@ def held_against(run: RunResults) -> str | None:
     return "; ".join(sorted({r.held_against for r in asked if r.held_against is not None})) or None
 
 
-def cost(run: RunResults) -> Cost:
+def cost(run: RunResults) -> TotalCost:
     """What the attack stages and the clean pass asked, and what every stage did."""
     by_stage = _by_stage(run)
     names = {"clean", *(entry.stage for entry in run.context.plan.entries)}
     top = [row for name, row in by_stage.items() if name in names]
-    return Cost(
+    return TotalCost(
         forwards=sum(row.forwards for row in top),
         backwards=sum(row.backwards for row in top),
         queries=sum(row.queries for row in top),
@@ -102,9 +102,9 @@ def cost(run: RunResults) -> Cost:
 
 
 def _by_stage(run: RunResults) -> dict[str, StageCost]:
-    spent, samples, referee = dict[str, Spent](), dict[str, int](), 0
+    spent, samples, referee = dict[str, Cost](), dict[str, int](), 0
     for (stage, _), record in run.records.items():
-        spent[stage] = spent.get(stage, Spent()) + record.total
+        spent[stage] = spent.get(stage, Cost()) + record.total
         samples[stage] = samples.get(stage, 0) + len(record.ids)
         referee += record.referee
     table = {
@@ -120,15 +120,15 @@ def _by_stage(run: RunResults) -> dict[str, StageCost]:
     return table | {"referee": StageCost(forwards=referee)}
 
 
-def stage_rows(run: RunResults) -> list[Stage]:
+def stage_rows(run: RunResults) -> list[StageSummary]:
     """How far each stage came."""
-    rows = list[Stage]()
+    rows = list[StageSummary]()
     for stage in run.layout.order:
         done = [record for (name, _), record in run.records.items() if name == stage.name]
         whole = len(done) == len(run.layout.units(stage.name))
         status = "failed" if any(record.fault is not None for record in done) else "done" if whole else "partial"
         rows.append(
-            Stage(
+            StageSummary(
                 name=stage.name,
                 status=status if done else "skipped",
                 chunks=len(done),

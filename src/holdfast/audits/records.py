@@ -94,11 +94,11 @@ Scores = Annotated[
 """(n, K). Minus infinity is a score, that of a class which is never chosen; not a number and plus infinity are none."""
 
 
-class _Part(BaseModel):
+class _RecordPart(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class WitnessRecord(_Part):
+class WitnessRecord(_RecordPart):
     """A claim that the referee looked at, its input beside the journal.
 
     Attributes:
@@ -132,14 +132,14 @@ class WitnessRecord(_Part):
         )
 
 
-class Fault(_Part):
+class Fault(_RecordPart):
     """What was raised, in words, and the samples that were lost by it."""
 
     ids: Ids
     why: str
 
 
-class Spent(_Part):
+class Spent(_RecordPart):
     """What was asked for each of some samples."""
 
     forwards: Counts = ()
@@ -157,7 +157,7 @@ class Spent(_Part):
         return counts.pop() if len(counts) == 1 else None
 
 
-class Record(_Part):
+class Record(_RecordPart):
     """A finished unit.
 
     Attributes:
@@ -246,7 +246,7 @@ class GradientsRecord(Record):
         return self.cost
 
 
-class Claims(_Part):
+class Claims(_RecordPart):
     """What a search claimed, as the referee let it stand, and what it spent.
 
     Attributes:

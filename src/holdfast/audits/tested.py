@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from holdfast.audits.document import AttackRun, Method, MethodParameter, Suite
+from holdfast.audits.document import AttackRun, Method, MethodParameter, SuiteSummary
 from holdfast.audits.plan import Plan
 from holdfast.audits.records import AttackRecord
 from holdfast.audits.suite import SuiteEntry
@@ -18,7 +18,7 @@ from holdfast.core.threat import Goal, Guarantee
 __all__ = ["methods", "not_tested", "suite_of"]
 
 
-def suite_of(run: RunResults) -> Suite:
+def suite_of(run: RunResults) -> SuiteSummary:
     """The attacks that were run on any sample, and how hard certified samples were attacked."""
     plan, tried = run.context.plan, run.tried()
     last = [entry for entry in plan.entries if not entry.takes_over][-1]
@@ -28,7 +28,7 @@ def suite_of(run: RunResults) -> Suite:
         for i, c in part.certificates.items()
         if c.guarantee is not Guarantee.ESTIMATE and c.radius >= run.eps
     }
-    return Suite(
+    return SuiteSummary(
         name=plan.suite,
         stamp=plan.composition.stamp(plan.suite_request),
         attacks=[_row(run, entry, len(tried[entry.name])) for entry in plan.entries if tried[entry.name]],

@@ -55,7 +55,7 @@ class GateOptions:
         ),
     ] = False  # fmt: skip
 
-    def gate(self) -> Gate | None:
+    def gate(self) -> GateTerms | None:
         """The threshold; None where there is none.
 
         Raises:
@@ -63,7 +63,7 @@ class GateOptions:
         """
         share = _share(self.fail_under)
         if share is not None:
-            return Gate(share, self.fail_on or "empirical", self.allow_weak)
+            return GateTerms(share, self.fail_on or "empirical", self.allow_weak)
         for given, flag in ((self.allow_weak, "--allow-weak"), (self.fail_on, f"--fail-on {self.fail_on}")):
             if given:
                 raise UsageError(f"{flag} is about a threshold, and there is none; give --fail-under SHARE with it")
@@ -274,7 +274,7 @@ def _resuming(run: Path, plan: Plan) -> str:
     return shlex.join(words)
 
 
-def finish(report: Report, gate: Gate | None, talk: o.TalkOptions) -> None:
+def finish(report: Report, gate: GateTerms | None, talk: o.TalkOptions) -> None:
     """Writes the report files, prints the summary and ends with the exit code that the document asks for."""
     from holdfast.report.audits.text import show
 
@@ -300,7 +300,7 @@ def _need(plan: Plan) -> str:
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateTerms:
     """What --fail-under, --fail-on and --allow-weak ask for."""
 
     threshold: float

@@ -17,7 +17,19 @@ from typing import Any, ClassVar, Protocol, TypeVar, overload
 from holdfast.core.cards import Card
 from holdfast.core.errors import UsageError, did_you_mean
 
-__all__ = ["KINDS", "Method", "card", "cards", "contract", "create", "forget", "kind", "method", "name_of", "names"]
+__all__ = [
+    "KINDS",
+    "RegisteredMethod",
+    "card",
+    "cards",
+    "contract",
+    "create",
+    "forget",
+    "kind",
+    "method",
+    "name_of",
+    "names",
+]
 
 # Every module of these is a method, but for the contracts.
 _FOLDERS = (
@@ -73,7 +85,7 @@ KINDS = tuple(dict.fromkeys(kind for kind, _, _ in _CONTRACTS))
 """What a method can be."""
 
 
-class Method(Protocol):
+class RegisteredMethod(Protocol):
     """What every method is: a class with a card, made of the parameters that it declares."""
 
     card: ClassVar[Card]
@@ -168,7 +180,7 @@ def contract(kind: str) -> tuple[type, ...]:
 
 
 @overload
-def method(name: str) -> type[Method]: ...
+def method(name: str) -> type[RegisteredMethod]: ...
 @overload
 def method(name: str, of: type[M]) -> type[M]: ...
 def method(name: str, of: type[Any] | None = None) -> type[Any]:
@@ -200,7 +212,7 @@ def _word(of: type) -> str:
 
 
 @cache
-def _loaded(name: str) -> type[Method]:
+def _loaded(name: str) -> type[RegisteredMethod]:
     place = _places()[name]
     if isinstance(place, EntryPoint):
         return _plugged(place)
@@ -211,7 +223,7 @@ def _loaded(name: str) -> type[Method]:
     raise UsageError(f"{place} declares no method: no class with a card")
 
 
-def _plugged(point: EntryPoint) -> type[Method]:
+def _plugged(point: EntryPoint) -> type[RegisteredMethod]:
     try:
         cls: Any = point.load()
     except Exception as error:  # a plug-in may raise anything on import; the message says which one to mend or remove

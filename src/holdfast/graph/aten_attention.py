@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.aten_call import Call, where_of
+from holdfast.graph.aten_call import AtenCall, where_of
 from holdfast.graph.build import Value
 
 __all__ = ["attention"]
@@ -17,7 +17,7 @@ __all__ = ["attention"]
 _PATTERNS = 64  # rows of a mask that hide different keys, each of which becomes an attention of its own
 
 
-def attention(c: Call) -> Value:
+def attention(c: AtenCall) -> Value:
     """``softmax(q @ k.T * scale + mask) @ v`` where a constant mask, or causality, may hide keys.
 
     Queries that see the same keys become one attention of these keys alone, so that nothing is added that would stand
@@ -41,7 +41,7 @@ def attention(c: Call) -> Value:
     return _by_pattern(c, (q, k, v), scale, seen, added)
 
 
-def _mask(c: Call, queries: int, keys: int) -> tuple[Tensor | None, Tensor | None]:
+def _mask(c: AtenCall, queries: int, keys: int) -> tuple[Tensor | None, Tensor | None]:
     """Which keys each query sees, (queries, keys), None where all are, and what is added to the scores."""
     mask = c.constant("attn_mask")
     if c.get("is_causal"):
@@ -64,7 +64,9 @@ def _mask(c: Call, queries: int, keys: int) -> tuple[Tensor | None, Tensor | Non
     return flat[0].cpu(), added
 
 
-def _by_pattern(c: Call, given: tuple[Value, Value, Value], scale: float, seen: Tensor, added: Tensor | None) -> Value:
+def _by_pattern(
+    c: AtenCall, given: tuple[Value, Value, Value], scale: float, seen: Tensor, added: Tensor | None
+) -> Value:
     """One attention for all queries that see the same keys, put back into their order."""
     patterns, which = seen.unique(dim=0, return_inverse=True)
     q, k, v = given

@@ -1,7 +1,7 @@
 """One ATen call with its arguments by the names of its schema, which notes what has been read of them.
 
 Whatever a handler does not read and the model did set to something else than the schema's default is refused
-(`Call.close`), so that no argument can be overlooked.
+(`AtenCall.close`), so that no argument can be overlooked.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from holdfast.graph.build import Builder, Value
 from holdfast.graph.torch_calls import Overload, overload_name, schema_of
 
 if TYPE_CHECKING:
-    from holdfast.graph.aten_reader import Reader
+    from holdfast.graph.aten_reader import AtenReader
 
-__all__ = ["Call", "Handler", "call_name", "tuple_of", "where_of"]
+__all__ = ["AtenCall", "Handler", "call_name", "tuple_of", "where_of"]
 
 # where a tensor lies and how; the type of a result is held to that of the model by the reader
 _VALUELESS = frozenset(
@@ -50,7 +50,7 @@ def tuple_of(value: Any, k: int) -> tuple[int, ...]:
     return values * k if len(values) == 1 else values
 
 
-class Call:
+class AtenCall:
     """One ATen call.
 
     Args:
@@ -58,7 +58,7 @@ class Call:
         node: a call of an ATen operation.
     """
 
-    def __init__(self, reader: Reader, node: fx.Node) -> None:
+    def __init__(self, reader: AtenReader, node: fx.Node) -> None:
         self.b: Builder = reader.builder
         self.reader = reader
         self.node = node
@@ -200,4 +200,4 @@ class Call:
         return [self.dim(d) for d in ([dims] if isinstance(dims, int) else dims)]
 
 
-Handler = Callable[[Call], Value | list[Value]]
+Handler = Callable[[AtenCall], Value | list[Value]]

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.aten_call import Call, Handler, tuple_of, where_of
+from holdfast.graph.aten_call import AtenCall, Handler, tuple_of, where_of
 from holdfast.graph.build import Value
 from holdfast.graph.windows import Windows, average_pool, conv, conv_transpose, max_pool
 
 __all__ = ["IMAGES"]
 
 
-def _conv(c: Call) -> Value:
+def _conv(c: AtenCall) -> Value:
     weight, bias = c.weight("weight"), c.constant("bias")
     k = weight.ndim - 2
     stride, dilation = tuple_of(c.get("stride"), k), tuple_of(c.get("dilation"), k)
@@ -30,7 +30,7 @@ def _conv(c: Call) -> Value:
     return conv(c.b, c.x, weight, bias, windows, c.get("groups"))
 
 
-def _conv_transpose(c: Call) -> Value:
+def _conv_transpose(c: AtenCall) -> Value:
     weight, bias = c.weight("weight"), c.constant("bias")
     k = weight.ndim - 2
     stride, padding, extra, dilation = (
@@ -40,7 +40,7 @@ def _conv_transpose(c: Call) -> Value:
     return conv_transpose(c.b, c.x, weight, bias, windows, extra, c.get("groups"))
 
 
-def _pad(c: Call) -> Value:
+def _pad(c: AtenCall) -> Value:
     sides: Sequence[int] = c.get("pad")
     mode = c.get("mode") if c.has("mode") else "constant"
     rank = len(c.shape)
@@ -52,7 +52,7 @@ def _pad(c: Call) -> Value:
     return c.b.pad(c.x, [(0, 0)] * (rank - len(pairs)) + pairs)
 
 
-def _windows(c: Call, k: int) -> tuple[tuple[int, ...], Windows]:
+def _windows(c: AtenCall, k: int) -> tuple[tuple[int, ...], Windows]:
     """The kernel of a pool, and how its windows lie."""
     kernel = tuple_of(c.get("kernel_size"), k)
     stride, padding = tuple_of(c.get("stride") or kernel, k), tuple_of(c.get("padding"), k)
@@ -60,13 +60,13 @@ def _windows(c: Call, k: int) -> tuple[tuple[int, ...], Windows]:
     return kernel, Windows(stride=stride, pads=[(p, p) for p in padding], dilation=dilation)
 
 
-def _max_pool(c: Call) -> Value:
+def _max_pool(c: AtenCall) -> Value:
     k = int(c.name.split("max_pool")[1][0])
     kernel, windows = _windows(c, k)
     return max_pool(c.b, c.x, kernel, windows, bool(c.get("ceil_mode")))
 
 
-def _avg_pool(c: Call) -> Value:
+def _avg_pool(c: AtenCall) -> Value:
     k = int(c.name.split("avg_pool")[1][0])
     kernel, windows = _windows(c, k)
     rests = [
@@ -82,7 +82,7 @@ def _avg_pool(c: Call) -> Value:
     return average_pool(c.b, c.x, kernel, windows, bool(c.get("count_include_pad")), divisor)
 
 
-def _adaptive(c: Call) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
+def _adaptive(c: AtenCall) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
     """Dimensions, the kernel of an adaptive pool, and None for the target where it is one window."""
     k = int(c.name.split("_pool")[1][0])
     sizes, target = c.shape[-k:], tuple_of(c.get("output_size"), k)
@@ -93,7 +93,7 @@ def _adaptive(c: Call) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
     return k, tuple(s // t for s, t in zip(sizes, target, strict=True)), None if set(target) == {1} else target
 
 
-def _adaptive_avg_pool(c: Call) -> Value:
+def _adaptive_avg_pool(c: AtenCall) -> Value:
     k, kernel, target = _adaptive(c)
     rank = len(c.shape)
     if target is None:
@@ -101,7 +101,7 @@ def _adaptive_avg_pool(c: Call) -> Value:
     return average_pool(c.b, c.x, kernel, Windows.plain(kernel))
 
 
-def _adaptive_max_pool(c: Call) -> list[Value]:
+def _adaptive_max_pool(c: AtenCall) -> list[Value]:
     k, kernel, target = _adaptive(c)
     rank = len(c.shape)
     if target is None:
@@ -109,7 +109,7 @@ def _adaptive_max_pool(c: Call) -> list[Value]:
     return [max_pool(c.b, c.x, kernel, Windows.plain(kernel))]
 
 
-def _upsample(c: Call) -> Value:
+def _upsample(c: AtenCall) -> Value:
     mode = {
         "upsample_nearest": "nearest",
         "_upsample_nearest_exact": "nearest-exact",
@@ -134,7 +134,7 @@ def _upsample(c: Call) -> Value:
     return x
 
 
-def _interpolation(c: Call, size: int, out: int, mode: str, scale: float | None, align: bool | None) -> Tensor:
+def _interpolation(c: AtenCall, size: int, out: int, mode: str, scale: float | None, align: bool | None) -> Tensor:
     """PyTorch's own matrix, which must have the size of the result.
 
     Its kernels round where an entry lies (in float32 for narrower types too), so the matrix is that of the type.
@@ -148,7 +148,7 @@ def _interpolation(c: Call, size: int, out: int, mode: str, scale: float | None,
     return weight
 
 
-def _shuffle(c: Call) -> Value:
+def _shuffle(c: AtenCall) -> Value:
     """pixel_shuffle, pixel_unshuffle and channel_shuffle."""
     name, k, b = c.name, int(c.get(c.names[1])), c.b
     x = b.drop_batch(c.x, c.rank - 1)

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, fx
 
 from holdfast.core.errors import HoldfastError, UnsupportedError
-from holdfast.graph.aten_call import Call, Handler, call_name, where_of
+from holdfast.graph.aten_call import AtenCall, Handler, call_name, where_of
 from holdfast.graph.build import Builder, Value
 from holdfast.graph.refusals import named, unreadable
 from holdfast.graph.torch_calls import Overload, schema_of
 
-__all__ = ["Reader", "Size", "is_random"]
+__all__ = ["AtenReader", "Size", "is_random"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def is_random(node: fx.Node) -> bool:
     return not off and given.get("dropout_p", 1) != 0 and not ("dropout" in call_name(node) and given.get("p") == 0)
 
 
-class Reader:
+class AtenReader:
     """Translates ATen calls.
 
     A value is a graph node's position, a constant tensor, a number of the batch size, or a list of values.
@@ -96,7 +96,7 @@ class Reader:
         self._same_type(node)
         self.builder.origin = call_name(node).rstrip("_")
         try:
-            call = Call(self, node)
+            call = AtenCall(self, node)
             value = handler(call)
             call.close()
         except UnsupportedError as refusal:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
-from holdfast.graph.aten_call import Call, Handler, where_of
+from holdfast.graph.aten_call import AtenCall, Handler, where_of
 from holdfast.graph.build import Value
 
 __all__ = ["SHAPES"]
 
 
-def _reshape(c: Call) -> Value:
+def _reshape(c: AtenCall) -> Value:
     before, after, batch_dims = c.full_shape(c.first), c.result_shape, c.b.batch_dims
     c.skip(*c.names[1:])  # the shape of the result says it
     mixed = batch_dims and (not after or str(before[0]) != str(after[0]))
@@ -25,7 +25,7 @@ def _reshape(c: Call) -> Value:
     return c.b.reshape(c.x, after[batch_dims:])
 
 
-def _permute(c: Call) -> Value:
+def _permute(c: AtenCall) -> Value:
     batch_dims, rank = c.b.batch_dims, c.rank
     dims = [d % rank for d in (c.get("dims") if c.has("dims") else range(rank)[::-1])]
     if batch_dims and dims[0] != 0:
@@ -33,7 +33,7 @@ def _permute(c: Call) -> Value:
     return c.b.permute(c.x, [d - batch_dims for d in dims[batch_dims:]])
 
 
-def _transpose(c: Call) -> Value:
+def _transpose(c: AtenCall) -> Value:
     names = c.names[1:]
     i, j = (c.dim(c.get(n)) for n in names) if names else (c.dim(0), c.dim(1))
     dims = list(range(len(c.shape)))
@@ -41,7 +41,7 @@ def _transpose(c: Call) -> Value:
     return c.b.permute(c.x, dims)
 
 
-def _range(c: Call) -> tuple[int, Tensor] | None:
+def _range(c: AtenCall) -> tuple[int, Tensor] | None:
     """The dimension and the places of a slice; None where it is the whole batch."""
     dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
     if dim % c.rank < c.b.batch_dims and start in (0, None) and step == 1 and (stop is None or stop >= 2**62):
@@ -50,22 +50,22 @@ def _range(c: Call) -> tuple[int, Tensor] | None:
     return dim, torch.arange(c.shape[dim])[slice(start, stop, step)]
 
 
-def _slice(c: Call) -> Value:
+def _slice(c: AtenCall) -> Value:
     places = _range(c)
     return c.x if places is None else c.b.select(c.x, *places)
 
 
-def _select(c: Call) -> Value:
+def _select(c: AtenCall) -> Value:
     dim = c.dim(c.get("dim"))
     x = c.b.select(c.x, dim, torch.tensor([c.get("index") % c.shape[dim]]))
     return c.b.reshape(x, [s for d, s in enumerate(c.b.shape(x)) if d != dim])
 
 
-def _index_select(c: Call) -> Value:
+def _index_select(c: AtenCall) -> Value:
     return c.b.select(c.x, c.dim(c.get("dim")), c.weight("index").reshape(-1))
 
 
-def _written(c: Call, base: Value, value: Value, dim: int, index: Tensor) -> Value:
+def _written(c: AtenCall, base: Value, value: Value, dim: int, index: Tensor) -> Value:
     """``base`` with ``value`` at the places ``index`` of a feature dimension; each a node or a constant.
 
     Args:
@@ -99,7 +99,7 @@ def _constant(value: Value, rest: Value, kept: Tensor) -> bool:
     return isinstance(value, Tensor) and (isinstance(rest, Tensor) or not len(kept))
 
 
-def _select_scatter(c: Call) -> Value:
+def _select_scatter(c: AtenCall) -> Value:
     dim = c.dim(c.get("dim"), len(c.result_shape))
     index = torch.tensor([c.get("index") % int(c.result_shape[c.b.batch_dims + dim])])
     value = c.operand("src")
@@ -111,7 +111,7 @@ def _select_scatter(c: Call) -> Value:
     return _written(c, c.operand("self"), value, dim, index)
 
 
-def _slice_scatter(c: Call) -> Value:
+def _slice_scatter(c: AtenCall) -> Value:
     rank = len(c.result_shape)
     dim, start, stop, step = (c.get(name) for name in ("dim", "start", "end", "step"))
     value = c.operand("src")
@@ -123,20 +123,20 @@ def _slice_scatter(c: Call) -> Value:
     return _written(c, c.operand("self"), value, dim, index)
 
 
-def _filling(c: Call, value: Tensor) -> Value:
+def _filling(c: AtenCall, value: Tensor) -> Value:
     """A constant as what a value that depends on the input is overwritten with."""
     shape = [s if isinstance(s, int) else 1 for s in c.result_shape]
     return value.to(c.node.meta["val"].dtype).expand(shape)
 
 
-def _copy(c: Call) -> Value:
+def _copy(c: AtenCall) -> Value:
     """What is written over a value, in its shape; the value itself does not count."""
     c.skip("self", "non_blocking")
     value = c.operand("src" if c.has("src") else "value")
     return c.b.expand(value, c.result_shape[c.b.batch_dims :]) if isinstance(value, int) else _filling(c, value)
 
 
-def _index_fill(c: Call) -> Value:
+def _index_fill(c: AtenCall) -> Value:
     dim = c.dim(c.get("dim"))
     index = (c.weight("index").reshape(-1) % c.shape[dim]).unique()
     shape = list(c.shape)
@@ -147,12 +147,12 @@ def _index_fill(c: Call) -> Value:
     return _written(c, c.x, value.to(c.b.dtype).expand(shape), dim, index)
 
 
-def _cat(c: Call) -> Value:
+def _cat(c: AtenCall) -> Value:
     parts = c.operands("tensors")
     return c.b.concat(parts, c.dim(c.get("dim"), len(c.result_shape)))
 
 
-def _stack(c: Call) -> Value:
+def _stack(c: AtenCall) -> Value:
     parts = c.operands("tensors")
     dim = c.dim(c.get("dim"), len(c.result_shape))
     wide = [
@@ -164,7 +164,7 @@ def _stack(c: Call) -> Value:
     return c.b.concat(wide, dim)
 
 
-def _split(c: Call) -> list[Value]:
+def _split(c: AtenCall) -> list[Value]:
     dim = c.dim(c.get("dim"))
     size, sizes = c.shape[dim], c.get(c.names[1])
     if c.name == "chunk":
@@ -175,18 +175,18 @@ def _split(c: Call) -> list[Value]:
     return [c.b.select(c.x, dim, index) for index in places]
 
 
-def _unbind(c: Call) -> list[Value]:
+def _unbind(c: AtenCall) -> list[Value]:
     dim = c.dim(c.get("dim"))
     kept = [s for d, s in enumerate(c.shape) if d != dim]
     return [c.b.reshape(c.b.select(c.x, dim, torch.tensor([i])), kept) for i in range(c.shape[dim])]
 
 
-def _embedding(c: Call) -> Value:
+def _embedding(c: AtenCall) -> Value:
     c.skip("padding_idx", "scale_grad_by_freq", "sparse")  # of gradients alone
     return c.b.add_node("embedding", [c.at("indices")], {"weight": c.weight("weight")})
 
 
-def _expand(c: Call) -> Value:
+def _expand(c: AtenCall) -> Value:
     before, after, batch_dims = c.full_shape(c.first), c.result_shape, c.b.batch_dims
     c.skip(*c.names[1:])  # the shape of the result says it
     if batch_dims and (len(after) != len(before) or str(after[0]) != str(before[0])):
@@ -194,7 +194,7 @@ def _expand(c: Call) -> Value:
     return c.b.expand(c.x, after[batch_dims:])
 
 
-def _repeat(c: Call) -> Value:
+def _repeat(c: AtenCall) -> Value:
     times: Sequence[int] = c.get(c.names[1])
     x, batch_dims, rank = c.x, c.b.batch_dims, c.rank
     times = [1] * (rank - len(times)) + list(times)
@@ -204,14 +204,14 @@ def _repeat(c: Call) -> Value:
     return compose.tile(c.b, x, times[batch_dims:])
 
 
-def _flip(c: Call) -> Value:
+def _flip(c: AtenCall) -> Value:
     x = c.x
     for dim in c.dims(c.get("dims")) if c.get("dims") else []:
         x = c.b.select(x, dim, torch.arange(c.b.shape(x)[dim]).flip(0))
     return x
 
 
-def _roll(c: Call) -> Value:
+def _roll(c: AtenCall) -> Value:
     x, shifts, dims = c.x, c.get("shifts"), c.get("dims")
     if not dims:
         raise UnsupportedError(f"'roll' without dimensions{where_of(c.node)}; name the dimension along which to roll")
@@ -227,7 +227,7 @@ def _ints(value: Any) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _repeat_interleave(c: Call) -> Value:
+def _repeat_interleave(c: AtenCall) -> Value:
     if c.get("dim") is None:
         raise UnsupportedError(f"'repeat_interleave' without a dimension{where_of(c.node)}; name the dimension")
     dim = c.dim(c.get("dim"))
@@ -238,7 +238,7 @@ def _repeat_interleave(c: Call) -> Value:
     return c.b.select(c.x, dim, torch.arange(c.shape[dim]).repeat_interleave(times.long().cpu()))
 
 
-def _index(c: Call) -> Value:
+def _index(c: AtenCall) -> Value:
     places: Sequence[Any] = c.raw("indices")
     used = [i for i, p in enumerate(places) if p is not None]
     index = c.reader.operand(places[used[0]]) if len(used) == 1 else None
@@ -255,7 +255,7 @@ def _index(c: Call) -> Value:
     return c.b.reshape(x, [*shape[:dim], *index.shape, *shape[dim + 1 :]])
 
 
-def _filled(c: Call) -> Value:
+def _filled(c: AtenCall) -> Value:
     """A constant in the shape of a value."""
     c.skip(c.first, "size")  # the shape of the result says it
     like: Tensor = c.node.meta["val"]
@@ -264,12 +264,12 @@ def _filled(c: Call) -> Value:
     return torch.full(shape, value, dtype=like.dtype, device=c.b.device)
 
 
-def _convert(c: Call) -> Value:
+def _convert(c: AtenCall) -> Value:
     c.skip("copy", "other", "non_blocking")  # the reader holds that the type stays
     return c.x
 
 
-def _dropout(c: Call) -> Value:
+def _dropout(c: AtenCall) -> Value:
     c.skip("p", "train")  # the reader refuses one that is on
     return c.x
 

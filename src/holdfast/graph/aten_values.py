@@ -11,21 +11,21 @@ from torch import Tensor
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose, products
 from holdfast.graph.aten_attention import attention
-from holdfast.graph.aten_call import Call, Handler, where_of
+from holdfast.graph.aten_call import AtenCall, Handler, where_of
 from holdfast.graph.build import Builder, Value
 
 __all__ = ["VALUES"]
 
 
-def _linear(c: Call) -> Value:
+def _linear(c: AtenCall) -> Value:
     return c.b.linear(c.x, c.weight("weight"), c.constant("bias"))
 
 
-def _matmul(c: Call) -> Value:
+def _matmul(c: AtenCall) -> Value:
     return products.matmul(c.b, *map(c.operand, c.names[:2]))
 
 
-def _addmm(c: Call) -> Value:
+def _addmm(c: AtenCall) -> Value:
     """``beta * self + alpha * (mat1 @ mat2)``."""
     alpha, beta = c.number("alpha"), c.number("beta")
     shift, x, y = (c.operand(name) for name in ("self", "mat1", "mat2"))
@@ -41,7 +41,7 @@ def _addmm(c: Call) -> Value:
     return c.b.add(product, c.b.multiply(shift, torch.tensor(beta, dtype=torch.float64)))
 
 
-def _batch_norm(c: Call) -> Value:
+def _batch_norm(c: AtenCall) -> Value:
     if c.has("training") and c.get("training"):
         return _batch_statistics(c)
     c.skip("momentum")
@@ -52,22 +52,22 @@ def _batch_norm(c: Call) -> Value:
     return compose.batch_norm(c.b, c.x, weight, bias, (statistics[0], statistics[1]), c.number("eps"))
 
 
-def _batch_statistics(c: Call) -> Value:
+def _batch_statistics(c: AtenCall) -> Value:
     raise UnsupportedError(
         f"'{c.name}'{where_of(c.node)} normalises by the statistics of the batch in eval mode too, so the answer for one "
         "input depends on the others; give it running statistics"
     )
 
 
-def _add(c: Call, sign: float = 1.0) -> Value:
+def _add(c: AtenCall, sign: float = 1.0) -> Value:
     return c.b.add(c.operand("self"), c.operand("other"), sign * c.number("alpha"))
 
 
-def _rsub(c: Call) -> Value:
+def _rsub(c: AtenCall) -> Value:
     return c.b.add(c.operand("other"), c.x, -c.number("alpha"))
 
 
-def _divide(c: Call) -> Value:
+def _divide(c: AtenCall) -> Value:
     if c.has("rounding_mode") and c.get("rounding_mode") is not None:
         raise UnsupportedError(
             f"'{c.name}' with rounding_mode={c.get('rounding_mode')}{where_of(c.node)}: a step function"
@@ -75,7 +75,7 @@ def _divide(c: Call) -> Value:
     return c.b.divide(c.operand("self"), c.operand("other"))
 
 
-def _clip(c: Call) -> Value:
+def _clip(c: AtenCall) -> Value:
     if c.overload == "Tensor":
         low, high = c.raw("min"), c.raw("max")
         y: Value = c.x if low is None else compose.maximum(c.b, c.x, c.operand("min"))
@@ -83,7 +83,7 @@ def _clip(c: Call) -> Value:
     return compose.clip(c.b, c.x, c.get("min"), c.get("max"))
 
 
-def _hardtanh(c: Call) -> Value:
+def _hardtanh(c: AtenCall) -> Value:
     return compose.clip(c.b, c.x, c.number("min_val"), c.number("max_val"))
 
 
@@ -93,7 +93,7 @@ Reduction = Callable[[Builder, int, Sequence[int], bool], int]
 def _reduced(f: Reduction) -> Handler:
     """A reduction over ``dim``, all dimensions where it has none."""
 
-    def read(c: Call) -> Value:
+    def read(c: AtenCall) -> Value:
         dims = c.dims(c.get("dim") if c.has("dim") else None)
         return f(c.b, c.x, dims, bool(c.get("keepdim")) if c.has("keepdim") else False)
 
@@ -103,7 +103,7 @@ def _reduced(f: Reduction) -> Handler:
 def _largest(f: Reduction, pair: Callable[[Builder, Value, Value], Value]) -> Handler:
     """max and min: of two values, or over a dimension with the positions as a second result."""
 
-    def read(c: Call) -> Value | list[Value]:
+    def read(c: AtenCall) -> Value | list[Value]:
         if c.has("other"):
             return pair(c.b, c.operand("self"), c.operand("other"))
         found = _reduced(f)(c)
@@ -117,7 +117,7 @@ def _pair(f: Callable[[Builder, Value, Value], Value]) -> Handler:
     return lambda c: f(c.b, *map(c.operand, c.names[:2]))
 
 
-def _variance(c: Call) -> Value:
+def _variance(c: AtenCall) -> Value:
     if c.has("unbiased"):
         correction = float(bool(c.get("unbiased")))
     else:
@@ -132,18 +132,18 @@ def _variance(c: Call) -> Value:
     return c.b.unary("sqrt", found) if c.name == "std" else found
 
 
-def _norm(c: Call) -> Value:
+def _norm(c: AtenCall) -> Value:
     return compose.norm(c.b, c.x, float(c.get("ord")), c.dims(c.get("dim")), bool(c.get("keepdim")))
 
 
-def _softmax(c: Call) -> Value:
+def _softmax(c: AtenCall) -> Value:
     if c.has("half_to_float"):
         c.skip("half_to_float")  # the result's type tells
     dim = c.dim(c.get("dim"))
     return compose.log_softmax(c.b, c.x, dim) if "log" in c.name else c.b.softmax(c.x, dim)
 
 
-def _cumsum(c: Call) -> Value:
+def _cumsum(c: AtenCall) -> Value:
     return compose.cumulated(c.b, c.x, c.dim(c.get("dim")))
 
 
@@ -154,13 +154,13 @@ def _unary(op: str) -> Handler:
 def _scaled(op: str, factor: float = 1.0, shift: float = 0.0) -> Handler:
     """``factor * op(x) + shift``."""
 
-    def read(c: Call) -> Value:
+    def read(c: AtenCall) -> Value:
         return c.b.affine(c.b.unary(op, c.x), factor if factor != 1 else None, shift or None)
 
     return read
 
 
-def _power(c: Call) -> Value:
+def _power(c: AtenCall) -> Value:
     x, y = c.operand("self"), c.operand("exponent")
     if isinstance(x, int) and isinstance(y, Tensor):
         exponents = y.unique()
@@ -181,27 +181,27 @@ def _power(c: Call) -> Value:
     )
 
 
-def _elu(c: Call) -> Value:
+def _elu(c: AtenCall) -> Value:
     return compose.elu(c.b, c.x, c.number("alpha"))
 
 
-def _selu(c: Call) -> Value:
+def _selu(c: AtenCall) -> Value:
     elu = c.b.unary("elu", c.x, alpha=1.6732632423543772848170429916717)
     return c.b.affine(elu, scale=1.0507009873554804934193349852946)
 
 
-def _celu(c: Call) -> Value:
+def _celu(c: AtenCall) -> Value:
     alpha = c.number("alpha")
     if alpha <= 0:
         raise UnsupportedError(f"'celu' with alpha={alpha:g}{where_of(c.node)}: only positive ones are served")
     return c.b.affine(c.b.unary("elu", c.b.affine(c.x, 1 / alpha), alpha=1.0), alpha)
 
 
-def _gelu(c: Call) -> Value:
+def _gelu(c: AtenCall) -> Value:
     return c.b.unary("gelu", c.x, approximate=c.get("approximate"))
 
 
-def _softplus(c: Call) -> Value:
+def _softplus(c: AtenCall) -> Value:
     beta, threshold = c.number("beta"), c.number("threshold")
     if beta == 0 or not math.isfinite(beta) or math.isnan(threshold):
         raise UnsupportedError(
@@ -211,46 +211,46 @@ def _softplus(c: Call) -> Value:
     return compose.softplus(c.b, c.x, beta, threshold)
 
 
-def _log_sigmoid(c: Call) -> Value:
+def _log_sigmoid(c: AtenCall) -> Value:
     return c.b.affine(c.b.unary("softplus", c.b.affine(c.x, -1.0)), -1.0)
 
 
-def _softsign(c: Call) -> Value:
+def _softsign(c: AtenCall) -> Value:
     return c.b.divide(c.x, c.b.affine(c.b.unary("abs", c.x), shift=1.0))
 
 
-def _softshrink(c: Call) -> Value:
+def _softshrink(c: AtenCall) -> Value:
     by = c.number("lambd")
     return c.b.add(c.b.relu(c.b.affine(c.x, shift=-by)), c.b.relu(c.b.affine(c.x, -1.0, -by)), -1.0)
 
 
-def _glu(c: Call) -> Value:
+def _glu(c: AtenCall) -> Value:
     dim = c.dim(c.get("dim"))
     half = torch.arange(c.shape[dim] // 2)
     value, gate = (c.b.select(c.x, dim, half + start) for start in (0, len(half)))
     return c.b.multiply(value, c.b.unary("sigmoid", gate))
 
 
-def _mish(c: Call) -> Value:
+def _mish(c: AtenCall) -> Value:
     return c.b.multiply(c.x, c.b.unary("tanh", c.b.unary("softplus", c.x)))
 
 
-def _prelu(c: Call) -> Value:
+def _prelu(c: AtenCall) -> Value:
     slope = c.weight("weight")
     if slope.numel() > 1:
         slope = slope.view(-1, *(1,) * (c.rank - 2))
     return compose.prelu(c.b, c.x, slope)
 
 
-def _where(c: Call) -> Value:
+def _where(c: AtenCall) -> Value:
     return compose.where(c.b, c.weight("condition") != 0, c.operand("self"), c.operand("other"))
 
 
-def _masked_fill(c: Call) -> Value:
+def _masked_fill(c: AtenCall) -> Value:
     return compose.where(c.b, c.weight("mask") != 0, c.operand("value"), c.x)
 
 
-def _layer_norm(c: Call) -> Value:
+def _layer_norm(c: AtenCall) -> Value:
     rank, k = len(c.shape), len(c.get("normalized_shape"))
     if k > rank:
         raise UnsupportedError(f"'{c.name}' along the batch")
@@ -260,7 +260,7 @@ def _layer_norm(c: Call) -> Value:
     return compose.layer_norm(c.b, c.x, range(rank - k, rank), weight, bias, eps, centred=not root)
 
 
-def _group_norm(c: Call) -> Value:
+def _group_norm(c: AtenCall) -> Value:
     weight, bias = c.constant("weight"), c.constant("bias")
     x = c.b.drop_batch(c.x, c.rank - 1)
     if c.name == "instance_norm":

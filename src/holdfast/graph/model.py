@@ -137,7 +137,7 @@ class Graph:
         return GraphModule(self)
 
 
-class Source(Protocol):
+class SourceFile(Protocol):
     """The file that a graph was read from."""
 
     def hold(self, low: Tensor, high: Tensor) -> str:
@@ -165,7 +165,7 @@ class GraphModule(nn.Module):
         super().__init__()
         self.graph = replace(graph, nodes=tuple(replace(n, tensors={}, tolerance={}) for n in graph.nodes))
         self.dtype = graph.dtype
-        self.source: Source | None = None
+        self.source: SourceFile | None = None
         self._names: list[dict[str, str]] = []
         for i, node in enumerate(graph.nodes):
             names = {key: f"{node.op}_{i}_{key}" for key in node.tensors if key != "size"}

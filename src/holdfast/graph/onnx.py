@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError, UsageError
 from holdfast.graph.build import BatchError, Builder, Value
 from holdfast.graph.model import Graph
-from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Served, type_name
+from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, OnnxCall, OnnxOp, type_name
 from holdfast.graph.onnx_constants import CONSTANTS, folded, known
 from holdfast.graph.onnx_images import IMAGES
 from holdfast.graph.onnx_shapes import SHAPES
@@ -23,7 +23,7 @@ from holdfast.graph.simplify import lifted, simplify
 
 __all__ = ["Reading", "operations", "parsed", "read_onnx", "reading"]
 
-CALLS: dict[str, Served] = {**VALUES, **SHAPES, **IMAGES}
+CALLS: dict[str, OnnxOp] = {**VALUES, **SHAPES, **IMAGES}
 _OPSETS = range(7, 29)  # what the handlers were written for; onnxruntime promises nothing before 7
 _OWN = ("", "ai.onnx")
 
@@ -82,13 +82,13 @@ def _reading(path: str | Path, output: str | None, entries: int | None) -> Readi
     _refuse_unknown(model, _needed(source))
     rows = source.shape[0] if source.shape else 0
     if len(source.shape) < 2 or (rows > 1 and entries == rows * torch.Size(source.shape[1:]).numel()):
-        return _Reader(source, 0).reading()
+        return _OnnxReader(source, 0).reading()
     try:
-        return _Reader(source, 1).reading()
+        return _OnnxReader(source, 1).reading()
     except UnsupportedError as first:
         # it may mix the batch with the features, which for one sample at a time is no harm
         try:
-            return _Reader(source, 0).reading()
+            return _OnnxReader(source, 0).reading()
         except HoldfastError as second:
             raise (second if isinstance(first, BatchError) and not isinstance(second, BatchError) else first) from None
 
@@ -244,7 +244,7 @@ MOVES = frozenset(
 )  # fmt: skip
 
 
-class _Reader:
+class _OnnxReader:
     """Translates ONNX nodes. A value is a graph node's position or a constant tensor.
 
     Args:
@@ -314,7 +314,7 @@ class _Reader:
             if isinstance(value, int):
                 self.places[name] = (value, f"'{call.op}' ({node.name or name})")
 
-    def _call(self, node: Any) -> Call:
+    def _call(self, node: Any) -> OnnxCall:
         import onnx
 
         op = node.op_type if node.domain in _OWN else f"{node.domain}.{node.op_type}"
@@ -325,11 +325,11 @@ class _Reader:
         inputs = [self.value(name) if name else None for name in node.input]
         kinds = [self.kinds[name] if name else 0 for name in node.input]
         attributes = {a.name: a for a in node.attribute}
-        return Call(
+        return OnnxCall(
             self.builder, op, inputs, kinds, list(node.output), attributes, schema, self.batch, self.source.tensor
         )
 
-    def _outputs(self, call: Call, names: Sequence[str]) -> list[tuple[Value, Tensor | None]]:
+    def _outputs(self, call: OnnxCall, names: Sequence[str]) -> list[tuple[Value, Tensor | None]]:
         """The values of one operation, constants with their error."""
         if call.op == "Constant":
             return [(_literal(call), None)]
@@ -366,7 +366,7 @@ class _Reader:
         return [(v, None) for v in (found if isinstance(found, list) else [found])]
 
 
-def _check_version(call: Call, served: Served) -> None:
+def _check_version(call: OnnxCall, served: OnnxOp) -> None:
     if call.schema.deprecated or not served.oldest <= call.version <= served.newest:
         raise UnsupportedError(
             f"'{call.op}' of opset {call.version}; served are its versions {served.oldest} to {served.newest}: convert the "
@@ -374,7 +374,7 @@ def _check_version(call: Call, served: Served) -> None:
         )
 
 
-def _literal(call: Call) -> Tensor:
+def _literal(call: OnnxCall) -> Tensor:
     """The value of a Constant."""
     kinds = {"value_float": 1, "value_floats": 1, "value_int": 7, "value_ints": 7}
     if "value" in call.attributes:

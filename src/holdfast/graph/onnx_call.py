@@ -1,7 +1,7 @@
 """One ONNX operation with its inputs and attributes resolved, and the record of what was read of it.
 
 A handler that does not look at an attribute, an input or an output that the file has would compute another function.
-So the call remembers what was asked for, and `Call.finished` refuses whatever is left, by its name. Defaults come from
+So the call remembers what was asked for, and `OnnxCall.finished` refuses whatever is left, by its name. Defaults come from
 the operator's schema, as the file's opset has them.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.build import BatchError, Builder, Value
 
-__all__ = ["BOOL", "FLOATS", "TYPES", "WHOLE", "Call", "Handler", "Served", "type_name"]
+__all__ = ["BOOL", "FLOATS", "TYPES", "WHOLE", "Handler", "OnnxCall", "OnnxOp", "type_name"]
 
 # the file's element types, as the numbers that it gives them
 TYPES: dict[int, torch.dtype] = {
@@ -38,7 +38,7 @@ def type_name(kind: int) -> str:
 
 
 @dataclass(frozen=True)
-class Served:
+class OnnxOp:
     """An operation of the vocabulary.
 
     Attributes:
@@ -55,7 +55,7 @@ class Served:
 
 
 @dataclass
-class Call:
+class OnnxCall:
     """One ONNX node.
 
     Attributes:
@@ -242,4 +242,4 @@ def _listed(values: Sequence[Any]) -> str:
     return " or ".join(str(v) for v in values)
 
 
-Handler = Callable[[Call], Value | list[Value]]
+Handler = Callable[[OnnxCall], Value | list[Value]]

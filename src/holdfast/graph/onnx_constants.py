@@ -19,7 +19,7 @@ from torch import Tensor
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.build import Builder
 from holdfast.graph.model import Node
-from holdfast.graph.onnx_call import BOOL, FLOATS, TYPES, WHOLE, Call, Served, type_name
+from holdfast.graph.onnx_call import BOOL, FLOATS, TYPES, WHOLE, OnnxCall, OnnxOp, type_name
 from holdfast.graph.onnx_images import IMAGES
 from holdfast.graph.onnx_shapes import SHAPES
 from holdfast.graph.onnx_values import VALUES
@@ -36,7 +36,7 @@ _NEAR = 1e-5  # a float nearer to a jump may fall on either side of it in float3
 _MOVES = frozenset((*SHAPES, "Identity")) - {"Pad", "Concat"}
 
 
-def folded(c: Call, errors: Sequence[Tensor | None]) -> Folded:
+def folded(c: OnnxCall, errors: Sequence[Tensor | None]) -> Folded:
     """The outputs of an operation of constants.
 
     Args:
@@ -80,7 +80,9 @@ def known(value: Tensor, error: Tensor | None) -> bool:
     return error is None or bool((error <= _UNITS * _U * value.double().abs()).all())
 
 
-def _built(c: Call, served: Served, shape: Sequence[int], dtype: torch.dtype) -> tuple[Call, Sequence[Node], list[int]]:
+def _built(
+    c: OnnxCall, served: OnnxOp, shape: Sequence[int], dtype: torch.dtype
+) -> tuple[OnnxCall, Sequence[Node], list[int]]:
     """The nodes of an operation whose first input is a constant of a shape."""
     builder = Builder(shape, dtype, batch_dims=0)
     inner = replace(c, b=builder, inputs=[0, *c.inputs[1:]], batch=1)
@@ -91,7 +93,7 @@ def _built(c: Call, served: Served, shape: Sequence[int], dtype: torch.dtype) ->
     return inner, builder.nodes, [int(i) for i in found]  # type: ignore[arg-type]
 
 
-def _moved(c: Call, served: Served, first: Tensor, error: Tensor | None) -> Folded:
+def _moved(c: OnnxCall, served: OnnxOp, first: Tensor, error: Tensor | None) -> Folded:
     """An operation that only moves entries, by where each of them goes."""
     inner, nodes, outputs = _built(c, served, first.shape, torch.float64)
     values: list[Tensor] = [torch.arange(first.numel()).view(1, *first.shape)]
@@ -144,7 +146,7 @@ def _error(node: Node, given: Sequence[Tensor], wrong: Sequence[Tensor], value: 
     return 2 * spread + 4 * _U * value.abs()
 
 
-def _arithmetic(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _arithmetic(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """Add, Sub, Mul and Div of two constants."""
     x, y = c.weight(0), c.weight(1)
     if c.version < 7:
@@ -185,17 +187,17 @@ def _quotient(x: Any, y: Any) -> Any:
     return np.where((x < 0) != (y < 0), -(abs(x) // abs(y)), abs(x) // abs(y))
 
 
-def _remainder(c: Call, x: Any, y: Any) -> Any:
+def _remainder(c: OnnxCall, x: Any, y: Any) -> Any:
     if (y == 0).any():
         raise UnsupportedError("'Mod' by zero; served are other divisors")
     return x - _quotient(x, y) * y if c.get("fmod") else x % y
 
 
-_Whole = Callable[[Call, Sequence[Any]], Any]
+_Whole = Callable[[OnnxCall, Sequence[Any]], Any]
 
 
 def _of_two(f: Callable[[Any, Any], Any]) -> _Whole:
-    def work(c: Call, values: Sequence[Any]) -> Any:
+    def work(c: OnnxCall, values: Sequence[Any]) -> Any:
         x, y = values
         return f(x, y)
 
@@ -203,14 +205,14 @@ def _of_two(f: Callable[[Any, Any], Any]) -> _Whole:
 
 
 def _of_one(f: Callable[[Any], Any]) -> _Whole:
-    def work(c: Call, values: Sequence[Any]) -> Any:
+    def work(c: OnnxCall, values: Sequence[Any]) -> Any:
         (x,) = values
         return f(x)
 
     return work
 
 
-def _modulo(c: Call, values: Sequence[Any]) -> Any:
+def _modulo(c: OnnxCall, values: Sequence[Any]) -> Any:
     x, y = values
     return _remainder(c, x, y)
 
@@ -235,7 +237,7 @@ def _pairs(f: Callable[[Any, Any], Any], values: Sequence[Any]) -> Any:
     return out
 
 
-def _whole(c: Call, values: Sequence[Tensor]) -> Tensor:
+def _whole(c: OnnxCall, values: Sequence[Tensor]) -> Tensor:
     """An operation of whole numbers, exactly."""
     if c.kinds[0] not in WHOLE or c.op not in _WHOLE_NUMBERS:
         raise UnsupportedError(
@@ -244,7 +246,7 @@ def _whole(c: Call, values: Sequence[Tensor]) -> Tensor:
     return _fitting(c, _WHOLE_NUMBERS[c.op](c, _integers(values)), c.kinds[0])
 
 
-def _fitting(c: Call, found: Any, kind: int) -> Tensor:
+def _fitting(c: OnnxCall, found: Any, kind: int) -> Tensor:
     found = np.asarray(found, dtype=object)
     limits = torch.iinfo(TYPES[kind])
     if any(not limits.min <= v <= limits.max for v in found.reshape(-1)):
@@ -254,10 +256,10 @@ def _fitting(c: Call, found: Any, kind: int) -> Tensor:
     return torch.tensor(found.tolist(), dtype=TYPES[kind]).reshape(found.shape)
 
 
-def _either(op: str) -> Callable[[Call, Sequence[Tensor | None]], tuple[Tensor, Tensor | None]]:
+def _either(op: str) -> Callable[[OnnxCall, Sequence[Tensor | None]], tuple[Tensor, Tensor | None]]:
     """An operation of any number of constants: of whole numbers, or of floats without error."""
 
-    def read(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def read(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
         values = [c.weight(i) for i in range(len(c.inputs))]
         if c.kinds[0] in WHOLE:
             return _whole(c, values), None
@@ -274,7 +276,7 @@ def _either(op: str) -> Callable[[Call, Sequence[Tensor | None]], tuple[Tensor, 
 
 
 def _compared(f: Callable[[Tensor, Tensor], Tensor]) -> Any:
-    def read(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+    def read(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
         x, y = c.weight(0), c.weight(1)
         if c.kinds[0] in FLOATS:
             x, y = x.double(), y.double()
@@ -288,20 +290,20 @@ def _compared(f: Callable[[Tensor, Tensor], Tensor]) -> Any:
 
 
 def _logical(f: Callable[..., Tensor]) -> Any:
-    def read(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+    def read(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
         return f(*(c.weight(i) for i in range(len(c.inputs)))), None
 
     return read
 
 
 def _rounded(f: Callable[[Tensor], Tensor]) -> Any:
-    def read(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+    def read(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
         return f(_off_jumps(c, c.weight(0).double(), errors[0], 0.5 if c.op == "Round" else 0.0)), None
 
     return read
 
 
-def _off_jumps(c: Call, x: Tensor, error: Tensor | None, at: float = 0.0) -> Tensor:
+def _off_jumps(c: OnnxCall, x: Tensor, error: Tensor | None, at: float = 0.0) -> Tensor:
     """Floats that no rounding carries over a whole number (or a half), where a step function jumps."""
     from_jump = ((x - at) - (x - at).round()).abs()
     if not bool(x.isfinite().all()):
@@ -313,7 +315,7 @@ def _off_jumps(c: Call, x: Tensor, error: Tensor | None, at: float = 0.0) -> Ten
     return x
 
 
-def _cast(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _cast(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     x, was, to = c.weight(0), c.kinds[0], c.get("to")
     _ = c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
     if to not in TYPES:
@@ -332,7 +334,7 @@ def _cast(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | No
     return _fitting(c, _integers([x.long()])[0], to), None
 
 
-def _held(c: Call, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _held(c: OnnxCall, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Whole numbers as floats of a type, which must hold them."""
     found = x.to(dtype).double()
     if not bool((found.long() == x.long()).all()):
@@ -340,11 +342,11 @@ def _held(c: Call, x: Tensor, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def _refuse_error(c: Call) -> Tensor:
+def _refuse_error(c: OnnxCall) -> Tensor:
     raise UnsupportedError(f"'{c.op}' to fewer digits of a constant that was computed; fold it before exporting")
 
 
-def _where(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _where(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     chosen, x, y = c.weight(0), c.weight(1), c.weight(2)
     c.kind = c.kinds[1]
     if c.kind in FLOATS:
@@ -356,7 +358,7 @@ def _where(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | N
     return value, torch.where(chosen, ex, ey)
 
 
-def _concat(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _concat(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     parts = [c.weight(i) for i in range(len(c.inputs))]
     axis = c.get("axis", 1)
     if len({p.dtype for p in parts}) > 1:
@@ -367,7 +369,7 @@ def _concat(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | 
     return torch.cat(parts, axis), torch.cat(zeros, axis)
 
 
-def _range(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+def _range(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     if c.kinds[0] not in WHOLE:
         raise UnsupportedError("'Range' of floats; served are whole numbers")
     start, limit, step = (int(c.weight(i)) for i in range(3))
@@ -378,13 +380,13 @@ def _range(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     ), None
 
 
-def _filled(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+def _filled(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     value = c.get("value", torch.zeros(1))
     c.kind = next((k for k, dtype in TYPES.items() if dtype == value.dtype), 1)
     return value.reshape(()).expand(c.weight(0).tolist()).clone(), None
 
 
-def _shape(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
+def _shape(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     shape = c.weight(0).shape
     c.kind = 7
     if c.op == "Size":
@@ -392,7 +394,7 @@ def _shape(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     return torch.tensor(list(shape)[c.get("start", 0) : c.get("end")], dtype=torch.int64), None
 
 
-def _triangle(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+def _triangle(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     k = c.constant(1)
     cut = torch.triu if c.get("upper") else torch.tril
     diagonal = 0 if k is None else int(k)
@@ -400,7 +402,7 @@ def _triangle(c: Call, errors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor 
     return cut(x, diagonal), None if errors[0] is None else cut(errors[0], diagonal)
 
 
-def _reduced_whole(c: Call) -> Tensor:
+def _reduced_whole(c: OnnxCall) -> Tensor:
     """A reduction of whole numbers, exactly."""
     axes, keep = c.argument("axes", 1) or None, bool(c.get("keepdims"))
     if axes is None and c.get("noop_with_empty_axes", 0):
@@ -413,7 +415,7 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceSum": np.sum, "ReduceProd": np.prod, "ReduceMax": np.max, "ReduceMin": np.min,
 }  # fmt: skip
 
-CONSTANTS: dict[str, Callable[[Call, Sequence[Tensor | None]], tuple[Tensor, Tensor | None]]] = {
+CONSTANTS: dict[str, Callable[[OnnxCall, Sequence[Tensor | None]], tuple[Tensor, Tensor | None]]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),
     **{op: _either(op) for op in ("Neg", "Abs", "Max", "Min")},
     "Mod": lambda c, errors: (_whole(c, [c.weight(0), c.weight(1)]), None),

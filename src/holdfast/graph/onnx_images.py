@@ -11,13 +11,13 @@ from torch import Tensor
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose
 from holdfast.graph.build import Builder, Value
-from holdfast.graph.onnx_call import Call, Handler, Served
+from holdfast.graph.onnx_call import Handler, OnnxCall, OnnxOp
 from holdfast.graph.windows import Windows, average_pool, conv, conv_transpose, max_pool
 
 __all__ = ["IMAGES"]
 
 
-def _windows(c: Call, kernel: Sequence[int]) -> tuple[Windows, bool]:
+def _windows(c: OnnxCall, kernel: Sequence[int]) -> tuple[Windows, bool]:
     """How windows lie, and whether the padding was computed."""
     k = len(kernel)
     if len(c.full) != k + 2 or not 1 <= k <= 3:
@@ -45,7 +45,7 @@ def _windows(c: Call, kernel: Sequence[int]) -> tuple[Windows, bool]:
     return Windows(stride=stride, pads=pads, dilation=dilation), True
 
 
-def _kernel(c: Call, weight: Tensor) -> list[int]:
+def _kernel(c: OnnxCall, weight: Tensor) -> list[int]:
     """The spatial shape of a kernel, which the file may say twice."""
     kernel = list(weight.shape[2:])
     said = c.get("kernel_shape")
@@ -54,7 +54,7 @@ def _kernel(c: Call, weight: Tensor) -> list[int]:
     return kernel
 
 
-def _conv(c: Call) -> Value:
+def _conv(c: OnnxCall) -> Value:
     weight = c.weight(1)
     windows, _ = _windows(c, _kernel(c, weight))
     groups = c.get("group")
@@ -63,7 +63,7 @@ def _conv(c: Call) -> Value:
     return conv(c.b, c.x, weight, c.constant(2), windows, groups)
 
 
-def _conv_transpose(c: Call) -> Value:
+def _conv_transpose(c: OnnxCall) -> Value:
     weight = c.weight(1)
     kernel = _kernel(c, weight)
     c.need("auto_pad", "NOTSET")
@@ -78,7 +78,7 @@ def _conv_transpose(c: Call) -> Value:
     return conv_transpose(c.b, c.x, weight, c.constant(2), windows, extra, c.get("group"))
 
 
-def _more_by_ceil(c: Call, kernel: Sequence[int], windows: Windows, computed: bool) -> bool:
+def _more_by_ceil(c: OnnxCall, kernel: Sequence[int], windows: Windows, computed: bool) -> bool:
     """Whether ceil_mode gives a pool more windows. One that would start in the padding behind is never one of them."""
     if not c.get("ceil_mode", 0) or computed:
         return False
@@ -90,7 +90,7 @@ def _more_by_ceil(c: Call, kernel: Sequence[int], windows: Windows, computed: bo
     return False
 
 
-def _max_pool(c: Call) -> Value:
+def _max_pool(c: OnnxCall) -> Value:
     kernel = c.get("kernel_shape")
     windows, computed = _windows(c, kernel)
     pads = windows.pads
@@ -102,7 +102,7 @@ def _max_pool(c: Call) -> Value:
     return max_pool(c.b, c.x, kernel, windows, _more_by_ceil(c, kernel, windows, computed))
 
 
-def _average_pool(c: Call) -> Value:
+def _average_pool(c: OnnxCall) -> Value:
     kernel = c.get("kernel_shape")
     windows, computed = _windows(c, kernel)
     if set(windows.dilation) != {1}:
@@ -134,7 +134,7 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _resize(c: Call) -> Value:
+def _resize(c: OnnxCall) -> Value:
     old = c.op == "Upsample" or c.version < 11
     scales = c.argument("scales", 1 if old else 2)
     sizes = None if old else c.argument("sizes", 3)
@@ -190,13 +190,13 @@ def _interpolation(size: int, out: int, scale: Tensor, mode: str, how: str, roun
     return weight
 
 
-IMAGES: dict[str, Served] = {
-    "Conv": Served(_conv, 22),
-    "ConvTranspose": Served(_conv_transpose, 22),
-    "MaxPool": Served(_max_pool, 22),
-    "AveragePool": Served(_average_pool, 22, 7),
-    "GlobalAveragePool": Served(_global(Builder.mean), 22),
-    "GlobalMaxPool": Served(_global(compose.amax), 22),
-    "Resize": Served(_resize, 19),
-    "Upsample": Served(_resize, 9, 7),
+IMAGES: dict[str, OnnxOp] = {
+    "Conv": OnnxOp(_conv, 22),
+    "ConvTranspose": OnnxOp(_conv_transpose, 22),
+    "MaxPool": OnnxOp(_max_pool, 22),
+    "AveragePool": OnnxOp(_average_pool, 22, 7),
+    "GlobalAveragePool": OnnxOp(_global(Builder.mean), 22),
+    "GlobalMaxPool": OnnxOp(_global(compose.amax), 22),
+    "Resize": OnnxOp(_resize, 19),
+    "Upsample": OnnxOp(_resize, 9, 7),
 }

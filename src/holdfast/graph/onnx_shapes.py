@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose
 from holdfast.graph.build import BatchError, Value
-from holdfast.graph.onnx_call import BOOL, FLOATS, WHOLE, Call, Served
+from holdfast.graph.onnx_call import BOOL, FLOATS, WHOLE, OnnxCall, OnnxOp
 from holdfast.graph.shapes import broadcast
 
 __all__ = ["SHAPES"]
 
 
-def _reshape(c: Call) -> Value:
+def _reshape(c: OnnxCall) -> Value:
     target, zero = c.argument("shape", 1), c.get("allowzero", 0)
     if target is None or min(target, default=0) < -1 or list(target).count(-1) > 1:
         raise ModelError(f"'Reshape' to {target}")
@@ -25,7 +25,7 @@ def _reshape(c: Call) -> Value:
     return c.reshaped([c.full[i] if s == 0 else s for i, s in enumerate(target)])
 
 
-def _flatten(c: Call) -> Value:
+def _flatten(c: OnnxCall) -> Value:
     axis, rank = c.get("axis"), len(c.full)
     if not -rank <= axis <= rank:
         raise ModelError(f"'Flatten' at axis {axis} of a value of {rank} dimensions")
@@ -33,7 +33,7 @@ def _flatten(c: Call) -> Value:
     return c.reshaped([math.prod(c.full[:axis]), math.prod(c.full[axis:])])
 
 
-def _transpose(c: Call) -> Value:
+def _transpose(c: OnnxCall) -> Value:
     order = c.get("perm") or list(range(len(c.full)))[::-1]
     if sorted(order) != list(range(len(c.full))):
         raise ModelError(f"'Transpose' by {order} of a value of {len(c.full)} dimensions")
@@ -42,7 +42,7 @@ def _transpose(c: Call) -> Value:
     return c.b.permute(c.x, [d - c.b.batch_dims for d in order[c.b.batch_dims :]])
 
 
-def _squeeze(c: Call) -> Value:
+def _squeeze(c: OnnxCall) -> Value:
     axes = c.argument("axes", 1)
     if axes is None and c.b.batch_dims:
         raise BatchError("'Squeeze' without axes: it may drop the batch; served are named axes")
@@ -50,7 +50,7 @@ def _squeeze(c: Call) -> Value:
     return c.b.reshape(c.x, [s for d, s in enumerate(c.shape) if d not in dims])
 
 
-def _unsqueeze(c: Call) -> Value:
+def _unsqueeze(c: OnnxCall) -> Value:
     axes = c.argument("axes", 1)
     shape = list(c.shape)
     dims = sorted(c.dim(a, len(c.full) + len(axes)) for a in axes)
@@ -61,14 +61,14 @@ def _unsqueeze(c: Call) -> Value:
     return c.b.reshape(c.x, shape)
 
 
-def _expand(c: Call) -> Value:
+def _expand(c: OnnxCall) -> Value:
     target = broadcast(c.full, c.argument("shape", 1))
     if c.b.batch_dims and (len(target) > len(c.full) or target[0] != c.batch):
         raise BatchError(f"'Expand' to {list(target)}: it mixes the batch with the features")
     return c.b.expand(c.x, target[c.b.batch_dims :])
 
 
-def _tile(c: Call) -> Value:
+def _tile(c: OnnxCall) -> Value:
     times = c.argument("repeats", 1)
     if len(times) != len(c.full):
         raise ModelError(f"'Tile' by {times} of a value of {len(c.full)} dimensions")
@@ -77,7 +77,7 @@ def _tile(c: Call) -> Value:
     return compose.tile(c.b, c.x, times[c.b.batch_dims :])
 
 
-def _pad(c: Call) -> Value:
+def _pad(c: OnnxCall) -> Value:
     sides = c.argument("pads", 1)
     old = "value" in c.schema.attributes
     value, axes = (None, None) if old else (c.constant(2), c.argument("axes", 3))
@@ -101,14 +101,14 @@ def _pad(c: Call) -> Value:
     return c.b.affine(x, shift=filled * (1.0 - F.pad(inside, [side for pair in reversed(pairs) for side in pair])))
 
 
-def _concat(c: Call) -> Value:
+def _concat(c: OnnxCall) -> Value:
     parts = c.all()
     rank = len(c.b.shape(next(p for p in parts if isinstance(p, int)))) + c.b.batch_dims
     axis = c.get("axis", 1)
     return c.b.concat(parts, c.dim(axis, rank))
 
 
-def _split(c: Call) -> list[Value]:
+def _split(c: OnnxCall) -> list[Value]:
     dim = c.dim(c.get("axis", 0))
     size, sizes, count = c.shape[dim], c.argument("split", 1), len(c.outputs)
     asked = c.get("num_outputs", count)
@@ -123,7 +123,7 @@ def _split(c: Call) -> list[Value]:
     return [c.b.select(c.x, dim, torch.arange(n) + start) for start, n in zip(starts, sizes, strict=True)]
 
 
-def _slice(c: Call) -> Value:
+def _slice(c: OnnxCall) -> Value:
     starts, ends, axes, steps = (c.argument(name, i) for i, name in enumerate(("starts", "ends", "axes", "steps"), 1))
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
@@ -141,7 +141,7 @@ def _slice(c: Call) -> Value:
     return x
 
 
-def _gather(c: Call) -> Value:
+def _gather(c: OnnxCall) -> Value:
     table, index, axis = c.required(0), c.required(1), c.get("axis")
     if isinstance(index, int):
         if isinstance(table, int) or table.ndim != 2 or axis not in (0, -2):
@@ -157,7 +157,7 @@ def _gather(c: Call) -> Value:
     return c.b.reshape(x, [*c.shape[:dim], *index.shape, *c.shape[dim + 1 :]])
 
 
-def _blocks(c: Call) -> Value:
+def _blocks(c: OnnxCall) -> Value:
     """DepthToSpace and SpaceToDepth."""
     size, x = c.get("blocksize"), c.sample()
     n, h, w = c.b.shape(x)
@@ -175,19 +175,19 @@ def _blocks(c: Call) -> Value:
 
 _ANY = FLOATS | WHOLE | {BOOL}
 
-SHAPES: dict[str, Served] = {
-    "Flatten": Served(_flatten, 25, kinds=_ANY),
-    "Reshape": Served(_reshape, 25, 5, _ANY),
-    "Transpose": Served(_transpose, 25, kinds=_ANY),
-    "Squeeze": Served(_squeeze, 25, kinds=_ANY),
-    "Unsqueeze": Served(_unsqueeze, 25, kinds=_ANY),
-    "Expand": Served(_expand, 13, kinds=_ANY),
-    "Tile": Served(_tile, 13, 6, _ANY),
-    "DepthToSpace": Served(_blocks, 28),
-    "SpaceToDepth": Served(_blocks, 28),
-    "Pad": Served(_pad, 25, 2),
-    "Concat": Served(_concat, 13, 4, _ANY),
-    "Split": Served(_split, 18, 2, _ANY),
-    "Slice": Served(_slice, 13, kinds=_ANY),
-    "Gather": Served(_gather, 13, kinds=_ANY),
+SHAPES: dict[str, OnnxOp] = {
+    "Flatten": OnnxOp(_flatten, 25, kinds=_ANY),
+    "Reshape": OnnxOp(_reshape, 25, 5, _ANY),
+    "Transpose": OnnxOp(_transpose, 25, kinds=_ANY),
+    "Squeeze": OnnxOp(_squeeze, 25, kinds=_ANY),
+    "Unsqueeze": OnnxOp(_unsqueeze, 25, kinds=_ANY),
+    "Expand": OnnxOp(_expand, 13, kinds=_ANY),
+    "Tile": OnnxOp(_tile, 13, 6, _ANY),
+    "DepthToSpace": OnnxOp(_blocks, 28),
+    "SpaceToDepth": OnnxOp(_blocks, 28),
+    "Pad": OnnxOp(_pad, 25, 2),
+    "Concat": OnnxOp(_concat, 13, 4, _ANY),
+    "Split": OnnxOp(_split, 18, 2, _ANY),
+    "Slice": OnnxOp(_slice, 13, kinds=_ANY),
+    "Gather": OnnxOp(_gather, 13, kinds=_ANY),
 }

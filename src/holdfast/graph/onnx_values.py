@@ -12,12 +12,12 @@ from torch import Tensor
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose, products
 from holdfast.graph.build import BatchError, Builder, Value
-from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Call, Handler, Served, type_name
+from holdfast.graph.onnx_call import FLOATS, TYPES, WHOLE, Handler, OnnxCall, OnnxOp, type_name
 
 __all__ = ["VALUES"]
 
 
-def _gemm(c: Call) -> Value:
+def _gemm(c: OnnxCall) -> Value:
     x, y, shift = c.required(0), c.required(1), c.value(2)
     alpha, beta, turn, turn_y = (c.get(name) for name in ("alpha", "beta", "transA", "transB"))
     if isinstance(x, int) and isinstance(y, Tensor) and not turn and not isinstance(shift, int):
@@ -42,27 +42,27 @@ def _times(value: Tensor, factor: float) -> Tensor:
     return value if factor == 1 else value.double() * factor
 
 
-def _scaled(c: Call, value: Value, factor: float) -> Value:
+def _scaled(c: OnnxCall, value: Value, factor: float) -> Value:
     """Any value times a number of the file."""
     if isinstance(value, Tensor):
         return _times(value, factor)
     return value if factor == 1 else c.b.affine(value, scale=factor)
 
 
-def _turned(c: Call, value: Value) -> Value:
+def _turned(c: OnnxCall, value: Value) -> Value:
     return value.T if isinstance(value, Tensor) else c.b.permute(value, [1, 0])
 
 
-def _two(c: Call) -> tuple[Value, Value]:
+def _two(c: OnnxCall) -> tuple[Value, Value]:
     """Both operands. Before opset 7 a smaller one had to be announced and was aligned elsewhere: not served."""
     return c.required(0), c.required(1)
 
 
-def _matmul(c: Call) -> Value:
+def _matmul(c: OnnxCall) -> Value:
     return products.matmul(c.b, *_two(c))
 
 
-def _batch_norm(c: Call) -> Value:
+def _batch_norm(c: OnnxCall) -> Value:
     scale, bias, mean, variance = (c.weight(i) for i in range(1, 5))
     c.get("momentum")  # of running statistics, which inference leaves alone
     if c.get("training_mode", 0):
@@ -74,7 +74,7 @@ def _batch_norm(c: Call) -> Value:
     return compose.batch_norm(c.b, c.x, scale, bias, (mean, variance), c.get("epsilon"))
 
 
-def _reduce(c: Call) -> tuple[int, list[int], bool]:
+def _reduce(c: OnnxCall) -> tuple[int, list[int], bool]:
     keep = bool(c.get("keepdims"))
     axes, noop = c.argument("axes", 1) or None, c.get("noop_with_empty_axes", 0)
     if axes is None and noop:
@@ -86,8 +86,8 @@ def _reduced(f: Callable[[Builder, int, Sequence[int], bool], int]) -> Handler:
     return lambda c: f(c.b, *_reduce(c))
 
 
-def _many(f: Callable[[Builder, Value, Value], Value]) -> Callable[[Call], Value]:
-    def read(c: Call) -> Value:
+def _many(f: Callable[[Builder, Value, Value], Value]) -> Callable[[OnnxCall], Value]:
+    def read(c: OnnxCall) -> Value:
         values = c.all()
         if c.version < 8 and len({_shape(c, v) for v in values}) > 1:
             raise UnsupportedError(
@@ -98,15 +98,15 @@ def _many(f: Callable[[Builder, Value, Value], Value]) -> Callable[[Call], Value
     return read
 
 
-def _shape(c: Call, value: Value) -> tuple[int, ...]:
+def _shape(c: OnnxCall, value: Value) -> tuple[int, ...]:
     return c.b.shape(value) if isinstance(value, int) else tuple(value.shape[c.b.batch_dims :])
 
 
-def _average(c: Call) -> Value:
+def _average(c: OnnxCall) -> Value:
     return c.b.multiply(_many(Builder.add)(c), torch.tensor(1.0 / len(c.inputs), dtype=torch.float64))
 
 
-def _pow(c: Call) -> Value:
+def _pow(c: OnnxCall) -> Value:
     x, y = _two(c)
     if isinstance(y, Tensor) and isinstance(x, int):
         if y.unique().numel() != 1:
@@ -126,12 +126,12 @@ def _pow(c: Call) -> Value:
     return c.b.unary("exp", int(c.b.multiply(x.double().log(), y)))
 
 
-def _where(c: Call) -> Value:
+def _where(c: OnnxCall) -> Value:
     c.kind = c.kinds[1]
     return compose.where(c.b, c.weight(0), c.required(1), c.required(2))
 
 
-def _cast(c: Call) -> Value:
+def _cast(c: OnnxCall) -> Value:
     _ = c.get("saturate"), c.get("round_mode")  # of the 8-bit floats, which are not served
     was, to = c.kinds[0], c.get("to")
     narrow = torch.finfo(c.b.dtype).eps
@@ -149,7 +149,7 @@ def _cast(c: Call) -> Value:
     return c.x
 
 
-def _dropout(c: Call) -> Value:
+def _dropout(c: OnnxCall) -> Value:
     _ = c.get("ratio"), c.constant(1), c.get("seed")  # of training
     mode = c.constant(2)
     if mode is not None and bool(mode):
@@ -159,7 +159,7 @@ def _dropout(c: Call) -> Value:
     return c.x
 
 
-def _in_float(c: Call) -> None:
+def _in_float(c: OnnxCall) -> None:
     """Refuses a norm that runs in fewer digits than the model."""
     c.need("stash_type", 1)
     if c.kinds[0] == 11:
@@ -168,7 +168,7 @@ def _in_float(c: Call) -> None:
         )
 
 
-def _layer_norm(c: Call) -> Value:
+def _layer_norm(c: OnnxCall) -> Value:
     _in_float(c)
     dims = range(c.dim(c.get("axis")), len(c.shape))
     weight, bias = c.weight(1), c.constant(2)
@@ -179,13 +179,13 @@ def _layer_norm(c: Call) -> Value:
     return compose.layer_norm(c.b, c.x, dims, weight, bias, c.get("epsilon"))
 
 
-def _instance_norm(c: Call) -> Value:
+def _instance_norm(c: OnnxCall) -> Value:
     weight = c.weight(1)
     y = compose.group_norm(c.b, c.sample(), len(weight), weight, c.weight(2), c.get("epsilon"))
     return c.b.restore_batch(y, c.x)
 
 
-def _group_norm(c: Call) -> Value:
+def _group_norm(c: OnnxCall) -> Value:
     _in_float(c)
     groups = c.get("num_groups")
     return c.b.restore_batch(
@@ -193,38 +193,38 @@ def _group_norm(c: Call) -> Value:
     )
 
 
-def _cumulated(c: Call) -> Value:
+def _cumulated(c: OnnxCall) -> Value:
     axis = c.weight(1)
     if axis.numel() != 1:
         raise ModelError(f"'CumSum' along {axis.tolist()}")
     return compose.cumulated(c.b, c.x, c.dim(int(axis)), bool(c.get("exclusive")), bool(c.get("reverse")))
 
 
-def _selu(c: Call) -> Value:
+def _selu(c: OnnxCall) -> Value:
     return c.b.affine(compose.elu(c.b, c.x, c.get("alpha")), scale=c.get("gamma"))
 
 
-def _celu(c: Call) -> Value:
+def _celu(c: OnnxCall) -> Value:
     alpha = c.get("alpha")
     if alpha <= 0:
         raise UnsupportedError(f"'Celu' with alpha={alpha:g}; served is alpha above 0")
     return c.b.affine(compose.elu(c.b, c.b.affine(c.x, scale=1 / alpha), 1.0), scale=alpha)
 
 
-def _softsign(c: Call) -> Value:
+def _softsign(c: OnnxCall) -> Value:
     return c.b.divide(c.x, c.b.affine(c.b.unary("abs", c.x), shift=1.0))
 
 
-def _mish(c: Call) -> Value:
+def _mish(c: OnnxCall) -> Value:
     return c.b.multiply(c.x, c.b.unary("tanh", c.b.unary("softplus", c.x)))
 
 
-def _clip(c: Call) -> Value:
+def _clip(c: OnnxCall) -> Value:
     low, high = _end(c, "min", 1, -1.0), _end(c, "max", 2, 1.0)
     return compose.clip(c.b, c.x, low, high)
 
 
-def _end(c: Call, name: str, i: int, side: float) -> float | None:
+def _end(c: OnnxCall, name: str, i: int, side: float) -> float | None:
     """An end of a Clip; None where nothing that the model's type holds lies beyond it."""
     value = c.argument(name, i)
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
@@ -235,7 +235,7 @@ def _end(c: Call, name: str, i: int, side: float) -> float | None:
     return None if side * value >= torch.finfo(c.b.dtype).max else float(value)
 
 
-def _softmax(c: Call) -> Value:
+def _softmax(c: OnnxCall) -> Value:
     def work(x: int, dim: int) -> int:
         return c.b.softmax(x, dim) if c.op == "Softmax" else compose.log_softmax(c.b, x, dim)
 
@@ -246,7 +246,7 @@ def _softmax(c: Call) -> Value:
     return c.b.reshape(work(c.b.reshape(c.x, (*c.shape[:dim], -1)), dim), c.shape)
 
 
-def _gelu(c: Call) -> Value:
+def _gelu(c: OnnxCall) -> Value:
     return c.b.unary("gelu", c.x, approximate=c.need("approximate", "none", "tanh"))
 
 
@@ -254,62 +254,62 @@ def _unary(op: str) -> Handler:
     return lambda c: c.b.unary(op, c.x)
 
 
-VALUES: dict[str, Served] = {
-    "Gemm": Served(_gemm, 13, 7),
-    "MatMul": Served(_matmul, 13),
-    "BatchNormalization": Served(_batch_norm, 15, 7),
-    "LayerNormalization": Served(_layer_norm, 17),
-    "InstanceNormalization": Served(_instance_norm, 22, 6),
-    "GroupNormalization": Served(_group_norm, 21, 21),
-    "Relu": Served(_unary("relu"), 14, 6),
-    "LeakyRelu": Served(lambda c: c.b.leaky_relu(c.x, c.get("alpha")), 16, 6),
-    "PRelu": Served(lambda c: compose.prelu(c.b, c.x, c.weight(1)), 16, 7),
-    "Sigmoid": Served(_unary("sigmoid"), 13, 6),
-    "Tanh": Served(_unary("tanh"), 13, 6),
-    "Erf": Served(_unary("erf"), 13),
-    "Exp": Served(_unary("exp"), 13, 6),
-    "Log": Served(_unary("log"), 13, 6),
-    "Sin": Served(_unary("sin"), 22),
-    "Cos": Served(_unary("cos"), 22),
-    "Sqrt": Served(_unary("sqrt"), 13, 6),
-    "Reciprocal": Served(_unary("reciprocal"), 13, 6),
-    "Abs": Served(_unary("abs"), 13, 6),
-    "Sign": Served(_unary("sign"), 13),
-    "Softplus": Served(_unary("softplus"), 22),
-    "Swish": Served(lambda c: c.b.multiply(c.x, c.b.unary("sigmoid", c.b.affine(c.x, scale=c.get("alpha")))), 24),
-    "Gelu": Served(_gelu, 20),
-    "Elu": Served(lambda c: compose.elu(c.b, c.x, c.get("alpha")), 22, 6),
-    "Selu": Served(_selu, 22, 6),
-    "Celu": Served(_celu, 28),
-    "Softsign": Served(_softsign, 22),
-    "Mish": Served(_mish, 22),
-    "HardSigmoid": Served(lambda c: compose.hardsigmoid(c.b, c.x, c.get("alpha"), c.get("beta")), 22, 6),
-    "HardSwish": Served(lambda c: compose.hardswish(c.b, c.x), 22),
-    "Pow": Served(_pow, 15, 7),
-    "Add": Served(lambda c: c.b.add(*_two(c)), 14, 7),
-    "Sub": Served(lambda c: c.b.add(*_two(c), sign=-1.0), 14, 7),
-    "Mul": Served(lambda c: c.b.multiply(*_two(c)), 14, 7),
-    "Div": Served(lambda c: c.b.divide(*_two(c)), 14, 7),
-    "Neg": Served(lambda c: c.b.affine(c.x, scale=-1.0), 13, 6),
-    "Max": Served(_many(compose.maximum), 13, 6),
-    "Min": Served(_many(compose.minimum), 13, 6),
-    "Sum": Served(_many(Builder.add), 13, 6),
-    "Mean": Served(_average, 13, 6),
-    "Where": Served(_where, 16),
-    "CumSum": Served(_cumulated, 14),
-    "ReduceMean": Served(_reduced(Builder.mean), 18),
-    "ReduceSum": Served(_reduced(compose.total), 13),
-    "ReduceMax": Served(_reduced(compose.amax), 20),
-    "ReduceMin": Served(_reduced(compose.amin), 20),
-    "ReduceProd": Served(_reduced(compose.product), 18),
-    "ReduceL1": Served(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 1, dims, keep)), 18),
-    "ReduceL2": Served(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 2, dims, keep)), 18),
-    "ReduceSumSquare": Served(_reduced(lambda b, x, dims, keep: compose.total(b, b.power(x, 2.0), dims, keep)), 18),
-    "ReduceLogSumExp": Served(_reduced(compose.logsumexp), 28),
-    "Clip": Served(_clip, 13, 6),
-    "Softmax": Served(_softmax, 13),
-    "LogSoftmax": Served(_softmax, 13),
-    "Cast": Served(_cast, 28, 6, FLOATS | WHOLE),
-    "Dropout": Served(_dropout, 22, 7),
-    "Identity": Served(lambda c: c.required(0), 25, kinds=FLOATS | WHOLE | {9}),
+VALUES: dict[str, OnnxOp] = {
+    "Gemm": OnnxOp(_gemm, 13, 7),
+    "MatMul": OnnxOp(_matmul, 13),
+    "BatchNormalization": OnnxOp(_batch_norm, 15, 7),
+    "LayerNormalization": OnnxOp(_layer_norm, 17),
+    "InstanceNormalization": OnnxOp(_instance_norm, 22, 6),
+    "GroupNormalization": OnnxOp(_group_norm, 21, 21),
+    "Relu": OnnxOp(_unary("relu"), 14, 6),
+    "LeakyRelu": OnnxOp(lambda c: c.b.leaky_relu(c.x, c.get("alpha")), 16, 6),
+    "PRelu": OnnxOp(lambda c: compose.prelu(c.b, c.x, c.weight(1)), 16, 7),
+    "Sigmoid": OnnxOp(_unary("sigmoid"), 13, 6),
+    "Tanh": OnnxOp(_unary("tanh"), 13, 6),
+    "Erf": OnnxOp(_unary("erf"), 13),
+    "Exp": OnnxOp(_unary("exp"), 13, 6),
+    "Log": OnnxOp(_unary("log"), 13, 6),
+    "Sin": OnnxOp(_unary("sin"), 22),
+    "Cos": OnnxOp(_unary("cos"), 22),
+    "Sqrt": OnnxOp(_unary("sqrt"), 13, 6),
+    "Reciprocal": OnnxOp(_unary("reciprocal"), 13, 6),
+    "Abs": OnnxOp(_unary("abs"), 13, 6),
+    "Sign": OnnxOp(_unary("sign"), 13),
+    "Softplus": OnnxOp(_unary("softplus"), 22),
+    "Swish": OnnxOp(lambda c: c.b.multiply(c.x, c.b.unary("sigmoid", c.b.affine(c.x, scale=c.get("alpha")))), 24),
+    "Gelu": OnnxOp(_gelu, 20),
+    "Elu": OnnxOp(lambda c: compose.elu(c.b, c.x, c.get("alpha")), 22, 6),
+    "Selu": OnnxOp(_selu, 22, 6),
+    "Celu": OnnxOp(_celu, 28),
+    "Softsign": OnnxOp(_softsign, 22),
+    "Mish": OnnxOp(_mish, 22),
+    "HardSigmoid": OnnxOp(lambda c: compose.hardsigmoid(c.b, c.x, c.get("alpha"), c.get("beta")), 22, 6),
+    "HardSwish": OnnxOp(lambda c: compose.hardswish(c.b, c.x), 22),
+    "Pow": OnnxOp(_pow, 15, 7),
+    "Add": OnnxOp(lambda c: c.b.add(*_two(c)), 14, 7),
+    "Sub": OnnxOp(lambda c: c.b.add(*_two(c), sign=-1.0), 14, 7),
+    "Mul": OnnxOp(lambda c: c.b.multiply(*_two(c)), 14, 7),
+    "Div": OnnxOp(lambda c: c.b.divide(*_two(c)), 14, 7),
+    "Neg": OnnxOp(lambda c: c.b.affine(c.x, scale=-1.0), 13, 6),
+    "Max": OnnxOp(_many(compose.maximum), 13, 6),
+    "Min": OnnxOp(_many(compose.minimum), 13, 6),
+    "Sum": OnnxOp(_many(Builder.add), 13, 6),
+    "Mean": OnnxOp(_average, 13, 6),
+    "Where": OnnxOp(_where, 16),
+    "CumSum": OnnxOp(_cumulated, 14),
+    "ReduceMean": OnnxOp(_reduced(Builder.mean), 18),
+    "ReduceSum": OnnxOp(_reduced(compose.total), 13),
+    "ReduceMax": OnnxOp(_reduced(compose.amax), 20),
+    "ReduceMin": OnnxOp(_reduced(compose.amin), 20),
+    "ReduceProd": OnnxOp(_reduced(compose.product), 18),
+    "ReduceL1": OnnxOp(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 1, dims, keep)), 18),
+    "ReduceL2": OnnxOp(_reduced(lambda b, x, dims, keep: compose.norm(b, x, 2, dims, keep)), 18),
+    "ReduceSumSquare": OnnxOp(_reduced(lambda b, x, dims, keep: compose.total(b, b.power(x, 2.0), dims, keep)), 18),
+    "ReduceLogSumExp": OnnxOp(_reduced(compose.logsumexp), 28),
+    "Clip": OnnxOp(_clip, 13, 6),
+    "Softmax": OnnxOp(_softmax, 13),
+    "LogSoftmax": OnnxOp(_softmax, 13),
+    "Cast": OnnxOp(_cast, 28, 6, FLOATS | WHOLE),
+    "Dropout": OnnxOp(_dropout, 22, 7),
+    "Identity": OnnxOp(lambda c: c.required(0), 25, kinds=FLOATS | WHOLE | {9}),
 }

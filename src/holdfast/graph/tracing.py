@@ -17,7 +17,7 @@ from typing_extensions import override
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError
 from holdfast.graph.aten import CALLS, WHOLE, known
 from holdfast.graph.aten_call import call_name, where_of
-from holdfast.graph.aten_reader import Reader
+from holdfast.graph.aten_reader import AtenReader
 from holdfast.graph.build import Builder
 from holdfast.graph.compare import Recording, compare
 from holdfast.graph.kept import unchanged_by_answers
@@ -167,7 +167,7 @@ def _words(graph: Graph) -> int:
     return min((len(n.tensors["weight"]) for n in graph.nodes if n.op == "embedding"), default=2)
 
 
-def _steps(program: ExportedProgram, reader: Reader, x: Tensor) -> Iterable[tuple[str, int, Tensor]]:
+def _steps(program: ExportedProgram, reader: AtenReader, x: Tensor) -> Iterable[tuple[str, int, Tensor]]:
     """Each call of a program that depends on the input: its name, its node of the graph and its value for ``x``."""
     held, steps = _held(program), list[tuple[str, int, Tensor]]()
 
@@ -196,7 +196,7 @@ def _eval_mode(module: nn.Module) -> Generator[None, None, None]:
             m.training = training
 
 
-def read(program: ExportedProgram, example: Tensor, batch_dims: int, output: int = 0) -> tuple[Reader, Graph]:
+def read(program: ExportedProgram, example: Tensor, batch_dims: int, output: int = 0) -> tuple[AtenReader, Graph]:
     """The graph of one output of a program, with the reader that knows which call became which node.
 
     Args:
@@ -214,7 +214,7 @@ def read(program: ExportedProgram, example: Tensor, batch_dims: int, output: int
     if not dtype.is_floating_point:
         floats = [t.dtype for t in held.values() if isinstance(t, Tensor) and t.is_floating_point()]
         dtype = next(iter(floats), torch.float32)
-    reader = Reader(Builder(shape, dtype, example.device, batch_dims), CALLS, WHOLE)
+    reader = AtenReader(Builder(shape, dtype, example.device, batch_dims), CALLS, WHOLE)
     end = list(program.graph.output_node().args[0])[output]  # type: ignore[arg-type]
     needed = _ancestors(end)
     for node in program.graph.nodes:  # first of all: a random model hears that it is random

@@ -28,13 +28,13 @@ from holdfast.numerics.losses import Loss
 from holdfast.numerics.project import snap_to_grid
 
 __all__ = [
-    "Answer",
     "GradientAnswer",
     "GradientSource",
     "HardLabelAsk",
     "JacobianAnswer",
     "LabelAnswer",
     "LabelSource",
+    "ScoreAnswer",
     "ScoreSource",
     "SoftLabelAsk",
     "WhiteBoxAsk",
@@ -112,7 +112,7 @@ class LabelAnswer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
+class ScoreAnswer:
     """Scores of points.
 
     Attributes:
@@ -156,7 +156,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GradientAnswer(Answer):
+class GradientAnswer(ScoreAnswer):
     """Scores of points, a loss there and its gradient.
 
     Attributes:
@@ -169,7 +169,7 @@ class GradientAnswer(Answer):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JacobianAnswer(Answer):
+class JacobianAnswer(ScoreAnswer):
     """Scores of points and gradients of some of them.
 
     Attributes:
@@ -264,7 +264,7 @@ class SoftLabelAsk(HardLabelAsk):
         """(n, K) scores of the clean inputs, asked once for all samples of a run."""
         return self._scores.clean(self.problem.rows)
 
-    def scores(self, points: Tensor) -> Answer:
+    def scores(self, points: Tensor) -> ScoreAnswer:
         """Asks for log-probabilities."""
         x, flat, rows = self._flat(points)
         return self._answer(points, x, *self._scores.log_probs(flat, rows))
@@ -278,10 +278,10 @@ class SoftLabelAsk(HardLabelAsk):
         """
         return self.scores(points).losses(loss)
 
-    def _answer(self, points: Tensor, x: Tensor, scores: Tensor, answered: Tensor) -> Answer:
+    def _answer(self, points: Tensor, x: Tensor, scores: Tensor, answered: Tensor) -> ScoreAnswer:
         shape = points.shape[: points.ndim - self.problem.x.ndim + 1]
         scores = scores if len(shape) == 1 else scores.view(*shape, *scores.shape[1:])
-        return Answer(problem=self.problem, x=x, scores=scores, answered=answered.view(shape))
+        return ScoreAnswer(problem=self.problem, x=x, scores=scores, answered=answered.view(shape))
 
 
 class WhiteBoxAsk(SoftLabelAsk):
@@ -293,7 +293,7 @@ class WhiteBoxAsk(SoftLabelAsk):
         self._model = oracle
 
     @override
-    def scores(self, points: Tensor) -> Answer:
+    def scores(self, points: Tensor) -> ScoreAnswer:
         """Asks for logits."""
         x, flat, rows = self._flat(points)
         return self._answer(points, x, *self._model.logits(flat, rows))

@@ -18,7 +18,7 @@ from holdfast.judge.gradients import Gradient, Gradients, Jacobian
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.oracles import HardLabelOracle, SoftLabelOracle, WhiteBoxOracle
 from holdfast.judge.outcome import Outcome
-from holdfast.judge.serving import Reply, Rows, Served
+from holdfast.judge.serving import Reply, Rows, ServedModel
 from holdfast.judge.units import ScoreUnits
 
 __all__ = ["Inquiry"]
@@ -41,7 +41,7 @@ class Inquiry:
 
     def __init__(
         self,
-        served: Served,
+        served: ServedModel,
         problem: Problem,
         archive: Archive | None,
         *,
@@ -96,7 +96,7 @@ class Inquiry:
             micro_batch: rows sent through the model at once; all by default.
             units: see the class.
         """
-        served = Served(model, problem.criterion, micro_batch=micro_batch or max(1, len(problem)))
+        served = ServedModel(model, problem.criterion, micro_batch=micro_batch or max(1, len(problem)))
         archive = None if keep is None else Archive(problem, keep)
         return cls(served, problem, archive, budget=budget, units=units, clean=clean)
 
@@ -218,7 +218,7 @@ class Inquiry:
         """
         x = x * self.unit
         answered, counts = self._charge(index, backwards=1), self._open(index)
-        reply = self.served.gradient(x, loss, *rows, reader=_Reader(self, index), only=self._only(answered))
+        reply = self.served.gradient(x, loss, *rows, reader=_SampleReader(self, index), only=self._only(answered))
         self._hear(reply, index)
         self.gradients.note(reply.grad, index, answered & counts)
         self._keep(x, index, reply.scores, answered)
@@ -228,7 +228,7 @@ class Inquiry:
         """Gradients of the logits at ``classes`` (m, k): one forward and k backwards a row."""
         x = x * self.unit
         answered, counts = self._charge(index, backwards=classes.shape[1]), self._open(index)
-        reply = self.served.jacobian(x, classes, reader=_Reader(self, index), only=self._only(answered))
+        reply = self.served.jacobian(x, classes, reader=_SampleReader(self, index), only=self._only(answered))
         self._hear(reply, index)
         self.gradients.note(reply.grad, index, answered & counts)
         self._keep(x, index, reply.scores, answered)
@@ -253,7 +253,7 @@ class Inquiry:
 
     def _asked(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         answered = self._charge(index, backwards=0)
-        reply = self.served.scores(x, reader=_Reader(self, index), only=self._only(answered))
+        reply = self.served.scores(x, reader=_SampleReader(self, index), only=self._only(answered))
         self._hear(reply, index)
         self._keep(x, index, reply.scores, answered)
         return reply.scores, answered
@@ -293,7 +293,7 @@ class Inquiry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _SampleReader:
     """Reads scores on behalf of the samples ``index`` (m,)."""
 
     inquiry: Inquiry

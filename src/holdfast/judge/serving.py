@@ -23,13 +23,13 @@ from holdfast.judge.gradients import input_gradient
 from holdfast.judge.rows import reads_freely
 from holdfast.models.queries_only import answers_gradients
 
-__all__ = ["GradientReply", "JacobianReply", "Reader", "Reply", "Rows", "Served"]
+__all__ = ["GradientReply", "JacobianReply", "Reply", "Rows", "ScoreReader", "ServedModel"]
 
 Rows = Tensor | slice
 """Which of the rows of a question a micro-batch holds."""
 
 
-class Reader(Protocol):
+class ScoreReader(Protocol):
     """Reads the scores of a micro-batch on behalf of whoever asks: it knows whose rows they are."""
 
     def see(self, scores: Tensor, at: Rows) -> None:
@@ -70,7 +70,7 @@ class JacobianReply(Reply):
     grad: Tensor
 
 
-class Served:
+class ServedModel:
     """A model behind a counter that hands out answers to rows, in the form and the precision that is expected.
 
     Attributes:
@@ -102,7 +102,7 @@ class Served:
         """It answers with gradients, and not to queries alone."""
         return not self._hides
 
-    def at(self, weights: Mapping[str, Tensor]) -> Served:
+    def at(self, weights: Mapping[str, Tensor]) -> ServedModel:
         """The same model with some parameters replaced; the model itself is not touched."""
         other = copy.copy(self)
         other._parameters = weights
@@ -119,7 +119,7 @@ class Served:
                 "classes are always the same"
             )
 
-    def scores(self, x: Tensor, *, reader: Reader, only: Tensor | None = None) -> Reply:
+    def scores(self, x: Tensor, *, reader: ScoreReader, only: Tensor | None = None) -> Reply:
         """Scores of x (m, \\*features), without gradients; ``only`` (m,) bool says which rows are sent, all if None."""
 
         def question(at: Rows) -> tuple[Tensor, ...]:
@@ -132,7 +132,7 @@ class Served:
         return Reply(scores=scores, raised=raised)
 
     def gradient(
-        self, x: Tensor, loss: Callable[..., Tensor], *rows: Tensor, reader: Reader, only: Tensor | None = None
+        self, x: Tensor, loss: Callable[..., Tensor], *rows: Tensor, reader: ScoreReader, only: Tensor | None = None
     ) -> GradientReply:
         """Scores, a loss and its gradient with respect to the input, one forward and one backward a row.
 
@@ -158,7 +158,7 @@ class Served:
         (scores, value, grad), raised = self._ask(x, question, only, (), tuple(x.shape[1:]))
         return GradientReply(scores=scores, value=value, grad=grad, raised=raised)
 
-    def jacobian(self, x: Tensor, classes: Tensor, *, reader: Reader, only: Tensor | None = None) -> JacobianReply:
+    def jacobian(self, x: Tensor, classes: Tensor, *, reader: ScoreReader, only: Tensor | None = None) -> JacobianReply:
         """Scores and the gradients of the logits at ``classes`` (m, k): one forward and k backwards a row."""
 
         def question(at: Rows) -> tuple[Tensor, ...]:

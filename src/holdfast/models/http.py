@@ -24,7 +24,7 @@ from holdfast.core.findings import Finding, Severity
 from holdfast.core.verdict import Subject
 from holdfast.models.paid import PaidAnswers
 from holdfast.models.template import AnswerPath, RequestTemplate
-from holdfast.models.transport import Line, Reply, refusal, request_headers
+from holdfast.models.transport import HttpReply, Line, refusal, request_headers
 from holdfast.models.wire import REQUEST, Answers
 
 __all__ = ["HttpModel", "Usage"]
@@ -234,7 +234,7 @@ class HttpModel:
 
     def _ask(self, rows: Tensor, keys: Sequence[bytes] = ()) -> Tensor:
         body = self.template.encode(rows)
-        reply = Reply(0, b"")
+        reply = HttpReply(0, b"")
         for attempt in range(self._retries + 1):
             self._charge(len(rows), again=attempt > 0)
             reply = self._line.post(body)
@@ -257,14 +257,14 @@ class HttpModel:
             f"{self.url} failed {self._retries + 1} times, last with {reply.trouble}. {self._advice(reply)}"
         )
 
-    def _advice(self, reply: Reply) -> str:
+    def _advice(self, reply: HttpReply) -> str:
         if reply.status >= 500:
             return f"It is up and fails on what it is asked; {self._wanted}"
         if reply.fault.startswith("ConnectionRefused"):
             return "Nobody listens there: is it up, and are host and port right?"
         return "A longer time-out, more retries or less concurrency may help."
 
-    def _tell(self, reply: Reply, pause: float, left: int) -> None:
+    def _tell(self, reply: HttpReply, pause: float, left: int) -> None:
         """Says at once why there is no answer, each kind of trouble once: the retries may take a while."""
         kind = reply.fault.partition(":")[0] or str(reply.status)
         with self.usage.lock:

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-__all__ = ["Served", "serve"]
+__all__ = ["RunningServer", "serve"]
 
 _MAX_REQUEST = 256 << 20
 
 
 @dataclass
-class Served:
+class RunningServer:
     """A running server.
 
     Attributes:
@@ -44,7 +44,7 @@ def serve(
     top_k: int | None = None,
     rate: float | None = None,
     port: int = 0,
-) -> Generator[Served, None, None]:
+) -> Generator[RunningServer, None, None]:
     """Serve a classifier on 127.0.0.1 for as long as the block lasts.
 
     Args:
@@ -60,7 +60,7 @@ def serve(
         ...     HttpModel(api.url, classes=2, access="labels", max_queries=10)(torch.eye(2)).argmax(1)
         tensor([0, 1])
     """
-    state = Served("")
+    state = RunningServer("")
     next_slot = [0.0]
 
     class Handler(BaseHTTPRequestHandler):

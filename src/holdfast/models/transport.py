@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 from holdfast.core.errors import ModelError, UsageError
 
-__all__ = ["Line", "Reply", "excerpt", "refusal", "request_headers"]
+__all__ = ["HttpReply", "Line", "excerpt", "refusal", "request_headers"]
 
 _MAX_ANSWER = 64 << 20
 _SHOWN = 200
 
 
 @dataclass(frozen=True)
-class Reply:
+class HttpReply:
     """What came back.
 
     Attributes:
@@ -61,7 +61,7 @@ class Line:
         self._path = (at.path or "/") + (f"?{at.query}" if at.query else "")
         self._local = threading.local()
 
-    def post(self, body: bytes) -> Reply:
+    def post(self, body: bytes) -> HttpReply:
         """Send one request and read its answer; a lost connection, or one too slow, is a reply too.
 
         Raises:
@@ -90,16 +90,16 @@ class Line:
                 line.close()
                 if late.is_set() or isinstance(fault, TimeoutError):
                     what = f"no whole answer within {self._timeout:g} s" if sent else "no connection"
-                    return Reply(0, b"", fault=f"TimeoutError: {what}", sent=sent)
-                return Reply(0, b"", fault=f"{type(fault).__name__}: {fault}", sent=sent)
+                    return HttpReply(0, b"", fault=f"TimeoutError: {what}", sent=sent)
+                return HttpReply(0, b"", fault=f"{type(fault).__name__}: {fault}", sent=sent)
         if late.is_set():  # the end came by the closed line, which reads like the end of an answer without a length
             line.close()
-            return Reply(0, b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")
+            return HttpReply(0, b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")
         if len(content) > _MAX_ANSWER:
             line.close()
             raise ModelError(f"{self._host} answered with more than {_MAX_ANSWER >> 20} MiB; is it the prediction API?")
         wait = _seconds(answer.headers.get("Retry-After"))
-        return Reply(answer.status, content, wait, location=answer.headers.get("Location", ""))
+        return HttpReply(answer.status, content, wait, location=answer.headers.get("Location", ""))
 
 
 @contextmanager
@@ -173,7 +173,7 @@ def excerpt(body: bytes) -> str:
     return repr(text[:_SHOWN])
 
 
-def refusal(url: str, reply: Reply, wanted: str) -> str:
+def refusal(url: str, reply: HttpReply, wanted: str) -> str:
     """An answer that no retry will better, in words with a remedy."""
     advice = {
         401: "Is the token set (HOLDFAST_API_TOKEN)?",

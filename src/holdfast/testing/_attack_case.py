@@ -20,7 +20,7 @@ from holdfast.judge.outcome import Outcome
 from holdfast.testing.contract import require
 from holdfast.testing.toys import Queried, digits, net
 
-__all__ = ["EPS", "FEW_STEPS", "SAMPLES", "Case", "breaks", "clean_right", "of_digits", "reduced", "same"]
+__all__ = ["EPS", "FEW_STEPS", "SAMPLES", "AttackCase", "breaks", "clean_right", "of_digits", "reduced", "same"]
 
 EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
 FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2, "searches": 3, "neighbours": 3}
@@ -29,7 +29,7 @@ _FEW = 0.02  # share of features that rounding may decide, as the sign of a grad
 
 
 @dataclass(frozen=True)
-class Case:
+class AttackCase:
     """One attack: ``whole`` as given, ``small`` with few steps, and the norm that most checks use."""
 
     whole: Attack[Any, Any]
@@ -60,7 +60,7 @@ class Case:
         return run(self.small, problem, model, judge=judge, **given)
 
 
-def of_digits(case: Case, **more: Any) -> Problem:
+def of_digits(case: AttackCase, **more: Any) -> Problem:
     """The first digits in such balls."""
     x, y = digits(SAMPLES)
     return Problem.of(x, y, case.ball(SAMPLES, **more))

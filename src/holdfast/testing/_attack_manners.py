@@ -17,7 +17,7 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.outcome import Outcome
-from holdfast.testing._attack_case import EPS, SAMPLES, Case, breaks, of_digits
+from holdfast.testing._attack_case import EPS, SAMPLES, AttackCase, breaks, of_digits
 from holdfast.testing.contract import ContractError, require
 from holdfast.testing.toys import digits, net
 
@@ -53,7 +53,7 @@ def _fewer(base: Outcome, out: Outcome, what: str) -> None:
     require(b >= a - 1, f"{what}: {b} samples are broken where {a} are without")
 
 
-def _masked_classes(case: Case) -> None:
+def _masked_classes(case: AttackCase) -> None:
     """Classes that can never win say nothing about the others."""
     problem = of_digits(case)
     base = case.run(problem)
@@ -61,7 +61,7 @@ def _masked_classes(case: Case) -> None:
         _fewer(base, case.run(problem, _Told(after=_with(*more))), f"with classes whose score is always {more[0]}")
 
 
-def _units(case: Case) -> None:
+def _units(case: AttackCase) -> None:
     """Inputs in [0, 256], or in [-1, 1], are those in [0, 1]: steps and widths count in the box."""
     x, y = digits(SAMPLES)
     base = case.run(Problem.of(x, y, case.ball(SAMPLES)))
@@ -76,7 +76,7 @@ def _units(case: Case) -> None:
             require(torch.equal(base.x * unit, out.x), f"{what}: other witnesses than those in [0, 1]")
 
 
-def _scale(case: Case) -> None:
+def _scale(case: AttackCase) -> None:
     """All logits times a power of two are the same decisions: none is lost, and what is found is about as near.
 
     The labels alone do not show the scale, so this says nothing of attacks on those. A distance may differ: logits of
@@ -96,7 +96,7 @@ def _scale(case: Case) -> None:
         require(far <= _FURTHER * near, f"{what}: witnesses are {float(far / near):.3g} times as far as without")
 
 
-def _kappa(case: Case) -> None:
+def _kappa(case: AttackCase) -> None:
     """A confidence that was asked for is kept, and does not stop the search."""
     if "kappa" not in {p.name for p in parameters_of(type(case.small))}:
         return
@@ -119,7 +119,7 @@ def _kappa(case: Case) -> None:
     )
 
 
-def _detector(case: Case) -> None:
+def _detector(case: AttackCase) -> None:
     """A detector is obeyed by an attack that serves it, and refused by one that does not."""
     x, y = digits(SAMPLES)
     problem = Problem.of(x, y, case.ball(SAMPLES), criterion=WithDetector(Misclassified()))
@@ -134,7 +134,7 @@ def _detector(case: Case) -> None:
     require(not case.run(problem, loud).found.any(), "found something where the detector rings at every input")
 
 
-MANNERS: dict[str, Callable[[Case], None]] = {
+MANNERS: dict[str, Callable[[AttackCase], None]] = {
     "masked-classes": _masked_classes,
     "units": _units,
     "scale": _scale,

@@ -26,7 +26,7 @@ from holdfast.numerics.distance import vector_norm
 from holdfast.numerics.project import project
 
 __all__ = [
-    "FEW", "NETS", "RADII", "Case", "Chain", "Residual", "balls", "captured", "chain", "descend", "half_plane",
+    "FEW", "NETS", "RADII", "CertifierCase", "Chain", "Residual", "balls", "captured", "chain", "descend", "half_plane",
     "least_margins", "points",
 ]  # fmt: skip
 
@@ -39,14 +39,14 @@ _SPARSITY = 0.2
 
 
 @dataclass(frozen=True)
-class Case:
+class CertifierCase:
     """One certifier: ``whole`` as given, and ``small`` with little effort, which most checks use."""
 
     whole: Any
     small: Any
 
     @classmethod
-    def of(cls, whole: GraphCertifier | OracleCertifier) -> Case:
+    def of(cls, whole: GraphCertifier | OracleCertifier) -> CertifierCase:
         """The case of an instance."""
         given: Any = whole
         names = {f.name for f in fields(given)}

@@ -21,7 +21,7 @@ from holdfast.testing.toys import digits, net, train
 from holdfast.transforms.colour import from_hsv
 from holdfast.transforms.lifted import Lifted, lift
 
-__all__ = ["Case", "colour_digits", "colour_net"]
+__all__ = ["SemanticCase", "colour_digits", "colour_net"]
 
 _TRAIN = 600
 _FROM = 1000  # attacked digits are none of those that were learned from
@@ -52,7 +52,7 @@ def colour_net() -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Case:
+class SemanticCase:
     """One attack: ``whole`` as given and ``small`` with few steps.
 
     Attributes:
@@ -107,6 +107,6 @@ class Case:
         problem = lift(prepared.origin, y, axes, self.small.norm, eps, criterion=prepared.criterion)
         return run(self.small.search(prepared.transform), problem, lifted, **more), problem, lifted
 
-    def with_samples(self, n: int) -> Case:
+    def with_samples(self, n: int) -> SemanticCase:
         """The same on other many samples."""
         return replace(self, n=n)

@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.attacks.adversary import Adversary, Round
 from holdfast.core.draws import Draws
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["ADVERSARY_CHECKS", "ADVERSARY_SUITE", "check_adversary"]
 
@@ -77,7 +77,7 @@ CHECKS: dict[str, Callable[[Adversary], None]] = {
     "untouched": _untouched,
 }
 
-ADVERSARY_SUITE = Suite("an adversary", Adversary, CHECKS)
+ADVERSARY_SUITE = ContractSuite("an adversary", Adversary, CHECKS)
 
 ADVERSARY_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

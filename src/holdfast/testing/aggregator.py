@@ -15,7 +15,7 @@ from holdfast.core.errors import DataError
 from holdfast.defences.aggregator import Aggregator
 from holdfast.numerics.distance import vector_norm
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing.contract import Suite, refuses, require
+from holdfast.testing.contract import ContractSuite, refuses, require
 
 __all__ = ["AGGREGATOR_CHECKS", "AGGREGATOR_SUITE", "check_aggregator"]
 
@@ -105,7 +105,7 @@ CHECKS: dict[str, Callable[[Aggregator], None]] = {
     "untouched": _untouched,
 }
 
-AGGREGATOR_SUITE = Suite("an aggregator", Aggregator, CHECKS)
+AGGREGATOR_SUITE = ContractSuite("an aggregator", Aggregator, CHECKS)
 
 AGGREGATOR_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

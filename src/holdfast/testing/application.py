@@ -14,8 +14,7 @@ from math import isfinite
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import nn
 
 from holdfast.applications.application import Application, ApplicationResult
 from holdfast.core.threat import Access, Norm, ThreatModel
@@ -23,28 +22,19 @@ from holdfast.session.opening import open_session
 from holdfast.session.session import Session
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, planted, some
-from holdfast.testing.contract import Suite, require
-from holdfast.testing.toys import Queried
+from holdfast.testing.contract import ContractSuite, require
+from holdfast.testing.toys import Metered, Queried
 
 __all__ = ["APPLICATION_CHECKS", "APPLICATION_SUITE", "check_application"]
 
 _FEW = {"count": 12, "copies": 2, "steps": 10, "epochs": 2, "queries": 300}
 
 
-class _Counting(nn.Module):
-    """Counts the rows that go through a model."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.rows = model, 0
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x)
-        return self.model(x)
+class _Original(Metered):
+    """A model of which a copy is another one, whose rows are not counted."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        """A copy is another model, and counts nothing."""
+        """The model without its meter."""
         return deepcopy(self.model, memo)
 
 
@@ -82,12 +72,12 @@ def _same_again(tool: Application) -> None:
 
 
 def _cost(tool: Application) -> None:
-    model = _Counting(planted().clean)
+    model = _Original(planted().clean)
     session = _session(model)
     session.classes  # asked on opening, whatever comes after  # noqa: B018
-    before = model.rows
+    before = model.total
     told = _small(tool).run(session)
-    made = model.rows - before
+    made = model.total - before
     require(
         (made > 0) == (told.cost.forwards > 0), f"{made} rows went through the model, it tells {told.cost.forwards}"
     )
@@ -116,7 +106,7 @@ CHECKS: dict[str, Callable[[Application], None]] = {
     "access": _access,
 }
 
-APPLICATION_SUITE = Suite("an application", Application, CHECKS)
+APPLICATION_SUITE = ContractSuite("an application", Application, CHECKS)
 
 APPLICATION_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

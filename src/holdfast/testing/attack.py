@@ -38,7 +38,7 @@ from holdfast.testing._attack_case import (
     EPS,
     FEW_STEPS,
     SAMPLES,
-    Case,
+    AttackCase,
     breaks,
     clean_right,
     of_digits,
@@ -48,7 +48,7 @@ from holdfast.testing._attack_case import (
 from holdfast.testing._attack_manners import MANNERS
 from holdfast.testing._manners import declared_parameters, under_two_states
 from holdfast.testing.contract import ContractError, refuses, require, run_checks
-from holdfast.testing.toys import Affine, Counting, Queried, affine_digits, digits, net
+from holdfast.testing.toys import AffineModel, Counting, Queried, affine_digits, digits, net
 
 __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
 
@@ -60,7 +60,7 @@ _AFFINE_N = 60
 # what a witness must be
 
 
-def _inside(case: Case) -> None:
+def _inside(case: AttackCase) -> None:
     for norm in case.card.norms:
         problem = of_digits(case, norm=norm)
         for keep in (Keep.FIRST, Keep.NEAREST):
@@ -80,7 +80,7 @@ def _inside(case: Case) -> None:
             require(breaks(out), f"{norm}: nothing found at eps {EPS[norm]} on a network that is easily broken")
 
 
-def _eps_zero(case: Case) -> None:
+def _eps_zero(case: AttackCase) -> None:
     problem = of_digits(case, eps=0.0)
     out = case.run(problem)
     require(torch.equal(out.x, problem.x), "at eps = 0 the clean input must come back")
@@ -88,13 +88,13 @@ def _eps_zero(case: Case) -> None:
     require(not (out.found & right).any(), "at eps = 0 a correctly classified sample cannot be broken")
 
 
-def _monotone(case: Case) -> None:
+def _monotone(case: AttackCase) -> None:
     counts = [int(case.run(of_digits(case, eps=EPS[case.norm] * k)).found.sum()) for k in (0.25, 0.5, 1, 2, 4)]
     require(all(b >= a - 1 for a, b in pairwise(counts)), f"success must grow with eps, one sample of slack: {counts}")
     require(counts[-1] > counts[0], f"success does not grow with eps at all: {counts}")
 
 
-def _per_sample_eps(case: Case) -> None:
+def _per_sample_eps(case: AttackCase) -> None:
     x, y = digits(SAMPLES)
     eps = torch.where(torch.arange(SAMPLES) % 2 == 0, 0.0, EPS[case.norm]).double()
     problem = Problem.of(x, y, case.ball(SAMPLES).with_eps(eps))
@@ -103,7 +103,7 @@ def _per_sample_eps(case: Case) -> None:
     require(((out.distance > 0) & out.found)[1::2].any(), "with an eps for each sample, no large one broke")
 
 
-def _mask_and_bounds(case: Case) -> None:
+def _mask_and_bounds(case: AttackCase) -> None:
     x, y = digits(SAMPLES)
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:] = True
@@ -116,7 +116,7 @@ def _mask_and_bounds(case: Case) -> None:
         require(breaks(out), "nothing found with three quarters of the features free")
 
 
-def _already_wrong(case: Case) -> None:
+def _already_wrong(case: AttackCase) -> None:
     x, _ = digits(SAMPLES)
     with torch.no_grad():
         wrong = (net().eval()(x).argmax(1) + 1) % 10
@@ -128,7 +128,7 @@ def _already_wrong(case: Case) -> None:
     require(cost, "a misclassified sample must cost no more than its clean pass")
 
 
-def _targeted(case: Case) -> None:
+def _targeted(case: AttackCase) -> None:
     if Goal.TARGETED not in case.card.goals:
         return
     x, y = digits(SAMPLES)
@@ -145,7 +145,7 @@ def _targeted(case: Case) -> None:
 # what must not matter
 
 
-def _slots(case: Case) -> None:
+def _slots(case: AttackCase) -> None:
     for keep in (Keep.FIRST, Keep.NEAREST):
         problem = of_digits(case)
         base = case.run(problem, keep=keep)
@@ -154,14 +154,14 @@ def _slots(case: Case) -> None:
             same(base, case.run(problem, keep=keep, settings=settings), f"with {settings}")
 
 
-def _order(case: Case) -> None:
+def _order(case: AttackCase) -> None:
     order = torch.tensor([(5 * k + 3) % SAMPLES for k in range(SAMPLES)])
     problem = of_digits(case)
     moved = replace(problem.select(order.numpy()), rows=problem.rows)
     same(case.run(problem), case.run(moved), "with the samples in another order and their ids kept", order)
 
 
-def _seeds(case: Case) -> None:
+def _seeds(case: AttackCase) -> None:
     problem = of_digits(case)
     one, two = under_two_states(lambda: case.run(problem, seed=3))
     require(torch.equal(one.x, two.x), "the same seed gave another result: draw from `problem.keyed`")
@@ -170,7 +170,7 @@ def _seeds(case: Case) -> None:
         require(torch.equal(case.run(problem, seed=4).x, one.x), "the seed matters but the sample's id does not")
 
 
-def _form_of_x(case: Case) -> None:
+def _form_of_x(case: AttackCase) -> None:
     x, y = digits(SAMPLES)
     base = case.run(Problem.of(x, y, case.ball(SAMPLES)))
     alone = case.run(Problem.of(x[:1], y[:1], case.ball(1)))
@@ -188,14 +188,14 @@ def _form_of_x(case: Case) -> None:
     require(len(empty.x) == 0, "an empty batch must come back empty")
 
 
-def _few(case: Case) -> None:
+def _few(case: AttackCase) -> None:
     """One feature; two and three classes."""
     for weight, bias in (
         (torch.tensor([[-1.0], [1.0]]), torch.tensor([0.0, -0.7])),
         (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0.1, 0.0])),
         (torch.tensor([[-1.0], [0.0], [1.0]]), torch.tensor([0.0, -0.4, -0.7])),
     ):
-        model = Affine(weight.double(), bias.double())
+        model = AffineModel(weight.double(), bias.double())
         x = torch.full((4, weight.shape[1]), 0.3, dtype=torch.float64) + torch.arange(4).view(-1, 1) * 0.01
         with torch.no_grad():
             y = model(x).argmax(1)
@@ -206,13 +206,13 @@ def _few(case: Case) -> None:
         require(breaks(out), f"nothing found with {what}, where half of the set is adversarial")
 
 
-def _no_gradient(case: Case) -> None:
+def _no_gradient(case: AttackCase) -> None:
     x, y = digits(4)
-    constant = Affine(torch.zeros(10, 64).double(), torch.eye(10)[3].double())
+    constant = AffineModel(torch.zeros(10, 64).double(), torch.eye(10)[3].double())
     out = case.run(Problem.of(x, y, case.ball(4)), constant)
     require(out.x.isfinite().all(), "a constant model (zero gradient) led to values that are not finite")
     require(torch.equal(out.found, y != 3), "a constant model: only samples that it misclassifies are adversarial")
-    broken = Affine(torch.full((10, 64), float("nan")).double(), torch.zeros(10).double())
+    broken = AffineModel(torch.full((10, 64), float("nan")).double(), torch.zeros(10).double())
     out = case.run(Problem.of(x, y, case.ball(4)), broken)
     require(not out.found.any() and torch.equal(out.x, x), "an answer that is not a number is never adversarial")
 
@@ -220,7 +220,7 @@ def _no_gradient(case: Case) -> None:
 # what must not be touched, and what it may cost
 
 
-def _untouched(case: Case) -> None:
+def _untouched(case: AttackCase) -> None:
     model, problem = net(), of_digits(case)
     before = _state_of(model), _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
     noise = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
@@ -246,13 +246,13 @@ def _state_of(model: nn.Module) -> tuple[str, list[bool]]:
     return _hash(*model.state_dict().values()), flags
 
 
-def _ledger(case: Case) -> None:
+def _ledger(case: AttackCase) -> None:
     for budget in (None, Budget(queries=1), Budget(queries=37), Budget(passes=41)):
         for keep in (Keep.FIRST, Keep.NEAREST):
             _one_ledger(case, budget, keep)
 
 
-def _one_ledger(case: Case, budget: Budget | None, keep: Keep) -> None:
+def _one_ledger(case: AttackCase, budget: Budget | None, keep: Keep) -> None:
     x, y = digits(SAMPLES)
     x = Counting.mark(x)
     mask = torch.ones(1, 1, 8, 8, dtype=torch.bool)
@@ -290,7 +290,7 @@ _TELLS: dict[Access, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _access(case: Case) -> None:
+def _access(case: AttackCase) -> None:
     access = case.card.access
     if access is None or access is Access.WHITE_BOX:
         return
@@ -319,7 +319,7 @@ _MORE = {
 # how strong it must be
 
 
-def _beats_noise(case: Case) -> None:
+def _beats_noise(case: AttackCase) -> None:
     problem = of_digits(case)
     if case.card.access in (Access.HARD_LABEL, Access.SOFT_LABEL):  # those spend a share of their queries on a start
         case = replace(case, small=reduced(case.whole, {"queries": _NOISE_QUERIES}))
@@ -335,7 +335,7 @@ def _beats_noise(case: Case) -> None:
     )
 
 
-def _affine(case: Case) -> None:
+def _affine(case: AttackCase) -> None:
     """Against the exact optimum. Minimal distortion: the median ratio; budget: half break at ratio times it."""
     model = affine_digits()
     x, y = digits(_AFFINE_N)
@@ -364,14 +364,14 @@ def _affine(case: Case) -> None:
         require(success == 1, f"{norm}: {success:.0%} success on an affine model without a budget")
 
 
-def _judge_of(case: Case, model: nn.Module) -> Model | None:
+def _judge_of(case: AttackCase, model: nn.Module) -> Model | None:
     return Queried(model, lambda scores: scores) if case.transfers else None
 
 
 # what it must say of itself
 
 
-def _card(case: Case) -> None:
+def _card(case: AttackCase) -> None:
     card = case.card
     small: Any = case.small
     require(card.access is not None and card.formulation and card.norms, "card: access, formulation or norms missing")
@@ -388,7 +388,7 @@ def _card(case: Case) -> None:
             refuses(lambda a=none: a.check(of_digits(case)), UsageError, f"{name} = 0")
 
 
-_CHECKS: dict[str, Callable[[Case], None]] = {
+_CHECKS: dict[str, Callable[[AttackCase], None]] = {
     "card": _card,
     "inside": _inside,
     "eps-zero": _eps_zero,
@@ -432,5 +432,5 @@ def check_attack(attack: str | type[Attack[Any, Any]] | Attack[Any, Any], *, onl
     given: Any = method(attack, Attack) if isinstance(attack, str) else attack
     whole: Attack[Any, Any] = given() if isinstance(given, type) else given
     norm = Norm.LINF if Norm.LINF in whole.card.norms else whole.card.norms[0]
-    case = Case(whole, reduced(whole, FEW_STEPS), norm)
+    case = AttackCase(whole, reduced(whole, FEW_STEPS), norm)
     run_checks(f"{whole.card.title} breaks the contract of an attack", _CHECKS, case, only)

@@ -16,7 +16,7 @@ from holdfast.attacks.backdoor import Backdoor
 from holdfast.attacks.poisoner import poison
 from holdfast.core.errors import UsageError
 from holdfast.testing._training_case import SHAPE, accuracy, clean_digits, learnt, planted, reached, what_is_known
-from holdfast.testing.contract import Suite, refuses, require
+from holdfast.testing.contract import ContractSuite, refuses, require
 from holdfast.testing.poisoner import CHECKS as AS_A_POISONER
 
 __all__ = ["BACKDOOR_CHECKS", "BACKDOOR_SUITE", "check_backdoor"]
@@ -69,7 +69,7 @@ CHECKS: dict[str, Callable[[Backdoor], None]] = {
     "target": _target,
 }
 
-BACKDOOR_SUITE = Suite("a backdoor", Backdoor, CHECKS)
+BACKDOOR_SUITE = ContractSuite("a backdoor", Backdoor, CHECKS)
 
 BACKDOOR_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

@@ -35,7 +35,7 @@ from holdfast.numerics.distance import dual_norm
 from holdfast.testing._certifier_case import (
     NETS,
     RADII,
-    Case,
+    CertifierCase,
     balls,
     captured,
     chain,
@@ -59,7 +59,7 @@ _BISECTION = 2e-3
 # what it must say of itself
 
 
-def _card(case: Case) -> None:
+def _card(case: CertifierCase) -> None:
     card = case.card
     require(card.title and card.paper and card.summary and card.section, "card: title, paper or summary missing")
     require(card.norms and card.guarantee is not None, "card: norms or guarantee missing")
@@ -69,7 +69,7 @@ def _card(case: Case) -> None:
         require(card.guarantee is Guarantee.SOUND, "card: bounds on a graph are sound or they are nothing")
 
 
-def _norms(case: Case) -> None:
+def _norms(case: CertifierCase) -> None:
     for norm in set(Norm) - set(case.norms):
         try:
             if isinstance(case.whole, GraphCertifier):
@@ -83,7 +83,7 @@ def _norms(case: Case) -> None:
         raise ContractError(f"it must refuse {norm}, which is not on its card, in words")
 
 
-def _guarantee(case: Case) -> None:
+def _guarantee(case: CertifierCase) -> None:
     for found in _some_certificates(case):
         for c in found:
             if c is None:
@@ -101,7 +101,7 @@ def _guarantee(case: Case) -> None:
             require(c.guarantee is not Guarantee.PROBABILISTIC or chance, "a probabilistic certificate names its alpha")
 
 
-def _some_certificates(case: Case) -> list[list[Certificate | None]]:
+def _some_certificates(case: CertifierCase) -> list[list[Certificate | None]]:
     if isinstance(case.whole, GraphCertifier):
         _, graph, x, y = captured("dense")
         return [case.small.certificates(graph, x, y, balls(case.norms[0], len(x), 0.01), 0.2)]
@@ -112,7 +112,7 @@ def _some_certificates(case: Case) -> list[list[Certificate | None]]:
 # sound: never above the truth
 
 
-def _optimum(case: Case) -> None:
+def _optimum(case: CertifierCase) -> None:
     c = margin_rows(torch.zeros(1, dtype=torch.int64), 3)
     for net in least_margins():
         if Norm.LINF not in case.norms:
@@ -122,7 +122,7 @@ def _optimum(case: Case) -> None:
         require((above <= _SOLVER).all(), f"a bound lies {above.max():.3g} above the exact optimum {net.exact}")
 
 
-def _contains(case: Case) -> None:
+def _contains(case: CertifierCase) -> None:
     for name in NETS:
         net, graph, x, _ = captured(name)
         c = torch.cat([torch.eye(3), -torch.eye(3)]).double()
@@ -135,14 +135,14 @@ def _contains(case: Case) -> None:
             require(above <= 1e-12, f"{name}, {norm}: a sampled output lies {float(above):.3g} outside its bounds")
 
 
-def _no_witness(case: Case) -> None:
+def _no_witness(case: CertifierCase) -> None:
     for name in NETS:
         net, graph, x, y = captured(name)
         for norm in case.norms:
             _hunt(case, net, graph, x, y, norm)
 
 
-def _hunt(case: Case, net: nn.Module, graph: Graph, x: Tensor, y: Tensor, norm: Norm) -> None:
+def _hunt(case: CertifierCase, net: nn.Module, graph: Graph, x: Tensor, y: Tensor, norm: Norm) -> None:
     """Random points and a descent inside the balls that are certified."""
     whole = norm is Norm.L0
     start, top = (2.0, float(x[0].numel())) if whole else (RADII[norm] / 4, 4 * RADII[norm])
@@ -158,7 +158,7 @@ def _hunt(case: Case, net: nn.Module, graph: Graph, x: Tensor, y: Tensor, norm: 
     require(not wrong.any(), f"{norm}: {int(wrong.sum())} witnesses inside certified balls")
 
 
-def _rounding(case: Case) -> None:
+def _rounding(case: CertifierCase) -> None:
     """The margin is 0.5 - x_0; one sum with a huge bias hides x_0 from floating point, and the next takes it away."""
     if Norm.LINF not in case.norms:
         return
@@ -173,7 +173,7 @@ def _rounding(case: Case) -> None:
             require(not proved.any(), f"certified although x_0 = 0.75 breaks it: rounding in {where} hid the witness")
 
 
-def _unsupported(case: Case) -> None:
+def _unsupported(case: CertifierCase) -> None:
     identity = (torch.eye(3), torch.zeros(3))
     x, y = torch.rand(1, 3, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     for name in ("quantum_gate",):
@@ -192,7 +192,7 @@ def _unsupported(case: Case) -> None:
             raise ContractError(f"{call}: '{name}' has no bound and must be refused by name, not guessed")
 
 
-def _not_a_number(case: Case) -> None:
+def _not_a_number(case: CertifierCase) -> None:
     for value in (float("nan"), float("inf")):
         if isinstance(case.whole, GraphCertifier):
             _nothing_of(case, value)
@@ -205,7 +205,7 @@ def _not_a_number(case: Case) -> None:
             require(not any(found), f"a model that answers {value} is certified")
 
 
-def _nothing_of(case: Case, value: float) -> None:
+def _nothing_of(case: CertifierCase, value: float) -> None:
     w1, w2 = np.eye(3) * 2, np.eye(3)
     x, y = torch.tensor([[0.9, 0.1, 0.1]], dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
     sound = chain((w1, np.zeros(3)), "relu", (w2, np.zeros(3)))
@@ -227,7 +227,7 @@ def _nothing_of(case: Case, value: float) -> None:
 # sound: not looser than can be asked
 
 
-def _point(case: Case) -> None:
+def _point(case: CertifierCase) -> None:
     for name in NETS:
         net, graph, x, _ = captured(name)
         with torch.no_grad():
@@ -239,7 +239,7 @@ def _point(case: Case) -> None:
             require(near, f"{name}, {norm}: at eps = 0 the bound must be f(x)")
 
 
-def _tighter(case: Case) -> None:
+def _tighter(case: CertifierCase) -> None:
     for name in NETS:
         _, graph, x, y = captured(name)
         for norm in case.norms:
@@ -251,7 +251,7 @@ def _tighter(case: Case) -> None:
             require(strict, f"{name}, {norm}: bounds do not depend on eps")
 
 
-def _affine(case: Case) -> None:
+def _affine(case: CertifierCase) -> None:
     """Against the exact distance to the boundary: below it always, and at it, since nothing is relaxed."""
     model = affine_digits()
     x, y = digits(8)
@@ -277,7 +277,7 @@ def _affine(case: Case) -> None:
 # what must not matter, and what must not be touched
 
 
-def _already_wrong(case: Case) -> None:
+def _already_wrong(case: CertifierCase) -> None:
     if isinstance(case.whole, GraphCertifier):
         _, graph, x, y = captured("dense")
         ball = balls(case.norms[0], len(x), 0.0)
@@ -289,7 +289,7 @@ def _already_wrong(case: Case) -> None:
         require(not any(case.ask(model, x, 1 - y, norm)), f"{norm}: a misclassified sample is certified")
 
 
-def _same_again(case: Case) -> None:
+def _same_again(case: CertifierCase) -> None:
     if isinstance(case.whole, GraphCertifier):
         for name in NETS:
             _, graph, x, y = captured(name)
@@ -302,7 +302,7 @@ def _same_again(case: Case) -> None:
         require(one == two, f"{norm}: asked twice with one seed, it gives two certificates")
 
 
-def _batch(case: Case) -> None:
+def _batch(case: CertifierCase) -> None:
     if isinstance(case.whole, GraphCertifier):
         optimised = hasattr(case.whole, "iterations")
         for name in NETS:
@@ -333,7 +333,7 @@ def _batch(case: Case) -> None:
             require(near, f"{norm}: samples {what} get {b}, together {a}: key the draws by `ids` and `seed`")
 
 
-def _untouched(case: Case) -> None:
+def _untouched(case: CertifierCase) -> None:
     if isinstance(case.whole, GraphCertifier):
         net, _, x, y = captured("dense")
         graph, ball = trace(net, x[:1]), balls(case.norms[0], len(x))
@@ -368,7 +368,7 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 # by asking the model
 
 
-def _linear(case: Case) -> None:
+def _linear(case: CertifierCase) -> None:
     """On a half-plane g = f and the radius is known; an estimate must come within 5 %, a chance must stay below."""
     model, x, y, margins, direction = half_plane()
     for norm in case.norms:
@@ -384,7 +384,7 @@ def _linear(case: Case) -> None:
                 require(c.radius < e * (1 + 1e-6), f"{norm}: radius {c.radius} beyond the true one, {e}")
 
 
-def _abstains(case: Case) -> None:
+def _abstains(case: CertifierCase) -> None:
     if case.card.guarantee is Guarantee.ESTIMATE:
         return
     model, x, y, margins, direction = half_plane()
@@ -397,7 +397,7 @@ def _abstains(case: Case) -> None:
     require(still.any() and not any(found), "beside the boundary it must abstain: the draws prove nothing there")
 
 
-def _seeds(case: Case) -> None:
+def _seeds(case: CertifierCase) -> None:
     if case.card.guarantee is not Guarantee.PROBABILISTIC:
         return
     model, x, y, *_ = half_plane()
@@ -405,7 +405,7 @@ def _seeds(case: Case) -> None:
     require(one != two, "another seed gives the same draws: key them by the seed")
 
 
-_BOTH: dict[str, Callable[[Case], None]] = {
+_BOTH: dict[str, Callable[[CertifierCase], None]] = {
     "card": _card,
     "norms": _norms,
     "guarantee": _guarantee,
@@ -415,7 +415,7 @@ _BOTH: dict[str, Callable[[Case], None]] = {
     "batch": _batch,
     "untouched": _untouched,
 }
-_GRAPH: dict[str, Callable[[Case], None]] = {
+_GRAPH: dict[str, Callable[[CertifierCase], None]] = {
     "optimum": _optimum,
     "contains": _contains,
     "no-witness": _no_witness,
@@ -425,7 +425,7 @@ _GRAPH: dict[str, Callable[[Case], None]] = {
     "tighter": _tighter,
     "affine": _affine,
 }
-_ORACLE: dict[str, Callable[[Case], None]] = {"linear": _linear, "abstains": _abstains, "seeds": _seeds}
+_ORACLE: dict[str, Callable[[CertifierCase], None]] = {"linear": _linear, "abstains": _abstains, "seeds": _seeds}
 
 CERTIFIER_CHECKS = (*_BOTH, *_GRAPH, *_ORACLE)
 """Names of the checks, in the order in which they run; those of the other door are passed over."""
@@ -453,10 +453,10 @@ def check_certifier(
     whole = given() if isinstance(given, type) else given
     if not isinstance(whole, GraphCertifier | OracleCertifier):
         raise UsageError(f"{type(whole).__name__} is neither a GraphCertifier nor an OracleCertifier")
-    case, mine = Case.of(whole), _BOTH | (_GRAPH if isinstance(whole, GraphCertifier) else _ORACLE)
+    case, mine = CertifierCase.of(whole), _BOTH | (_GRAPH if isinstance(whole, GraphCertifier) else _ORACLE)
     checks = {name: mine.get(name, _nothing) for name in CERTIFIER_CHECKS}
     run_checks(f"{case.card.title} breaks the contract of a certifier", checks, case, only)
 
 
-def _nothing(case: Case) -> None:
+def _nothing(case: CertifierCase) -> None:
     """A check of the other door."""

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import method
 
-__all__ = ["ContractError", "Suite", "instance_of", "refuses", "require", "run_checks"]
+__all__ = ["ContractError", "ContractSuite", "instance_of", "refuses", "require", "run_checks"]
 
 C = TypeVar("C")
 
@@ -80,7 +80,7 @@ def instance_of(given: Any, of: type[C]) -> C:
 
 
 @dataclass(frozen=True)
-class Suite(Generic[C]):
+class ContractSuite(Generic[C]):
     """The contract of one kind of method: what its checks are, and what they are made on.
 
     Attributes:

@@ -23,7 +23,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.detector import Detector
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, planted, some, watched
-from holdfast.testing.contract import Suite, refuses, require
+from holdfast.testing.contract import ContractSuite, refuses, require
 
 __all__ = ["DETECTOR_CHECKS", "DETECTOR_SUITE", "check_detector"]
 
@@ -110,7 +110,7 @@ CHECKS: dict[str, Callable[[Detector], None]] = {
     "untouched": _untouched,
 }
 
-DETECTOR_SUITE = Suite("a detector", Detector, CHECKS)
+DETECTOR_SUITE = ContractSuite("a detector", Detector, CHECKS)
 
 DETECTOR_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

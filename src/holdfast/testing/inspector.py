@@ -19,7 +19,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.inspector import Inspector, ScanFinding
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, planted, reached, some, watched
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["INSPECTOR_CHECKS", "INSPECTOR_SUITE", "check_inspector"]
 
@@ -120,7 +120,7 @@ CHECKS: dict[str, Callable[[Inspector], None]] = {
     "without-data": _without_data,
 }
 
-INSPECTOR_SUITE = Suite("an inspector", Inspector, CHECKS)
+INSPECTOR_SUITE = ContractSuite("an inspector", Inspector, CHECKS)
 
 INSPECTOR_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

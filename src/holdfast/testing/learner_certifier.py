@@ -19,7 +19,7 @@ from holdfast.certifiers.learner_certifier import CertifiedPredictions, LearnerC
 from holdfast.core.threat import Guarantee
 from holdfast.data.dataset import Dataset
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 from holdfast.training.learner import Learner, Predictor
 
 __all__ = ["LEARNER_CERTIFIER_CHECKS", "LEARNER_CERTIFIER_SUITE", "check_learner_certifier"]
@@ -177,7 +177,7 @@ CHECKS: dict[str, Callable[[LearnerCertifier], None]] = {
     "untouched": _untouched,
 }
 
-LEARNER_CERTIFIER_SUITE = Suite("a certifier of training sets", LearnerCertifier, CHECKS)
+LEARNER_CERTIFIER_SUITE = ContractSuite("a certifier of training sets", LearnerCertifier, CHECKS)
 
 LEARNER_CERTIFIER_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

@@ -19,7 +19,7 @@ from holdfast.core.errors import DataError, UsageError
 from holdfast.data.poisoned import PoisonedDataset
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, some, what_is_known
-from holdfast.testing.contract import ContractError, Suite, refuses, require
+from holdfast.testing.contract import ContractError, ContractSuite, refuses, require
 
 __all__ = ["POISONER_CHECKS", "POISONER_SUITE", "check_poisoner"]
 
@@ -115,7 +115,7 @@ CHECKS: dict[str, Callable[[Poisoner], None]] = {
     "bad-rates": _bad_rates,
 }
 
-POISONER_SUITE = Suite("a poisoner", Poisoner, CHECKS)
+POISONER_SUITE = ContractSuite("a poisoner", Poisoner, CHECKS)
 
 POISONER_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

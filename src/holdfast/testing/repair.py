@@ -16,7 +16,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.repair import Repair
 from holdfast.testing._manners import leaving_alone, weights_of, whole_card
 from holdfast.testing._training_case import accuracy, clean_digits, planted, reached, some, watched
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["REPAIR_CHECKS", "REPAIR_SUITE", "check_repair"]
 
@@ -87,7 +87,7 @@ CHECKS: dict[str, Callable[[Repair], None]] = {
     "untouched": _untouched,
 }
 
-REPAIR_SUITE = Suite("a repair", Repair, CHECKS)
+REPAIR_SUITE = ContractSuite("a repair", Repair, CHECKS)
 
 REPAIR_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

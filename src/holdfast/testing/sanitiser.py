@@ -17,7 +17,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.sanitiser import Sanitiser
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import planted, watched
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["SANITISER_CHECKS", "SANITISER_SUITE", "check_sanitiser"]
 
@@ -83,7 +83,7 @@ CHECKS: dict[str, Callable[[Sanitiser], None]] = {
     "untouched": _untouched,
 }
 
-SANITISER_SUITE = Suite("a sanitiser", Sanitiser, CHECKS)
+SANITISER_SUITE = ContractSuite("a sanitiser", Sanitiser, CHECKS)
 
 SANITISER_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

@@ -13,8 +13,6 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
 
 from holdfast.attacks.semantic import SemanticAttack
 from holdfast.core.cards import parameters_of
@@ -25,8 +23,9 @@ from holdfast.judge.archive import Keep
 from holdfast.numerics.distance import contains
 from holdfast.numerics.evaluation import evaluating
 from holdfast.testing._manners import under_two_states
-from holdfast.testing._semantic_case import Case
+from holdfast.testing._semantic_case import SemanticCase
 from holdfast.testing.contract import ContractError, require, run_checks
+from holdfast.testing.toys import Metered
 
 __all__ = ["SEMANTIC_ATTACK_CHECKS", "check_semantic_attack"]
 
@@ -42,7 +41,7 @@ _LIMITS = {
 }
 
 
-def _card(case: Case) -> None:
+def _card(case: SemanticCase) -> None:
     card, kind = case.whole.card, type(case.whole)
     require(card.access is not None and card.title and card.paper and card.summary, "card: something is missing")
     require(card.failure_modes, "card: an attack says when it is known to fail")
@@ -54,7 +53,7 @@ def _card(case: Case) -> None:
     require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
 
 
-def _refuses(case: Case) -> None:
+def _refuses(case: SemanticCase) -> None:
     x, y = case.samples()
     for what, wrong in (("flat inputs", x.flatten(1)), ("values outside [0, 1]", 2 * x - 1)):
         try:
@@ -64,7 +63,7 @@ def _refuses(case: Case) -> None:
         raise ContractError(f"it must refuse {what}")
 
 
-def _axes(case: Case) -> None:
+def _axes(case: SemanticCase) -> None:
     setting = case.setting()
     axes = setting.transform.axes
     require(axes and len({a.name for a in axes}) == len(axes), "axes need names of their own")
@@ -72,7 +71,7 @@ def _axes(case: Case) -> None:
     require(len(setting.origin) == case.n, "one origin for each sample")
 
 
-def _identity(case: Case) -> None:
+def _identity(case: SemanticCase) -> None:
     """At theta = 0 nothing has changed; where the origin is a code, its picture is near."""
     setting, (x, _) = case.setting(), case.samples()
     if not setting.refers:
@@ -88,7 +87,7 @@ def _identity(case: Case) -> None:
         )
 
 
-def _inside(case: Case) -> None:
+def _inside(case: SemanticCase) -> None:
     setting = case.setting()
     out, problem, lifted = case.search(setting, case.small.eps)
     require(contains(problem.set, out.x, problem.x).all(), "z lies outside its set")
@@ -99,7 +98,7 @@ def _inside(case: Case) -> None:
     require(moved.isfinite().all() and moved.min() >= 0 and moved.max() <= 1, "x' lies outside [0, 1]")
 
 
-def _upheld(case: Case) -> None:
+def _upheld(case: SemanticCase) -> None:
     """What is reported is an image that the bare model gets wrong, and the parameters that make it."""
     out, (_, y) = case.run(), case.samples()
     with torch.no_grad(), evaluating(case.model):
@@ -112,26 +111,26 @@ def _upheld(case: Case) -> None:
         )
 
 
-def _works(case: Case) -> None:
+def _works(case: SemanticCase) -> None:
     out = case.run()
     require(out.right.any() and out.success > 0.1, f"it breaks {out.success:.0%} of the digits")
 
 
-def _range(case: Case) -> None:
+def _range(case: SemanticCase) -> None:
     setting = case.setting()
     whole = min(case.small.eps, 1.0)
     found = [int(case.search(setting, whole * share)[0].found.sum()) for share in (0.0, 0.2, 1.0)]
     require(found == sorted(found), f"fewer are broken in a larger range: {found} at 0, 0.2 and 1")
 
 
-def _seeds(case: Case) -> None:
+def _seeds(case: SemanticCase) -> None:
     one, two = under_two_states(lambda: case.run(seed=3))
     require(
         torch.equal(one.theta, two.theta) and torch.equal(one.found, two.found), "the same seed gave another result"
     )
 
 
-def _alone(case: Case) -> None:
+def _alone(case: SemanticCase) -> None:
     whole, few = case.setting(), case.with_samples(5).setting()
     near = torch.allclose(whole.origin[:5], few.origin, atol=1e-6)
     require(near, "the origin of a sample depends on who else is in the batch")
@@ -141,7 +140,7 @@ def _alone(case: Case) -> None:
     require(torch.allclose(both.x[:5], slots.x, atol=1e-6), "z of a sample depends on who else is in the batch")
 
 
-def _untouched(case: Case) -> None:
+def _untouched(case: SemanticCase) -> None:
     model = case.model
 
     def state() -> str:
@@ -156,27 +155,16 @@ def _untouched(case: Case) -> None:
     require(torch.equal(torch.get_rng_state(), rng), "the global random state was changed")
 
 
-class _Counted(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.rows = model, 0
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x)
-        return self.model(x)
-
-
-def _ledger(case: Case) -> None:
-    model = _Counted(case.model)
+def _ledger(case: SemanticCase) -> None:
+    model = Metered(case.model)
     setting = case.setting(model)
-    model.rows = 0
+    model.total = 0
     out, *_ = case.search(setting, case.small.eps, keep=Keep.NEAREST)
     told = int(out.ledger.forwards.sum())
-    require(told == model.rows, f"the ledger says {told} forwards, the model saw {model.rows}")
+    require(told == model.total, f"the ledger says {told} forwards, the model saw {model.total}")
 
 
-def _targets(case: Case) -> None:
+def _targets(case: SemanticCase) -> None:
     _, y = case.samples()
     target = (y + 1) % 10
     if Goal.TARGETED not in case.whole.card.goals:
@@ -191,14 +179,14 @@ def _targets(case: Case) -> None:
     require(reached[out.found].all(), "a target was reported as reached that is not")
 
 
-def _few(case: Case) -> None:
+def _few(case: SemanticCase) -> None:
     x, y = case.samples()
     for n in (0, 1):
         out = case.run(x=x[:n], y=y[:n])
         require(out.x.shape == x[:n].shape and len(out.found) == n, f"a batch of {n} comes back as another")
 
 
-_CHECKS: dict[str, Callable[[Case], None]] = {
+_CHECKS: dict[str, Callable[[SemanticCase], None]] = {
     "card": _card,
     "refuses": _refuses,
     "axes": _axes,
@@ -236,5 +224,5 @@ def check_semantic_attack(
     whole: Any = given() if isinstance(given, type) else given
     known = {f.name for f in fields(whole)}
     less = {k: min(v, getattr(whole, k)) for k, v in _LIMITS.items() if k in known}
-    case = Case(whole, replace(whole, **less))
+    case = SemanticCase(whole, replace(whole, **less))
     run_checks(f"{whole.card.title} breaks the contract of a semantic attack", _CHECKS, case, only)

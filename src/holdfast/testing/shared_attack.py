@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from typing_extensions import override
 
 from holdfast.attacks.shared import Artefact, Fitted, SharedAttack, evaluate, fit
 from holdfast.core.cards import parameters_of
@@ -30,7 +29,7 @@ from holdfast.numerics.distance import contains, within
 from holdfast.testing._attack_case import EPS
 from holdfast.testing._manners import under_two_states
 from holdfast.testing.contract import ContractError, require, run_checks
-from holdfast.testing.toys import digits, net
+from holdfast.testing.toys import Metered, digits, net
 
 __all__ = ["SHARED_ATTACK_CHECKS", "check_shared_attack"]
 
@@ -186,21 +185,10 @@ def _untouched(case: _Case) -> None:
 
 
 def _ledger(case: _Case) -> None:
-    model = _Counted(net())
+    model = Metered(net())
     made = case.fit(model)
     told = int(made.ledger.forwards.sum())
-    require(told == model.rows, f"the ledger says {told} forwards, the model saw {model.rows}")
-
-
-class _Counted(nn.Module):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.rows = model, 0
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x)
-        return self.model(x)
+    require(told == model.total, f"the ledger says {told} forwards, the model saw {model.total}")
 
 
 _CHECKS: dict[str, Callable[[_Case], None]] = {

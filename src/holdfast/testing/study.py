@@ -22,7 +22,7 @@ from holdfast.session.session import Session
 from holdfast.studies.study import Study, StudyResult
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, learnt, some
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["STUDY_CHECKS", "STUDY_SUITE", "check_study"]
 
@@ -109,7 +109,7 @@ CHECKS: dict[str, Callable[[Study[Any]], None]] = {
 }
 
 _CONTRACT: type[Study[Any]] = Study
-STUDY_SUITE = Suite("a study", _CONTRACT, CHECKS)
+STUDY_SUITE = ContractSuite("a study", _CONTRACT, CHECKS)
 
 STUDY_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

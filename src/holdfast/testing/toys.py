@@ -12,7 +12,7 @@ from typing_extensions import override
 from holdfast.core.draws import seeded
 from holdfast.data.digits import load_digits
 
-__all__ = ["Affine", "Counting", "Queried", "affine_digits", "digits", "net", "train"]
+__all__ = ["AffineModel", "Counting", "Metered", "Queried", "affine_digits", "digits", "net", "train"]
 
 
 def digits(n: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -47,11 +47,11 @@ def train(model: nn.Module, x: Tensor, y: Tensor, *, steps: int, rate: float) ->
             w.data += v
 
 
-class Affine(nn.Module):
+class AffineModel(nn.Module):
     """``weight @ x + bias`` of flattened inputs.
 
     Example:
-        >>> Affine(torch.eye(2), torch.zeros(2))(torch.tensor([[1.0, 2.0]])).tolist()
+        >>> AffineModel(torch.eye(2), torch.zeros(2))(torch.tensor([[1.0, 2.0]])).tolist()
         [[1.0, 2.0]]
     """
 
@@ -66,24 +66,41 @@ class Affine(nn.Module):
 
 
 @lru_cache
-def affine_digits() -> Affine:
+def affine_digits() -> AffineModel:
     """Multinomial logistic regression on all digits, in float64: the model of the exact affine oracle."""
-    model = Affine(torch.zeros(10, 64, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
+    model = AffineModel(torch.zeros(10, 64, dtype=torch.float64), torch.zeros(10, dtype=torch.float64))
     train(model, *digits(1797), steps=300, rate=0.5)
     return model
 
 
-class Counting(nn.Module):
+class Metered(nn.Module):
+    """Counts the rows that go through a model.
+
+    Attributes:
+        total: rows so far.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.total = model, 0
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """The model's scores."""
+        self.total += len(x)
+        return self.model(x)
+
+
+class Counting(Metered):
     """Counts the rows of each sample that go through a model; the first feature of a row says whose it is.
 
     Attributes:
-        rows: (n,) int64.
-        total: rows of all, those with no sample's mark included.
+        rows: (n,) int64; those with no sample's mark are in the total alone.
     """
 
     def __init__(self, model: nn.Module, n: int) -> None:
-        super().__init__()
-        self.model, self.rows, self.total = model, torch.zeros(n, dtype=torch.int64), 0
+        super().__init__(model)
+        self.rows = torch.zeros(n, dtype=torch.int64)
 
     @staticmethod
     def mark(x: Tensor) -> Tensor:
@@ -96,10 +113,9 @@ class Counting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The model's scores."""
         with torch.no_grad():
-            self.total += len(x)
             whose = (x.flatten(1)[:, 0] * 64).round().long().clamp(0, len(self.rows) - 1)
             self.rows.index_add_(0, whose, torch.ones_like(whose))
-        return self.model(x)
+        return super().forward(x)
 
 
 class Queried(nn.Module):

@@ -21,7 +21,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.training_defence import TrainingDefence
 from holdfast.testing._manners import leaving_alone, weights_of, whole_card
 from holdfast.testing._training_case import accuracy, clean_digits, some
-from holdfast.testing.contract import Suite, require
+from holdfast.testing.contract import ContractSuite, require
 from holdfast.training.batch import Batch
 from holdfast.training.draws import BatchDraws
 from holdfast.training.hooks import Epoch, Hooks
@@ -180,7 +180,7 @@ CHECKS: dict[str, Callable[[TrainingDefence], None]] = {
     "learns": _learns,
 }
 
-TRAINING_DEFENCE_SUITE = Suite("a defence that trains", TrainingDefence, CHECKS)
+TRAINING_DEFENCE_SUITE = ContractSuite("a defence that trains", TrainingDefence, CHECKS)
 
 TRAINING_DEFENCE_CHECKS = tuple(CHECKS)
 """Names of the checks, in the order in which they run."""

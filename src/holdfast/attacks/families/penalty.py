@@ -23,7 +23,7 @@ from holdfast.attacks.common.minimum_norm import START_PASSES, adversarial_resta
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
-from holdfast.judge.asks import Answer, WhiteBoxAsk
+from holdfast.judge.asks import ScoreAnswer, WhiteBoxAsk
 from holdfast.numerics.capped import settled
 from holdfast.numerics.distance import between, box
 
@@ -167,7 +167,7 @@ class Penalty(Attack[WhiteBoxAsk, P]):
         }  # fmt: skip
         return kind(x=problem.x, step=np.zeros(len(problem), dtype=np.int64), **{**shared, **more})
 
-    def note(self, state: P, answer: Answer) -> tuple[P, Tensor]:
+    def note(self, state: P, answer: ScoreAnswer) -> tuple[P, Tensor]:
         """The state with the point kept where it is the nearest success so far, and (n,) which points are a success."""
         problem, good = answer.problem, answer.adversarial
         if self.kappa:
@@ -246,7 +246,7 @@ class Hinge(NamedTuple):
     value: Tensor
     grad: Tensor
     slope: Tensor
-    answer: Answer
+    answer: ScoreAnswer
 
 
 def hinge(ask: WhiteBoxAsk, x: Tensor, kappa: float = 0.0) -> Hinge:

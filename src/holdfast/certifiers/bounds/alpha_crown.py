@@ -26,7 +26,7 @@ _FLAT = 1e-3
 _LOOSE = 1e-3
 
 
-class _Part(NamedTuple):
+class _OpenRows(NamedTuple):
     """Samples of a batch, and of each the rows that are still in question.
 
     Attributes:
@@ -48,7 +48,7 @@ class _Part(NamedTuple):
     rows: Tensor
 
     @staticmethod
-    def of(region: LpBall, x: Tensor, c: Tensor, d: Tensor, wanted: Tensor) -> _Part:
+    def of(region: LpBall, x: Tensor, c: Tensor, d: Tensor, wanted: Tensor) -> _OpenRows:
         """What a mask (n, rows) of rows in question leaves."""
         samples = wanted.any(1).nonzero().flatten()
         wanted = wanted[samples]
@@ -56,7 +56,7 @@ class _Part(NamedTuple):
         rows = wanted.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         chosen = c[samples].gather(1, rows.unsqueeze(2).expand(-1, -1, c.shape[2]))
         shift = d[samples].gather(1, rows)
-        return _Part(region.select(samples), x[samples], chosen, shift, wanted.gather(1, rows), samples, rows)
+        return _OpenRows(region.select(samples), x[samples], chosen, shift, wanted.gather(1, rows), samples, rows)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class AlphaCROWN(GraphCertifier):
                 wanted = ~(best > 0) if self.settle else torch.ones_like(best, dtype=torch.bool)
                 if not steps or not wanted.any():
                     continue
-                part = _Part.of(region, x, c, d, wanted)
+                part = _OpenRows.of(region, x, c, d, wanted)
                 known = [Box(b.lower[part.samples], b.upper[part.samples]) for b in boxes]
                 inside = Propagation(graph, Region(part.region, part.x), memory=self.memory)
                 if deep:
@@ -129,7 +129,7 @@ class AlphaCROWN(GraphCertifier):
                 self._keep(best, part, specification(inside, part.c, part.d, last))
         return best
 
-    def _keep(self, best: Tensor, part: _Part, lower: Tensor) -> None:
+    def _keep(self, best: Tensor, part: _OpenRows, lower: Tensor) -> None:
         """Writes what is better into the bounds of the batch, in place."""
         before = best[part.samples]
         now = before.gather(1, part.rows)
@@ -137,7 +137,7 @@ class AlphaCROWN(GraphCertifier):
         best[part.samples] = before.scatter(1, part.rows, now)
 
     def _seek(
-        self, rough: Graph, part: _Part, known: list[Box], steps: int, *, deep: bool
+        self, rough: Graph, part: _OpenRows, known: list[Box], steps: int, *, deep: bool
     ) -> tuple[dict[int, Tensor], dict[int, dict[int, Tensor]]]:
         """The best slopes of the last pass, (rows, n, \\*shape), and, if deep, of the passes behind each box."""
         region = Region(part.region, part.x, torch.float32)

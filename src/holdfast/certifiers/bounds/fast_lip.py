@@ -26,13 +26,13 @@ from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph, Node
 from holdfast.numerics.distance import dual_norm
 
-__all__ = ["FastLip", "Gradients", "gradients"]
+__all__ = ["FastLip", "GradientBounds", "gradients"]
 
 _WITHIN = 1e-12  # derivatives of sigmoid and tanh are accurate to a few units of 2^-53
 _TINY = 1e-290
 
 
-class Gradients(NamedTuple):
+class GradientBounds(NamedTuple):
     """Least and largest entries of a matrix of partial derivatives, each (rows, n, \\*shape)."""
 
     low: Tensor
@@ -126,7 +126,7 @@ def _at(graph: Graph, x: Tensor, c: Tensor, d: Tensor | None) -> Tensor:
     return best_specification(found, c, d)
 
 
-def gradients(found: Propagation, c: Tensor) -> Gradients:
+def gradients(found: Propagation, c: Tensor) -> GradientBounds:
     """Encloses the gradient of ``C f`` at all inputs of a region; (rows, n, \\*features).
 
     What is enclosed are the products of slopes between any two points of the region, so that ``C f(x') - C f(x)`` is
@@ -138,7 +138,7 @@ def gradients(found: Propagation, c: Tensor) -> Gradients:
     """
     output, n = len(found.graph.nodes) - 1, len(found.region.x)
     rows = c.to(found.region.x).expand(n, *c.shape[-2:]).transpose(0, 1)
-    pending = {output: Gradients(rows, rows)}
+    pending = {output: GradientBounds(rows, rows)}
     for k in range(output, 0, -1):
         if k not in pending:
             continue
@@ -153,26 +153,28 @@ def gradients(found: Propagation, c: Tensor) -> Gradients:
             parts = _through_linear(op, node, boxes, given, found.terms(k))
         for j, part in zip(node.inputs, parts, strict=True):
             pending[j] = _widened(*(a + b for a, b in zip(pending[j], part, strict=True))) if j in pending else part
-    return pending.get(0, Gradients(*(torch.zeros_like(found.region.x).expand(len(rows), *found.region.x.shape),) * 2))
+    return pending.get(
+        0, GradientBounds(*(torch.zeros_like(found.region.x).expand(len(rows), *found.region.x.shape),) * 2)
+    )
 
 
-def _widened(low: Tensor, high: Tensor) -> Gradients:
+def _widened(low: Tensor, high: Tensor) -> GradientBounds:
     """With one rounding of each end paid for."""
-    return Gradients(low - gamma(1) * low.abs() - _TINY, high + gamma(1) * high.abs() + _TINY)
+    return GradientBounds(low - gamma(1) * low.abs() - _TINY, high + gamma(1) * high.abs() + _TINY)
 
 
-def _slopes(op: Operation, node: Node, box: Box) -> Gradients:
+def _slopes(op: Operation, node: Node, box: Box) -> GradientBounds:
     """Least and largest slope of an activation between any two points of a box, (n, \\*shape)."""
     if isinstance(op, PiecewiseLinear):
         flat, one = op.flat(node), torch.ones_like(box.lower)
-        return Gradients(torch.where(box.lower >= 0, one, flat), torch.where(box.upper <= 0, flat, one))
+        return GradientBounds(torch.where(box.lower >= 0, one, flat), torch.where(box.upper <= 0, flat, one))
     assert isinstance(op, Sigmoid | Tanh)  # their derivatives are even and fall on either side of 0
     nearest, farthest = torch.zeros_like(box.lower).clamp(*box), box.magnitude
     least, most = op.derivative(farthest), op.derivative(nearest)
-    return Gradients(least * (1 - _WITHIN), most * (1 + _WITHIN) + _TINY)
+    return GradientBounds(least * (1 - _WITHIN), most * (1 + _WITHIN) + _TINY)
 
 
-def _scaled(given: Gradients, slopes: Gradients) -> Gradients:
+def _scaled(given: GradientBounds, slopes: GradientBounds) -> GradientBounds:
     """All products of a number from each interval."""
     ends = [g * s for g in given for s in slopes]
     low, high = ends[0], ends[0]
@@ -181,21 +183,23 @@ def _scaled(given: Gradients, slopes: Gradients) -> Gradients:
     return _widened(low, high)
 
 
-def _through_linear(op: Operation, node: Node, boxes: list[Box], given: Gradients, terms: int) -> list[Gradients]:
+def _through_linear(
+    op: Operation, node: Node, boxes: list[Box], given: GradientBounds, terms: int
+) -> list[GradientBounds]:
     """The centre goes back as it is, the radius through the magnitudes of the weights."""
     centre, radius = (given.low + given.high) / 2, (given.high - given.low) / 2
     prepared, slip = op.prepare(node, boxes), gamma(terms + 8)
     sizes = replace(node, tensors={name: t.abs() for name, t in node.tensors.items()})
     moved = op.pull(node, centre, prepared)[0]
     grown = op.pull(sizes, radius + slip * (centre.abs() + radius), prepared)[0]
-    parts: list[Gradients] = []
+    parts: list[GradientBounds] = []
     for middle, reach in zip(moved, grown, strict=True):
         reach = reach.abs() * (1 + slip) + _TINY  # a subtraction has turned its sign
-        parts.append(Gradients(middle - reach, middle + reach))
+        parts.append(GradientBounds(middle - reach, middle + reach))
     return parts
 
 
-def _through_pool(node: Node, box: Box, given: Gradients) -> Gradients:
+def _through_pool(node: Node, box: Box, given: GradientBounds) -> GradientBounds:
     """The slopes of a window are at least 0 and add up to 1, and are 0 where another entry is always larger."""
     place = window_places(node, tuple(box.lower.shape[2:]), box.lower.device)
     filled, place = place >= 0, place.clamp(min=0)
@@ -215,4 +219,4 @@ def _through_pool(node: Node, box: Box, given: Gradients) -> Gradients:
             back, size = back.scatter_add(3, index, part), size.scatter_add(3, index, part.abs())
         slack = gamma(node_size(node.shape[1:]) + 16) * size.detach() + _TINY
         found.append((back + sign * slack).view(*end.shape[:2], *box.lower.shape[1:]))
-    return Gradients(*found)
+    return GradientBounds(*found)

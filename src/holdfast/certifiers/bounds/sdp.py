@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.relaxation.relaxation import Relaxation, TooLargeError
-from holdfast.certifiers.relaxation.semidefinite import Multipliers, SemidefiniteDual, prepare
+from holdfast.certifiers.relaxation.semidefinite import SemidefiniteDual, SemidefiniteMultipliers, prepare
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
@@ -81,7 +81,7 @@ class SDP(GraphCertifier):
                 best[i] = torch.maximum(best[i], dual.bound(self._solve(dual)))
         return best
 
-    def _solve(self, dual: SemidefiniteDual) -> Multipliers:
+    def _solve(self, dual: SemidefiniteDual) -> SemidefiniteMultipliers:
         """The multipliers that Clarabel finds for each row; those of CROWN where it finds none."""
         try:
             import clarabel  # pyright: ignore[reportMissingTypeStubs]
@@ -107,10 +107,12 @@ class SDP(GraphCertifier):
         r[:, bends] = unit[:, at["r"]]
         if self.chords:
             t = unit[:, at["t"]]
-        basis = Multipliers(unit[:, at["p"]], unit[:, at["q"]], t, r, unit[:, at["kappa"]], unit[:, at["delta"]][:, 0])
+        basis = SemidefiniteMultipliers(
+            unit[:, at["p"]], unit[:, at["q"]], t, r, unit[:, at["kappa"]], unit[:, at["delta"]][:, 0]
+        )
         columns = dual.matrix(unit.new_zeros(count, n), basis)
         columns = columns - torch.diag_embed(torch.cat([basis.delta[:, None], -basis.kappa], 1))
-        nothing = Multipliers(*(m[:1] * 0 for m in basis))
+        nothing = SemidefiniteMultipliers(*(m[:1] * 0 for m in basis))
         sparse: Any = scipy_sparse
         cone = np.concatenate([-np.eye(count)[:nonnegative], -_packed(columns).T])
         cost = np.zeros(count)

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.relaxation.relaxation import Relaxation, TooLargeError
-from holdfast.certifiers.relaxation.semidefinite import Multipliers, SemidefiniteDual, prepare
+from holdfast.certifiers.relaxation.semidefinite import SemidefiniteDual, SemidefiniteMultipliers, prepare
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
@@ -82,7 +82,7 @@ class SDPFirstOrder(GraphCertifier):
                 best[i] = torch.maximum(best[i], dual.bound(self._ascend(dual)))
         return best
 
-    def _ascend(self, dual: SemidefiniteDual) -> Multipliers:
+    def _ascend(self, dual: SemidefiniteDual) -> SemidefiniteMultipliers:
         """The multipliers of the best iterate of each row."""
         best = dual.start()
         if not self.iterations or not all(bool(m.isfinite().all()) for m in best):
@@ -98,7 +98,7 @@ class SDPFirstOrder(GraphCertifier):
         basis: Tensor | None = None
         for k in range(self.iterations):
             with torch.enable_grad():
-                given = Multipliers(*(v * (scale if v.ndim > 1 else scale[:, 0]) for v in variables))
+                given = SemidefiniteMultipliers(*(v * (scale if v.ndim > 1 else scale[:, 0]) for v in variables))
                 value, basis = dual.quick(given, basis if n > _EXACT else None)
                 gradients = torch.autograd.grad(-(value / scale[:, 0]).sum(), variables)
             if n <= _EXACT or k % 10 == 9:
@@ -106,7 +106,7 @@ class SDPFirstOrder(GraphCertifier):
                 better = exact > top
                 top = torch.where(better, exact, top)
                 pairs = zip(best, given, strict=True)
-                best = Multipliers(
+                best = SemidefiniteMultipliers(
                     *(torch.where(better.view(-1, *[1] * (b.ndim - 1)), g.detach(), b) for b, g in pairs)
                 )
             for v, gradient in zip(variables, gradients, strict=True):

@@ -21,7 +21,7 @@ from holdfast.core.threat import Guarantee, Norm
 from holdfast.core.verdict import Certificate
 from holdfast.numerics.distance import distance, dual_norm
 
-__all__ = ["Clever", "Estimate", "reverse_weibull"]
+__all__ = ["Clever", "CleverEstimate", "reverse_weibull"]
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _PENALTY = 0.01  # the authors' code, fmin_with_reg
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CleverEstimate:
     """What CLEVER says of a sample.
 
     Attributes:
@@ -117,7 +117,7 @@ class Clever(OracleCertifier):
 
     def estimates(
         self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None = None
-    ) -> list[Estimate | None]:
+    ) -> list[CleverEstimate | None]:
         """The score of each sample with how it came about, or None where the prediction is not y or not finite.
 
         Args:
@@ -139,7 +139,7 @@ class Clever(OracleCertifier):
 
     def _estimate(
         self, ask: Ask, x: Tensor, y: int, margins: Array, stream: torch.Generator, norm: Norm, radius: float
-    ) -> Estimate | None:
+    ) -> CleverEstimate | None:
         margins[y] = inf
         if not (margins > 0).all():  # before sorting, which puts a NaN behind all others
             return None
@@ -147,10 +147,10 @@ class Clever(OracleCertifier):
         maxima = self._maxima(ask, x, y, rivals.tolist(), stream, norm, radius)
         if not np.isfinite(maxima).all():
             return None
-        scores: list[Estimate] = []
+        scores: list[CleverEstimate] = []
         for rival, values in zip(rivals.tolist(), maxima, strict=True):
             a, ks_p = reverse_weibull(values)
-            scores.append(Estimate(min(float(margins[rival]) / a, radius) if a > 0 else radius, rival, a, ks_p))
+            scores.append(CleverEstimate(min(float(margins[rival]) / a, radius) if a > 0 else radius, rival, a, ks_p))
         return min(scores, key=lambda e: e.radius)
 
     def _maxima(

@@ -25,14 +25,14 @@ from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Node
 from holdfast.graph.operations import OPERATIONS, Rounding
 
-__all__ = ["LOSSES", "Run", "function_error"]
+__all__ = ["LOSSES", "FunctionRun", "function_error"]
 
 _UNITS = 16
 _FAR = 1e4  # radians
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FunctionRun:
     """A function as it runs.
 
     Attributes:
@@ -83,7 +83,7 @@ def function_error(node: Node, x: Box, y: Box, dtype: torch.dtype) -> Tensor:
     Raises:
         UnsupportedError: nothing is known about how the function rounds.
     """
-    run = Run(node=node, x=x, y=y, dtype=dtype)
+    run = FunctionRun(node=node, x=x, y=y, dtype=dtype)
     if node.op in LOSSES:
         return LOSSES[node.op](run)
     operation = OPERATIONS.get(node.op)
@@ -94,48 +94,48 @@ def function_error(node: Node, x: Box, y: Box, dtype: torch.dtype) -> Tensor:
     return run.usual
 
 
-def _rational(run: Run) -> Tensor:
+def _rational(run: FunctionRun) -> Tensor:
     return run.usual + 2 * run.u * run.x.magnitude.clamp(max=1)
 
 
-def _silu(run: Run) -> Tensor:
+def _silu(run: FunctionRun) -> Tensor:
     """``x / (1 + exp(-x))``: where exp overflows the quotient is 0."""
     reach = run.x.magnitude
     return run.usual + 2 * run.u * reach + 2 * reach / torch.finfo(run.dtype).max
 
 
-def _gelu(run: Run) -> Tensor:
+def _gelu(run: FunctionRun) -> Tensor:
     """``x (1 + erf)`` is twice the value before it is halved."""
     reach = run.x.magnitude
     return torch.where(reach <= torch.finfo(run.dtype).max / 2.1, run.usual + _UNITS * run.u * reach, torch.inf)
 
 
-def _units_of_one(run: Run) -> Tensor:
+def _units_of_one(run: FunctionRun) -> Tensor:
     return run.usual + (_UNITS * run.u + 8 * run.tiny)
 
 
-def _elu(run: Run) -> Tensor:
+def _elu(run: FunctionRun) -> Tensor:
     return run.usual + (_UNITS * run.u + 8 * run.tiny) * abs(float(run.node.attributes["alpha"]))
 
 
-def _wave(run: Run) -> Tensor:
+def _wave(run: FunctionRun) -> Tensor:
     return torch.where(run.x.magnitude <= _FAR, run.usual + _UNITS * run.u, torch.inf)
 
 
-def _leaky_relu(run: Run) -> Tensor:
+def _leaky_relu(run: FunctionRun) -> Tensor:
     """The slope is stored in the type, where it may be flushed."""
     slope = torch.tensor(float(run.node.attributes["slope"]), dtype=torch.float64)
     moved = float((slope.to(run.dtype).double() - slope).abs()) + run.tiny * (abs(float(slope)) < run.tiny)
     return (4 * run.u * abs(float(slope)) + moved) * run.x.magnitude + 8 * run.tiny
 
 
-def _sign(run: Run) -> Tensor:
+def _sign(run: FunctionRun) -> Tensor:
     low, high = run.x
     between = torch.where((low <= -run.tiny) & (high >= run.tiny), 2 * run.tiny / run.x.magnitude, 1.0)
     return torch.where(run.flushed & ((low != 0) | (high != 0)), between, 0.0)
 
 
-def _power(run: Run, p: float) -> Tensor:
+def _power(run: FunctionRun, p: float) -> Tensor:
     """Of ``x ** p``, by products or by a function of its own: |p| roundings more, and p is itself stored in the type."""
     tiny, value, x = run.tiny, run.y.magnitude, run.x
     error = run.usual + 2 * abs(p) * torch.finfo(run.dtype).eps / 2 * value
@@ -152,7 +152,7 @@ def _power(run: Run, p: float) -> Tensor:
     return error + 8 * p * tiny * (1 + x.magnitude.clamp(min=1) ** (p - 1))
 
 
-LOSSES: dict[str, Callable[[Run], Tensor]] = {
+LOSSES: dict[str, Callable[[FunctionRun], Tensor]] = {
     "sigmoid": _rational,
     "tanh": _rational,
     "silu": _silu,

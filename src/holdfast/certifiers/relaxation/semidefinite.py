@@ -29,7 +29,7 @@ from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pool
 from holdfast.core.sets import LpBall
 from holdfast.graph.model import Graph
 
-__all__ = ["Multipliers", "SemidefiniteDual", "prepare"]
+__all__ = ["SemidefiniteDual", "SemidefiniteMultipliers", "prepare"]
 
 
 def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +41,7 @@ def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full_like(m[..., 0], torch.nan), eye.expand_as(m).clone()
 
 
-class Multipliers(NamedTuple):
+class SemidefiniteMultipliers(NamedTuple):
     """Of the constraints; see the module.
 
     Attributes:
@@ -60,10 +60,10 @@ class Multipliers(NamedTuple):
     kappa: Tensor
     delta: Tensor
 
-    def feasible(self) -> Multipliers:
+    def feasible(self) -> SemidefiniteMultipliers:
         """With those that must be at least 0 at least 0."""
         p, q, t, kappa = (m.clamp(min=0) for m in (self.p, self.q, self.t, self.kappa))
-        return Multipliers(p, q, t, self.r, kappa, self.delta)
+        return SemidefiniteMultipliers(p, q, t, self.r, kappa, self.delta)
 
 
 class SemidefiniteDual:
@@ -103,7 +103,7 @@ class SemidefiniteDual:
         constant = expression[:, :1] + expression[:, 1:] @ self._centre.unsqueeze(1)
         return torch.cat([constant, expression[:, 1:] * self._radius], 1)
 
-    def matrix(self, row: Tensor, given: Multipliers) -> Tensor:
+    def matrix(self, row: Tensor, given: SemidefiniteMultipliers) -> Tensor:
         """M for linear objectives ``row`` (rows, n): (rows, n, n), linear in row and multipliers together."""
         p, q, t, r = given[:4]
         (low0, at0), (low1, at1), (high, at) = (*self.kinks.below.permute(1, 2, 0), self.kinks.above.T)
@@ -115,11 +115,11 @@ class SemidefiniteDual:
         m = m + torch.nn.functional.pad(linear.unsqueeze(1), (0, 0, 0, m.shape[1] - 1))
         return (m + m.transpose(1, 2)) / 2
 
-    def shifted(self, given: Multipliers) -> Tensor:
+    def shifted(self, given: SemidefiniteMultipliers) -> Tensor:
         """``M - D``."""
         return self.matrix(self.row, given) - torch.diag_embed(torch.cat([given.delta[:, None], -given.kappa], 1))
 
-    def start(self) -> Multipliers:
+    def start(self) -> SemidefiniteMultipliers:
         """CROWN's multipliers at its default slopes, where the bound is CROWN's."""
         kinks, rest = self.kinks, self._rows.clone()
         p, q, t = (rest.new_zeros(len(rest), len(kinks.node)) for _ in range(3))
@@ -135,9 +135,9 @@ class SemidefiniteDual:
             rest[:, 1 + self._inputs + mine] = 0.0
         rest = self._scaled(rest)
         kappa = rest[:, 1:].abs() / 2
-        return Multipliers(p, q, t, torch.zeros_like(p), kappa, rest[:, 0] - kappa.sum(1))
+        return SemidefiniteMultipliers(p, q, t, torch.zeros_like(p), kappa, rest[:, 0] - kappa.sum(1))
 
-    def quick(self, given: Multipliers, basis: Tensor | None, size: int = 3) -> tuple[Tensor, Tensor]:
+    def quick(self, given: SemidefiniteMultipliers, basis: Tensor | None, size: int = 3) -> tuple[Tensor, Tensor]:
         """The bound's value and gradient, for a search: no rounding is paid for.
 
         Args:
@@ -160,7 +160,7 @@ class SemidefiniteDual:
         least = torch.einsum("si,sij,sj->s", vectors[:, :, 0], m, vectors[:, :, 0])
         return given.delta - given.kappa.sum(1) + self.row.shape[1] * least.clamp(max=0), vectors
 
-    def bound(self, given: Multipliers) -> Tensor:
+    def bound(self, given: SemidefiniteMultipliers) -> Tensor:
         """A sound lower bound of each row, (rows,), whatever the multipliers are; -inf where it is not a number."""
         with torch.no_grad():
             given = given.feasible()
@@ -173,7 +173,7 @@ class SemidefiniteDual:
             )
             return numbers(total)
 
-    def _unknown(self, given: Multipliers) -> Tensor:
+    def _unknown(self, given: SemidefiniteMultipliers) -> Tensor:
         """What the errors of the expressions may cost: of the rows and, by the multipliers, of each argument."""
         p, q, t, r = given[:4]
         slopes = torch.cat([self.kinks.below[:, :, 0].T, self.kinks.above[None, :, 0]]).abs()
@@ -183,7 +183,7 @@ class SemidefiniteDual:
         line = gamma(64) * (p + q + t) @ (self._z_size + self._a_size)
         return self._row_error + line + (linear + 2 * r.abs() * (self._a_size + self._z_size + error)) @ error
 
-    def _size(self, given: Multipliers) -> Tensor:
+    def _size(self, given: SemidefiniteMultipliers) -> Tensor:
         """At least the sum of the magnitudes of all terms that M was added up from, with y in its box."""
         p, q, t, r = given[:4]
         reach = 2 * (self._a_size + self._z_size)

@@ -18,7 +18,7 @@ from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Norm
-from holdfast.judge.asks import Answer, WhiteBoxAsk
+from holdfast.judge.asks import ScoreAnswer, WhiteBoxAsk
 from holdfast.numerics.distance import box, distance
 
 __all__ = ["UAP", "UAPState"]
@@ -159,7 +159,7 @@ class UAP(SharedAttack[WhiteBoxAsk, UAPState]):
         return Applied(x + v if problem is None else on_samples(problem, v))
 
 
-def _fooled(ask: WhiteBoxAsk, v: Tensor) -> tuple[Tensor, Answer]:
+def _fooled(ask: WhiteBoxAsk, v: Tensor) -> tuple[Tensor, ScoreAnswer]:
     """(n,) bool which samples v fools, and the answer; a tie that rounding decides counts, for no witness is claimed."""
     problem = ask.problem
     answer = ask.as_given.scores(on_samples(problem, v))
