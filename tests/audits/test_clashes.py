@@ -2,10 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from holdfast.audits.clashes import contradictions, doubts
+from holdfast.audits.document import Document
+from holdfast.audits.plan import Plan
+from holdfast.audits.recheck import recheck
+from holdfast.audits.run import audit
+from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Clash, NoAnswer, Status, Verdict, Witness, clash
+from holdfast.report.audits import page
+from holdfast.report.audits.derive import compared
+from holdfast.report.audits.text import plain
 
 SOUND, CHANCE, GUESS = Guarantee.SOUND, Guarantee.PROBABILISTIC, Guarantee.ESTIMATE
 BOTH = ("float32", "float64")
@@ -91,3 +101,60 @@ def test_other_arithmetics_and_estimates_are_told_apart_from_contradictions():
         "certificate.other_arithmetic": "samples 1",
         "certificate.estimate": "samples 2",
     }
+
+
+# models that run in float32 alone: the referee cannot ask them in the arithmetic of a proof in real numbers
+
+
+class Pinned(nn.Module):
+    """Casts its input, as many models do. Class 0 where twice the first number, through a large one and back, is above 1/4."""
+
+    def __init__(self, large: float):
+        super().__init__()
+        self.out, self.back = nn.Linear(2, 1), nn.Linear(1, 2)
+        self.out.weight.data, self.out.bias.data = torch.tensor([[2.0, 0.0]]), torch.tensor([large])
+        self.back.weight.data, self.back.bias.data = torch.tensor([[1.0], [0.0]]), torch.tensor([-large, 0.25])
+
+    def forward(self, x):
+        return self.back(self.out(x.float()))
+
+
+def _audited(folder, model, first, eps) -> Document:
+    np.savez(
+        folder / "d.npz", x=np.array([[v, 0.5] for v in first], dtype=np.float32), y=np.zeros(len(first), dtype=int)
+    )
+    plan = Plan.of(data=str(folder / "d.npz"), eps=eps, certify="crown", queries=100)
+    return audit(plan, folder / "run", model=model.eval())
+
+
+def test_a_model_that_only_runs_in_float32_does_not_hide_a_certificate_that_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setattr(GraphCertifier, "certify", lambda self, graph, x, y, ball: torch.ones(len(x), dtype=torch.bool))
+    document = _audited(tmp_path, Pinned(0.0), (0.15, 0.2, 0.9), "0.1")
+    broken = {s.id for s in document.samples if s.status is Status.BROKEN}
+    assert broken == {0, 1}
+    assert all(s.witness.arithmetics == ["float32"] for s in document.samples if s.id in broken)
+    assert broken <= {c.id for c in document.contradictions}
+    assert document.exit_code == 3
+    assert not document.complete
+
+
+def test_what_breaks_by_rounding_alone_is_broken_and_told_and_contradicts_no_proof(tmp_path):
+    """Numbers near 2^24 are 2 apart in float32: 0.8 is rounded to 0 and 1.1 to 2, the margin jumps by more than any doubt.
+
+    How far the referee's answers differ says nothing of it: they are the same at any batch.
+    """
+    document = _audited(tmp_path, Pinned(2.0**24), (0.55, 0.9), "0.15")
+    one, other = document.samples
+    assert (one.status, other.status) == (Status.BROKEN, Status.CERTIFIED)
+    assert one.witness.distance <= 0.15 <= one.certificate.radius
+    assert one.witness.margin == -0.25
+    assert document.contradictions == []
+    assert (document.exit_code, document.complete) == (0, True)
+    assert document.headline.certified_robust_accuracy == document.headline.empirical_robust_accuracy == 0.5
+    (told,) = (f for f in document.findings if f.code == "certificate.other_arithmetic")
+    assert told.message.startswith("samples 0: ")
+    for text in (plain(document), page.render(document)):
+        assert "BROKEN INSIDE A CERTIFIED RADIUS" in text
+        assert "no proof was contradicted" not in text
+    again = recheck(tmp_path / "run", model=Pinned(2.0**24).eval(), beside=compared)
+    assert again.ok, again.problems

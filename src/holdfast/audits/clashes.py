@@ -3,16 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
+import numpy as np
+import torch
+
+from holdfast.audits.context import Context
 from holdfast.audits.document import Contradiction
+from holdfast.core.errors import JournalError, UnsupportedError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import Guarantee
-from holdfast.core.verdict import Certificate, Clash, NoAnswer, Verdict, Witness, clash
+from holdfast.core.verdict import NEAREST_TO_REAL, Certificate, Clash, NoAnswer, Verdict, Witness, clash
 from holdfast.numerics.stats import binomial_p_value
 
-__all__ = ["contradictions", "doubts"]
+__all__ = ["contradictions", "doubts", "settled"]
 
+_BATCH = 64
 _SHOWN = 8  # ids in a message
+
+
+def settled(context: Context, verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
+    """The verdicts, with float64 among the arithmetics of a witness that breaks the certified graph there.
+
+    Where the model itself does not run in float64, the referee cannot tell a witness in real numbers from one of rounding, and
+    how far its answers differ bounds no rounding. The graph that a certificate in real numbers speaks of can be asked there.
+    """
+    unclear = [
+        (k, v.id, v.witness)
+        for k, v in enumerate(verdicts)
+        if v.witness is not None and v.certificate is not None
+        and v.certificate.guarantee is Guarantee.SOUND and v.certificate.deployed is None
+        and clash(v.witness, v.certificate) is Clash.FINDING
+    ]  # fmt: skip
+    if not unclear:
+        return verdicts
+    try:
+        graph = context.graph.to(torch.float64).as_module()
+    except UnsupportedError:
+        return verdicts  # of a journal that was altered: there is nothing to certify
+    problem = context.problem(np.array([i for _, i, _ in unclear]))
+    x = torch.stack([context.folder.witness(witness.sha256) for _, _, witness in unclear])
+    if x.shape != problem.x.shape:
+        raise JournalError("a witness has another shape than the data")
+    with torch.no_grad():
+        scores = torch.cat([graph(part) for part in torch.split(x.to(context.device, torch.float64), _BATCH)])
+    breaks: list[bool] = (problem.criterion.margin(scores, problem.y, problem.target) < 0).cpu().numpy().tolist()
+    out = list(verdicts)
+    for (k, _, witness), broken in zip(unclear, breaks, strict=True):
+        if broken:
+            out[k] = replace(out[k], witness=replace(witness, arithmetics=(*witness.arithmetics, NEAREST_TO_REAL)))
+    return out
 
 
 def contradictions(verdicts: Sequence[Verdict]) -> list[Contradiction]:
@@ -38,9 +78,9 @@ def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
         findings.append(
             Finding(
                 "certificate.other_arithmetic", Severity.WARNING, "broken as it runs, where it is proved in another arithmetic",
-                f"samples {_some(ids)}: a witness lies inside the certified radius, and was not asked in the arithmetic that the "
-                "certificate speaks of; both may be right, the model as it runs is broken there",
-                "certify the model as it runs (--deployed), or deploy it in the arithmetic that was certified",
+                f"samples {_some(ids)}: a witness lies inside the certified radius, and is upheld in other arithmetics than "
+                "that of the certificate; both may be right, the model as it runs is broken there",
+                "certify the model as it runs (holdfast certify --deployed), or deploy it in the arithmetic that was certified",
                 {"samples": len(ids)},
             )
         )  # fmt: skip
@@ -68,7 +108,8 @@ def _improbable(verdicts: Sequence[Verdict], ids: Sequence[int]) -> Finding:
         "certificate.improbable", Severity.WARNING, "witnesses inside radii that hold with high probability",
         f"samples {_some(ids)}: a witness lies inside the certified radius. Each certificate is wrong with a chance of at most "
         f"{most:g}; that {len(ids)} of {len(chances)} are has the p-value {p:.3g}",
-        "such samples count as broken; if the p-value is small, draw anew with another seed, and report what stays",
+        "such samples count as broken where the witness lies within eps; if the p-value is small, draw anew with another "
+        "seed, and report what stays",
         {"samples": len(ids), "certificates": len(chances), "alpha": most, "p_value": p},
     )  # fmt: skip
 

@@ -9,13 +9,18 @@ from holdfast.audits.journal import diagnosed, preflighted
 from holdfast.audits.records import CertificateRecord, ClaimsRecord, CleanRecord, TriageRecord
 from holdfast.audits.verdicts import RunResults
 from holdfast.core.findings import Finding, Severity
-from holdfast.core.verdict import Status
+from holdfast.core.verdict import Status, Verdict
 
 __all__ = ["noticed"]
 
 
-def noticed(run: RunResults) -> list[Finding]:
-    """All findings of a run, in order."""
+def noticed(run: RunResults, held: Sequence[Verdict]) -> list[Finding]:
+    """All findings of a run, in order.
+
+    Args:
+        run: the run.
+        held: its verdicts, as `holdfast.audits.clashes.settled` leaves them.
+    """
     looks = [look for look in (diagnosed(run.records), preflighted(run.records)) if look is not None]
     return [
         *(finding for look in looks for finding in look.findings),
@@ -25,7 +30,7 @@ def noticed(run: RunResults) -> list[Finding]:
         *_raised(run),
         *_clean_unanswered(run),
         *_unanswered(run),
-        *doubts(run.verdicts),
+        *doubts(held),
     ]
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 import torch
 from torch import nn
 
-from holdfast.audits.clashes import contradictions
+from holdfast.audits.clashes import contradictions, settled
 from holdfast.audits.context import Context
 from holdfast.audits.curves import curves, grid
 from holdfast.audits.document import (
@@ -54,8 +54,9 @@ def compose(
         journal: hash of the journal's file.
     """
     run, plan = RunResults.of(context, records, seconds), context.plan
-    findings = [FindingEntry.model_validate(finding) for finding in noticed(run)]
-    clashes = contradictions(run.verdicts)
+    held = settled(context, run.verdicts)
+    findings = [FindingEntry.model_validate(finding) for finding in noticed(run, held)]
+    clashes = contradictions(held)
     return Document(
         headline=headline(run, findings),
         complete=is_complete(run) and not clashes,

@@ -7,9 +7,9 @@ from enum import StrEnum
 
 from holdfast.core.threat import Guarantee
 
-__all__ = ["Certificate", "Clash", "NoAnswer", "Status", "Subject", "Verdict", "Witness", "clash"]
+__all__ = ["NEAREST_TO_REAL", "Certificate", "Clash", "NoAnswer", "Status", "Subject", "Verdict", "Witness", "clash"]
 
-_NEAREST_TO_REAL = "float64"
+NEAREST_TO_REAL = "float64"
 """The type whose answers stand for those in real numbers: no run comes nearer."""
 
 
@@ -137,7 +137,7 @@ def clash(witness: Witness | NoAnswer, certificate: Certificate) -> Clash | None
     if certificate.guarantee is Guarantee.PROBABILISTIC:
         return Clash.FINDING
     held = witness.arithmetics if isinstance(witness, Witness) else ()
-    return Clash.CONTRADICTION if not held or (certificate.deployed or _NEAREST_TO_REAL) in held else Clash.FINDING
+    return Clash.CONTRADICTION if not held or (certificate.deployed or NEAREST_TO_REAL) in held else Clash.FINDING
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.audits.document import Document, Gate, Threat
+from holdfast.audits.document import Document, FindingEntry, Gate, Threat
 from holdfast.core.threat import Goal, Guarantee, Norm, parse_eps, size_text
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted
@@ -47,6 +47,7 @@ _STAGES = {
     "referee": "the referee's own questions",
 }
 _FINDERS = {"probe": "random points and single steps", "shrink": "short search for the nearest witness"}
+_CROSSED = ("certificate.other_arithmetic", "certificate.improbable")
 _OPEN = (Status.UNKNOWN, Status.MARGINAL, Status.TIMEOUT, Status.ERROR)
 
 
@@ -69,6 +70,9 @@ def banners(document: Document) -> list[Banner]:
             "One of the two is wrong: trust no figure here."
         )
         out.append(Banner("bad", "CONTRADICTION", text))
+    for finding in _crossed(document):
+        text = f"{_sentence(finding.title)} The finding {finding.code} says on which samples and what it means."
+        out.append(Banner("warn", "BROKEN INSIDE A CERTIFIED RADIUS", text))
     if not document.complete:
         out.append(Banner("bad", "INCOMPLETE", f"{_unfinished(document)} These figures are not final."))
     head = document.headline
@@ -79,6 +83,11 @@ def banners(document: Document) -> list[Banner]:
     elif head.upper_bound_note:
         out.append(Banner("warn", "UPPER BOUND", _sentence(head.upper_bound_note)))
     return out
+
+
+def _crossed(document: Document) -> list[FindingEntry]:
+    """What is said of witnesses inside certified radii where neither need be wrong."""
+    return [f for f in document.findings if f.code in _CROSSED]
 
 
 def _unfinished(document: Document) -> str:
@@ -129,6 +138,8 @@ def crosschecked(document: Document) -> str:
     full = f"{suite.certified_full_ladder} of them by the last attack of the suite"
     if document.contradictions:
         return f"{tried}, {full}; see the contradiction"
+    if crossed := _crossed(document):
+        return f"{tried}, {full}; see {' and '.join(f.code for f in crossed)}"
     if any(s.certificate and s.certificate.guarantee is Guarantee.PROBABILISTIC for s in proved):
         return f"{tried}, {full}; none was broken inside its radius, where that has a small stated chance"
     return f"{tried}, {full}; no proof was contradicted"
