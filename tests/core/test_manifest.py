@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from holdfast.core.cards import Card, Knows
 from holdfast.core.errors import DataError, UsageError
@@ -155,10 +158,52 @@ def test_changes_that_cannot_be_are_refused() -> None:
         PoisonedDataset.of(data, method="a", seed=0, remove=torch.tensor([12]))
     with pytest.raises(UsageError, match="changed twice"):
         PoisonedDataset.of(data, method="a", seed=0, replacing=(torch.tensor([3]), one), remove=torch.tensor([3]))
-    with pytest.raises(UsageError, match="2 rows are replaced by 1"):
+    with pytest.raises(UsageError, match="2 rows are changed, with 1 samples"):
         PoisonedDataset.of(data, method="a", seed=0, replacing=(torch.tensor([3, 4]), one))
     with pytest.raises(UsageError, match="do not fit a data set"):
         PoisonedDataset.of(data, method="a", seed=0, add=Samples(torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64)))
+    with pytest.raises(UsageError, match=r"features of torch.float64 .* convert them"):
+        PoisonedDataset.of(data, method="a", seed=0, add=Samples(one.x.double(), one.y))
+    with pytest.raises(UsageError, match="vectors of int64"):
+        PoisonedDataset.of(data, method="a", seed=0, remove=torch.tensor([3.0]))
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.mark.parametrize(
+    ("about", "tensors", "message"),
+    [
+        ({"changes": {11: 99}}, {"removed": torch.tensor([0, 99])}, r"must lie in 0\.\.11, got 0 to 99"),
+        ({"changes": {11: -1}}, {"removed": torch.tensor([0, -1])}, r"must lie in 0\.\.11, got -1 to"),
+        ({"changes": {11: 2}}, {"removed": torch.tensor([0, 2])}, "changed twice"),
+        ({}, {"removed": torch.tensor([0.0, 11.0])}, "vectors of int64"),
+        ({}, {"new.x": torch.zeros(2, 3)}, r"shape \(3,\) do not fit"),
+        ({}, {"new.x": torch.zeros(2, 2, 3).double()}, "convert them"),
+        ({}, {"lost.x": torch.zeros(3, 2, 3)}, "2 rows are changed, with 3 samples"),
+        ({"count": 20, "changes": {10: 18}}, {}, "it tells 20 samples of the original data, of 12"),
+    ],
+)
+def test_a_forged_manifest_is_refused_in_a_sentence(
+    tmp_path: Path, about: dict[str, Any], tensors: Tensors, message: str
+) -> None:
+    """The forger made the hash of the samples fit."""
+    data, path, beside = clean(), tmp_path / "m.json", tmp_path / "m.safetensors"
+    changed(data).manifest.save(path)
+    told = json.loads(path.read_text())
+    rows = about.get("changes", {})
+    told |= {**about, "changes": [[kind, rows.get(row, row), *labels] for kind, row, *labels in told["changes"]]}
+    content = save({**load(beside.read_bytes()), **tensors})
+    told["features"]["sha256"] = hashlib.sha256(content).hexdigest()
+    beside.write_bytes(content)
+    path.write_text(json.dumps(told))
+    with pytest.raises(DataError, match=message):
+        Manifest.load(path).replay(data.x, data.y)
+
+
+def test_a_manifest_cannot_take_the_name_of_its_samples(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="name the manifest m.json"):
+        changed(clean()).manifest.save(tmp_path / "m.safetensors")
 
 
 def test_a_method_knows_what_its_card_asks_for_and_nothing_else() -> None:

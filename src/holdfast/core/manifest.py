@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from enum import StrEnum
@@ -128,13 +128,14 @@ class Manifest:
             add: samples to append.
 
         Raises:
-            UsageError: rows that are not there, given twice, or replaced and removed; or samples of another shape.
+            UsageError: rows that are not there, given twice, or replaced and removed; or samples of another shape or type.
         """
         none = Samples(x[:0], y[:0])
         rows, new = (torch.zeros(0, dtype=torch.int64), none) if replace is None else replace
         gone = torch.zeros(0, dtype=torch.int64) if remove is None else remove.sort().values
         extra = none if add is None else add
-        _check(len(x), tuple(x.shape[1:]), rows, new, gone, extra)
+        _check_rows(len(x), rows, gone)
+        _check_samples(none, [(new, len(rows)), (extra, len(extra))])
         differs = (new.x != x[rows]).flatten(1).any(1) | (new.y != y[rows])
         kept = differs.nonzero().squeeze(1)[rows[differs].argsort()]
         rows, new = rows[kept], Samples(new.x[kept], new.y[kept])
@@ -181,7 +182,7 @@ class Manifest:
         Raises:
             DataError: these are not the original data, or the changes do not give what the manifest says.
         """
-        self._expect(self.before, x, y, "the original data")
+        self._expect(self.before, x, y, "the original data", self.count)
         changed = self._changed(x, y)
         self._expect(self.after, *changed, "what the changes give")
         return changed
@@ -192,7 +193,7 @@ class Manifest:
         Raises:
             DataError: these are not the changed data, or undoing the changes does not give the original.
         """
-        self._expect(self.after, x, y, "the changed data")
+        self._expect(self.after, x, y, "the changed data", self.count - len(self.removed) + len(self.added))
         kept = self._kept(self.count)
 
         def restored(changed: Tensor, old: Tensor, lost: Tensor) -> Tensor:
@@ -220,23 +221,30 @@ class Manifest:
         stays[self.removed] = False
         return stays.nonzero().squeeze(1)
 
-    def _expect(self, sha256: str, x: Tensor, y: Tensor, what: str) -> None:
-        found = fingerprint_arrays(x, y)
-        if found != sha256:
+    def _expect(self, sha256: str, x: Tensor, y: Tensor, what: str, count: int | None = None) -> None:
+        actual = fingerprint_arrays(x, y)
+        if actual != sha256:
             raise DataError(
                 f"the manifest of {self.method} does not fit: {what} should have the hash {sha256[:12]}..., and has "
-                f"{found[:12]}...; take the data that it was made for"
+                f"{actual[:12]}...; take the data that it was made for"
             )
+        if count not in (None, len(x)):
+            raise DataError(f"the manifest of {self.method} is false: it tells {count} samples of {what}, of {len(x)}")
 
     def save(self, path: Path | str) -> None:
         """Writes the changes as JSON, and the samples beside it as safetensors, by hash.
 
         Args:
             path: of the JSON file, ``NAME.json``; the samples go to ``NAME.safetensors``.
+
+        Raises:
+            UsageError: the two would be one file.
         """
         path = Path(path)
-        tensors = as_bytes({k: v.contiguous() for k, v in self._tensors().items()})
         beside = path.with_suffix(".safetensors")
+        if beside == path:
+            raise UsageError(f"{path} is where the samples go; name the manifest {path.with_suffix('.json').name}")
+        tensors = as_bytes({k: v.contiguous() for k, v in self._tensors().items()})
         about = {
             "schema_version": SCHEMA_VERSION, "method": self.method, "seed": self.seed, "count": self.count,
             "before": self.before, "after": self.after, "edits": self.edits,
@@ -268,15 +276,22 @@ class Manifest:
                 replaced=t["replaced"], removed=t["removed"],
                 **{part: Samples(t[f"{part}.x"], t[f"{part}.y"]) for part in ("old", "new", "lost", "added")},
             )  # fmt: skip
+            made._check()
             told = [[str(c.kind), c.row, c.before, c.after] for c in made.changes]
             agrees = told == about["changes"] and made.edits == about["edits"]
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as fault:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError, UsageError) as fault:
             if isinstance(fault, DataError):
                 raise
             raise DataError(f"{path} is no manifest: {fault}") from None
         if not agrees:
             raise DataError(f"{path} lists other changes than those of the samples beside it")
         return made
+
+    def _check(self) -> None:
+        """Refuses rows and samples that no changes of one data set could be."""
+        _check_rows(self.count, self.replaced, self.removed)
+        counts = len(self.replaced), len(self.replaced), len(self.removed), len(self.added)
+        _check_samples(self.old, list(zip((self.old, self.new, self.lost, self.added), counts, strict=True)))
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {"old": self.old, "new": self.new, "lost": self.lost, "added": self.added}
@@ -287,17 +302,29 @@ class Manifest:
         }  # fmt: skip
 
 
-def _check(n: int, shape: tuple[int, ...], rows: Tensor, new: Samples, gone: Tensor, extra: Samples) -> None:
-    named = torch.cat([rows, gone])
+def _check_rows(n: int, replaced: Tensor, removed: Tensor) -> None:
+    if any(rows.dtype != torch.int64 or rows.ndim != 1 for rows in (replaced, removed)):
+        raise UsageError("rows to change are given as vectors of int64")
+    named = torch.cat([replaced, removed])
     if len(named) and not (int(named.min()) >= 0 and int(named.max()) < n):
         raise UsageError(f"rows to change must lie in 0..{n - 1}, got {int(named.min())} to {int(named.max())}")
     if len(set(_ints(named))) != len(named):
         raise UsageError("a row is changed twice; replace it or remove it, once")
-    if len(rows) != len(new):
-        raise UsageError(f"{len(rows)} rows are replaced by {len(new)} samples; give one for each")
-    for samples in (new, extra):
-        if tuple(samples.x.shape[1:]) != shape or samples.y.shape != (len(samples),):
-            raise UsageError(f"samples of shape {tuple(samples.x.shape[1:])} do not fit a data set of {shape}")
+
+
+def _check_samples(like: Samples, given: Sequence[tuple[Samples, int]]) -> None:
+    """Each must be so many samples of the same shape and types as others."""
+    for samples, count in given:
+        if len(samples) != count:
+            raise UsageError(f"{count} rows are changed, with {len(samples)} samples; give one for each")
+        shape, fits = tuple(samples.x.shape[1:]), tuple(like.x.shape[1:])
+        if shape != fits or samples.y.shape != (count,):
+            raise UsageError(f"samples of shape {shape} do not fit a data set of {fits}")
+        if (samples.x.dtype, samples.y.dtype) != (like.x.dtype, like.y.dtype):
+            raise UsageError(
+                f"features of {samples.x.dtype} with labels of {samples.y.dtype} do not fit a data set of {like.x.dtype} "
+                f"and {like.y.dtype}; convert them"
+            )
 
 
 def _ints(values: Tensor) -> list[int]:
