@@ -40,10 +40,6 @@ class Backdoor(Poisoner):
         """
 
     @override
-    def edits(self, n: int) -> int:
-        return 2 * share_of(n, self.rate)
-
-    @override
     def check(self, data: Dataset) -> None:
         super().check(data)
         if not 0 <= self.target < data.class_count:

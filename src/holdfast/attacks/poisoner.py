@@ -27,9 +27,12 @@ class Poisoner(ABC):
     card: ClassVar[Card]
     rate: float
 
-    @abstractmethod
     def edits(self, n: int) -> int:
-        """The most that the symmetric difference of the two data sets may be for n samples: a changed one counts twice."""
+        """The most that the symmetric difference of the two data sets may be for n samples: a changed one counts twice.
+
+        As it stands, every sample of the rate is changed; who only adds or removes samples promises less.
+        """
+        return 2 * share_of(n, self.rate)
 
     @abstractmethod
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:

@@ -39,6 +39,7 @@ class ModelReplacement(Adversary):
         goals=(Goal.TARGETED,),
         failure_modes=(
             "An aggregator that bounds norms, or takes a median, stops it.",
+            "The update alone is scaled: the paper's constrained training, which keeps it inconspicuous, is the caller's.",
             "A factor beyond what the server's rate and weights ask for wrecks the clean accuracy and is seen.",
         ),
         checked_by="the weighted average, which is the attacker's model where the others send nothing",

@@ -14,6 +14,7 @@ from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
 from holdfast.core.knowledge import Knowledge
 from holdfast.core.manifest import Samples
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.data.poisoned import PoisonedDataset
@@ -39,10 +40,6 @@ class LabelFlip(Poisoner):
     )
 
     @override
-    def edits(self, n: int) -> int:
-        return 2 * share_of(n, self.rate)
-
-    @override
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
         classes = data.class_count
         if classes < 2:
@@ -51,4 +48,4 @@ class LabelFlip(Poisoner):
         rows = torch.randperm(len(data), generator=stream)[: share_of(len(data), self.rate)]
         shift = torch.randint(1, classes, (len(rows),), generator=stream)
         flipped = Samples(data.x[rows], (data.y[rows] + shift) % classes)
-        return PoisonedDataset.of(data, method="label_flip", seed=draws.seed, replacing=(rows, flipped))
+        return PoisonedDataset.of(data, method=name_of(self), seed=draws.seed, replacing=(rows, flipped))

@@ -1,4 +1,4 @@
-"""Loss-guided label flips: the labels whose change raises the loss of a clean model most."""
+"""Loss-guided label flips: the labels whose change raises the loss of a clean model most (Xiao et al. 2012)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from holdfast.core.cards import Card, Knows, parameter
 from holdfast.core.draws import Draws
 from holdfast.core.knowledge import Knowledge
 from holdfast.core.manifest import Samples
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.data.poisoned import PoisonedDataset
@@ -31,25 +32,25 @@ class MarginFlip(Poisoner):
     card: ClassVar[Card] = Card(
         title="Loss-guided label flipping",
         rows=("P01",),
-        paper="Biggio, Nelson, Laskov 2012, Poisoning Attacks against Support Vector Machines, ICML, arXiv:1206.6389",
+        paper="Xiao, Xiao, Eckert 2012, Adversarial Label Flips Attack on Support Vector Machines, ECAI",
         section="2.1",
         summary="Flips the labels of the samples that a clean model is surest of, to the class that it finds least likely.",
         phase=Phase.TRAINING,
         knows=(Knows.SURROGATE,),
-        failure_modes=("A filter that drops samples of large loss under a clean model finds exactly these.",),
+        failure_modes=(
+            "A filter that drops samples of large loss under a clean model finds exactly these.",
+            "It is the furthest-first flip of its paper, one look at a clean model: a search that asks what the flips do to "
+            "the trained model, as the paper's ALFA, chooses better.",
+        ),
         checked_by="an exhaustive search of the loss on a small set",
     )
-
-    @override
-    def edits(self, n: int) -> int:
-        return 2 * share_of(n, self.rate)
 
     @override
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
         gain, label = _worst(knowledge.known_surrogate(), data)
         rows = gain.argsort(descending=True, stable=True)[: share_of(len(data), self.rate)]
         flipped = Samples(data.x[rows], label[rows])
-        return PoisonedDataset.of(data, method="margin_flip", seed=None, replacing=(rows, flipped))
+        return PoisonedDataset.of(data, method=name_of(self), seed=None, replacing=(rows, flipped))
 
 
 def _worst(surrogate: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,8 @@ class DeepPartition(LearnerCertifier):
         guarantee=Guarantee.SOUND,
         failure_modes=(
             "Each model sees one part alone: the more parts, the larger the radii and the lower the clean accuracy.",
+            "A flipped label counts as two edits; the paper's SS-DPA, which partitions without looking at labels, certifies "
+            "more flips.",
             "The learner must draw nothing that its settings do not key, or the proof is void.",
         ),
         checked_by="greedy and random edits within the radius, which never move a prediction",

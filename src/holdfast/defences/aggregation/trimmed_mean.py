@@ -29,7 +29,9 @@ class TrimmedMean(Aggregator):
     """
 
     trim: int = parameter(
-        1, "values that are left out at either end, at least 0; 0 is the mean", "Yin et al. 2018: beta n"
+        1,
+        "values that are left out at either end, at least 0; 0 is the mean",
+        "ours: one hostile client; Yin et al. 2018: a share beta of all",
     )
 
     card: ClassVar[Card] = Card(
