@@ -105,6 +105,12 @@ def test_neural_cleanse_finds_the_patch_and_no_patch_in_a_clean_network() -> Non
     assert bad.trigger.covered < 10  # the planted patch covers four pixels of 64
 
 
+def test_neural_cleanse_without_enough_triggers_to_compare_says_so() -> None:
+    """After a few steps one class alone is reached; beside nine of which nothing is known it would be an outlier."""
+    with pytest.raises(UsageError, match=r"carried enough samples to \d of 10 classes in 5 steps.*give more steps"):
+        NeuralCleanse(steps=5, samples=5).inspect(planted().clean, some(clean_digits()[1], 0, 20))
+
+
 def test_a_finding_is_flagged_above_its_threshold_alone() -> None:
     assert ScanFinding(detector="x", score=2.1, threshold=2.0).flagged
     assert not ScanFinding(detector="x", score=2.0, threshold=2.0).flagged
