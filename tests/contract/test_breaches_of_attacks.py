@@ -9,6 +9,7 @@ from holdfast.attacks.backdoors.badnets import BadNets
 from holdfast.attacks.federated.model_replacement import ModelReplacement
 from holdfast.attacks.poisoning.label_flip import LabelFlip
 from holdfast.attacks.poisoning.margin_flip import MarginFlip
+from holdfast.core.draws import Draws
 from holdfast.core.manifest import Samples
 from holdfast.data.poisoned import PoisonedDataset
 from holdfast.testing import ContractError, check_adversary, check_backdoor, check_poisoner
@@ -98,6 +99,33 @@ class Unkeyed(LabelFlip):
 
 
 @dataclass(frozen=True)
+class Stubborn(LabelFlip):
+    """Flips the same labels whatever the seed."""
+
+    def poison(self, data, knowledge, draws):
+        made = super().poison(data, knowledge, Draws(0, draws.method))
+        return replace(made, manifest=replace(made.manifest, seed=draws.seed))
+
+
+@dataclass(frozen=True)
+class Seedless(LabelFlip):
+    """Tells no seed, and has drawn."""
+
+    def poison(self, data, knowledge, draws):
+        made = super().poison(data, knowledge, draws)
+        return replace(made, manifest=replace(made.manifest, seed=None))
+
+
+@dataclass(frozen=True)
+class Nameless(LabelFlip):
+    """Signs as another method."""
+
+    def poison(self, data, knowledge, draws):
+        made = super().poison(data, knowledge, draws)
+        return replace(made, manifest=replace(made.manifest, method="badnets"))
+
+
+@dataclass(frozen=True)
 class Global(LabelFlip):
     """Draws from the global generator."""
 
@@ -160,6 +188,9 @@ def same_surrogate():
         (Bright, "valid", "the data in"),
         (Foreign, "valid", "no class of the data"),
         (Unkeyed, "seeds", "draw from `draws`"),
+        (Stubborn, "seeds", "another seed gives the same data"),
+        (Seedless, "seeds", "tells no seed, and another one gives other data"),
+        (Nameless, "manifest", "names the method badnets"),
         (Global, "untouched", "global random state"),
         (Trains, "untouched", "the model was changed in place"),
         (Curious, "budget", "no surrogate is known"),

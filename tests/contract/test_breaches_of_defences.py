@@ -58,6 +58,24 @@ class Mean(Median):
 
 
 @dataclass(frozen=True)
+class Middle(Median):
+    """Trusts the client in the middle most, whoever that is."""
+
+    def combine(self, updates, sizes, state):
+        return 0.9 * updates.median(0).values + 0.1 * updates[len(updates) // 2], state
+
+
+@dataclass(frozen=True)
+class Believes(Median):
+    """Counts a client as often as it says that it has samples."""
+
+    def combine(self, updates, sizes, state):
+        rows = updates.argsort(0)
+        weight = sizes[rows].double().cumsum(0) / sizes.sum()
+        return updates.gather(0, rows).gather(0, (weight < 0.5).sum(0, keepdim=True))[0], state
+
+
+@dataclass(frozen=True)
 class Halves(Median):
     """Shrinks what all agree on."""
 
@@ -101,6 +119,8 @@ class Trusting(Median):
     ("aggregator", "check", "message"),
     [
         (First, "order", "the order of the clients"),
+        (Middle, "order", "the order of the clients"),
+        (Believes, "outliers", "when they lie about their samples"),
         (Mean, "outliers", "which it says it tolerates"),
         (Halves, "unanimous", "another one back"),
         (Flat, "shape", "updates became"),
@@ -176,6 +196,14 @@ class LeavesHooks(SpectralSignatures):
         return super().scores(data, model)
 
 
+@dataclass(frozen=True)
+class Needy(SpectralSignatures):
+    """Has no words for a model that is not there."""
+
+    def needed(self, model):
+        return model
+
+
 @pytest.mark.parametrize(
     ("sanitiser", "check", "message"),
     [
@@ -187,6 +215,7 @@ class LeavesHooks(SpectralSignatures):
         (Peeks, "blind", "reads the manifest"),
         (Blank, "shape", "must be finite"),
         (LeavesHooks, "untouched", "the model was changed"),
+        (Needy, "without-model", "AttributeError"),
     ],
 )
 def test_a_sanitiser_s_breach_is_noticed(sanitiser, check, message):
@@ -202,6 +231,14 @@ class Everything(FeatureSqueezing):
 
     def score(self, model, x):
         return super().score(model, x) + 10
+
+
+@dataclass(frozen=True)
+class Never(FeatureSqueezing):
+    """Tells apart, and flags nothing."""
+
+    def score(self, model, x):
+        return super().score(model, x) - 10
 
 
 @dataclass(frozen=True)
@@ -273,6 +310,7 @@ def same_networks():
     ("detector", "check", "message"),
     [
         (Everything, "false-positives", "flags 100% of new clean inputs"),
+        (Never, "false-positives", "flags 0% of new clean inputs where it is allowed half"),
         (Nothing, "tells-apart", "50% of all pairs"),
         (Unfitted, "fits", "must refuse a score before it is fitted"),
         (Learns, "fits", "fitting changed the detector itself"),
@@ -322,6 +360,15 @@ class Paints(NeuralCleanse):
 
 
 @dataclass(frozen=True)
+class Covers(NeuralCleanse):
+    """Shows the picture of a seven for a trigger."""
+
+    def inspect(self, model, data=None):
+        seven = data.x[data.y == 7].mean(0)
+        return replace(super().inspect(model, data), trigger=Overlay(torch.ones(8, 8), seven))
+
+
+@dataclass(frozen=True)
 class Infinite(NeuralCleanse):
     """Has no number for its suspicion."""
 
@@ -355,6 +402,7 @@ class Moody(NeuralCleanse):
         (Trusts, "finds", "below the threshold"),
         (Guesses, "finds", "the backdoor's target is 7"),
         (Paints, "trigger", "carries 0% of other classes|carries [0-9]% of other classes"),
+        (Covers, "trigger", "shows the class, not the backdoor"),
         (Infinite, "finding", "must be finite"),
         (Reads, "blind", "reads the manifest"),
         (Moody, "same-again", "another finding the second time"),
@@ -674,6 +722,15 @@ class Free(Fingerprint):
 
 
 @dataclass(frozen=True)
+class Modest(Fingerprint):
+    """Tells what its search cost, and not what was asked beside it."""
+
+    def run(self, session):
+        told = super().run(session)
+        return replace(told, cost=Cost(told.cost.backwards, told.cost.backwards, 0))
+
+
+@dataclass(frozen=True)
 class Marks(Fingerprint):
     """Changes the model that it was given."""
 
@@ -705,6 +762,7 @@ class ByGradient(Fingerprint):
         (NoControl, "control", "have no control"),
         (OtherControl, "control", "no figure of their name"),
         (Free, "cost", "went through the model"),
+        (Modest, "cost", "inputs went through the model"),
         (Marks, "untouched", "the model was changed in place"),
         (Casts, "same-again", "gave another result"),
         (ByGradient, "access", "can only be asked"),

@@ -202,7 +202,7 @@ def test_a_forged_manifest_is_refused_in_a_sentence(
 
 
 def test_a_manifest_cannot_take_the_name_of_its_samples(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name the manifest m.json"):
+    with pytest.raises(UsageError, match=r"name the manifest m\.json"):
         changed(clean()).manifest.save(tmp_path / "m.safetensors")
 
 

@@ -50,3 +50,11 @@ def test_what_has_no_contract_has_no_checks() -> None:
         checks_of("semantify_nn")
     with pytest.raises(UsageError, match="no kind of method"):
         parametrize_with_checks("atack")
+
+
+def test_a_test_of_nothing_is_refused_and_so_is_a_slow_pair_that_is_none() -> None:
+    with pytest.raises(UsageError, match="no methods to check"):
+        parametrize_with_checks([])
+    for slow in ({"order": ("medain",)}, {"ordre": ("median",)}):
+        with pytest.raises(UsageError, match=r"no method is checked so.*mend the names"):
+            parametrize_with_checks("aggregator", slow=slow)

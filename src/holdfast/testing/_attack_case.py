@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from holdfast.judge.outcome import Outcome
 from holdfast.testing.contract import require
 from holdfast.testing.toys import Queried, digits, net
 
-__all__ = ["EPS", "FEW_STEPS", "SAMPLES", "AttackCase", "breaks", "clean_right", "of_digits", "reduced", "same"]
+__all__ = ["EPS", "FEW_STEPS", "SAMPLES", "AttackCase", "breaks", "clean_right", "of_digits", "same"]
 
 EPS = {Norm.L0: 8.0, Norm.L1: 4.0, Norm.L2: 0.8, Norm.LINF: 0.12}
 FEW_STEPS = {"steps": 12, "queries": 300, "restarts": 1, "targets": 2, "searches": 3, "neighbours": 3}
@@ -88,10 +88,3 @@ def same(a: Outcome, b: Outcome, what: str, order: Tensor | None = None, toleran
     require(moved < _FEW, f"{what}: witnesses differ in {moved:.0%} of their features")
     near = torch.isclose(a.distance[at], b.distance, rtol=tolerance, atol=tolerance)
     require(near.all(), f"{what}: other distances, {a.distance[at][~near]} against {b.distance[~near]}")
-
-
-def reduced(attack: Attack[Any, Any], limits: dict[str, int]) -> Attack[Any, Any]:
-    """The attack with parameters of these names at most so large."""
-    given: Any = attack
-    names = {f.name for f in fields(given)}
-    return replace(given, **{k: min(v, getattr(attack, k)) for k, v in limits.items() if k in names})

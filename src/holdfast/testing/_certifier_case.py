@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from holdfast.graph.model import Graph, Node
 from holdfast.numerics.ascent import step
 from holdfast.numerics.distance import vector_norm
 from holdfast.numerics.project import project
+from holdfast.testing.contract import reduced
 
 __all__ = [
     "FEW", "NETS", "RADII", "CertifierCase", "Chain", "Residual", "balls", "captured", "chain", "descend", "half_plane",
@@ -48,9 +49,7 @@ class CertifierCase:
     @classmethod
     def of(cls, whole: GraphCertifier | OracleCertifier) -> CertifierCase:
         """The case of an instance."""
-        given: Any = whole
-        names = {f.name for f in fields(given)}
-        return cls(given, replace(given, **{k: min(v, getattr(given, k)) for k, v in FEW.items() if k in names}))
+        return cls(whole, reduced(whole, FEW))
 
     @property
     def card(self) -> Card:

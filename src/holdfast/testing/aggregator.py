@@ -7,6 +7,7 @@ check_aggregator("median")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -46,8 +47,10 @@ def _shape(tool: Aggregator) -> None:
 
 def _order(tool: Aggregator) -> None:
     updates, sizes = _updates()
-    one, two = _joined(tool, updates, sizes), _joined(tool, updates.flip(0), sizes.flip(0))
-    require(torch.allclose(one, two, rtol=1e-9, atol=1e-12), "the order of the clients changes the result")
+    joined = _joined(tool, updates, sizes)
+    for shift in range(1, _CLIENTS):  # each client stands once in each place
+        moved = _joined(tool, updates.roll(shift, 0), sizes.roll(shift))
+        require(torch.allclose(joined, moved, rtol=1e-9, atol=1e-12), "the order of the clients changes the result")
 
 
 def _unanimous(tool: Aggregator) -> None:
@@ -63,14 +66,16 @@ def _outliers(tool: Aggregator) -> None:
     honest = updates[: _CLIENTS - count]
     centre = honest.mean(0)
     spread = vector_norm(honest - centre, dim=1).amax()
-    for far in (_FAR, -_FAR):
+    lies = sizes.clone()
+    lies[_CLIENTS - count :] = int(_FAR)
+    for far, told in product((_FAR, -_FAR), (sizes, lies)):
         hostile = updates.clone()
         hostile[_CLIENTS - count :] = far
-        away = vector_norm(_joined(tool, hostile, sizes) - centre)
+        away = vector_norm(_joined(tool, hostile, told) - centre)
         require(
             away <= _SPREADS * spread,
             f"{count} of {_CLIENTS} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "
-            "of the honest updates away",
+            f"of the honest updates away{' when they lie about their samples' if told is lies else ''}",
         )
 
 

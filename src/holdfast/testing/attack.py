@@ -42,12 +42,11 @@ from holdfast.testing._attack_case import (
     breaks,
     clean_right,
     of_digits,
-    reduced,
     same,
 )  # fmt: skip
 from holdfast.testing._attack_manners import MANNERS
 from holdfast.testing._manners import declared_parameters, under_two_states
-from holdfast.testing.contract import ContractError, refuses, require, run_checks
+from holdfast.testing.contract import ContractError, reduced, refuses, require, run_checks
 from holdfast.testing.toys import AffineModel, Counting, Queried, affine_digits, digits, net
 
 __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import method
 
-__all__ = ["ContractError", "ContractSuite", "instance_of", "refuses", "require", "run_checks"]
+__all__ = ["ContractError", "ContractSuite", "instance_of", "reduced", "refuses", "require", "run_checks"]
 
 C = TypeVar("C")
 
@@ -64,6 +64,13 @@ def refuses(call: Callable[[], object], error: type[Exception], what: str) -> No
     except error:
         return
     raise ContractError(f"it must refuse {what}, in words")
+
+
+def reduced(tool: C, limits: Mapping[str, Any]) -> C:
+    """A method with the parameters of these names at most so large: little effort, where the claim is the same."""
+    given: Any = tool
+    names = {f.name for f in fields(given)}
+    return replace(given, **{k: min(v, getattr(given, k)) for k, v in limits.items() if k in names})
 
 
 def instance_of(given: Any, of: type[C]) -> C:

@@ -7,6 +7,7 @@ check_detector("feature_squeezing")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -62,6 +63,10 @@ def _false_positives(tool: Detector) -> None:
     share = float((_fitted(tool).score(planted().clean, fresh.x) > 0).double().mean())
     most = 2 * tool.false_positives + _SLACK
     require(share <= most, f"it flags {share:.0%} of new clean inputs, and allows itself {tool.false_positives:.0%}")
+    given: Any = tool
+    half = _fitted(replace(given, false_positives=0.5))
+    share = float((half.score(planted().clean, fresh.x) > 0).double().mean())
+    require(0.25 <= share <= 0.75, f"it flags {share:.0%} of new clean inputs where it is allowed half of them")
 
 
 def _tells_apart(tool: Detector) -> None:

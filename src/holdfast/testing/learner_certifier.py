@@ -7,9 +7,7 @@ check_learner_certifier("deep_partition")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
 from math import floor
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from holdfast.certifiers.learner_certifier import CertifiedPredictions, LearnerC
 from holdfast.core.threat import Guarantee
 from holdfast.data.dataset import Dataset
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing.contract import ContractSuite, require
+from holdfast.testing.contract import ContractSuite, reduced, require
 from holdfast.training.learner import Learner, Predictor
 
 __all__ = ["LEARNER_CERTIFIER_CHECKS", "LEARNER_CERTIFIER_SUITE", "check_learner_certifier"]
@@ -48,9 +46,7 @@ class _Nearest(Learner):
 
 
 def _small(tool: LearnerCertifier) -> LearnerCertifier:
-    given: Any = tool
-    names = {f.name for f in fields(given)}
-    return replace(given, **{k: min(v, getattr(given, k)) for k, v in _FEW.items() if k in names})
+    return reduced(tool, _FEW)
 
 
 def _case() -> tuple[Dataset, Tensor]:

@@ -88,17 +88,24 @@ def parametrize_with_checks(
         slow: by check the names of methods that take long with it; these pairs are marked ``slow``.
 
     Raises:
-        UsageError: no such kind, or a method without a contract.
+        UsageError: no such kind, a method without a contract, no methods at all (pytest would skip the test), or a slow
+            pair that is none.
     """
     import pytest
 
-    dear = slow or {}
+    dear = {(name, check) for check, named in (slow or {}).items() for name in named}
     pairs: list[Any] = []
+    open_ = set(dear)
     for given in names(methods) if isinstance(methods, str) else methods:
         name = given if isinstance(given, str) else _title(given)
         for check, call in checks_of(given):
-            marks = [pytest.mark.slow] if name in dear.get(check, ()) else []
+            marks = [pytest.mark.slow] if (name, check) in dear else []
             pairs.append(pytest.param(given, call, marks=marks, id=f"{name}-{check}"))
+            open_.discard((name, check))
+    if not pairs:
+        raise UsageError("there are no methods to check; name a kind that has some, or give classes or instances")
+    if open_:
+        raise UsageError(f"no method is checked so: {sorted(open_)}; mend the names in `slow`")
     return pytest.mark.parametrize(("method", "check"), pairs)
 
 

@@ -16,6 +16,7 @@ import torch
 from holdfast.attacks.poisoner import Poisoner, poison
 from holdfast.core.draws import Draws
 from holdfast.core.errors import DataError, UsageError
+from holdfast.core.registry import name_of
 from holdfast.data.poisoned import PoisonedDataset
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing._training_case import clean_digits, some, what_is_known
@@ -43,6 +44,8 @@ def _manifest(tool: Poisoner) -> None:
         "replaying the manifest on the clean data does not give the poisoned data: it keeps changes back",
     )
     require(torch.equal(x_, data.x) and torch.equal(y_, data.y), "undoing the manifest does not give the clean data")
+    told, name = made.manifest.method, name_of(tool)
+    require(told == name, f"the manifest names the method {told}, and this is {name}; see `registry.name_of`")
 
 
 def _budget(tool: Poisoner) -> None:
@@ -80,6 +83,14 @@ def _valid(tool: Poisoner) -> None:
 def _seeds(tool: Poisoner) -> None:
     one, two = _made(tool, 3), _made(tool, 3)
     require(one.data.sha256 == two.data.sha256, "the same seed gave other data: draw from `draws`")
+    told, other = one.manifest.seed, _made(tool, 4)
+    require(told in (3, None), f"the manifest tells the seed {told}, and the draws had 3")
+    if told is None:
+        require(other.data.sha256 == one.data.sha256, "the manifest tells no seed, and another one gives other data")
+    else:
+        require(
+            other.data.sha256 != one.data.sha256, "another seed gives the same data: draw from `draws`, or tell no seed"
+        )
     data, known = some(clean_digits()[0], 0, _SAMPLES), what_is_known().narrowed(tool.card)
     used = Draws(3, "check")
     used.of(np.arange(5)).uniform("before", (2,))

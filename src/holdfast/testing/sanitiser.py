@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.arrays import fingerprint_arrays
+from holdfast.core.errors import UsageError
 from holdfast.data.dataset import Dataset
 from holdfast.defences.sanitiser import Sanitiser
 from holdfast.testing._manners import leaving_alone, whole_card
@@ -73,6 +74,15 @@ def _untouched(tool: Sanitiser) -> None:
         _scores(tool)
 
 
+def _without_model(tool: Sanitiser) -> None:
+    data = planted().poisoned.data
+    try:
+        scores = tool.scores(data)
+    except UsageError:
+        return  # it needs a model, and says so
+    require(scores.shape == (len(data),) and bool(scores.isfinite().all()), "without a model its scores are not finite")
+
+
 CHECKS: dict[str, Callable[[Sanitiser], None]] = {
     "card": whole_card,
     "shape": _shape,
@@ -81,6 +91,7 @@ CHECKS: dict[str, Callable[[Sanitiser], None]] = {
     "same-again": _same_again,
     "blind": _blind,
     "untouched": _untouched,
+    "without-model": _without_model,
 }
 
 SANITISER_SUITE = ContractSuite("a sanitiser", Sanitiser, CHECKS)

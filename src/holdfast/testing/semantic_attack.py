@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
 
 from holdfast.attacks.semantic import SemanticAttack
-from holdfast.core.cards import parameters_of
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.registry import method
 from holdfast.core.threat import Goal
 from holdfast.judge.archive import Keep
 from holdfast.numerics.distance import contains
 from holdfast.numerics.evaluation import evaluating
-from holdfast.testing._manners import under_two_states
+from holdfast.testing._manners import declared_parameters, under_two_states
 from holdfast.testing._semantic_case import SemanticCase
-from holdfast.testing.contract import ContractError, require, run_checks
+from holdfast.testing.contract import ContractError, reduced, require, run_checks
 from holdfast.testing.toys import Metered
 
 __all__ = ["SEMANTIC_ATTACK_CHECKS", "check_semantic_attack"]
@@ -42,15 +41,11 @@ _LIMITS = {
 
 
 def _card(case: SemanticCase) -> None:
-    card, kind = case.whole.card, type(case.whole)
+    card = case.whole.card
     require(card.access is not None and card.title and card.paper and card.summary, "card: something is missing")
     require(card.failure_modes, "card: an attack says when it is known to fail")
     require(card.modality == ("image",), "card: a semantic attack says what it changes (modality)")
-    declared = {p.name for p in parameters_of(kind)}
-    small: Any = case.small
-    bare = [f.name for f in fields(small) if f.name not in declared]
-    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
-    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
+    declared_parameters(case.small)
 
 
 def _refuses(case: SemanticCase) -> None:
@@ -222,7 +217,5 @@ def check_semantic_attack(
     """
     given = method(attack) if isinstance(attack, str) else attack
     whole: Any = given() if isinstance(given, type) else given
-    known = {f.name for f in fields(whole)}
-    less = {k: min(v, getattr(whole, k)) for k, v in _LIMITS.items() if k in known}
-    case = SemanticCase(whole, replace(whole, **less))
+    case = SemanticCase(whole, reduced(whole, _LIMITS))
     run_checks(f"{whole.card.title} breaks the contract of a semantic attack", _CHECKS, case, only)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.shared import Artefact, Fitted, SharedAttack, evaluate, fit
-from holdfast.core.cards import parameters_of
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.problem import Problem
@@ -27,8 +26,8 @@ from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.numerics.distance import contains, within
 from holdfast.testing._attack_case import EPS
-from holdfast.testing._manners import under_two_states
-from holdfast.testing.contract import ContractError, require, run_checks
+from holdfast.testing._manners import declared_parameters, under_two_states
+from holdfast.testing.contract import ContractError, reduced, require, run_checks
 from holdfast.testing.toys import Metered, digits, net
 
 __all__ = ["SHARED_ATTACK_CHECKS", "check_shared_attack"]
@@ -57,15 +56,11 @@ class _Case:
 
 
 def _card(case: _Case) -> None:
-    card, kind = case.whole.card, type(case.whole)
+    card = case.whole.card
     require(card.shared, "card: a shared attack says so (shared=True)")
     require(card.access is not None and card.title and card.paper and card.summary, "card: something is missing")
     require(card.failure_modes, "card: an attack says when it is known to fail")
-    declared = {p.name for p in parameters_of(kind)}
-    small: Any = case.small
-    bare = [f.name for f in fields(small) if f.name not in declared]
-    require(not bare, f"parameters {bare} have neither meaning nor source: declare them with `parameter`")
-    require(all(p.meaning and p.source for p in parameters_of(kind)), "a parameter's meaning or source is empty")
+    declared_parameters(case.small)
     if card.norms and (absent := set(Norm) - set(card.norms)):
         other = replace(case, norm=min(absent))
         try:
@@ -224,8 +219,7 @@ def check_shared_attack(
     given = method(attack) if isinstance(attack, str) else attack
     whole: Any = given() if isinstance(given, type) else given
     known = {f.name for f in fields(whole)}
-    less = {k: min(v, getattr(whole, k)) for k, v in _LIMITS.items() if k in known}
-    less |= {k: max(v, getattr(whole, k)) for k, v in _ROOMY.items() if k in known}
+    roomy = {k: max(v, getattr(whole, k)) for k, v in _ROOMY.items() if k in known}
     norm = next((n for n in (Norm.LINF, *whole.card.norms) if not whole.card.norms or n in whole.card.norms), Norm.LINF)
-    case = _Case(whole, replace(whole, **less), norm)
+    case = _Case(whole, replace(reduced(whole, _LIMITS), **roomy), norm)
     run_checks(f"{whole.card.title} breaks the contract of a shared attack", _CHECKS, case, only)

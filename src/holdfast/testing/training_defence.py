@@ -7,10 +7,8 @@ check_training_defence("pgd_training")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.training_defence import TrainingDefence
 from holdfast.testing._manners import leaving_alone, weights_of, whole_card
 from holdfast.testing._training_case import accuracy, clean_digits, some
-from holdfast.testing.contract import ContractSuite, require
+from holdfast.testing.contract import ContractSuite, reduced, require
 from holdfast.training.batch import Batch
 from holdfast.training.draws import BatchDraws
 from holdfast.training.hooks import Epoch, Hooks
@@ -36,9 +34,7 @@ _LEARNT = 0.6
 
 
 def _small(tool: TrainingDefence) -> TrainingDefence:
-    given: Any = tool
-    names = {f.name for f in fields(given)}
-    return replace(given, **{k: min(v, getattr(given, k)) for k, v in _FEW.items() if k in names})
+    return reduced(tool, _FEW)
 
 
 def _net() -> nn.Module:
