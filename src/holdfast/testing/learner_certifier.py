@@ -16,7 +16,7 @@ from typing_extensions import override
 from holdfast.certifiers.learner_certifier import CertifiedPredictions, LearnerCertifier
 from holdfast.core.threat import Guarantee
 from holdfast.data.dataset import Dataset
-from holdfast.testing._manners import leaving_alone, whole_card
+from holdfast.testing._manners import leaving_alone, under_two_states, whole_card
 from holdfast.testing.contract import ContractSuite, reduced, require
 from holdfast.training.learner import Learner, Predictor
 
@@ -100,7 +100,7 @@ def _order(tool: LearnerCertifier) -> None:
 
 def _same_again(tool: LearnerCertifier) -> None:
     data, x = _case()
-    one, two = _told(tool, data, x), _told(tool, data, x)
+    one, two = under_two_states(lambda: _told(tool, data, x))
     require(torch.equal(one.prediction, two.prediction) and one.certificates == two.certificates, "two runs differ")
 
 
