@@ -28,7 +28,7 @@ from holdfast.judge.asking import Model
 from holdfast.judge.judged import Judged, judged
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.referee import Referee
-from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.evaluation import evaluate, evaluating
 from holdfast.transforms.lifted import Lifted, lift
 from holdfast.transforms.transform import ImageTransform, Transform
 
@@ -240,8 +240,7 @@ def run_semantic(
     done = judged(Referee(lifted, draws=draws, exact=lifted.differentiable and not draws), problem, outcome)
     wrong = done.clean_wrong
     if prepared.origin is not x and prepared.refers:
-        with torch.no_grad(), evaluating(lifted):
-            wrong = wrong | _wrong(model, problem, x, target)
+        wrong = wrong | _wrong(model, problem, x, target)
     return _outcome(x, prepared, lifted, problem, outcome.ledger, done, wrong)
 
 
@@ -275,7 +274,4 @@ def _outcome(
 def _wrong(model: Model, problem: Problem, x: Tensor, target: Tensor | None) -> Tensor:
     """(n,) bool: the image itself, not the picture of its code, is adversarial as it is."""
     criterion = Misclassified() if target is None else Targeted()
-    if not len(x):
-        return torch.zeros(0, dtype=torch.bool, device=x.device)
-    scores = torch.cat([model(x[k : k + _ROWS]) for k in range(0, len(x), _ROWS)])
-    return criterion.holds(scores, problem.y, problem.target)
+    return criterion.holds(evaluate(model, x), problem.y, problem.target)
