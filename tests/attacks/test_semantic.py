@@ -31,7 +31,7 @@ from holdfast.judge.ledger import Budget
 from holdfast.models.vae import Decoded, Vae
 from holdfast.models.zoo import digits_mlp
 from holdfast.numerics.evaluation import evaluating
-from holdfast.testing._semantic_case import Case, colour_digits, colour_net
+from holdfast.testing._semantic_case import SemanticCase, colour_digits, colour_net
 from holdfast.testing.toys import digits, net
 from holdfast.training.loop import fit
 from holdfast.training.settings import TrainingSettings
@@ -238,7 +238,7 @@ def careless() -> nn.Module:
 
 
 def test_on_manifold_examples_are_on_it_and_regular_ones_are_not(careless: nn.Module) -> None:
-    case = Case(OnManifold(), OnManifold(epochs=15, steps=15, restarts=2, size=1.0), n=30)
+    case = SemanticCase(OnManifold(), OnManifold(epochs=15, steps=15, restarts=2, size=1.0), n=30)
     out = case.run(careless)
     hit = out.found & out.right
     assert out.success > 0.2
@@ -258,7 +258,7 @@ def test_on_manifold_examples_are_on_it_and_regular_ones_are_not(careless: nn.Mo
 
 
 def test_new_images_fool_the_model_and_not_the_judge(careless: nn.Module) -> None:
-    case = Case(Unrestricted(), Unrestricted(epochs=15, judge_epochs=6, steps=20, restarts=2), n=20)
+    case = SemanticCase(Unrestricted(), Unrestricted(epochs=15, judge_epochs=6, steps=20, restarts=2), n=20)
     out = case.run(careless)
     assert out.success > 0.1
     assert out.facts["judge_accuracy"] > 0.8
