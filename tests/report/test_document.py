@@ -8,7 +8,8 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from holdfast.audits.document import Document, Sample, schema
+from holdfast.audits.document import Document, schema
+from holdfast.audits.sections import Sample
 from holdfast.core.errors import DataError
 from holdfast.core.threat import Guarantee
 from holdfast.core.verdict import Certificate, Status, Verdict, Witness

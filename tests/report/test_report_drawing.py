@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from holdfast.audits.document import Curves
+from holdfast.audits.sections import Curves
 from holdfast.report.audits import Picture, curves
 from holdfast.report.audits.bar import headline_bar
 from holdfast.report.audits.page import render

@@ -15,8 +15,9 @@ from holdfast.core.errors import DataError, JournalError, UsageError
 
 if TYPE_CHECKING:
     from holdfast.api.voice import Voice
-    from holdfast.audits.document import Document, FindingEntry, Headline, Sample, Side
+    from holdfast.audits.document import Document
     from holdfast.audits.plan import Plan
+    from holdfast.audits.sections import FindingEntry, Headline, Sample, Side
     from holdfast.core.cost import Cost
     from holdfast.core.verdict import Status
     from holdfast.report.audits.diff import AuditDiff

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from holdfast.audits.context import Context
-from holdfast.audits.document import Contradiction
+from holdfast.audits.sections import Contradiction
 from holdfast.core.errors import JournalError, UnsupportedError
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import Guarantee

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from holdfast.audits.document import Curves, EpsPoint, Grid, QueryCurve, RadiusPoint
 from holdfast.audits.records import AttackRecord, GridRecord, SizeRecord
+from holdfast.audits.sections import Curves, EpsPoint, Grid, QueryCurve, RadiusPoint
 from holdfast.audits.verdicts import UNJUDGED, RunResults
 from holdfast.core.threat import Access, Guarantee
 from holdfast.core.verdict import Status, Verdict

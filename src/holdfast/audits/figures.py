@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from holdfast.audits.document import FindingEntry, Headline, Intervals, StageCost, StageSummary, TotalCost
 from holdfast.audits.records import CertificateRecord, TriageRecord
+from holdfast.audits.sections import FindingEntry, Headline, Intervals, StageCost, StageSummary, TotalCost
 from holdfast.audits.verdicts import UNJUDGED, RunResults
 from holdfast.core.cost import Cost
 from holdfast.core.findings import Severity

@@ -13,21 +13,12 @@ from torch import nn
 from holdfast.audits.clashes import contradictions, settled
 from holdfast.audits.context import Context
 from holdfast.audits.curves import curves, grid
-from holdfast.audits.document import (
-    Data,
-    Document,
-    Environment,
-    FindingEntry,
-    Hashes,
-    Model,
-    Sample,
-    SubjectEntry,
-    Threat,
-)
+from holdfast.audits.document import Document
 from holdfast.audits.figures import cost, headline, held_against, is_complete, stage_rows
 from holdfast.audits.journal import Records
 from holdfast.audits.noticed import noticed
 from holdfast.audits.plan import Plan
+from holdfast.audits.sections import Data, Environment, FindingEntry, Hashes, Model, Sample, SubjectEntry, Threat
 from holdfast.audits.tested import methods, not_tested, suite_of
 from holdfast.audits.verdicts import RunResults
 from holdfast.core.files import read_json

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from holdfast.audits.document import AttackRun, Method, MethodParameter, SuiteSummary
 from holdfast.audits.plan import Plan
 from holdfast.audits.records import AttackRecord
+from holdfast.audits.sections import AttackRun, Method, MethodParameter, SuiteSummary
 from holdfast.audits.suite import SuiteEntry
 from holdfast.audits.verdicts import RunResults
 from holdfast.core.cards import parameters_of

@@ -19,9 +19,9 @@ from holdfast.core.errors import UsageError
 
 if TYPE_CHECKING:
     from holdfast.api.report import Report
-    from holdfast.audits.document import Side
     from holdfast.audits.places import Places
     from holdfast.audits.plan import Plan
+    from holdfast.audits.sections import Side
 
 __all__ = ["audit", "finish", "recheck", "resume"]
 

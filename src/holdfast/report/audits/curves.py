@@ -8,7 +8,8 @@ from math import log10
 
 from markupsafe import Markup
 
-from holdfast.audits.document import Document, Threat
+from holdfast.audits.document import Document
+from holdfast.audits.sections import Threat
 from holdfast.core.threat import Norm, parse_eps
 from holdfast.report.draw import Plot, Point, after, before, legend, nice
 from holdfast.report.markup import count, interval, measure, percent, tag

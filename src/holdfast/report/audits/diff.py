@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from math import comb
 from typing import Any, cast
 
-from holdfast.audits.document import Document, Headline
+from holdfast.audits.document import Document
+from holdfast.audits.sections import Headline
 from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status
 from holdfast.report.markup import percent, printable

@@ -7,7 +7,8 @@ from hashlib import sha256
 from typing import Any
 from urllib.parse import quote
 
-from holdfast.audits.document import Document, FindingEntry
+from holdfast.audits.document import Document
+from holdfast.audits.sections import FindingEntry
 from holdfast.core.findings import Severity
 from holdfast.core.threat import parse_eps
 from holdfast.core.verdict import Status

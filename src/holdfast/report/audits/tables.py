@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from holdfast.audits.document import Document, Sample
+from holdfast.audits.document import Document
+from holdfast.audits.sections import Sample
 from holdfast.core.verdict import Status
 
 __all__ = ["ClassRow", "by_class", "class_name", "easiest"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from holdfast.audits.document import Document, FindingEntry, Gate, Threat
+from holdfast.audits.document import Document
+from holdfast.audits.sections import FindingEntry, Gate, Threat
 from holdfast.core.threat import Goal, Guarantee, Norm, parse_eps, size_text
 from holdfast.core.verdict import Status
 from holdfast.core.words import counted
