@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 
@@ -99,9 +100,37 @@ def test_a_column_of_another_length_is_refused_when_it_is_made():
         AttackRecord(ids=(3,), claims=Claims(spent=ONE, found_at=(1,), low_margin=()))
 
 
-def test_a_record_of_one_stage_is_none_of_another(tmp_path):
+def test_a_record_of_one_stage_is_entered_for_no_other(tmp_path):
     journal = Journal(tmp_path / "journal.sqlite", IDENTITY)
-    journal.write("probe", 0, GridRecord(), 0.0)
+    with pytest.raises(ValueError, match="it is one of 'grid'"):
+        journal.write("probe", 0, GridRecord(), 0.0)
+    assert not (tmp_path / "journal.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("payload", "why"),
+    [
+        ('{"kind": "triage"}', "it is one of 'triage'"),
+        ('{"kind": "trojan-scan", "ids": [1]}', "'trojan-scan'"),
+        ('{"ids": [1]}', "discriminator"),
+        ('{"kind": "grid", "ids": [', "delimiter|value"),
+        ('{"kind": "grid", "saved": 1, "saved": 2}', "'saved' is given twice"),
+    ],
+)
+def test_what_is_no_record_is_refused_with_its_unit_and_what_to_do(tmp_path, payload, why):
+    file = tmp_path / "journal.sqlite"
+    journal = Journal(file, IDENTITY)
+    journal.write("grid", 0, GridRecord(), 0.0)
     journal.close()
-    with pytest.raises(JournalError, match="its unit probe of chunk 0 holds a record of 'grid'"):
-        Journal(tmp_path / "journal.sqlite", IDENTITY)
+    sha = hashlib.sha256(f"grid\x1f0\x1f{payload}".encode()).hexdigest()
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE units SET payload = ?, sha256 = ?", (payload, sha))
+    db.close()
+    before = file.read_bytes()
+    with pytest.raises(
+        JournalError, match=f"its unit grid of chunk 0 is no record of form 2 .*{why}.* audit again, into"
+    ):
+        Journal(file, IDENTITY)
+    file.write_bytes(before[:64] + bytes(len(before) - 64))
+    with pytest.raises(JournalError, match=r"no journal that can be read.* put a copy of the folder in its place"):
+        Journal(file, IDENTITY)

@@ -7,13 +7,11 @@ doing the units that have no row; at most one chunk of work is lost.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from typing_extensions import override
 
 from holdfast.audits.records import SCHEMA_VERSION, AnyRecord, DiagnosticsRecord, PreflightRecord, parsed
-from holdfast.core.errors import JournalError
 from holdfast.core.store import Key, Store
 
 __all__ = ["DIAGNOSTICS", "PREFLIGHT", "Journal", "Key", "Records", "diagnosed", "lost", "preflighted"]
@@ -33,26 +31,16 @@ class Journal(Store[AnyRecord]):
     version: ClassVar[str] = SCHEMA_VERSION
     instead: ClassVar[str] = "audit again, into another --out"
 
-    def __init__(self, path: Path, identity: Mapping[str, str], *, read_only: bool = False) -> None:
-        """As of a `Store`; a record of one stage is none of another.
-
-        Raises:
-            JournalError: as of a `Store`.
-        """
-        super().__init__(path, identity, read_only=read_only)
-        for (stage, k), record in self.units().items():
-            if stage.partition(":")[0] != record.kind:
-                raise JournalError(
-                    f"{path} was altered: its unit {stage} of chunk {k} holds a record of '{record.kind}'"
-                )
-
     @override
     def encode(self, record: AnyRecord) -> str:
         return record.model_dump_json()
 
     @override
-    def decode(self, text: str) -> AnyRecord:
-        return parsed(text)
+    def decode(self, key: Key, text: str) -> AnyRecord:
+        record = parsed(text)
+        if key[0].partition(":")[0] != record.kind:
+            raise ValueError(f"it is one of '{record.kind}'")
+        return record
 
 
 def preflighted(records: Records) -> PreflightRecord | None:

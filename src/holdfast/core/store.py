@@ -86,10 +86,18 @@ class Store(ABC, Generic[R]):
                 raise JournalError(_another(path, name, str(known.get(name)), value))
         if strange := sorted(known.keys() - self._identity.keys()):
             raise JournalError(f"the journal {path} is of another kind of run: it is bound to a {strange[0]}")
+        self._records = {key: self._decoded(key, text) for key, text in self._held.texts.items()}
+
+    def _decoded(self, key: Key, text: str) -> R:
+        """A record of the file, as it was written: its hash holds, so that what is no record was put there by hand."""
         try:
-            self._records = {key: self.decode(text) for key, text in self._held.texts.items()}
+            return self.decode(key, text)
         except ValueError as error:
-            raise JournalError(f"{path} is no readable journal, or was altered: {error}") from None
+            stage, chunk = key
+            raise JournalError(
+                f"the journal {self.path} was altered: its unit {stage} of chunk {chunk} is no record of form {self.version} "
+                f"({error}); put a copy of the folder in its place, or {self.instead}"
+            ) from None
 
     @classmethod
     def check_form(cls, path: Path) -> None:
@@ -118,11 +126,11 @@ class Store(ABC, Generic[R]):
         """A record as the text that is kept."""
 
     @abstractmethod
-    def decode(self, text: str) -> R:
-        """The record of a text.
+    def decode(self, key: Key, text: str) -> R:
+        """The record of a unit's text.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is none, or none of such a unit; the message says why.
         """
 
     @classmethod
@@ -167,10 +175,11 @@ class Store(ABC, Generic[R]):
             UsageError: the disk is full, or the file cannot be written.
         """
         text = self.encode(record)
+        entered = self.decode((stage, chunk), text)
         row = (stage, chunk, text, _digest(stage, chunk, text), seconds)
         self._execute("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?, ?)", row)
         self._held.seconds[stage, chunk] = seconds
-        return self.decode(text)
+        return entered
 
     def forget(self, keys: Iterable[Key]) -> None:
         """Takes units out, one after the other."""
@@ -287,7 +296,10 @@ def _read(path: Path) -> _Held:
                         held.altered.append((stage, k))
             return held
     except (sqlite3.Error, ValueError, TypeError) as error:
-        raise JournalError(f"{path} is no readable journal, or was altered: {error}") from None
+        raise JournalError(
+            f"{path} is no journal that can be read, or was damaged ({error}); put a copy of the folder in its place, or choose "
+            "another --out"
+        ) from None
 
 
 def _digest(stage: str, chunk: int, text: str) -> str:

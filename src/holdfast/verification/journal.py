@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from holdfast.core.store import Store
+from holdfast.core.store import Key, Store
 from holdfast.verification.record import SCHEMA_VERSION, InstanceRecord, parsed
 
 __all__ = ["InstanceJournal"]
@@ -25,7 +25,7 @@ class InstanceJournal(Store[InstanceRecord]):
         return record.model_dump_json()
 
     @override
-    def decode(self, text: str) -> InstanceRecord:
+    def decode(self, key: Key, text: str) -> InstanceRecord:
         return parsed(text)
 
     def instances(self) -> dict[int, InstanceRecord]:
