@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.api.attack_result import AttackResult, SampleAttackResult
-from holdfast.api.keywords import kind_of, method_and_spec
+from holdfast.api.keywords import THREAT, kind_of, method_and_spec
 from holdfast.api.views import ranges
 from holdfast.api.voice import Progress, Voice
 from holdfast.core.errors import UsageError
@@ -84,7 +84,8 @@ def attack(
         threat: what may be changed; a norm alone leaves it unbounded, for methods that look for the least distortion;
             None for semantic attacks, which have ranges of their own.
         queries: the most that may be asked for one sample; where the method has a parameter of this name, that too.
-        surrogate: the attacker's own model or models, for transfer.
+        surrogate: the attacker's own model or models: a transfer attack searches on them, and so does a white-box attack
+            that is given any, for example on a defence without its obfuscated step; what counts is ``model``.
         train_data: samples that a shared artefact, or a decoder, is fitted on; None: the first half of the data.
         also: more models that one input, or one artefact, must fool, by name.
         detector: the model's last column is a detector's score, flagged above 0.
@@ -117,10 +118,11 @@ def attack(
     voice = Voice(progress)
     if queries is not None and any(p.name == "queries" for p in parameters_of(kind_of(method))):
         parameters["queries"] = queries
+    given = _threat(threat)
     check_method(kind_of(method), bounded=isinstance(threat, ThreatModel), named=threat is not None)
-    tool, spec = method_and_spec(method, model, parameters)
+    tool, spec = method_and_spec(method, model, parameters, attack)
     session = open_session(
-        spec, data, _threat(threat), samples=samples, queries=queries, seed=seed, device=device,
+        spec, data, given, samples=samples, queries=queries, seed=seed, device=device,
         surrogates=None if surrogate is None else Surrogates.of(surrogate),
     )  # fmt: skip
     open_with(session, voice, anyway=anyway, trained=not detector)
@@ -131,10 +133,17 @@ def attack(
 
 
 def _threat(threat: ThreatModel | Norm | str | None) -> ThreatModel:
-    """The threat model; without a bound, one that only says norm and range."""
+    """The threat model; without a bound, one that only says norm and range.
+
+    Raises:
+        UsageError: it is neither a threat model nor a norm.
+    """
     if isinstance(threat, ThreatModel):
         return threat
-    return ThreatModel.of(Norm.LINF if threat is None else threat, "0.1")
+    try:
+        return ThreatModel.of(Norm.LINF if threat is None else Norm(threat), "0.1")
+    except UsageError as fault:
+        raise UsageError(f"{fault}. A threat is {THREAT}, or a norm alone") from None
 
 
 def open_with(
@@ -180,9 +189,11 @@ def check_method(kind: type, *, bounded: bool, named: bool) -> None:
     if not issubclass(kind, Attack | SharedAttack | SemanticAttack):
         raise UsageError(f"{name} is no attack; 'holdfast methods {name}' says what it is")
     if issubclass(kind, SemanticAttack) and named:
-        raise UsageError(f"{kind.card.title} has ranges, no --norm and --eps; see: holdfast methods {name}")
+        raise UsageError(
+            f"{kind.card.title} has ranges, no --norm and --eps; leave them, or the threat, out; see: holdfast methods {name}"
+        )
     if not bounded and kind.card.norms and kind.card.formulation is Formulation.BUDGET:
-        raise UsageError(f"{kind.card.title} searches inside a budget; give --eps")
+        raise UsageError(f"{kind.card.title} searches inside a budget; give --eps, from Python {THREAT}")
 
 
 def run_attack(session: Session, tool: Any, options: AttackOptions, voice: Voice) -> AttackResult:
@@ -206,7 +217,9 @@ def run_attack(session: Session, tool: Any, options: AttackOptions, voice: Voice
     from holdfast.session.look import is_randomised
     from holdfast.transforms.random_transform import random_view
 
-    check_access(session, tool.card)
+    _check_surrogate(session, tool)
+    if not _on_surrogate(session, tool):
+        check_access(session, tool.card)
     together = bool(getattr(tool, "serves_domains", False))
     if options.views is not None and not together:
         session = replace(session, base=random_view(_module(session), session.data.x.shape[1:], ranges(options.views)))
@@ -222,10 +235,38 @@ def run_attack(session: Session, tool: Any, options: AttackOptions, voice: Voice
     return _on_samples(session, tool, options, voice)
 
 
+def _on_surrogate(session: Session, tool: Any) -> bool:
+    """The search is on the attacker's own model, and the attacked one is asked about what it ends with."""
+    from holdfast.attacks.attack import Attack
+    from holdfast.core.threat import Access
+
+    given = session.surrogates is not None and isinstance(tool, Attack)
+    return tool.card.access is Access.TRANSFER or (given and tool.card.access is Access.WHITE_BOX)
+
+
+def _check_surrogate(session: Session, tool: Any) -> None:
+    """Refuses a surrogate that a search would not use, or not as it is meant to.
+
+    Raises:
+        UsageError: the attack asks the attacked model itself, or wants the nearest of all points that it meets.
+    """
+    from holdfast.core.threat import Access
+
+    card = tool.card
+    if session.surrogates is None or card.access is Access.TRANSFER:
+        return
+    if not _on_surrogate(session, tool):
+        raise UsageError(f"{card.title} searches on the attacked model itself; leave the surrogate out")
+    if card.formulation is not Formulation.BUDGET:
+        raise UsageError(
+            f"{card.title} looks for the least distortion by asking the attacked model at each step, and a surrogate's is "
+            "another; give a white-box attack inside a budget, such as pgd"
+        )
+
+
 def _on_samples(session: Session, tool: Attack[Any, Any], options: AttackOptions, voice: Voice) -> AttackResult:
     from holdfast.attacks.engine import run
     from holdfast.core.registry import name_of
-    from holdfast.core.threat import Access
     from holdfast.judge.judged import judged
     from holdfast.judge.referee import Referee
     from holdfast.models.fingerprint import fingerprint
@@ -238,14 +279,14 @@ def _on_samples(session: Session, tool: Attack[Any, Any], options: AttackOptions
     if group := _group(session, tool, options):
         problem, attacked = _together(tool, problem, attacked, group)
         referee, subject = Referee(attacked), fingerprint(attacked)
-    transfer, title = tool.card.access is Access.TRANSFER, tool.card.title
+    elsewhere, title = _on_surrogate(session, tool), tool.card.title
     allowed, told = allowance(session, tool, title)
     if told:
         voice.note(told)
     start = perf_counter()
     with voice.progress() as tell:
         found = run(
-            tool, problem, session.surrogate if transfer else attacked, judge=attacked if transfer else None,
+            tool, problem, session.surrogate if elsewhere else attacked, judge=attacked if elsewhere else None,
             seed=session.seed, budget=allowed, top_k=session.spec.top_k, settings=session.settings,
             progress=lambda done, total: tell(title, done, total),
         )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from holdfast.api.keywords import threat_model
 from holdfast.api.report import Report
 from holdfast.api.results import Block, Result
 from holdfast.api.voice import Progress, Voice
@@ -238,6 +239,7 @@ def _model(model: ModelLike | None) -> tuple[str | None, nn.Module | None]:
 
     from holdfast.models.http import HttpModel
     from holdfast.models.load import LoadedModel
+    from holdfast.session.spec import model_name
 
     if isinstance(model, HttpModel):
         raise UsageError("an audit keeps the answers that were paid for, and asks an API by its URL; give that")
@@ -245,7 +247,7 @@ def _model(model: ModelLike | None) -> tuple[str | None, nn.Module | None]:
         return None, model.module
     if model is None or isinstance(model, nn.Module):
         return None, model
-    return str(model), None
+    return model_name(model), None
 
 
 def _device(device: str | None, module: nn.Module | None) -> str | None:
@@ -303,6 +305,7 @@ def _threat(threat: ThreatModel | None, *, alone: bool) -> dict[str, Any]:
         if alone:
             raise UsageError("what may an attacker change? give ThreatModel.of(norm, eps), or a plan")
         return {}
+    threat = threat_model(threat)
     if threat.phase is Phase.TRAINING or threat.access is Access.TRANSFER:
         raise UsageError(
             "an audit attacks a deployed model that can be asked; for an attacker who cannot, give surrogate= and "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from typing_extensions import override
 
-from holdfast.api.keywords import kind_of, method_and_spec
+from holdfast.api.keywords import kind_of, method_and_spec, threat_model
 from holdfast.api.results import Block, Result, Rows, Saved
 from holdfast.api.voice import Progress, Stages, Voice
 from holdfast.core.arrays import listed
@@ -237,7 +237,8 @@ def certify(
 
     voice = Voice(progress)
     name = name_of(kind_of(method))
-    tool, spec = method_and_spec(method, model, parameters)
+    threat = threat_model(threat)
+    tool, spec = method_and_spec(method, model, parameters, certify)
     session = open_session(
         spec, data, threat, samples=samples, radius_max=radius_max, seed=seed, device=device
     )  # fmt: skip

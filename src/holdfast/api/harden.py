@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from holdfast.api.keywords import kind_of, method_and_spec
+from holdfast.api.keywords import THREAT, kind_of, method_and_spec, threat_model
 from holdfast.api.results import Block, Result, Rows, Saved, figure
 from holdfast.api.voice import Progress, Voice
-from holdfast.core.errors import UsageError
-from holdfast.core.registry import name_of
+from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.registry import name_of, names
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,7 +185,7 @@ def harden(
     import torch
 
     from holdfast.session.look import look_at
-    from holdfast.session.reading import device_of, open_data, open_spec
+    from holdfast.session.reading import as_device, device_of, open_data, open_spec
     from holdfast.training.settings import TrainingSettings
 
     voice = Voice(progress)
@@ -198,7 +198,7 @@ def harden(
     settings = TrainingSettings(seed=seed, **{k: v for k, v in given.items() if v is not None})  # pyright: ignore[reportArgumentType]  # each has its own type above
     found = open_data(data, class_names=spec.class_names, table=spec.table)
     found = found if samples is None else found.head(samples)
-    place = device_of(spec.model) if device is None else torch.device(device)
+    place = device_of(spec.model) if device is None else as_device(device)
     module = open_spec(spec, device_of(spec.model)).base
     if not isinstance(module, torch.nn.Module):
         raise UsageError("a model that can only be asked cannot be trained; give the module, or its file")
@@ -225,15 +225,21 @@ def defence_of(
     """
     from holdfast.defences.training_defence import TrainingDefence
 
-    kind = kind_of(method)
+    if isinstance(method, str) and method.replace("-", "_").lower() not in names():
+        raise UsageError(f"there is no defence '{method}'. {did_you_mean(method, names('training defence'))}")
+    kind: type[Any] = kind_of(method)
     if not issubclass(kind, TrainingDefence):
-        name = method if isinstance(method, str) else name_of(method)
-        raise UsageError(f"{name} is no defence that trains; 'holdfast methods {name}' says what it is")
+        name = name_of(kind)
+        raise UsageError(
+            f"{name} is no defence that trains; 'holdfast methods {name}' says what it is. These train: "
+            f"{', '.join(names('training defence'))}"
+        )
     if not isinstance(method, str | type):
-        return method_and_spec(method, model, parameters)
+        return method_and_spec(method, model, parameters, harden)
     against = {f.name for f in fields(kind)} & {"norm", "eps"}  # pyright: ignore[reportArgumentType]  # every method is a dataclass
     if threat is None and against:
-        raise UsageError(f"{kind.card.title} trains against a threat; give a ThreatModel")
+        raise UsageError(f"{kind.card.title} trains against a threat; give {THREAT}")
+    threat = None if threat is None else threat_model(threat)
     from holdfast.api.keywords import parameter_values, split_spec
 
     own, spec = split_spec(kind, model, parameters)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.threat import ThreatModel
 
 if TYPE_CHECKING:
     from holdfast.models.wrap import Normalisation
     from holdfast.session.spec import ModelLike, ModelSpec
 
-__all__ = ["kind_of", "method_and_spec", "normalisation", "parameter_values", "split_spec", "tool_of"]
+__all__ = [
+    "THREAT", "kind_of", "method_and_spec", "normalisation", "parameter_values", "split_spec", "threat_model", "tool_of",
+]  # fmt: skip
 
+THREAT = 'ThreatModel.of("linf", "8/255")'
+"""How a threat is written, for messages."""
 _NEAR = 0.7
+_OF_THE_THREAT = frozenset({"norm", "eps", "goal", "access", "low", "high", "grid"})
 
 
 def method_and_spec(
-    method: str | object, model: ModelLike | ModelSpec | None, keywords: Mapping[str, Any]
+    method: str | object, model: ModelLike | ModelSpec | None, keywords: Mapping[str, Any], verb: Callable[..., object]
 ) -> tuple[Any, ModelSpec]:
     """The method with its parameters, and the model with what is said of its reading.
 
@@ -29,12 +36,13 @@ def method_and_spec(
         method: a name, a class or an object; only a name and a class take parameters.
         model: the model.
         keywords: what the caller gave beside the verb's own.
+        verb: whose call it is; its own keywords are near words too.
 
     Raises:
         UsageError: no such method or parameter, or a value of another type.
     """
     own, spec = split_spec(kind_of(method), model, keywords)
-    return tool_of(method, own, beside=_reading()), spec
+    return tool_of(method, own, beside=_reading() | signature(verb).parameters.keys()), spec
 
 
 def split_spec(
@@ -126,6 +134,8 @@ def parameter_values(
 
 def _meant(name: str, known: Iterable[str], beside: Iterable[str]) -> str:
     """The near words: the method's own, unless one of the verb's is much nearer."""
+    if name in _OF_THE_THREAT:
+        return f"The threat says it: {THREAT}"
     near = get_close_matches(name, beside, n=1, cutoff=_NEAR)
     return did_you_mean(name, known if not near or get_close_matches(name, known, n=1, cutoff=_NEAR) else near)
 
@@ -135,12 +145,37 @@ def _written(value: object) -> str:
 
 
 def kind_of(method: str | object) -> type:
-    """The class of a method that is given by name, as a class or as an object."""
+    """The class of a method that is given by name, as a class or as an object.
+
+    Raises:
+        UsageError: it is no method.
+    """
     from holdfast.core.registry import method as registered
 
     if isinstance(method, str):
         return registered(method)
-    return method if isinstance(method, type) else type(method)
+    kind = method if isinstance(method, type) else type(method)
+    if not hasattr(kind, "card"):
+        from holdfast.session.spec import described
+
+        raise UsageError(
+            f"a method is its name, its class or its object, and hf.methods() lists them; got {described(method)}. The order "
+            "is model, data, method, threat"
+        )
+    return kind
+
+
+def threat_model(threat: object) -> ThreatModel:
+    """The threat that a verb cannot do without.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(threat, ThreatModel):
+        return threat
+    from holdfast.session.spec import described
+
+    raise UsageError(f"what may an attacker change? give {THREAT}; got {described(threat)}")
 
 
 def _parameters(kind: type) -> list[str]:

@@ -79,7 +79,13 @@ class Saved:
 
 
 class Result(ABC):
-    """What a verb answers with."""
+    """What a verb answers with.
+
+    Attributes:
+        notes: what was noticed on the way, which a reader of the figures must know.
+    """
+
+    notes: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -117,13 +123,17 @@ class Result(ABC):
             raise UsageError("pandas is not installed: pip install pandas, or take .columns() or .to_dict()") from None
         return pandas.DataFrame(dict(self.columns()))
 
+    def _shown(self) -> list[Block]:
+        """The blocks, and what was noticed; the command line says the latter apart."""
+        return [*self.blocks(), *self.notes]
+
     @override
     def __str__(self) -> str:
-        return "\n".join(block if isinstance(block, str) else block.text() for block in self.blocks())
+        return "\n".join(block if isinstance(block, str) else block.text() for block in self._shown())
 
     @override
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {str(self).partition(chr(10))[0]}>"
 
     def _repr_html_(self) -> str:
-        return "".join(f"<pre>{escape(b)}</pre>" if isinstance(b, str) else b.html() for b in self.blocks())
+        return "".join(f"<pre>{escape(b)}</pre>" if isinstance(b, str) else b.html() for b in self._shown())

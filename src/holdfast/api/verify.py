@@ -203,9 +203,11 @@ def open_network(
     Raises:
         UsageError: the shape is missing, or said of a file that tells it.
     """
+    from torch import nn
 
     from holdfast.models.guard import Format, inspect_file
     from holdfast.models.load import LoadedModel, load_model
+    from holdfast.session.spec import described
     from holdfast.verification.decide import Unread
 
     notes: tuple[str, ...] = ()
@@ -220,8 +222,10 @@ def open_network(
         module, name, notes = loaded.module, str(model), loaded.notes
     elif isinstance(model, LoadedModel):
         module, name = model.module, model.source
-    else:
+    elif isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # people give anything
         module, name = model, type(model).__name__
+    else:
+        raise UsageError(f"a network is an ONNX file, a module or weights with arch; got {described(model)}")
     if shape is None or not shape:
         raise UsageError(f"{name} does not tell the shape of an input; give it: --shape 1,28,28")
     return Unread(module, shape), notes

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import nn
 from typing_extensions import override
 
@@ -19,7 +18,7 @@ from holdfast.audits.substitute import trained_surrogate
 from holdfast.core.errors import UsageError
 from holdfast.models.http import HttpModel
 from holdfast.models.paid import PaidAnswers
-from holdfast.session.reading import open_spec
+from holdfast.session.reading import as_device, open_spec
 from holdfast.session.session import Session
 from holdfast.session.smoothed_predictor import smoothed_subject
 
@@ -50,7 +49,7 @@ class Context(Session):
         """
         place = plan if at is None else at
         admit(place, given=model is not None)
-        device = torch.device(place.device)
+        device = as_device(place.device)
         data = RunInputs.open(plan, folder, at=at).data
         spec = place.spec if model is None else replace(place.spec, model=model, request=None, answer=None)
         with importable(place, folder):

@@ -134,7 +134,11 @@ class RunOptions:
 
     def place(self) -> str | None:
         """The device, if this machine has it."""
-        return device_named(self.device)
+        if self.device is None:
+            return None
+        from holdfast.session.reading import as_device
+
+        return str(as_device(self.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,23 +179,6 @@ def surrogates(files: list[str] | None, archs: list[str] | None, trust: bool | N
 
     named = Surrogates(models=several(files) or (), archs=several(archs) or (), trust=bool(trust))
     return named if named.models else None
-
-
-def device_named(name: str | None) -> str | None:
-    """The device, if this machine has it.
-
-    Raises:
-        UsageError: it has not, or there is no such kind.
-    """
-    if name is None:
-        return None
-    import torch
-
-    try:
-        torch.zeros(0, device=name)
-    except (RuntimeError, AssertionError) as fault:
-        raise UsageError(f"--device {name} cannot be used here, take cpu: {str(fault).splitlines()[0]}") from None
-    return name
 
 
 def normalisation(text: str | None) -> Normalisation | None:

@@ -65,7 +65,7 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
                 f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]"
                 f"{'.' if x.ndim == 2 else '; were they divided by 255 twice?'}",
                 f"Check the scaling{f', or say what each column may be: {_COLUMNS}' if x.ndim == 2 else ''}: a "
-                "perturbation of size eps is large against such inputs.", measured,
+                f"perturbation of size eps is large against such inputs.{_bytes(data)}", measured,
             )
         ]  # fmt: skip
     if threat.norm is Norm.LINF and 0 < most - least <= threat.eps:
@@ -77,6 +77,13 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
             )
         ]  # fmt: skip
     return []
+
+
+def _bytes(data: Dataset) -> str:
+    """What was done to bytes, which a range of [0, 255] does not expect."""
+    if not any("uint8" in note for note in data.notes):
+        return ""
+    return " Arrays of type uint8 are divided by 255 when they are read: give them as floats, or a range of [0, 1]."
 
 
 def _guess_scale(

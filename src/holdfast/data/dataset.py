@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,8 +69,9 @@ class Dataset:
             >>> float(data.x.max()), data.notes
             (1.0, ('x was uint8: divided by 255',))
         """
-        samples, more = _features(torch.as_tensor(x))
-        labels = _labels(torch.as_tensor(y), len(samples))
+        samples, more = _features(_tensor(x, "x", "save it as one array of numbers, each sample of the same shape"))
+        number = "number them: np.unique(y, return_inverse=True)[1]"
+        labels = _labels(_tensor(y, "y", f"class labels are integers from 0; {number}"), len(samples))
         return cls(
             x=samples,
             y=labels,
@@ -133,6 +135,19 @@ def class_order(names: Iterable[str], classes: Sequence[str] | None, source: str
     return list(classes), []
 
 
+def _tensor(values: Any, name: str, remedy: str) -> Tensor:
+    """Values as a tensor.
+
+    Raises:
+        DataError: they are no numbers, or not as many in each row.
+    """
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as fault:  # texts and ragged lists; PyTorch raises each of the three
+        kind = getattr(getattr(values, "dtype", None), "name", type(values).__name__)
+        raise DataError(f"{name} ({kind}) is no array of numbers ({str(fault)[:100]}); {remedy}") from None
+
+
 def _features(x: Tensor) -> tuple[Tensor, list[str]]:
     if x.ndim < 2 or x.numel() == 0:
         raise DataError(f"x holds no samples with features: its shape is {tuple(x.shape)}, wanted (n, features...)")
@@ -158,7 +173,8 @@ def _labels(y: Tensor, n: int) -> Tensor:
         )
         raise DataError(f"labels of shape {tuple(y.shape)} look {looks}; save y.argmax(1)")
     if y.ndim != 1:
-        raise DataError(f"labels must be one integer for each sample, got the shape {tuple(y.shape)}")
+        alone = "; one sample is a batch of one: x[None], [y]" if y.ndim == 0 else ""
+        raise DataError(f"labels must be one integer for each sample, got the shape {tuple(y.shape)}{alone}")
     if len(y) != n:
         raise DataError(f"{n} samples but {len(y)} labels")
     if y.is_floating_point() or y.dtype == torch.bool or y.is_complex():

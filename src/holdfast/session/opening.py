@@ -10,7 +10,7 @@ import torch
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import ThreatModel, parse_eps
 from holdfast.models.http import HttpModel
-from holdfast.session.reading import device_of, open_data, open_spec
+from holdfast.session.reading import as_device, device_of, open_data, open_spec
 from holdfast.session.session import Session
 from holdfast.session.spec import DataLike, ModelLike, ModelSpec, Surrogates, at_least
 
@@ -53,7 +53,7 @@ def open_session(
     spec = _as_opened(model if isinstance(model, ModelSpec) else ModelSpec(model=model))
     at_least(1, samples=samples, queries=queries)
     at_least(0, seed=seed)
-    place = device_of(spec.model) if device is None else torch.device(device)
+    place = device_of(spec.model) if device is None else as_device(device)
     if spec.table is not None and (threat.grid is not None or (threat.low, threat.high) != (0.0, 1.0)):
         raise UsageError("a table has ranges and whole numbers by column; leave out --grid, low and high")
     found = open_data(data, class_names=spec.class_names, table=spec.table)

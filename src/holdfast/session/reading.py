@@ -24,9 +24,9 @@ from holdfast.models.opening import open_model
 from holdfast.models.paid import PaidAnswers
 from holdfast.models.queries_only import QueriesOnly
 from holdfast.models.wrap import Normalised, Ranged, with_two_classes
-from holdfast.session.spec import DataLike, ModelSpec, Surrogates
+from holdfast.session.spec import DataLike, ModelSpec, Surrogates, described, model_name
 
-__all__ = ["OpenedModel", "device_of", "open_data", "open_spec", "open_surrogates"]
+__all__ = ["OpenedModel", "as_device", "device_of", "open_data", "open_spec", "open_surrogates"]
 
 _TOKEN = "HOLDFAST_API_TOKEN"
 
@@ -48,6 +48,25 @@ class OpenedModel:
     notes: tuple[str, ...] = ()
 
 
+def as_device(name: str | torch.device) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        UsageError: this machine has none of that name.
+
+    Example:
+        >>> as_device("cpu")
+        device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(0, device=device)
+    except (RuntimeError, AssertionError) as fault:
+        why = str(fault).splitlines()[0]
+        raise UsageError(f"the device {name} cannot be used here, take cpu: {why}") from None
+    return device
+
+
 def open_data(data: DataLike, *, class_names: tuple[str, ...] | None = None, table: Table | None = None) -> Dataset:
     """A data set from what a caller names; columns of a table in units of their ranges.
 
@@ -65,8 +84,13 @@ def open_data(data: DataLike, *, class_names: tuple[str, ...] | None = None, tab
             raise UsageError(f"data are (x, y), got {len(data)} of them; or give a Dataset, a file or digits:test")
         refuse_channels_last(getattr(data[0], "shape", ()), "the data")
         found = Dataset.of(*data, classes=class_names)
-    else:
+    elif isinstance(data, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]  # people give anything
         found = load_data(data, classes=class_names)
+    else:
+        raise UsageError(
+            "data are (x, y) as tensors or arrays, a Dataset, or the name of a file, a folder or digits:test; got "
+            f"{described(data)}. The order is model, data, method, threat"
+        )
     return found if table is None else table.to_units(found)
 
 
@@ -96,7 +120,7 @@ def open_spec(
         return _opened(model, spec, device)
     if isinstance(model, nn.Module):
         return _module(model, spec, device)
-    name = str(model)
+    name = model_name(model)
     names: int | tuple[str, ...] | None = spec.class_names or spec.classes
     if spec.remote:
         before = _fitted(spec, nn.Identity() if spec.normalise is None else Normalised(nn.Identity(), spec.normalise))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,7 +17,7 @@ from holdfast.models.load import LoadedModel
 from holdfast.models.template import AnswerPath, RequestTemplate
 from holdfast.models.wrap import Normalisation
 
-__all__ = ["DataLike", "ModelLike", "ModelSpec", "Surrogates", "is_url"]
+__all__ = ["DataLike", "ModelLike", "ModelSpec", "Surrogates", "described", "is_url", "model_name"]
 
 ModelLike: TypeAlias = nn.Module | LoadedModel | HttpModel | str | Path
 """A module, a model that was loaded, a prediction API, or the path or URL of one."""
@@ -33,6 +33,50 @@ def is_url(name: object) -> bool:
         (True, False)
     """
     return isinstance(name, str) and name.startswith(("http://", "https://"))
+
+
+def described(thing: object) -> str:
+    """What a caller gave, for a message that refuses it.
+
+    Example:
+        >>> described("8/255"), described([1, 2]), described(None)
+        ("'8/255'", 'a list', 'None')
+    """
+    if thing is None or isinstance(thing, str | int | float):
+        return repr(thing)[:60]
+    return f"a {type(thing).__name__}"
+
+
+def model_name(model: object) -> str:
+    """The path or the URL of a model that is no module.
+
+    Raises:
+        UsageError: it is no name; the message says how such a thing is asked.
+
+    Example:
+        >>> model_name(Path("model.onnx"))
+        'model.onnx'
+    """
+    if isinstance(model, str | Path):
+        return str(model)
+    if hasattr(model, "predict"):
+        raise UsageError(
+            f"{described(model)} is no module; if it is an estimator of scikit-learn's kind, wrap it: "
+            "holdfast.models.FromSklearn(estimator)"
+        )
+    if isinstance(model, Mapping):
+        raise UsageError(
+            "these are weights alone; load them into their module with load_state_dict, and give the module"
+        )
+    if callable(model):
+        raise UsageError(
+            "a function is no module; if PyTorch can differentiate it, call it in the forward of an nn.Module; otherwise "
+            "derive from holdfast.models.QueriesOnly, or write predict.py:function with trust=True"
+        )
+    raise UsageError(
+        f"a model is a module, a loaded model, a path or the URL of a prediction API; got {described(model)}. The order is "
+        "model, data, method, threat"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

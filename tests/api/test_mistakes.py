@@ -1,0 +1,168 @@
+"""What people give by mistake: each is refused with a sentence that names the fix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import holdfast as hf
+from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.models import QueriesOnly
+
+LINF = hf.ThreatModel.of("linf", "8/255")
+X, Y = torch.rand(6, 1, 8, 8), torch.arange(6)
+
+
+class Estimator:
+    """What scikit-learn's classifiers are like."""
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        return np.zeros(len(x))
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (None, "got None. The order is model, data, method, threat"),
+        (X, r"data are \(x, y\) as tensors or arrays, .*got a Tensor"),
+        ([X, Y], "got a list"),
+        ({"x": X, "y": Y}, "got a dict"),
+        (TensorDataset(X, Y), "got a TensorDataset"),
+        (nn.Linear(2, 2), "got a Linear. The order"),
+        ((X, Y, Y), r"data are \(x, y\), got 3"),
+        ((X, Y[0]), r"one sample is a batch of one: x\[None\], \[y\]"),
+        ((X, np.array(["cat", "dog"] * 3)), r"number them: np.unique\(y, return_inverse=True\)\[1\]"),
+        (([[0.5, 0.5], [0.5]], [0, 1]), "save it as one array of numbers, each sample of the same shape"),
+    ],
+)
+def test_what_is_no_data(model: nn.Module, given, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=why):
+        hf.attack(model, given, "pgd", LINF)
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (lambda x: x, "derive from holdfast.models.QueriesOnly, or write predict.py:function"),
+        (Estimator(), r"wrap it: holdfast.models.FromSklearn\(estimator\)"),
+        (nn.Linear(2, 2).state_dict(), "load them into their module with load_state_dict"),
+        ((X, Y), "a model is a module, .*got a tuple. The order is model, data, method, threat"),
+    ],
+)
+def test_what_is_no_model(given, why: str, tmp_path) -> None:
+    verbs = [
+        lambda: hf.attack(given, (X, Y), "pgd", LINF),
+        lambda: hf.certify(given, (X, Y), "crown", LINF),
+        lambda: hf.harden(given, (X, Y), "pgd_training", LINF),
+        lambda: hf.audit(given, (X, Y), LINF, out=tmp_path / "run"),
+    ]
+    for verb in verbs:
+        with pytest.raises(hf.HoldfastError, match=why):
+            verb()
+    with pytest.raises(hf.HoldfastError, match="a network is an ONNX file, a module or weights with arch"):
+        hf.verify(given, "property.vnnlib", shape=(2,))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", [None, nn.Linear, 3, LINF])
+def test_what_is_no_method(model: nn.Module, data: hf.Dataset, given) -> None:
+    for verb in (hf.attack, hf.certify, hf.harden):
+        with pytest.raises(hf.HoldfastError, match="a method is its name, its class or its object"):
+            verb(model, data, given, LINF)
+
+
+def test_a_method_of_another_kind(model: nn.Module, data: hf.Dataset) -> None:
+    with pytest.raises(hf.HoldfastError, match="crown is no attack"):
+        hf.attack(model, data, "crown", LINF)
+    with pytest.raises(hf.HoldfastError, match="pgd is no certifier"):
+        hf.certify(model, data, "pgd", LINF)
+    with pytest.raises(hf.HoldfastError, match=r"pgd is no defence that trains.*These train: .*pgd_training"):
+        hf.harden(model, data, "pgd", LINF)
+    with pytest.raises(hf.HoldfastError, match=r"there is no defence 'pgd_trainin'. Did you mean pgd_training"):
+        hf.harden(model, data, "pgd_trainin", LINF)
+
+
+@pytest.mark.parametrize("given", ["linf", 8 / 255, ("linf", "8/255"), "8/255"])
+def test_what_is_no_threat(model: nn.Module, data: hf.Dataset, given, tmp_path) -> None:
+    verbs = [
+        lambda: hf.attack(model, data, "pgd", given),
+        lambda: hf.certify(model, data, "crown", given),
+        lambda: hf.harden(model, data, "pgd_training", given),
+        lambda: hf.audit(model, data, given, out=tmp_path / "run"),
+    ]
+    for verb in verbs:
+        with pytest.raises(hf.HoldfastError, match=r'ThreatModel.of\("linf", "8/255"\)'):
+            verb()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("sed", "Did you mean seed"),
+        ("sample", "Did you mean samples"),
+        ("eps", r'The threat says it: ThreatModel.of\("linf", "8/255"\)'),
+        ("norm", "The threat says it"),
+    ],
+)
+def test_a_keyword_that_is_none(model: nn.Module, data: hf.Dataset, name: str, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=f"PGD has no parameter '{name}'. {why}"):
+        hf.attack(model, data, PGD, LINF, **{name: 1})
+
+
+def test_a_device_that_is_not_there(model: nn.Module, data: hf.Dataset, tmp_path) -> None:
+    train = hf.load_data("digits:train").head(40)
+    verbs = [
+        lambda: hf.attack(model, data, "pgd", LINF, device="gpu"),
+        lambda: hf.certify(model, data, "crown", LINF, device="cuda:99"),
+        lambda: hf.harden(model, train, "pgd_training", LINF, device="gpu"),
+        lambda: hf.audit(model, data, LINF, device="cuda:99", out=tmp_path / "run"),
+    ]
+    for verb in verbs:
+        with pytest.raises(hf.HoldfastError, match=r"the device .* cannot be used here, take cpu"):
+            verb()
+    assert not (tmp_path / "run").exists()
+
+
+def test_bytes_for_a_model_that_takes_bytes_are_told_of(model: nn.Module, data: hf.Dataset) -> None:
+    wide = hf.ThreatModel.of("linf", "8", high=255)
+    pixels = (data.x * 255).to(torch.uint8)
+    result = hf.attack(model, (pixels, data.y), "fgsm", wide, normalise=([0.0], [255.0]))
+    assert "Arrays of type uint8 are divided by 255 when they are read" in str(result)
+    quiet = hf.attack(model, (pixels.float(), data.y), "fgsm", wide, normalise=([0.0], [255.0]))
+    assert quiet.success == pytest.approx(hf.attack(model, data, "fgsm", LINF).success, abs=0.1)
+    assert not quiet.notes
+
+
+def test_warnings_are_read_where_the_result_is_read(model: nn.Module, data: hf.Dataset) -> None:
+    shuffled = (data.x, (data.y + 1) % 10)
+    result = hf.attack(model, shuffled, "fgsm", LINF, anyway=True)
+    (warning,) = [note for note in result.notes if note.startswith("warning")]
+    assert warning in str(result)
+    assert "warning" in result._repr_html_()
+    assert not [block for block in result.blocks() if "warning" in str(block)]
+
+
+def test_a_surrogate_that_would_not_be_used_is_refused(model: nn.Module, data: hf.Dataset) -> None:
+    for method, why in [("square", "searches on the attacked model itself"), ("fmn", "inside a budget, such as pgd")]:
+        with pytest.raises(hf.HoldfastError, match=why):
+            hf.attack(model, data, method, LINF, surrogate=model)
+
+
+def test_a_model_that_answers_no_gradients_is_broken_through_one_that_does(model: nn.Module, data: hf.Dataset) -> None:
+    class Asked(QueriesOnly):
+        def ask(self, x: np.ndarray) -> np.ndarray:
+            with torch.no_grad():
+                return model(torch.from_numpy(x)).numpy()
+
+    asked = Asked("0" * 64, "the deployment", "it is only asked")
+    wide = hf.ThreatModel.of("linf", "0.15")
+    with pytest.raises(hf.HoldfastError, match="white-box"):
+        hf.attack(asked, data, "pgd", wide)
+    result = hf.attack(asked, data, "pgd", wide, surrogate=model, steps=10)
+    assert torch.equal(result.broken, hf.attack(model, data, "pgd", wide, steps=10).broken)
+    assert result.broken.any()
+    assert result.cost.queries == 2 * len(data) - int(result.wrong.sum()), "as they are, and where the search ended"
