@@ -27,7 +27,7 @@ from holdfast.transforms.triggers import Trigger
 __all__ = ["Planted", "accuracy", "clean_digits", "learnt", "planted", "reached", "some", "watched", "what_is_known"]
 
 SHAPE = (1, 8, 8)
-_STEPS, _RATE = 250, 0.1
+_STEPS, _RATE = 100, 0.2
 
 
 def some(data: Dataset, start: int, stop: int) -> Dataset:
