@@ -1,5 +1,7 @@
 """A network that hides its gradients is broken about as often as the one inside it, by the default suite."""
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -67,9 +69,10 @@ def scrambled(inner, x):
 
 @pytest.fixture(scope="module")
 def broken(trained, tmp_path_factory):
-    """Audits the network behind something; gives the document."""
+    """Audits the network behind something once; gives the document."""
     _, data, model = trained
 
+    @cache
     def of(how):
         plan = Plan.of(data=str(data), samples=N, norm="linf", eps="1/16", certify="none", queries=1000, seed=1)
         module = model if how is None else Hiding(model, how).eval()

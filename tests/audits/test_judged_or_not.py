@@ -157,8 +157,18 @@ def test_a_network_that_jumps_is_said_to(smooth, tmp_path):
     assert "masking.unstable" in {f.code for f in document.findings}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(smooth, tmp_path_factory):
+    """A plan, and its document where the model raises on nothing."""
+    data, model = smooth
+    plan = Plan.of(data=data, norm="linf", eps="0.015", suite="fast", certify="none", queries=300)
+    return plan, audit(plan, tmp_path_factory.mktemp("undisturbed") / "run", model=model)
+
+
 @pytest.mark.parametrize("near", [1e-6, 0.02])  # on the clean input already; on points around it alone
-def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_are_judged(smooth, tmp_path, near):
+def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_are_judged(
+    smooth, undisturbed, tmp_path, near
+):
     data, model = smooth
     third = torch.from_numpy(np.load(data)["x"])[3]
 
@@ -167,9 +177,8 @@ def test_a_sample_that_the_model_raises_on_is_an_error_by_name_and_the_others_ar
         if bool((gap < near).any() if near < 1e-3 else ((gap > 0) & (gap < near)).any()):
             raise ValueError("no such input")
 
-    plan = Plan.of(data=data, norm="linf", eps="0.015", suite="fast", certify="none", queries=300)
-    plain = audit(plan, tmp_path / "a", model=model)
-    found = audit(plan, tmp_path / "b", model=Wrapped(model, before))
+    plan, plain = undisturbed
+    found = audit(plan, tmp_path / "run", model=Wrapped(model, before))
     assert found.samples[3].status is Status.ERROR
     assert [s.status for s in found.samples if s.id != 3] == [s.status for s in plain.samples if s.id != 3]
     assert (found.headline.errors, found.complete) == (1, False)

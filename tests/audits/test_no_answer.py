@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sqlite3
 from dataclasses import replace
+from functools import cache
 
 import jsonschema
 import numpy as np
@@ -65,13 +67,25 @@ def _plan(data, **given):
     )
 
 
+@pytest.fixture(scope="module")
+def audited(data, tmp_path_factory):
+    """Audits such a model once; gives the run's folder, which nobody changes, and the document."""
+
+    @cache
+    def of(bad, every):
+        folder = tmp_path_factory.mktemp("audited") / "run"
+        return folder, audit(_plan(data), folder, model=Silent(bad, every=every))
+
+    return of
+
+
 @pytest.mark.parametrize(
     ("bad", "every", "met"),
     [(torch.nan, False, "NaN"), (torch.inf, False, "+infinity"), (-torch.inf, True, "-infinity for every class")],
 )
-def test_samples_with_no_answer_in_their_set_are_not_judged(data, tmp_path, bad, every, met):
+def test_samples_with_no_answer_in_their_set_are_not_judged(audited, bad, every, met):
     model = Silent(bad, every=every)
-    document = audit(_plan(data), tmp_path / "run", model=model)
+    folder, document = audited(bad, every)
     head = document.gated(0.1)
     assert [s.status for s in document.samples] == [Status.ERROR] * 8 + [Status.BROKEN] * 2
     assert all(s.no_answer is not None and s.no_answer.distance <= _EPS for s in document.samples[:8])
@@ -83,8 +97,8 @@ def test_samples_with_no_answer_in_their_set_are_not_judged(data, tmp_path, bad,
     assert "samples 0, 1, 2" in finding.message
     assert all(p.accuracy == 0 for p in document.curves.eps if p.eps >= _EPS)
     jsonschema.Draft202012Validator(schema()).validate(json.loads(document.text()))
-    assert recheck(tmp_path / "run", model=model).problems == []
-    assert resume(tmp_path / "run", model=model) == document
+    assert recheck(folder, model=model).problems == []
+    assert resume(folder, model=model) == document
 
 
 @pytest.mark.parametrize("given", [{"suite": "black-box"}, {"suite": "minimal"}, {"suite": "standard"}])
@@ -197,9 +211,9 @@ def _gone(stage, unit):
 
 
 @pytest.mark.parametrize("change", [_nearer, _otherwise, _gone, None])
-def test_what_is_said_of_them_is_asked_anew(data, tmp_path, change):
+def test_what_is_said_of_them_is_asked_anew(data, audited, tmp_path, change):
     folder = tmp_path / "run"
-    audit(_plan(data), folder, model=Silent())
+    shutil.copytree(audited(torch.nan, False)[0], folder)
     with np.load(data) as held:
         change = change or _at_the_input(folder, torch.from_numpy(held["x"][0]))
     _forged(folder, change)

@@ -157,13 +157,27 @@ def test_one_side_alone_is_no_contradiction():
 # a certifier that says yes to everything
 
 
+def _yes(self, graph, x, y, ball):
+    """Every sample is proved, at any radius."""
+    return torch.ones(len(x), dtype=torch.bool)
+
+
 @pytest.fixture
 def credulous(monkeypatch):
-    """Every sample is proved, at any radius."""
-    monkeypatch.setattr(GraphCertifier, "certify", lambda self, graph, x, y, ball: torch.ones(len(x), dtype=torch.bool))
+    """Certifiers of graphs say yes."""
+    monkeypatch.setattr(GraphCertifier, "certify", _yes)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def planted(small, tmp_path_factory):
+    """A run with a certifier that says yes: its folder, which nobody changes, and its document."""
+    out = tmp_path_factory.mktemp("planted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GraphCertifier, "certify", _yes)
+        return out, audit(small, out)
+
+
+@pytest.fixture(scope="module")
 def small(trained):
     weights, data, _ = trained
     return Plan.of(
@@ -179,9 +193,8 @@ def _ids(out, stage, name="ids"):
     return {i for (of, _), record in records.items() if of == stage for i in getattr(record, name)}
 
 
-def test_a_planted_contradiction_stops_the_run(small, credulous, tmp_path):
-    out = tmp_path / "run"
-    document = audit(small, out)
+def test_a_planted_contradiction_stops_the_run(small, credulous, planted):
+    out, document = planted
     right = {s.id for s in document.samples if s.prediction == s.label}
     proved = _ids(out, "triage", "proved")  # asked of what the first entry left standing
     assert proved
@@ -217,11 +230,8 @@ def test_a_planted_contradiction_stops_the_run(small, credulous, tmp_path):
     assert [c.id for c in resume(out).contradictions] == [c.id for c in document.contradictions]
 
 
-def test_an_honest_certifier_does_not_prove_what_was_planted(small, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(GraphCertifier, "certify", lambda self, g, x, y, ball: torch.ones(len(x), dtype=torch.bool))
-        audit(small, tmp_path / "run")
-    result = recheck(tmp_path / "run")
+def test_an_honest_certifier_does_not_prove_what_was_planted(planted):
+    result = recheck(planted[0])
     assert not result.ok
     assert any("is not proved" in p for p in result.problems), result.problems
 
