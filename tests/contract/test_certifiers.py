@@ -179,72 +179,72 @@ def _change(found, **new):
 class Boasts(Clever):
     """Calls its estimate a proof."""
 
-    def _certify(self, *request):
-        return _change(super()._certify(*request), guarantee=lambda c: Guarantee.SOUND)
+    def _certify(self, ask, request):
+        return _change(super()._certify(ask, request), guarantee=lambda c: Guarantee.SOUND)
 
 
 @dataclass(frozen=True)
 class NoAlpha(Cohen):
     """Does not say how often it is wrong."""
 
-    def _certify(self, *request):
-        return _change(super()._certify(*request), alpha=lambda c: None)
+    def _certify(self, ask, request):
+        return _change(super()._certify(ask, request), alpha=lambda c: None)
 
 
 @dataclass(frozen=True)
 class Doubles(Cohen):
     """Promises twice the radius."""
 
-    def _certify(self, *request):
-        return _change(super()._certify(*request), radius=lambda c: 2 * c.radius)
+    def _certify(self, ask, request):
+        return _change(super()._certify(ask, request), radius=lambda c: 2 * c.radius)
 
 
 @dataclass(frozen=True)
 class Halves(Clever):
     """Estimates half of it."""
 
-    def _certify(self, *request):
-        return _change(super()._certify(*request), radius=lambda c: c.radius / 2)
+    def _certify(self, ask, request):
+        return _change(super()._certify(ask, request), radius=lambda c: c.radius / 2)
 
 
 @dataclass(frozen=True)
 class Positions(Cohen):
     """Keys its draws by the place in the batch."""
 
-    def _certify(self, ask, x, y, ids, *rest):
-        return super()._certify(ask, x, y, range(len(x)), *rest)
+    def _certify(self, ask, request):
+        return super()._certify(ask, replace(request, ids=range(len(request.x))))
 
 
 @dataclass(frozen=True)
 class Unseeded(Cohen):
     """Always draws the same."""
 
-    def _certify(self, ask, x, y, ids, seed, *rest):
-        return super()._certify(ask, x, y, ids, 0, *rest)
+    def _certify(self, ask, request):
+        return super()._certify(ask, replace(request, seed=0))
 
 
 @dataclass(frozen=True)
 class Reseeds(Cohen):
     """Draws what the global generator says."""
 
-    def _certify(self, ask, x, y, ids, seed, *rest):
-        return super()._certify(ask, x, y, ids, int(torch.randint(1 << 30, ())), *rest)
+    def _certify(self, ask, request):
+        return super()._certify(ask, replace(request, seed=int(torch.randint(1 << 30, ()))))
 
 
 @dataclass(frozen=True)
 class Predicts(Cohen):
     """Certifies whatever the model says."""
 
-    def _certify(self, ask, x, y, *rest):
-        return super()._certify(ask, x, ask.logits(x).argmax(1), *rest)
+    def _certify(self, ask, request):
+        return super()._certify(ask, replace(request, y=ask.logits(request.x).argmax(1)))
 
 
 @dataclass(frozen=True)
 class Bold(Cohen):
     """Takes the share of the votes for its bound: never abstains."""
 
-    def _certify(self, ask, x, y, ids, seed, norm, radius_max, progress):
-        found = super()._certify(ask, x, y, ids, seed, norm, radius_max, progress)
+    def _certify(self, ask, request):
+        found = super()._certify(ask, request)
         return [
             c or Certificate(radius=1e-3, guarantee=Guarantee.PROBABILISTIC, method="bold", arithmetic="", alpha=0.001)
             for c in found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, final
 
 import torch
@@ -20,7 +21,7 @@ from holdfast.core.threat import Norm
 from holdfast.core.verdict import Certificate
 from holdfast.judge.asking import scores_of
 
-__all__ = ["Ask", "ModuleAsk", "OracleCertifier", "Progress", "refuse_random"]
+__all__ = ["Ask", "CertificateRequest", "ModuleAsk", "OracleCertifier", "Progress", "refuse_random"]
 
 _FEW, _COPIES, _STEADY, _BATCH_NOISE = 2, 8, 1e-4, 1e-3
 
@@ -99,6 +100,29 @@ class ModuleAsk:
             return torch.autograd.grad(difference.sum(), leaf)[0]
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CertificateRequest:
+    """A request for certificates that was checked.
+
+    Attributes:
+        x: (n, \\*features) clean inputs, float.
+        y: (n,) int64 labels.
+        ids: n rows of the data set.
+        seed: of the plan.
+        norm: distortion in which the radius is measured; the method serves it.
+        radius_max: no larger radius is of interest, above 0.
+        progress: told how many samples are settled.
+    """
+
+    x: Tensor
+    y: Tensor
+    ids: Sequence[int]
+    seed: int
+    norm: Norm
+    radius_max: float | None
+    progress: Progress
+
+
 class OracleCertifier(ABC):
     """A method that bounds, with some guarantee, how far the prediction holds, by asking the model.
 
@@ -143,13 +167,13 @@ class OracleCertifier(ABC):
             raise UsageError(f"{len(x)} inputs need as many labels and ids, got {tuple(y.shape)} and {len(ids)}")
         if radius_max is not None and not radius_max > 0:
             raise UsageError(f"radius_max must be positive, got {radius_max}")
-        return self._certify(ask, x, y, ids, seed, norm, radius_max, progress or _silent)
+        request = CertificateRequest(
+            x=x, y=y, ids=ids, seed=seed, norm=norm, radius_max=radius_max, progress=progress or _silent
+        )
+        return self._certify(ask, request)
 
     @abstractmethod
-    def _certify(
-        self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None,
-        progress: Progress,
-    ) -> list[Certificate | None]:  # fmt: skip
+    def _certify(self, ask: Ask, request: CertificateRequest) -> list[Certificate | None]:
         """What ``certify`` returns, for a checked request."""
 
 

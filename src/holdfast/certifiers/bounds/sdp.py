@@ -13,10 +13,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.relaxation.relaxation import Relaxation, TooLargeError
-from holdfast.certifiers.relaxation.semidefinite import SemidefiniteDual, SemidefiniteMultipliers, prepare
+from holdfast.certifiers.relaxation.semidefinite import (
+    SemidefiniteDual,
+    SemidefiniteMultipliers,
+    semidefinite_bounds,
+)
 from holdfast.core.cards import Card, parameter
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.errors import UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph
@@ -66,20 +69,9 @@ class SDP(GraphCertifier):
     @override
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
         """See `GraphCertifier.bounds`; without gradient, and never below CROWN's."""
-        if region.norm is not Norm.LINF:
-            raise UnsupportedError(f"SDP serves linf, not {region.norm}; use crown or alpha_crown")
-        with torch.no_grad():
-            c = c.double().expand(len(x), *c.shape[-2:])
-            found, best = prepare(graph, region, x, c, d, self.memory)
-            shift = c.new_zeros(c.shape[:2]) if d is None else d.to(c).expand(c.shape[:2])
-            for i in range(len(x)):
-                try:
-                    relaxation = Relaxation(found, i, self.variables)
-                except TooLargeError:
-                    continue
-                dual = SemidefiniteDual(relaxation, c[i], shift[i])
-                best[i] = torch.maximum(best[i], dual.bound(self._solve(dual)))
-        return best
+        return semidefinite_bounds(
+            graph, region, x, c, d, solve=self._solve, variables=self.variables, memory=self.memory
+        )
 
     def _solve(self, dual: SemidefiniteDual) -> SemidefiniteMultipliers:
         """The multipliers that Clarabel finds for each row; those of CROWN where it finds none."""

@@ -10,10 +10,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.graph_certifier import GraphCertifier
-from holdfast.certifiers.relaxation.relaxation import Relaxation, TooLargeError
-from holdfast.certifiers.relaxation.semidefinite import SemidefiniteDual, SemidefiniteMultipliers, prepare
+from holdfast.certifiers.relaxation.semidefinite import (
+    SemidefiniteDual,
+    SemidefiniteMultipliers,
+    semidefinite_bounds,
+)
 from holdfast.core.cards import Card, parameter
-from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph
@@ -29,7 +31,7 @@ class SDPFirstOrder(GraphCertifier):
 
     It starts at CROWN's multipliers, where its bound is CROWN's, and needs no solver. A step needs the least eigenvalue
     and its vector, for large matrices only an estimate from a few products; what is returned is the best of the
-    iterates that were looked at, bounded anew with a proof of its least eigenvalue (see `_semidefinite`).
+    iterates that were looked at, bounded anew with a proof of its least eigenvalue (see `relaxation.semidefinite`).
     """
 
     card: ClassVar[Card] = Card(
@@ -67,20 +69,9 @@ class SDPFirstOrder(GraphCertifier):
     @override
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
         """See `GraphCertifier.bounds`; without gradient, and never below CROWN's."""
-        if region.norm is not Norm.LINF:
-            raise UnsupportedError(f"SDP-FO serves linf, not {region.norm}; use crown or alpha_crown")
-        with torch.no_grad():
-            c = c.double().expand(len(x), *c.shape[-2:])
-            found, best = prepare(graph, region, x, c, d, self.memory)
-            shift = c.new_zeros(c.shape[:2]) if d is None else d.to(c).expand(c.shape[:2])
-            for i in range(len(x)):
-                try:
-                    relaxation = Relaxation(found, i, self.variables)
-                except TooLargeError:
-                    continue
-                dual = SemidefiniteDual(relaxation, c[i], shift[i])
-                best[i] = torch.maximum(best[i], dual.bound(self._ascend(dual)))
-        return best
+        return semidefinite_bounds(
+            graph, region, x, c, d, solve=self._ascend, variables=self.variables, memory=self.memory
+        )
 
     def _ascend(self, dual: SemidefiniteDual) -> SemidefiniteMultipliers:
         """The multipliers of the best iterate of each row."""

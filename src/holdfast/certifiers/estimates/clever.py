@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.oracle_certifier import Ask, OracleCertifier, Progress
+from holdfast.certifiers.oracle_certifier import Ask, CertificateRequest, OracleCertifier
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
@@ -100,20 +100,26 @@ class Clever(OracleCertifier):
             raise UsageError(f"CLEVER needs a rival class, got {self.rivals}")
 
     @override
-    def _certify(
-        self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None,
-        progress: Progress,
-    ) -> list[Certificate | None]:  # fmt: skip
-        found: list[Certificate | None] = []
-        for i in range(len(x)):
-            e = self.estimates(ask, x[i : i + 1], y[i : i + 1], ids[i : i + 1], seed, norm, radius_max)[0]
-            found.append(
+    def _certify(self, ask: Ask, request: CertificateRequest) -> list[Certificate | None]:
+        certificates: list[Certificate | None] = []
+        for i in range(len(request.x)):
+            one = slice(i, i + 1)
+            (e,) = self.estimates(
+                ask,
+                request.x[one],
+                request.y[one],
+                request.ids[one],
+                request.seed,
+                request.norm,
+                request.radius_max,
+            )
+            certificates.append(
                 None
                 if e is None
                 else Certificate(radius=e.radius, guarantee=Guarantee.ESTIMATE, method="clever", fit=e.ks_p)
             )
-            progress(i + 1)
-        return found
+            request.progress(i + 1)
+        return certificates
 
     def estimates(
         self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None = None

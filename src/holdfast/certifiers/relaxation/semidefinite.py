@@ -16,6 +16,7 @@ kappa are the multipliers of ``(v - l)(v - u) <= 0``. The least eigenvalue is bo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -25,11 +26,13 @@ from holdfast.certifiers.propagation.propagation import Propagation, propagated
 from holdfast.certifiers.propagation.region import gamma
 from holdfast.certifiers.propagation.specification import best_specification, specification
 from holdfast.certifiers.proved import numbers
-from holdfast.certifiers.relaxation.relaxation import Relaxation, lower_max_pools
+from holdfast.certifiers.relaxation.relaxation import Relaxation, TooLargeError, lower_max_pools
+from holdfast.core.errors import UnsupportedError
 from holdfast.core.sets import LpBall
+from holdfast.core.threat import Norm
 from holdfast.graph.model import Graph
 
-__all__ = ["SemidefiniteDual", "SemidefiniteMultipliers", "prepare"]
+__all__ = ["SemidefiniteDual", "SemidefiniteMultipliers", "semidefinite_bounds"]
 
 
 def _eigh(m: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,7 +208,52 @@ class SemidefiniteDual:
         return torch.where(finite, mu[:, 0] - norm, -torch.inf)
 
 
-def prepare(
+def semidefinite_bounds(
+    graph: Graph,
+    region: LpBall,
+    x: Tensor,
+    c: Tensor,
+    d: Tensor | None,
+    *,
+    solve: Callable[[SemidefiniteDual], SemidefiniteMultipliers],
+    variables: int,
+    memory: int | None,
+) -> Tensor:
+    """The better of CROWN's bounds and those of the relaxation, sample by sample and without gradient.
+
+    Args:
+        graph: the model.
+        region: linf balls.
+        x: their centres (n, \\*features).
+        c: (n, rows, classes) or (rows, classes).
+        d: (rows,) or (n, rows), 0 if missing.
+        solve: finds multipliers, of which nothing is believed.
+        variables: samples with more inputs and open activations keep CROWN's bounds.
+        memory: see `Propagation`.
+
+    Returns:
+        (n, rows).
+
+    Raises:
+        UnsupportedError: another norm.
+    """
+    if region.norm is not Norm.LINF:
+        raise UnsupportedError(f"a semidefinite bound serves linf, not {region.norm}; use crown or alpha_crown")
+    with torch.no_grad():
+        c = c.double().expand(len(x), *c.shape[-2:])
+        propagation, best = _crown(graph, region, x, c, d, memory)
+        shift = c.new_zeros(c.shape[:2]) if d is None else d.to(c).expand(c.shape[:2])
+        for i in range(len(x)):
+            try:
+                relaxation = Relaxation(propagation, i, variables)
+            except TooLargeError:
+                continue
+            dual = SemidefiniteDual(relaxation, c[i], shift[i])
+            best[i] = torch.maximum(best[i], dual.bound(solve(dual)))
+    return best
+
+
+def _crown(
     graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None, memory: int | None
 ) -> tuple[Propagation, Tensor]:
     """Boxes from CROWN, with max pools as ReLUs, and CROWN's bounds of the rows (n, rows)."""

@@ -39,9 +39,9 @@ _CHANGES: Mapping[str, tuple[float, Make]] = {  # the range that is asked about 
 class SemantifyNN(SetCertifier):
     """The largest symmetric range of a semantic parameter over which the class is proved.
 
-    A cell of parameters is enclosed by an affine image (`_enclosure`), so that all pixels move together in the linear
-    bounds, as they do in Semantify-NN's extra layers; a cell that is not proved is cut in two. The range is found by
-    bisection, and a range at whose cell corners the model errs is given up at once.
+    A cell of parameters is enclosed by an affine image (`relaxation.enclosure`), so that all pixels move together in
+    the linear bounds, as they do in Semantify-NN's extra layers; a cell that is not proved is cut in two. The range is
+    found by bisection, and a range at whose cell corners the model errs is given up at once.
     """
 
     card: ClassVar[Card] = Card(

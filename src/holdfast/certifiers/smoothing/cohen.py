@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from scipy import special  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 from typing_extensions import override
 
-from holdfast.certifiers.oracle_certifier import Ask, OracleCertifier, Progress, refuse_random
+from holdfast.certifiers.oracle_certifier import Ask, CertificateRequest, OracleCertifier, refuse_random
 from holdfast.certifiers.smoothed import REACH, Smoothed, missed
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UsageError
@@ -89,22 +88,20 @@ class Cohen(OracleCertifier):
             raise UsageError(f"alpha must lie between 0 and 1, got {self.alpha}")
 
     @override
-    def _certify(
-        self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None,
-        progress: Progress,
-    ) -> list[Certificate | None]:  # fmt: skip
+    def _certify(self, ask: Ask, request: CertificateRequest) -> list[Certificate | None]:
+        x, radius_max = request.x, request.radius_max
         if not len(x):
             return []
-        g = Smoothed(ask, self.sigma, seed)
+        g = Smoothed(ask, self.sigma, request.seed)
         refuse_random(ask, x)
         # |delta|_2 <= sqrt(d) |delta|_inf and |delta|_2 <= |delta|_1
-        share = 1 / sqrt(x[0].numel()) if norm is Norm.LINF else 1.0
+        share = 1 / sqrt(x[0].numel()) if request.norm is Norm.LINF else 1.0
         if self.sequential:
             if radius_max is None:
                 raise UsageError("the sequential mode decides whether a radius is reached; give radius_max")
-            p = self._sequential(g, x, y, ids, radius_max / share, progress)
+            p = self._sequential(g, request, radius_max / share)
         else:
-            p = self._fixed(g, x, y, ids, progress)
+            p = self._fixed(g, request)
         beyond = missed(x[0].numel())
         radii = self.sigma * _special.ndtri(np.maximum(p - beyond, 0)) * share
         arithmetic = (
@@ -124,11 +121,12 @@ class Cohen(OracleCertifier):
             for r in radii
         ]
 
-    def _fixed(self, g: Smoothed, x: Tensor, y: Tensor, ids: Sequence[int], progress: Progress) -> NDArray[np.float64]:
+    def _fixed(self, g: Smoothed, request: CertificateRequest) -> NDArray[np.float64]:
         """Lower bounds (m,) of pA; 0 where the chosen class is not y."""
-        names = np.asarray(ids)
+        x, y, progress = request.x, request.y, request.progress
+        names = np.asarray(request.ids)
         p = np.zeros(len(x))
-        chosen = g.votes(x, ids, self.n0, "select").argmax(dim=1)
+        chosen = g.votes(x, request.ids, self.n0, "select").argmax(dim=1)
         rows = np.flatnonzero((chosen == y).cpu().numpy())
         settled = len(x) - len(rows)
         progress(settled)
@@ -140,9 +138,7 @@ class Cohen(OracleCertifier):
             progress(settled)
         return p
 
-    def _sequential(
-        self, g: Smoothed, x: Tensor, y: Tensor, ids: Sequence[int], radius: float, progress: Progress
-    ) -> NDArray[np.float64]:
+    def _sequential(self, g: Smoothed, request: CertificateRequest, radius: float) -> NDArray[np.float64]:
         """Lower bounds (m,) of pA from as few draws as settle whether pA reaches Phi(radius / sigma).
 
         Half of alpha goes to the bound by betting, which holds at all times together (``betting_lower``), so a sample
@@ -150,10 +146,11 @@ class Cohen(OracleCertifier):
         draws. By the union bound the chance that any statement about a sample is wrong is at most alpha. A sample also
         stops once the bet *against* it is won: pA is too small and only its effort is at stake.
         """
+        x, y = request.x, request.y
         level = self.alpha / 2
         goal = float(_special.ndtr(radius / self.sigma))
         p = np.zeros(len(x))
-        streams = g.streams(ids, "sequential", x.device)
+        streams = g.streams(request.ids, "sequential", x.device)
         rows, k, n = np.arange(len(x)), np.zeros(len(x)), 0
         while len(rows) and n < self.n:
             more = min(self.n, max(_FIRST_LOOK, ceil(n * _LOOK_GROWTH))) - n
@@ -165,7 +162,7 @@ class Cohen(OracleCertifier):
             hopeless = (k < n * goal) & (log_wealth(k, n, goal) >= np.log(1 / level))
             still = ~(hopeless | (p[rows] >= goal))
             rows, k = rows[still], k[still]
-            progress(len(x) - (len(rows) if n < self.n else 0))
+            request.progress(len(x) - (len(rows) if n < self.n else 0))
         return p
 
 
