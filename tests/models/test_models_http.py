@@ -299,7 +299,7 @@ class TestFaults:
             model(X[:8])
 
     def test_a_rate_limit_is_borne(self, module):
-        with serve(module, rate=40) as api, asked(api.url) as model:
+        with serve(module, rate=200) as api, asked(api.url, rows_per_request=2, concurrency=16) as model:
             assert torch.equal(model(X).argmax(1), module(X).argmax(1))
             assert api.refused > 0
             assert model.usage.sent == api.rows + model.usage.retried == 50 + model.usage.retried

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -135,6 +136,7 @@ class HttpModel:
         self._trouble, self._told = "", set[str]()
         self._canary_every, self._canary, self._next_canary = canary_every, None, canary_every
         self._line = Line(url, timeout, request_headers(url, headers, token_env))
+        self._turn = threading.RLock()
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="holdfast-http")
 
     @property
@@ -233,6 +235,16 @@ class HttpModel:
             self._paid.close()
 
     def _ask(self, rows: Tensor, keys: Sequence[bytes] = ()) -> Tensor:
+        with self._turn:
+            pass  # nobody overtakes a request that has its turn
+        with ExitStack() as turn:
+            return self._answer(rows, keys, turn)
+
+    def _answer(self, rows: Tensor, keys: Sequence[bytes], turn: ExitStack) -> Tensor:
+        """The answer, after retries; a request that was refused for its rate has its turn alone until it is served.
+
+        Those that wait for one rate limit wake together: the unlucky would be refused until their retries are used up.
+        """
         body = self.template.encode(rows)
         reply = HttpReply(0, b"")
         for attempt in range(self._retries + 1):
@@ -253,6 +265,8 @@ class HttpModel:
                 pause = self._pause(attempt, reply.wait)
                 self._tell(reply, pause, self._retries - attempt)
                 self._sleep(pause)
+                if reply.status == 429:
+                    turn.enter_context(self._turn)
         raise ModelError(
             f"{self.url} failed {self._retries + 1} times, last with {reply.trouble}. {self._advice(reply)}"
         )

@@ -9,6 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import ceil
 from typing import Any, Literal
 
 import torch
@@ -92,7 +93,7 @@ def serve(
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             if wait is not None:
-                self.send_header("Retry-After", f"{wait:.3f}")
+                self.send_header("Retry-After", f"{ceil(1000 * wait) / 1000:.3f}")
             self.end_headers()
             self.wfile.write(body)
 
