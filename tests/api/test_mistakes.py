@@ -166,3 +166,46 @@ def test_a_model_that_answers_no_gradients_is_broken_through_one_that_does(model
     assert torch.equal(result.broken, hf.attack(model, data, "pgd", wide, steps=10).broken)
     assert result.broken.any()
     assert result.cost.queries == 2 * len(data) - int(result.wrong.sum()), "as they are, and where the search ended"
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "why"),
+    [
+        ("normalise", [0.5, 0.5, 0.5], r"a normalisation is \(means, deviations\) by channel"),
+        ("normalise", 0.5, "a normalisation is"),
+        ("binary", "logits", "binary is no 'logits'. Did you mean logit"),
+        ("answers", "label", "Did you mean labels"),
+        ("scores", "softmax", "Known: logits, probabilities"),
+        ("table", "nowhere.yaml", "there is no table at nowhere.yaml"),
+    ],
+)
+def test_how_a_model_is_read_is_checked(model: nn.Module, data: hf.Dataset, keyword: str, value, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=why):
+        hf.attack(model, data, "fgsm", LINF, **{keyword: value})
+
+
+def test_a_run_s_folder_is_a_folder_and_its_data_are_said(model: nn.Module, data: hf.Dataset, tmp_path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(hf.HoldfastError, match="is a file; a run needs a folder"):
+        hf.audit(model, data, LINF, out=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(hf.HoldfastError, match=r"what data\? give \(x, y\)"):
+        hf.audit(model, None, LINF, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_reads_files_says_so() -> None:
+    with pytest.raises(hf.HoldfastError, match=r"arrays are Dataset.of\(x, y\)"):
+        hf.load_data((X, Y))  # type: ignore[arg-type]
+    with pytest.raises(hf.HoldfastError, match="a model is a module, a loaded model, a path"):
+        hf.load_model(None)  # type: ignore[arg-type]
+    with pytest.raises(hf.HoldfastError, match="a method is its name, its class or its object"):
+        hf.method(3)
+    assert hf.method(PGD(steps=3)).name == hf.method(PGD).name == "pgd"
+
+
+def test_a_size_is_written_the_same_everywhere(model: nn.Module, data: hf.Dataset) -> None:
+    radii = hf.certify(model, data, "ibp", hf.ThreatModel.of("linf", "4/255"))
+    assert radii.certified_at("1/255") == radii.certified_at(1 / 255) > radii.certified_at("8/255") == 0
+    with pytest.raises(hf.HoldfastError, match="no perturbation size"):
+        radii.certified_at("much")

@@ -113,6 +113,8 @@ def test_an_audit_of_arrays_says_both_sides_and_stands_a_recheck(
     other = hf.recheck(run.folder, model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
     assert not other.ok
     assert str(other).startswith("FAILS: ")
+    assert "judged anew: all hold" in repr(again)
+    assert repr(other).endswith("1 fail>")
 
 
 def test_a_run_is_gone_on_with_compared_and_kept_apart(run: hf.Report, model: nn.Module, data: hf.Dataset) -> None:

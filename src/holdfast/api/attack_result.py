@@ -82,7 +82,7 @@ class AttackResult(Result):
             command: the command line that repeats it.
 
         Raises:
-            UsageError: the folder holds an audit, or files that no attack wrote.
+            UsageError: the folder holds an audit, or files of the same names that no attack wrote.
         """
 
     def _begin(self, folder: Path) -> bool:

@@ -83,6 +83,12 @@ def audit(
     made = _plan(plan, {k: v for k, v in given.items() if v is not None})
     if module is None and made.model is None:
         raise UsageError("what model? give a module, a path, or a plan that names one")
+    if data is None and "data" not in made.model_fields_set:
+        raise UsageError(
+            "what data? give (x, y), a Dataset, a file, or a plan that names one; digits:test is there to try"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; a run needs a folder: choose another out")
     with nullcontext() if kept is None else _kept(kept, folder):
         report = run_plan(made, folder, voice, model=module, workers=workers, anyway=anyway)
     report.write(voice)
@@ -211,15 +217,24 @@ class RecheckResult(Result):
         """
         return self.found.cost
 
+    @property
+    def verdict(self) -> str:
+        """What it comes to, in one line."""
+        held = "all hold" if self.ok else f"{len(self.problems)} fail"
+        return f"{self.found.witnesses} witnesses and {self.found.certificates} certificates judged anew: {held}"
+
+    @override
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.verdict}>"
+
     @override
     def blocks(self) -> list[Block]:
         found = self.found
-        verdict = "all hold" if found.ok else f"{len(found.problems)} fail"
         return [
             *(f"FAILS: {problem}" for problem in found.problems),
             *(f"marginal: the witness of sample {sample} flips within its rounding" for sample in found.marginal),
             *(f"not re-derived: {what}" for what in dict.fromkeys(found.not_rederived)),
-            f"{found.witnesses} witnesses and {found.certificates} certificates judged anew: {verdict}",
+            self.verdict,
         ]
 
     @override

@@ -6,6 +6,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from holdfast.api.voice import Progress, Stages, Voice
 from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
 from holdfast.core.registry import name_of
-from holdfast.core.threat import Guarantee, size_text
+from holdfast.core.threat import Guarantee, parse_eps, size_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,11 +67,11 @@ class CertifyResult(Result):
     def arithmetic(self) -> str:
         """For sound methods, the arithmetic in which what they say holds."""
 
-    def certified_at(self, size: float) -> float:
-        """Share of the samples that are certified at least so far."""
+    def certified_at(self, size: float | str | Fraction) -> float:
+        """Share of the samples that are certified at least so far: ``0.25``, ``"8/255"``."""
         import numpy as np
 
-        return float((np.nan_to_num(self.radius, nan=-1.0) >= size).mean())
+        return float((np.nan_to_num(self.radius, nan=-1.0) >= float(parse_eps(size))).mean())
 
     @override
     def columns(self) -> Mapping[str, Sequence[Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from inspect import signature
-from typing import TYPE_CHECKING, Any, cast, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from holdfast.core.errors import UsageError, did_you_mean
 from holdfast.core.threat import ThreatModel
@@ -187,6 +187,9 @@ def _parameters(kind: type) -> list[str]:
 def normalisation(given: Any) -> Normalisation | None:
     """A declared normalisation as people write it: (means, deviations), or ``MEAN,.../STD,...``.
 
+    Raises:
+        UsageError: it is written otherwise.
+
     Example:
         >>> normalisation("0.5/0.25") == normalisation(([0.5], [0.25]))
         True
@@ -194,25 +197,39 @@ def normalisation(given: Any) -> Normalisation | None:
     from holdfast.models.wrap import Normalisation
 
     match given:
+        case None | Normalisation():
+            return given
         case str():
             return Normalisation.parse(given)
-        case (mean, std):
-            return Normalisation(tuple(mean), tuple(std))
+        case (mean, std) if isinstance(mean, Iterable) and isinstance(std, Iterable):  # arrays are no sequences
+            return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
         case _:
-            return given
+            raise UsageError("a normalisation is (means, deviations) by channel: ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])")
 
 
 def _spec_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a `ModelSpec` as people write them."""
+    """Values of a `ModelSpec` as people write them.
+
+    Raises:
+        UsageError: a value that its field does not have.
+    """
     from pathlib import Path
 
     from holdfast.data.table import Table
+    from holdfast.session.spec import ModelSpec
 
     values = dict(given)
     if "normalise" in values:
         values["normalise"] = normalisation(values["normalise"])
     if isinstance(values.get("table"), str | Path):
         values["table"] = Table.read(Path(values["table"]))
+    if isinstance(values.get("table"), Mapping):
+        values["table"] = Table.of(values["table"])
     if values.get("class_names") is not None:
-        values["class_names"] = tuple(values["class_names"])
+        names = values["class_names"]
+        values["class_names"] = tuple(names.split(",") if isinstance(names, str) else names)
+    for name, hint in get_type_hints(ModelSpec).items():
+        choices = [str(c) for part in (hint, *get_args(hint)) if get_origin(part) is Literal for c in get_args(part)]
+        if choices and values.get(name) not in (None, *choices):
+            raise UsageError(f"{name} is no '{values[name]}'. {did_you_mean(str(values[name]), choices)}")
     return values

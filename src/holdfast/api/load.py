@@ -51,13 +51,13 @@ def load_model(
     """
     from holdfast.api.keywords import normalisation
     from holdfast.models.opening import open_model
-    from holdfast.session.spec import is_url
+    from holdfast.session.spec import is_url, model_name
 
     if is_url(path):
         raise UsageError(
             f"{path} is a prediction API, not a file; give its URL to the verb, with classes=... and max_queries=..."
         )
     return open_model(
-        str(path), arch=arch, normalise=normalisation(normalise), binary=binary, trust=trust, device=device, output=output,
+        model_name(path), arch=arch, normalise=normalisation(normalise), binary=binary, trust=trust, device=device, output=output,
         classes=classes,
     )  # fmt: skip

@@ -123,8 +123,11 @@ def methods(pattern: str = "*", *, kind: str | None = None) -> Methods:
     return Methods([_page(name) for name in found])
 
 
-def method(name: str) -> MethodPage:
+def method(given: str | object) -> MethodPage:
     """The card of a method, with its parameters.
+
+    Args:
+        given: its name, its class or its object.
 
     Raises:
         UsageError: there is none of that name; the message names the near ones.
@@ -133,10 +136,10 @@ def method(name: str) -> MethodPage:
         >>> method("pgd").card.title
         'PGD'
     """
-    from holdfast.core.registry import method as registered
+    from holdfast.api.keywords import kind_of
     from holdfast.core.registry import name_of
 
-    return _page(name_of(registered(name)))
+    return _page(name_of(kind_of(given)))
 
 
 def _page(name: str) -> MethodPage:

@@ -132,7 +132,7 @@ def verify(
     memory: int | str = "1G",
     deployed: Literal["float32", "bfloat16", "float16"] | None = None,
     proof: str | Path | None = None,
-    shape: Sequence[int] | None = None,
+    shape: Sequence[int] | int | None = None,
     arch: str | None = None,
     trust: bool = False,
     progress: Progress = True,
@@ -161,7 +161,12 @@ def verify(
 
     most = memory if isinstance(memory, int) else size_in_bytes(memory)
     effort = Effort(timeout=seconds, method=method, memory=most, deployed=deployed)
-    net, _ = open_network(model, arch=arch, shape=None if shape is None else tuple(shape), trust=trust)
+    net, _ = open_network(
+        model,
+        arch=arch,
+        shape=(shape,) if isinstance(shape, int) else None if shape is None else tuple(shape),
+        trust=trust,
+    )
     voice = Voice(progress)
     with voice.progress() as tell:
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from holdfast.core.errors import DataError
+from holdfast.core.errors import DataError, UsageError
 from holdfast.data.csv import load_csv
 from holdfast.data.dataset import Dataset
 from holdfast.data.digits import load_digits
@@ -27,12 +27,16 @@ def load_data(spec: str | Path, *, classes: Sequence[str] | None = None) -> Data
 
     Raises:
         DataError: nothing there, or nothing that can be read.
-        UsageError: an unknown split of the digits.
+        UsageError: an unknown split of the digits, or what is no name of anything.
 
     Example:
         >>> len(load_data("digits:train"))
         1297
     """
+    if not isinstance(spec, str | Path):  # pyright: ignore[reportUnnecessaryIsInstance]  # people give anything
+        raise UsageError(
+            f"a file is read, or a folder, or digits:test, got a {type(spec).__name__}; arrays are Dataset.of(x, y)"
+        )
     text = str(spec)
     if text == "digits" or text.startswith("digits:"):
         return _named(load_digits(text.partition(":")[2] or "all"), classes)

@@ -113,7 +113,7 @@ def open_spec(
     """
     model = spec.model
     if model is None:
-        raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or pass the module to audit() in Python")
+        raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or from Python the module itself")
     if isinstance(model, HttpModel):
         return OpenedModel(base=model, subject=model.subject, source=model.url)
     if isinstance(model, LoadedModel):
