@@ -61,6 +61,27 @@ class Idle(LabelFlip):
         return PoisonedDataset.of(data, method="idle", seed=0)
 
 
+@breaches.of(budget="one of a smaller rate")
+class Wastes(LabelFlip):
+    """Draws the new label among all classes, the old one included."""
+
+    def poison(self, data, knowledge, draws):
+        stream = draws.generator("flips", len(data))
+        rows = torch.randperm(len(data), generator=stream)[: self.edits(len(data)) // 2]
+        new = Samples(data.x[rows], torch.randint(0, data.class_count, (len(rows),), generator=stream))
+        return PoisonedDataset.of(data, method="wastes", seed=draws.seed, replacing=(rows, new))
+
+
+@breaches.of(valid="which have 3")
+class Ten(LabelFlip):
+    """Counts on ten classes."""
+
+    def poison(self, data, knowledge, draws):
+        made = super().poison(data, knowledge, draws).manifest
+        new = Samples(made.new.x, (made.old.y + 1) % 10)
+        return PoisonedDataset.of(data, method="ten", seed=draws.seed, replacing=(made.replaced, new))
+
+
 @breaches.of(grows="they must grow")
 class Fixed(LabelFlip):
     """Knows one rate."""
@@ -224,6 +245,46 @@ class Drawn(BadNets):
         return Overlay(torch.rand(8, 8), torch.tensor(1.0))
 
 
+@breaches.of(other_shape="RuntimeError")
+class Eight(BadNets):
+    """Its trigger is made for one shape, whatever it is asked for."""
+
+    def trigger(self, shape):
+        mask = torch.zeros(8, 8)
+        mask[-3:, -3:] = 1
+        return Overlay(mask, torch.tensor(1.0))
+
+
+class Level(Overlay):
+    """As bright as its batch."""
+
+    def stamp(self, x):
+        return super().stamp(x) * (0.5 + x.mean())
+
+
+@breaches.of(trigger="otherwise alone")
+class InCompany(BadNets):
+    """Its trigger depends on who is stamped along."""
+
+    def trigger(self, shape):
+        return Level(*Overlay.patch(shape, 3, 0.5).buffers())
+
+
+class Copied(Overlay):
+    """Stamps a copy that no gradient leads to."""
+
+    def stamp(self, x):
+        return super().stamp(x.detach().clone())
+
+
+@breaches.of(gradient="no gradient leads through")
+class Detaches(BadNets):
+    """Its trigger cannot be differentiated."""
+
+    def trigger(self, shape):
+        return Copied(*Overlay.patch(shape, self.side, self.value).buffers())
+
+
 @breaches.of(target="must refuse class")
 class AnyTarget(BadNets):
     """Takes every number for a class."""
@@ -263,6 +324,30 @@ class Explodes(ModelReplacement):
 
     def update(self, round, own, draws):
         return own / 0
+
+
+@breaches.of(shape="not finite, where its own training moved nothing")
+class Unit(ModelReplacement):
+    """Scales to a length, which nothing has none of."""
+
+    def update(self, round, own, draws):
+        return own / own.norm(dim=1, keepdim=True)
+
+
+@breaches.of(shape="of 7 hostile clients of 7 is not finite")
+class Benign(ModelReplacement):
+    """Divides by the clients that are not hostile."""
+
+    def update(self, round, own, draws):
+        return own * len(round.sizes) / torch.tensor(len(round.sizes) - len(round.hostile)).double()
+
+
+@breaches.of(order="their sizes are `sizes.hostile.`")
+class Misweighs(ModelReplacement):
+    """Takes the sizes of the first clients for those of its own."""
+
+    def update(self, round, own, draws):
+        return own * round.sizes.sum() / round.sizes[: len(own)].sum()
 
 
 @breaches.of(shape="became torch.float32")

@@ -56,6 +56,40 @@ class Believes(Median):
         return updates.gather(0, rows).gather(0, (weight < 0.5).sum(0, keepdim=True))[0], state
 
 
+@breaches.of(outliers="6 of 12 clients")
+class Half(Median):
+    """Says that half of the clients may be hostile, the half of an even number too."""
+
+    def tolerates(self, clients):
+        return clients // 2
+
+
+@breaches.of(unanimous="another one back")
+class Scaled(Median):
+    """Gives the median the mean length, by a division that nothing does not bear."""
+
+    def combine(self, updates, sizes, state):
+        joined = super().combine(updates, sizes, state)[0]
+        return joined / joined.norm() * updates.norm(dim=1).median(), state
+
+
+@breaches.of(few_clients="round of 1 clients")
+class Spread(Median):
+    """Divides by a deviation that one client does not have."""
+
+    def combine(self, updates, sizes, state):
+        middle = updates.median(0).values
+        return middle + 0 * (updates - middle).square().sum(0) / (len(updates) - 1), state
+
+
+@breaches.of(rounds="its state is None")
+class NoMemory(Median):
+    """Gives no state back."""
+
+    def combine(self, updates, sizes, state):
+        return super().combine(updates, sizes, state)[0], None
+
+
 @breaches.of(unanimous="another one back")
 class Halves(Median):
     """Shrinks what all agree on."""

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.backdoor import Backdoor
 from holdfast.attacks.backdoors.badnets import BadNets
@@ -24,7 +25,18 @@ from holdfast.testing._manners import Watched
 from holdfast.testing.toys import train
 from holdfast.transforms.triggers import Trigger
 
-__all__ = ["Planted", "accuracy", "clean_digits", "learnt", "planted", "reached", "some", "watched", "what_is_known"]
+__all__ = [
+    "Planted",
+    "accuracy",
+    "clean_digits",
+    "learnt",
+    "planted",
+    "reached",
+    "some",
+    "three_digits",
+    "watched",
+    "what_is_known",
+]
 
 SHAPE = (1, 8, 8)
 _STEPS, _RATE = 100, 0.2
@@ -40,6 +52,15 @@ def some(data: Dataset, start: int, stop: int) -> Dataset:
 def clean_digits() -> tuple[Dataset, Dataset]:
     """1,297 digits to train on and 500 others."""
     return load_digits("train"), load_digits("test")
+
+
+@lru_cache
+def three_digits() -> Dataset:
+    """The zeros, ones and twos to train on: another number of classes."""
+    train = clean_digits()[0]
+    rows = train.y < 3
+    x, y = train.x[rows], train.y[rows]
+    return replace(train, x=x, y=y, sha256=fingerprint_arrays(x, y), classes=("0", "1", "2"))
 
 
 def learnt(data: Dataset, seed: int = 0, *, steps: int = _STEPS) -> nn.Module:
@@ -99,11 +120,25 @@ def watched(data: Dataset) -> Watched:
     return Watched(**{f.name: getattr(data, f.name) for f in fields(data)})
 
 
-def what_is_known() -> Knowledge:
-    """All that an attacker could know of the digits."""
-    _, test = clean_digits()
+class _First(nn.Module):
+    """The first scores of a model: a classifier of fewer classes."""
+
+    def __init__(self, model: nn.Module, classes: int) -> None:
+        super().__init__()
+        self.model, self.classes = model, classes
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)[:, : self.classes]
+
+
+def what_is_known(classes: int = 10) -> Knowledge:
+    """All that an attacker could know of the digits below a number."""
+    test = clean_digits()[1]
+    rows = test.y < classes
+    x, y = test.x[rows], test.y[rows]
     return Knowledge(
-        surrogate=planted().clean,
-        targets=Samples(test.x[:3], (test.y[:3] + 1) % 10),
-        clean=Samples(test.x[:100], test.y[:100]),
+        surrogate=planted().clean if classes == 10 else _First(planted().clean, classes),
+        targets=Samples(x[:3], (y[:3] + 1) % classes),
+        clean=Samples(x[:100], y[:100]),
     )

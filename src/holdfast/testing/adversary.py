@@ -7,6 +7,7 @@ check_adversary("model_replacement")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,9 +25,12 @@ _CLIENTS, _PARAMETERS = 7, 40
 def _round(hostile: list[int]) -> Round:
     stream = torch.Generator().manual_seed(0)
     return Round(
-        number=3, weights=torch.randn(_PARAMETERS, generator=stream, dtype=torch.float64),
-        sizes=torch.arange(10, 10 + _CLIENTS), hostile=torch.tensor(hostile), rate=0.5,
-    )  # fmt: skip
+        number=3,
+        weights=torch.randn(_PARAMETERS, generator=stream, dtype=torch.float64),
+        sizes=torch.arange(10, 10 + _CLIENTS),
+        hostile=torch.tensor(hostile),
+        rate=0.5,
+    )
 
 
 def _own(count: int) -> Tensor:
@@ -38,12 +42,16 @@ def _sent(tool: Adversary, hostile: list[int], own: Tensor, seed: int = 0) -> Te
 
 
 def _shape(tool: Adversary) -> None:
-    for hostile in ([2], [1, 4, 5]):
-        own = _own(len(hostile))
+    for hostile, scale in (([2], 1), ([1, 4, 5], 1), (list(range(_CLIENTS)), 1), ([1, 4], 0)):
+        own = scale * _own(len(hostile))
         sent = _sent(tool, hostile, own)
         require(sent.shape == own.shape, f"{tuple(own.shape)} updates became {tuple(sent.shape)}: one for each client")
         require(sent.dtype == own.dtype, f"updates of {own.dtype} became {sent.dtype}")
-        require(bool(sent.isfinite().all()), "an update is not finite; a server drops such a client")
+        what = "" if scale else ", where its own training moved nothing"
+        require(
+            bool(sent.isfinite().all()),
+            f"an update of {len(hostile)} hostile clients of {_CLIENTS} is not finite{what}; a server drops such a client",
+        )
 
 
 def _acts(tool: Adversary) -> None:
@@ -60,6 +68,14 @@ def _order(tool: Adversary) -> None:
     own = _own(3)
     there, back = _sent(tool, [1, 4, 5], own), _sent(tool, [5, 1, 4], own[[2, 0, 1]])
     require(torch.allclose(there[[2, 0, 1]], back, rtol=1e-12), "the order of its clients changes what they send")
+    turned = torch.arange(_CLIENTS).roll(2)  # client k stands in place k + 2
+    now = _round([1, 4, 5])
+    moved = replace(now, sizes=now.sizes[turned], hostile=(now.hostile + 2) % _CLIENTS)
+    sent = tool.update(moved, own, Draws(0, "check"))
+    require(
+        torch.allclose(there, sent, rtol=1e-12),
+        "the place of its clients in the round changes what they send: their sizes are `sizes[hostile]`",
+    )
 
 
 def _untouched(tool: Adversary) -> None:

@@ -12,8 +12,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from holdfast.core.errors import DataError
-from holdfast.defences.aggregator import Aggregator
+from holdfast.core.errors import DataError, UsageError
+from holdfast.defences.aggregator import Aggregator, AggregatorState
 from holdfast.numerics.distance import vector_norm
 from holdfast.testing._manners import leaving_alone, whole_card
 from holdfast.testing.contract import ContractSuite, refuses, require
@@ -55,26 +55,33 @@ def _order(tool: Aggregator) -> None:
 
 def _unanimous(tool: Aggregator) -> None:
     updates, sizes = _updates()
-    joined = _joined(tool, updates[:1].expand(_CLIENTS, -1).clone(), sizes)
-    require(torch.allclose(joined, updates[0], rtol=1e-9), "clients that send the same update get another one back")
+    for same in (updates[0], updates[0] * 0):
+        joined = _joined(tool, same.expand(_CLIENTS, -1).clone(), sizes)
+        require(torch.allclose(joined, same, rtol=1e-9), "clients that send the same update get another one back")
 
 
 def _outliers(tool: Aggregator) -> None:
-    updates, sizes = _updates()
-    count = tool.tolerates(_CLIENTS)
-    require(0 <= count < _CLIENTS, f"it says that it tolerates {count} hostile clients of {_CLIENTS}")
-    honest = updates[: _CLIENTS - count]
+    for clients in (_CLIENTS, _CLIENTS + 1):  # odd and even
+        _withstands(tool, clients)
+
+
+def _withstands(tool: Aggregator, clients: int) -> None:
+    """As many hostile clients as it tolerates leave the result near the honest ones."""
+    updates, sizes = _updates(clients)
+    count = tool.tolerates(clients)
+    require(0 <= count < clients, f"it says that it tolerates {count} hostile clients of {clients}")
+    honest = updates[: clients - count]
     centre = honest.mean(0)
     spread = vector_norm(honest - centre, dim=1).amax()
     lies = sizes.clone()
-    lies[_CLIENTS - count :] = int(_FAR)
+    lies[clients - count :] = int(_FAR)
     for far, told in product((_FAR, -_FAR), (sizes, lies)):
         hostile = updates.clone()
-        hostile[_CLIENTS - count :] = far
+        hostile[clients - count :] = far
         away = vector_norm(_joined(tool, hostile, told) - centre)
         require(
             away <= _SPREADS * spread,
-            f"{count} of {_CLIENTS} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "
+            f"{count} of {clients} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "
             f"of the honest updates away{' when they lie about their samples' if told is lies else ''}",
         )
 
@@ -92,6 +99,25 @@ def _what_came_in(tool: Aggregator) -> None:
         refuses(lambda u=wrong, s=counts: _joined(tool, u, s), DataError, what)
 
 
+def _few_clients(tool: Aggregator) -> None:
+    for clients in (1, 2, 3):
+        updates, sizes = _updates(clients)
+        try:
+            joined = _joined(tool, updates, sizes)
+        except UsageError:
+            continue  # it is made for more, and says so
+        require(joined.isfinite().all(), f"a round of {clients} clients is joined to something that is not finite")
+
+
+def _rounds(tool: Aggregator) -> None:
+    updates, sizes = _updates()
+    state = tool.start(updates[0])
+    for number in (1, 2, 3):
+        joined, state = tool.aggregate(number * updates, sizes, state)
+        require(isinstance(state, AggregatorState), f"after a round its state is {state!r}, and no AggregatorState")
+        require(joined.isfinite().all(), f"the joined update of round {number} is not finite")
+
+
 def _untouched(tool: Aggregator) -> None:
     updates, sizes = _updates()
     state = tool.start(updates[0])
@@ -107,6 +133,8 @@ CHECKS: dict[str, Callable[[Aggregator], None]] = {
     "unanimous": _unanimous,
     "outliers": _outliers,
     "what-came-in": _what_came_in,
+    "few-clients": _few_clients,
+    "rounds": _rounds,
     "untouched": _untouched,
 }
 

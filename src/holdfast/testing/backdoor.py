@@ -14,7 +14,7 @@ import torch
 
 from holdfast.attacks.backdoor import Backdoor
 from holdfast.attacks.poisoner import poison
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.testing._training_case import SHAPE, accuracy, clean_digits, learnt, planted, reached, what_is_known
 from holdfast.testing.contract import ContractSuite, refuses, require
 from holdfast.testing.poisoner import CHECKS as AS_A_POISONER
@@ -22,6 +22,7 @@ from holdfast.testing.poisoner import CHECKS as AS_A_POISONER
 __all__ = ["BACKDOOR_CHECKS", "BACKDOOR_SUITE", "check_backdoor"]
 
 _LOSS, _SUCCESS, _CONTROL = 0.05, 0.8, 0.2
+_OTHER = (2, 3, 12, 10)
 
 
 def _trigger(tool: Backdoor) -> None:
@@ -35,6 +36,29 @@ def _trigger(tool: Backdoor) -> None:
     require((stamped != x).flatten(1).any(1).all(), "the trigger leaves some inputs as they are")
     again = tool.trigger(SHAPE).stamp(x)
     require(torch.equal(again, stamped), "two triggers of one backdoor differ: nothing may be drawn for a trigger")
+    alone = torch.cat([trigger.stamp(one) for one in x[:8].split(1)])
+    require(torch.equal(alone, stamped[:8]), "an input is stamped otherwise alone than among others")
+
+
+def _other_shape(tool: Backdoor) -> None:
+    x = torch.rand(_OTHER, generator=torch.Generator().manual_seed(0)) / 2
+    try:
+        stamped = tool.trigger(_OTHER[1:]).stamp(x)
+    except UnsupportedError:
+        return  # it is made for other inputs, and says so
+    require(
+        stamped.shape == x.shape and bool((stamped != x).flatten(1).any(1).all()),
+        f"its trigger is not made for the shape {_OTHER[1:]} that it was asked for",
+    )
+
+
+def _gradient(tool: Backdoor) -> None:
+    x = clean_digits()[1].x[:4].clone().requires_grad_()
+    with torch.enable_grad():
+        stamped = tool.trigger(SHAPE).stamp(x)
+    require(
+        stamped.requires_grad, "no gradient leads through the trigger: who attacks under it, or undoes it, needs one"
+    )
 
 
 def _works(tool: Backdoor) -> None:
@@ -65,6 +89,8 @@ def _target(tool: Backdoor) -> None:
 CHECKS: dict[str, Callable[[Backdoor], None]] = {
     **AS_A_POISONER,
     "trigger": _trigger,
+    "other-shape": _other_shape,
+    "gradient": _gradient,
     "works": _works,
     "target": _target,
 }

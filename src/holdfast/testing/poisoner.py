@@ -17,14 +17,16 @@ from holdfast.attacks.poisoner import Poisoner, poison
 from holdfast.core.draws import Draws
 from holdfast.core.errors import DataError, UsageError
 from holdfast.core.registry import name_of
+from holdfast.data.dataset import Dataset
 from holdfast.data.poisoned import PoisonedDataset
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing._training_case import clean_digits, some, what_is_known
-from holdfast.testing.contract import ContractError, ContractSuite, refuses, require
+from holdfast.testing._training_case import clean_digits, some, three_digits, what_is_known
+from holdfast.testing.contract import ContractError, ContractSuite, reduced, refuses, require
 
 __all__ = ["POISONER_CHECKS", "POISONER_SUITE", "check_poisoner"]
 
 _SAMPLES = 300
+_USED = 0.95  # equal samples that are changed and changed back cancel in the symmetric difference
 
 
 def _made(tool: Poisoner, seed: int = 0) -> PoisonedDataset:
@@ -53,6 +55,10 @@ def _budget(tool: Poisoner) -> None:
     allowed = tool.edits(_SAMPLES)
     require(made <= allowed, f"{made} edits were made, and `edits` allows {allowed}: a changed sample counts twice")
     require(made > 0, "nothing was changed")
+    require(
+        made >= _USED * allowed,
+        f"{made} edits were made of the {allowed} that `edits` allows: a figure at this rate is one of a smaller rate",
+    )
 
 
 def _grows(tool: Poisoner) -> None:
@@ -64,7 +70,15 @@ def _grows(tool: Poisoner) -> None:
 
 
 def _valid(tool: Poisoner) -> None:
-    data, made = some(clean_digits()[0], 0, _SAMPLES), _made(tool).data
+    data = some(clean_digits()[0], 0, _SAMPLES)
+    _of_the_kind(_made(tool).data, data)
+    few = three_digits()  # who counts on ten classes shows here
+    made = reduced(tool, {"target": 1}).poison(few, what_is_known(3).narrowed(tool.card), Draws(0, "check"))
+    _of_the_kind(made.data, few)
+
+
+def _of_the_kind(made: Dataset, data: Dataset) -> None:
+    """Samples that could stand in the clean data: their shape, type and range, and their classes."""
     x, y = made.x, made.y
     require(
         x.dtype == torch.float32 and tuple(x.shape[1:]) == tuple(data.x.shape[1:]), "features of another type or shape"
@@ -76,7 +90,7 @@ def _valid(tool: Poisoner) -> None:
     )
     require(
         y.dtype == torch.int64 and 0 <= int(y.min()) <= int(y.max()) < data.class_count,
-        "a label is no class of the data",
+        f"labels in {int(y.min())}..{int(y.max())}: one is no class of the data, which have {data.class_count}",
     )
 
 
