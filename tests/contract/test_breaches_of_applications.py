@@ -8,6 +8,7 @@ from planted import Breaches, noticed
 
 from holdfast.applications.fingerprint import Fingerprint
 from holdfast.core.cost import Cost
+from holdfast.core.manifest import Samples
 from holdfast.core.threat import Access
 
 breaches = Breaches()
@@ -27,6 +28,32 @@ class OtherControl(Fingerprint):
 
     def run(self, session):
         return replace(super().run(session), control={"loss": 1.0})
+
+
+@breaches.of(result="names another")
+class Named(Fingerprint):
+    """Signs as another application."""
+
+    def run(self, session):
+        return replace(super().run(session), name="another")
+
+
+@breaches.of(result="inputs lie in .0, 1.")
+class Outside(Fingerprint):
+    """Makes samples that no input can be."""
+
+    def run(self, session):
+        told = super().run(session)
+        return replace(told, artefact=Samples(told.artefact.x * 2 - 0.5, told.artefact.y))
+
+
+@breaches.of(result="in the data's shape")
+class Flat(Fingerprint):
+    """Makes samples in another shape."""
+
+    def run(self, session):
+        told = super().run(session)
+        return replace(told, artefact=Samples(told.artefact.x.flatten(1), told.artefact.y))
 
 
 @breaches.of(cost="went through the model")

@@ -157,6 +157,27 @@ class ByRow(SpectralSignatures):
         return super().scores(data, model) + torch.arange(len(data))
 
 
+@breaches.of(few_of_a_class="alone in its class")
+class Deviations(SpectralSignatures):
+    """Counts the scores of a class in their deviation, which one sample has none of."""
+
+    def scores(self, data, model=None):
+        found = super().scores(data, model)
+        for label in data.y.unique():
+            mine = found[data.y == label]
+            found[data.y == label] = (mine - mine.mean()) / ((mine - mine.mean()).square().sum() / (len(mine) - 1))
+        return found
+
+
+@breaches.of(mode="in training mode has other scores")
+class AsItIs(SpectralSignatures):
+    """Asks the model in the mode that it comes in."""
+
+    def scores(self, data, model=None):
+        with torch.no_grad():
+            return -self.needed(model)(data.x).log_softmax(1).gather(1, data.y.unsqueeze(1)).squeeze(1).double()
+
+
 @breaches.of(same_again="the second time", untouched="global random state")
 class Dice(SpectralSignatures):
     """Throws dice."""
@@ -254,6 +275,32 @@ class Relative(FeatureSqueezing):
         return found - found.mean()
 
 
+@breaches.of(fits="keeps something of the fit before")
+class Once(FeatureSqueezing):
+    """Is fitted once and for all."""
+
+    def fit(self, model, data):
+        return super().fit(model, data) if self.threshold is None else replace(self)
+
+
+@breaches.of(mode="in training mode has other scores")
+class Asks(FeatureSqueezing):
+    """Asks the model in the mode that it comes in."""
+
+    def _distance(self, model, x):
+        with torch.no_grad():
+            return (model(x).softmax(1) - model(self.squeezed(x)[1]).softmax(1)).abs().sum(1)
+
+
+@breaches.of(alone="RuntimeError: amax")
+class Crowd(FeatureSqueezing):
+    """Needs an input to look at the range."""
+
+    def score(self, model, x):
+        assert x.amax() <= 1
+        return super().score(model, x)
+
+
 @breaches.of(untouched="the model was changed")
 class Trains(FeatureSqueezing):
     """Leaves the model in training mode."""
@@ -282,7 +329,7 @@ class Remembered(NeuralCleanse):
     """Inspects each network once for all breaches, which then tell another thing of what was found."""
 
     def inspect(self, model, data=None):
-        key = self.steps, self.samples, weights_of(model), None if data is None else data.sha256
+        key = self.steps, self.samples, type(model), weights_of(model), None if data is None else data.sha256
         if key not in FOUND:
             FOUND[key] = NeuralCleanse(steps=self.steps, samples=self.samples).inspect(model, data)
         return FOUND[key]
@@ -311,6 +358,46 @@ class Guesses(Remembered):
     def inspect(self, model, data=None):
         found = super().inspect(model, data)
         return replace(found, target=(found.target + 1) % 10)
+
+
+@breaches.of(finds="the backdoor's target is 0, and it tells 7")
+class Seven(Remembered):
+    """Was written on one backdoored network."""
+
+    def inspect(self, model, data=None):
+        return replace(super().inspect(model, data), target=7)
+
+
+@breaches.of(finding="names neural_cleanse")
+class Unnamed(Remembered):
+    """Signs as the method that it was copied from."""
+
+
+@breaches.of(finding="the score of a class is not finite")
+class Unreached(Remembered):
+    """Has no number for a class that it did not reach."""
+
+    def inspect(self, model, data=None):
+        found = super().inspect(model, data)
+        return replace(found, by_class=torch.where(found.by_class > 0, found.by_class, float("inf")))
+
+
+@breaches.of(mode="RuntimeError")
+class NeedsGradients(Remembered):
+    """Takes gradients, and relies on its caller that they are on."""
+
+    def inspect(self, model, data=None):
+        x = data.x[:4].clone().requires_grad_()
+        model(x).sum().backward()
+        return super().inspect(model, data)
+
+
+@breaches.of(mode="in training mode has another finding")
+class Sleepy(Remembered):
+    """Asks the model in the mode that it comes in."""
+
+    def inspect(self, model, data=None):
+        return replace(super().inspect(model, data), score=float(model(data.x).amax()))
 
 
 @breaches.of(trigger="carries 0% of other classes|carries [0-9]% of other classes")
@@ -374,6 +461,45 @@ class Itself(FinePruning):
 
     def repair(self, model, data):
         return model
+
+
+@breaches.of(changes="are the given model's own")
+class Shares(FinePruning):
+    """Copies the layers that it changes, and no others."""
+
+    def repair(self, model, data):
+        found = copy.deepcopy(model).eval()
+        found[1].weight = model[1].weight
+        with torch.no_grad():
+            found[3].weight.mul_(0.5)
+        return found
+
+
+@breaches.of(saved="must stand in them, not in hooks")
+class Masks(FinePruning):
+    """Silences units by a hook."""
+
+    def repair(self, model, data):
+        found = copy.deepcopy(model).eval()
+        found[3].register_forward_hook(lambda _, __, output: output * (torch.arange(64) > 9))
+        return found
+
+
+@breaches.of(saved="cannot be trained any more")
+class Freezes(FinePruning):
+    """Freezes what it has repaired."""
+
+    def repair(self, model, data):
+        found = copy.deepcopy(model).eval()
+        return found.requires_grad_(False)
+
+
+@breaches.of(saved="do not fit the network")
+class Wraps(FinePruning):
+    """Wraps the network."""
+
+    def repair(self, model, data):
+        return nn.Sequential(copy.deepcopy(model)).eval()
 
 
 @breaches.of(untouched="the model was changed in place")

@@ -11,6 +11,7 @@ from holdfast.certifiers.data.deep_partition import DeepPartition
 from holdfast.data.dataset import Dataset
 from holdfast.defences.adversarial_training.pgd_training import PGDTraining
 from holdfast.training.hooks import Hooks
+from holdfast.training.learner import RidgeLearner
 
 breaches = Breaches()
 
@@ -26,6 +27,23 @@ class Detached(PGDTraining):
         with torch.no_grad():
             hidden = model[:-1](batch.x)
         return nn.functional.cross_entropy(model[-1](hidden), batch.y)
+
+
+@breaches.of(mean="take the mean over the batch")
+class Sums(PGDTraining):
+    """Sums over the batch."""
+
+    def loss(self, model, batch):
+        return super().loss(model, batch) * len(batch.x)
+
+
+@breaches.of(draws="an input was changed in place")
+class Marks(PGDTraining):
+    """Makes a leaf of the batch that it was handed."""
+
+    def loss(self, model, batch):
+        batch.x.requires_grad_()
+        return super().loss(model, batch)
 
 
 @breaches.of(mode="in another mode")
@@ -142,6 +160,37 @@ class Boundless(DeepPartition):
 
     def certify(self, learner, data, x):
         return widened(super().certify(learner, data, x), 30)
+
+
+@breaches.of(learner="never trains the learner")
+class Own(DeepPartition):
+    """Trains a learner of its own choice."""
+
+    def certify(self, learner, data, x):
+        return super().certify(RidgeLearner(), data, x)
+
+
+@breaches.of(learner="classes, and the data have 3")
+class FromLabels(DeepPartition):
+    """Counts the classes in the labels."""
+
+    def certify(self, learner, data, x):
+        return super().certify(learner, Dataset.of(data.x, data.y), x)
+
+
+@breaches.of(greedy_edits="edits moved a prediction")
+class Ties(DeepPartition):
+    """Forgets that the other class may win a tie."""
+
+    def certify(self, learner, data, x):
+        told, votes = super().certify(learner, data, x), torch.zeros(len(x), data.class_count)
+        for rows in self._parts(data):
+            votes[torch.arange(len(x)), learner.learn(data.x[rows], data.y[rows], data.class_count)(x)] += 1
+        first, second = votes.topk(2).values.T
+        radii = ((first - second) // 2).tolist()
+        return replace(
+            told, certificates=tuple(c and replace(c, radius=r) for c, r in zip(told.certificates, radii, strict=True))
+        )
 
 
 @breaches.of(order="must see the samples alone")

@@ -21,7 +21,7 @@ from holdfast.core.draws import Draws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.manifest import Samples
 from holdfast.core.problem import Problem
-from holdfast.core.registry import create
+from holdfast.core.registry import create, name_of
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Norm
 from holdfast.judge.judged import judged
@@ -89,7 +89,7 @@ class Fingerprint(Application):
         kept = [_matches(model, made) for model in self._copies(session)]
         other = _matches(self._unrelated(session), made)
         return ApplicationResult(
-            name="fingerprint",
+            name=name_of(self),
             figures={
                 "match": float((upheld.prediction[upheld.broken] == made.y).double().mean()),
                 "match_of_copies": float(np.mean(kept)),

@@ -25,7 +25,7 @@ class Repair(ABC):
 
     @abstractmethod
     def repair(self, model: nn.Module, data: Dataset) -> nn.Module:
-        """A repaired copy in evaluation mode, with the same inputs and outputs.
+        """A repaired copy in evaluation mode: the same network with other weights, which alone hold the repair.
 
         Args:
             model: x (n, \\*features) -> scores (n, K).

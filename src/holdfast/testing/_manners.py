@@ -81,7 +81,9 @@ def _state(thing: nn.Module | Dataset | Tensor) -> object:
         flags = [(p.requires_grad, p.grad is None) for p in thing.parameters()]
         hooks = [len(vars(m)[kind]) for m in thing.modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]
         return weights_of(thing), modes, flags, hooks
-    return _hash(thing.x, thing.y) if isinstance(thing, Dataset) else _hash(thing)
+    if isinstance(thing, Dataset):
+        return _hash(thing.x, thing.y), thing.x.requires_grad
+    return _hash(thing), thing.requires_grad, thing.grad is None
 
 
 def _hash(*tensors: Tensor) -> str:

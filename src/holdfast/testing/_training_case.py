@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 
@@ -29,6 +30,7 @@ __all__ = [
     "Planted",
     "accuracy",
     "clean_digits",
+    "forgetful",
     "learnt",
     "planted",
     "reached",
@@ -100,6 +102,11 @@ def planted() -> Planted:
     known, _ = clean_digits()
     poisoned = poison(backdoor, known, seed=0)
     return Planted(poisoned=poisoned, model=learnt(poisoned.data), clean=learnt(known), backdoor=backdoor)
+
+
+def forgetful(model: nn.Module) -> nn.Module:
+    """A copy that forgets half of its inputs in training mode; what is asked of it is asked in evaluation mode."""
+    return nn.Sequential(nn.Dropout(0.5), *copy.deepcopy(model).children())
 
 
 def accuracy(model: nn.Module, data: Dataset) -> float:

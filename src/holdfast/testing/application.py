@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from holdfast.applications.application import Application, ApplicationResult
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Access, Norm, ThreatModel
 from holdfast.session.opening import open_session
 from holdfast.session.session import Session
@@ -74,6 +75,27 @@ def _control(tool: Application) -> None:
     require(not alone, f"the controls {alone} have no figure of their name to be held against")
 
 
+def _result(tool: Application) -> None:
+    session = _session()
+    told = _small(tool).run(session)
+    if told.artefact is not None:
+        x, y, low, high = told.artefact.x, told.artefact.y, session.threat.low, session.threat.high
+        require(
+            x.shape[1:] == session.data.x.shape[1:] and x.dtype == session.data.x.dtype,
+            f"it made samples of {tuple(x.shape[1:])} in {x.dtype}: the model takes them in the data's shape and type",
+        )
+        require(
+            bool(x.isfinite().all()) and float(x.min()) >= low and float(x.max()) <= high,
+            f"it made samples in [{float(x.min()):.3g}, {float(x.max()):.3g}], and inputs lie in [{low:g}, {high:g}]",
+        )
+        require(
+            y.shape == (len(x),) and 0 <= int(y.min()) <= int(y.max()) < session.classes,
+            "a label that it gave is no class",
+        )
+    name = name_of(tool)
+    require(told.name == name, f"the result names {told.name}, and this is {name}; see `registry.name_of`")
+
+
 def _same_again(tool: Application) -> None:
     one, two = _run(tool, 3), _run(tool, 3)
     same = dict(one.figures) == dict(two.figures) and dict(one.control) == dict(two.control)
@@ -110,6 +132,7 @@ def _access(tool: Application) -> None:
 CHECKS: dict[str, Callable[[Application], None]] = {
     "card": whole_card,
     "control": _control,
+    "result": _result,
     "same-again": _same_again,
     "cost": _cost,
     "untouched": _untouched,

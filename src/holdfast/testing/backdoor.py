@@ -36,7 +36,7 @@ def _trigger(tool: Backdoor) -> None:
     require((stamped != x).flatten(1).any(1).all(), "the trigger leaves some inputs as they are")
     again = tool.trigger(SHAPE).stamp(x)
     require(torch.equal(again, stamped), "two triggers of one backdoor differ: nothing may be drawn for a trigger")
-    alone = torch.cat([trigger.stamp(one) for one in x[:8].split(1)])
+    alone = torch.cat([trigger.stamp(one) for one in torch.split(x[:8], 1)])
     require(torch.equal(alone, stamped[:8]), "an input is stamped otherwise alone than among others")
 
 

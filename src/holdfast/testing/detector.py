@@ -23,7 +23,7 @@ from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset
 from holdfast.defences.detector import Detector
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing._training_case import clean_digits, planted, some, watched
+from holdfast.testing._training_case import clean_digits, forgetful, planted, some, watched
 from holdfast.testing.contract import ContractSuite, refuses, require
 
 __all__ = ["DETECTOR_CHECKS", "DETECTOR_SUITE", "check_detector"]
@@ -56,6 +56,9 @@ def _fits(tool: Detector) -> None:
     require(fitted is not tool and repr(given) == before, "fitting changed the detector itself; give a new one")
     require(type(fitted) is type(tool), f"fitting gave a {type(fitted).__name__}")
     refuses(lambda: tool.score(planted().clean, _data()[1].x[:4]), UsageError, "a score before it is fitted")
+    other, x = _data()[1], _data()[1].x[:12]
+    anew, fresh = (one.fit(planted().clean, other).score(planted().clean, x) for one in (fitted, tool))
+    require(torch.equal(anew, fresh), "fitted anew on other data, it keeps something of the fit before")
 
 
 def _false_positives(tool: Detector) -> None:
@@ -86,6 +89,17 @@ def _alone(tool: Detector) -> None:
     require(together.shape == (12,), f"12 inputs have scores of the shape {tuple(together.shape)}")
     alone = torch.cat([fitted.score(planted().clean, one) for one in torch.split(x, 1)])
     require(torch.allclose(together, alone, rtol=1e-4, atol=1e-5), "an input has another score alone than among others")
+    require(fitted.score(planted().clean, x[:0]).shape == (0,), "no inputs have no scores: it must give (0,)")
+
+
+def _mode(tool: Detector) -> None:
+    known, fresh = _data()
+    model = forgetful(planted().clean)
+    one, two = (tool.fit(model.train(mode), known).score(model.train(mode), fresh.x[:12]) for mode in (False, True))
+    require(
+        torch.allclose(one, two, rtol=1e-4, atol=1e-5),
+        "a model in training mode has other scores: it is asked in evaluation mode, whatever it comes in",
+    )
 
 
 def _same_again(tool: Detector) -> None:
@@ -110,6 +124,7 @@ CHECKS: dict[str, Callable[[Detector], None]] = {
     "false-positives": _false_positives,
     "tells-apart": _tells_apart,
     "alone": _alone,
+    "mode": _mode,
     "same-again": _same_again,
     "blind": _blind,
     "untouched": _untouched,

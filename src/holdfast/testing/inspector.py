@@ -7,16 +7,21 @@ check_inspector("neural_cleanse")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from math import isfinite
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
 
+from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import UsageError
+from holdfast.core.registry import name_of
 from holdfast.data.dataset import Dataset
 from holdfast.defences.inspector import Inspector, ScanFinding
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing._training_case import clean_digits, planted, reached, some, watched
+from holdfast.testing._training_case import clean_digits, forgetful, planted, reached, some, watched
 from holdfast.testing.contract import ContractSuite, reduced, require
 
 __all__ = ["INSPECTOR_CHECKS", "INSPECTOR_SUITE", "check_inspector"]
@@ -24,6 +29,7 @@ __all__ = ["INSPECTOR_CHECKS", "INSPECTOR_SUITE", "check_inspector"]
 _FEW = {"steps": 150, "samples": 100}
 _BRIEF = {"steps": 40, "samples": 5}
 _CARRIES, _MORE = 0.5, 0.2
+_TURN = 3
 
 
 def _small(tool: Inspector) -> Inspector:
@@ -35,39 +41,62 @@ def _clean() -> Dataset:
     return some(clean_digits()[1], 0, 200)
 
 
+class _Turned(nn.Module):
+    """A model whose class k is another's class k + 3 of 10."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).roll(_TURN, 1)
+
+
 @lru_cache(maxsize=8)
-def _found(tool: Inspector, backdoored: bool) -> ScanFinding:
+def _finding_of(tool: Inspector, backdoored: bool, turn: int = 0) -> ScanFinding:
     """Asked once for all checks: an inspection takes seconds. Frozen dataclasses are told apart by their parameters."""
-    return _small(tool).inspect(planted().model if backdoored else planted().clean, _clean())
+    model, data = planted().model if backdoored else planted().clean, _clean()
+    if turn:
+        y = (data.y + turn) % 10
+        model, data = _Turned(model), replace(data, y=y, sha256=fingerprint_arrays(data.x, y))
+    return _small(tool).inspect(model, data)
 
 
 def _finding(tool: Inspector) -> None:
     for backdoored in (True, False):
-        found = _found(tool, backdoored)
+        found = _finding_of(tool, backdoored)
         require(isfinite(found.score) and isfinite(found.threshold), "score and threshold must be finite")
         require(found.target is None or 0 <= found.target < 10, f"the target {found.target} is no class of 10")
         require(found.by_class is None or found.by_class.shape == (10,), "one score for each class, or none")
+        require(found.by_class is None or bool(found.by_class.isfinite().all()), "the score of a class is not finite")
         require(found.p_value is None or 0 <= found.p_value <= 1, f"a p-value of {found.p_value}")
+        name = name_of(tool)
+        require(
+            found.detector == name, f"the finding names {found.detector}, and this is {name}; see `registry.name_of`"
+        )
 
 
 def _finds(tool: Inspector) -> None:
-    found = _found(tool, True)
-    require(
-        found.flagged, f"a backdoored network scores {found.score:.3g}, below the threshold of {found.threshold:.3g}"
-    )
-    target = planted().backdoor.target
-    require(found.target in (None, target), f"the backdoor's target is {target}, and it tells {found.target}")
+    for turn in (0, _TURN):
+        found = _finding_of(tool, True, turn)
+        require(
+            found.flagged,
+            f"a backdoored network scores {found.score:.3g}, below the threshold of {found.threshold:.3g}",
+        )
+        target = (planted().backdoor.target + turn) % 10
+        require(found.target in (None, target), f"the backdoor's target is {target}, and it tells {found.target}")
 
 
 def _spares(tool: Inspector) -> None:
-    found = _found(tool, False)
+    found = _finding_of(tool, False)
     require(
         not found.flagged, f"a clean network scores {found.score:.3g}, above the threshold of {found.threshold:.3g}"
     )
 
 
 def _trigger(tool: Inspector) -> None:
-    found = _found(tool, True)
+    found = _finding_of(tool, True)
     if found.trigger is None:
         return
     target = planted().backdoor.target if found.target is None else found.target
@@ -82,12 +111,22 @@ def _trigger(tool: Inspector) -> None:
 
 
 def _same_again(tool: Inspector) -> None:
-    one, two = _found(tool, True), _small(tool).inspect(planted().model, _clean())
+    one, two = _finding_of(tool, True), _small(tool).inspect(planted().model, _clean())
     require((one.score, one.target) == (two.score, two.target), "the same model has another finding the second time")
 
 
 def _blind(tool: Inspector) -> None:
     _brief(tool, planted().model, watched(_clean()))
+
+
+def _mode(tool: Inspector) -> None:
+    model, data = forgetful(planted().model), _clean()
+    with torch.no_grad():  # a caller's, who takes none of its gradients
+        one, two = (_brief(tool, model.train(mode), data) for mode in (False, True))
+    require(
+        (one.score, one.target) == (two.score, two.target),
+        "a model in training mode has another finding: it is asked in evaluation mode, whatever it comes in",
+    )
 
 
 def _untouched(tool: Inspector) -> None:
@@ -116,6 +155,7 @@ CHECKS: dict[str, Callable[[Inspector], None]] = {
     "spares": _spares,
     "trigger": _trigger,
     "same-again": _same_again,
+    "mode": _mode,
     "blind": _blind,
     "untouched": _untouched,
     "without-data": _without_data,

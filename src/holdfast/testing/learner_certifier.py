@@ -7,6 +7,7 @@ check_learner_certifier("deep_partition")
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from math import floor
 
 import torch
@@ -22,7 +23,7 @@ from holdfast.training.learner import Learner, Predictor
 
 __all__ = ["LEARNER_CERTIFIER_CHECKS", "LEARNER_CERTIFIER_SUITE", "check_learner_certifier"]
 
-_FEW = {"parts": 9}
+_FEW = {"parts": 8}  # even, so that votes can be equal
 _TRIALS, _POOL = 40, 48
 
 
@@ -43,6 +44,22 @@ class _Nearest(Learner):
     @override
     def describe(self) -> str:
         return "nearest sample"
+
+
+class _Constant(Learner):
+    """The last class, whatever the data; remembers of how many classes it was told."""
+
+    def __init__(self) -> None:
+        self.told: set[int] = set()
+
+    @override
+    def learn(self, x: Tensor, y: Tensor, classes: int) -> Predictor:
+        self.told.add(classes)
+        return lambda z: torch.full((len(z),), classes - 1)
+
+    @override
+    def describe(self) -> str:
+        return "the last class"
 
 
 def _small(tool: LearnerCertifier) -> LearnerCertifier:
@@ -85,6 +102,19 @@ def _shape(tool: LearnerCertifier) -> None:
             sure and (found.arithmetic or found.guarantee is not Guarantee.SOUND),
             "a certificate names alpha or arithmetic",
         )
+
+
+def _learner(tool: LearnerCertifier) -> None:
+    data, x = _case()
+    three, learner = replace(data, classes=(*(data.classes or ()), "neither")), _Constant()
+    told = _small(tool).certify(learner, three, x)
+    require(learner.told, "it never trains the learner that it is given")
+    require(
+        learner.told == {3},
+        f"it tells the learner of {sorted(learner.told)} classes, and the data have 3: an edit may bring the one that none "
+        "has yet",
+    )
+    require(bool((told.prediction == 2).all()), "its predictions are not those of the learner that it is given")
 
 
 def _order(tool: LearnerCertifier) -> None:
@@ -149,8 +179,10 @@ def _greedy_edits(tool: LearnerCertifier) -> None:
         for edits in range(1, floor(_radius(told, k)) + 1):
             near = (float(point) + 0.001 * torch.rand(_POOL, generator=stream)).double().numpy()
             pool = [(float(v), 1 - int(told.prediction[k])) for v in near]
-            tries = [([*drop, r], add) for r in range(len(data)) if r not in drop]
-            tries += [(drop, [*add, new]) for new in pool]
+            tries = [
+                (drop, [*add, new]) for new in pool
+            ]  # of equal radii the first: who turns a vote beats who takes one
+            tries += [([*drop, r], add) for r in range(len(data)) if r not in drop]
             found = [(_told(tool, _edited(data, *t), point), t) for t in tries]
             moved = any(int(f.prediction[0]) != int(told.prediction[k]) for f, _ in found)
             require(not moved, f"{edits} edits moved a prediction whose certified radius is {_radius(told, k):g} edits")
@@ -166,6 +198,7 @@ def _untouched(tool: LearnerCertifier) -> None:
 CHECKS: dict[str, Callable[[LearnerCertifier], None]] = {
     "card": whole_card,
     "shape": _shape,
+    "learner": _learner,
     "order": _order,
     "same-again": _same_again,
     "random-edits": _random_edits,

@@ -6,6 +6,7 @@ check_repair("fine_pruning")
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -16,7 +17,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.defences.repair import Repair
 from holdfast.testing._manners import leaving_alone, weights_of, whole_card
 from holdfast.testing._training_case import accuracy, clean_digits, planted, reached, some, watched
-from holdfast.testing.contract import ContractSuite, require
+from holdfast.testing.contract import ContractError, ContractSuite, require
 
 __all__ = ["REPAIR_CHECKS", "REPAIR_SUITE", "check_repair"]
 
@@ -48,6 +49,26 @@ def _changes(tool: Repair) -> None:
     model = _repaired(tool)
     require(model is not planted().model, "it gives the model itself back; work on a copy")
     require(weights_of(model) != weights_of(planted().model), "it changes nothing")
+    given = {t.data_ptr() for t in planted().model.state_dict().values() if t.numel()}
+    shared = [name for name, t in model.state_dict().items() if t.data_ptr() in given]
+    require(not shared, f"{shared} are the given model's own: who trains the repaired one changes that too")
+
+
+def _saved(tool: Repair) -> None:
+    """What a person keeps are the weights: another copy of the given network must answer with them as the repaired one."""
+    model, other = _repaired(tool), copy.deepcopy(planted().clean)
+    try:
+        other.load_state_dict(model.state_dict())
+    except RuntimeError as fault:
+        raise ContractError(f"its weights do not fit the network that it was given: {fault}") from fault
+    with torch.no_grad():
+        same = torch.allclose(other(_fresh().x), model(_fresh().x), atol=1e-6)
+    require(same, "saved and loaded, its weights answer otherwise: the repair must stand in them, not in hooks")
+    trained = [p.requires_grad for p in model.parameters()]
+    require(
+        trained == [p.requires_grad for p in planted().model.parameters()],
+        "it leaves parameters that cannot be trained any more, or can be where they could not",
+    )
 
 
 def _keeps(tool: Repair) -> None:
@@ -80,6 +101,7 @@ CHECKS: dict[str, Callable[[Repair], None]] = {
     "card": whole_card,
     "same-interface": _same_interface,
     "changes": _changes,
+    "saved": _saved,
     "keeps": _keeps,
     "removes": _removes,
     "same-again": _same_again,

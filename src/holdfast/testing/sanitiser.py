@@ -17,7 +17,7 @@ from holdfast.core.errors import UsageError
 from holdfast.data.dataset import Dataset
 from holdfast.defences.sanitiser import Sanitiser
 from holdfast.testing._manners import leaving_alone, whole_card
-from holdfast.testing._training_case import planted, watched
+from holdfast.testing._training_case import forgetful, planted, watched
 from holdfast.testing.contract import ContractSuite, require
 
 __all__ = ["SANITISER_CHECKS", "SANITISER_SUITE", "check_sanitiser"]
@@ -60,6 +60,27 @@ def _order(tool: Sanitiser) -> None:
     )
 
 
+def _few_of_a_class(tool: Sanitiser) -> None:
+    data = planted().poisoned.data
+    others = (data.y != 3).nonzero().squeeze(1)
+    rows = torch.cat([others[:100], (data.y == 3).nonzero().squeeze(1)[:1]])
+    x, y = data.x[rows], data.y[rows]
+    scores = _scores(tool, replace(data, x=x, y=y, sha256=fingerprint_arrays(x, y)))
+    require(
+        scores.shape == (len(y),) and bool(scores.isfinite().all()), "a sample alone in its class spoils the scores"
+    )
+
+
+def _mode(tool: Sanitiser) -> None:
+    data = planted().poisoned.data
+    model = forgetful(planted().model)
+    one, two = (tool.scores(data, model.train(mode)) for mode in (False, True))
+    require(
+        torch.allclose(one, two, rtol=1e-6, atol=1e-9),
+        "a model in training mode has other scores: it is asked in evaluation mode, whatever it comes in",
+    )
+
+
 def _same_again(tool: Sanitiser) -> None:
     require(torch.equal(_scores(tool), _scores(tool)), "the same data have other scores the second time")
 
@@ -88,6 +109,8 @@ CHECKS: dict[str, Callable[[Sanitiser], None]] = {
     "shape": _shape,
     "ranks-poison-first": _ranks_poison_first,
     "order": _order,
+    "few-of-a-class": _few_of_a_class,
+    "mode": _mode,
     "same-again": _same_again,
     "blind": _blind,
     "untouched": _untouched,

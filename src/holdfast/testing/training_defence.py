@@ -30,7 +30,7 @@ __all__ = ["TRAINING_DEFENCE_CHECKS", "TRAINING_DEFENCE_SUITE", "check_training_
 
 _FEW = {"steps": 3}
 _BATCH = 48
-_LEARNT = 0.6
+_LEARNT, _ABOUT = 0.6, 0.5  # dropout and random starts differ between two batches of the same samples
 
 
 def _small(tool: TrainingDefence) -> TrainingDefence:
@@ -71,6 +71,19 @@ def _loss(tool: TrainingDefence) -> None:
     ]
     missed = [n for n in missed if n != "1.bias"]  # batch norm takes the offset before it away
     require(not missed, f"the loss does not reach {missed}, or its gradient there is not finite")
+
+
+def _mean(tool: TrainingDefence) -> None:
+    small, one = _small(tool), _batch()
+    ids = torch.cat([one.ids, one.ids])
+    draws = BatchDraws.of(Draws(0, "training"), ids.numpy(), epoch=1, batch=0)
+    twice = Batch(x=one.x.repeat(2, 1, 1, 1), y=one.y.repeat(2), ids=ids, draws=draws)
+    few, many = (float(_keyed(lambda model, b=batch: small.loss(model, b).detach())) for batch in (one, twice))
+    require(
+        abs(many - few) <= _ABOUT * abs(few),
+        f"a batch has a loss of {few:.3g}, the same samples twice one of {many:.3g}: take the mean over the batch, so that "
+        "the learning rate fits every size",
+    )
 
 
 def _mode(tool: TrainingDefence) -> None:
@@ -168,6 +181,7 @@ def _learns(tool: TrainingDefence) -> None:
 CHECKS: dict[str, Callable[[TrainingDefence], None]] = {
     "card": whole_card,
     "loss": _loss,
+    "mean": _mean,
     "mode": _mode,
     "draws": _draws,
     "score": _score,

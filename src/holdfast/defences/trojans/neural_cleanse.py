@@ -14,6 +14,7 @@ from typing_extensions import override
 from holdfast.attacks.common.adam import adam
 from holdfast.core.cards import Card, parameter
 from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.core.registry import name_of
 from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.defences.inspector import Inspector, ScanFinding
@@ -88,9 +89,13 @@ class NeuralCleanse(Inspector):
         index = _anomaly(masks.flatten(1).sum(1).double().cpu())
         target = int(index.argmax())
         return ScanFinding(
-            detector="neural_cleanse", score=float(index[target]), threshold=self.threshold, target=target,
-            trigger=Overlay(masks[target].cpu(), patterns[target].cpu()), by_class=index,
-        )  # fmt: skip
+            detector=name_of(self),
+            score=float(index[target]),
+            threshold=self.threshold,
+            target=target,
+            trigger=Overlay(masks[target].cpu(), patterns[target].cpu()),
+            by_class=index,
+        )
 
     def _triggers(self, model: nn.Module, x: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
         """(K, 1, H, W) and (K, C, H, W): the smallest trigger of each class that carried enough samples; all classes at once.
