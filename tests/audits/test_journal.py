@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 
 import numpy as np
 import pytest
+from forging import sha_of_unit
 from pydantic import ValidationError
 
 from holdfast.audits.journal import Journal
@@ -122,9 +122,8 @@ def test_what_is_no_record_is_refused_with_its_unit_and_what_to_do(tmp_path, pay
     journal = Journal(file, IDENTITY)
     journal.write("grid", 0, GridRecord(), 0.0)
     journal.close()
-    sha = hashlib.sha256(f"grid\x1f0\x1f{payload}".encode()).hexdigest()
     with sqlite3.connect(file) as db:
-        db.execute("UPDATE units SET payload = ?, sha256 = ?", (payload, sha))
+        db.execute("UPDATE units SET payload = ?, sha256 = ?", (payload, sha_of_unit("grid", 0, payload)))
     db.close()
     before = file.read_bytes()
     with pytest.raises(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +12,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from forging import made_up, put_units, seconds_in, units_in
 from safetensors.torch import save
 from torch import nn
 
@@ -27,7 +27,7 @@ from holdfast.core.errors import DataError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Guarantee, Norm
-from holdfast.core.verdict import Certificate, NoAnswer, Status, Verdict
+from holdfast.core.verdict import Certificate, NoAnswer, Status
 
 _EPS = 0.25
 
@@ -149,34 +149,18 @@ def test_a_proof_around_it_is_contradicted():
         NoAnswer(distance=0.1, attack="pgd", sha256="ab", met="NaN"),
         Certificate(radius=0.2, guarantee=Guarantee.SOUND, method="crown"),
     )
-    one = Verdict(
-        id=3,
-        label=0,
-        prediction=0,
-        status=Status.ERROR,
-        witness=None,
-        certificate=proof,
-        forwards=1,
-        backwards=1,
-        queries=1,
-        no_answer=lost,
-    )
+    one = made_up(id=3, status=Status.ERROR, certificate=proof, no_answer=lost)
     (clash,) = contradictions([one])
     assert (clash.id, clash.sha256) == (3, "ab")
     assert "no decision" in clash.message
     assert not contradictions([replace(one, no_answer=replace(lost, distance=0.3))])
 
 
-def _forged(folder, change):
-    file = folder / "journal.sqlite"
-    with sqlite3.connect(file) as db:
-        for stage, k, text in db.execute("SELECT stage, chunk, payload FROM units").fetchall():
-            unit = json.loads(text)
-            change(stage, unit)
-            new = json.dumps(unit, sort_keys=True)
-            sha = hashlib.sha256(f"{stage}\x1f{k}\x1f{new}".encode()).hexdigest()
-            db.execute("UPDATE units SET payload = ?, sha256 = ? WHERE stage = ? AND chunk = ?", (new, sha, stage, k))
-    db.close()
+def _forged(run, change):
+    units = units_in(run)
+    for unit in units.values():
+        change(unit)
+    put_units(run, units, seconds_in(run))
 
 
 def _ends(unit):
@@ -189,24 +173,24 @@ def _at_the_input(folder, x):
     sha = hashlib.sha256(content).hexdigest()
     (folder / "witnesses" / f"{sha}.safetensors").write_bytes(content)
 
-    def change(stage, unit):
+    def change(unit):
         for record in _ends(unit).values():
             record |= {"sha256": sha, "distance": 0.0}
 
     return change
 
 
-def _nearer(stage, unit):
+def _nearer(unit):
     for record in _ends(unit).values():
         record["distance"] *= 0.5
 
 
-def _otherwise(stage, unit):
+def _otherwise(unit):
     for record in _ends(unit).values():
         record["met"] = "+infinity"
 
 
-def _gone(stage, unit):
+def _gone(unit):
     _ends(unit).clear()
 
 

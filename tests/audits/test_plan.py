@@ -65,6 +65,19 @@ def test_a_suite_that_is_not_there_is_refused_by_name(name):
         Plan.of(suite=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("clever", "sound bounds .* 'clever' is none of these"),
+        ("pgd", "'pgd' is none of these"),
+        ("krown", "mean crown"),
+    ],
+)
+def test_a_certificate_that_an_audit_does_not_serve_is_refused_by_name(name, told):
+    with pytest.raises(UsageError, match=told):
+        Plan.of(certify=name)
+
+
 def test_an_old_plan_keeps_its_hash():
     assert Plan.of(eps="1/10").sha256 == "16919d3b4e4c1aca61ff9a9ad350a531b623eb83490a2ae92d47363d39288b11"
 

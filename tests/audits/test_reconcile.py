@@ -2,10 +2,11 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
+from forging import made_up, proves_everything
 
 from holdfast.audits.clashes import contradictions
 from holdfast.audits.context import Context
@@ -20,7 +21,7 @@ from holdfast.audits.suite import SPARED_SHARE
 from holdfast.audits.verdicts import verdicts
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.threat import Guarantee
-from holdfast.core.verdict import Certificate, Status, Verdict, Witness
+from holdfast.core.verdict import Certificate, Status, Witness
 
 EPS = 0.25
 
@@ -103,16 +104,10 @@ def test_what_a_sample_is_called(status, given):
     ],
 )
 def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
-    one = Verdict(
+    one = made_up(
         id=3,
-        label=0,
-        prediction=0,
-        status=Status.BROKEN,
         witness=Witness(distance=distance, attack="pgd", sha256="ab", margin=-1.0),
         certificate=Certificate(radius=radius, guarantee=guarantee, method="crown"),
-        forwards=1,
-        backwards=1,
-        queries=1,
     )
     found = contradictions([one])
     assert [c.id for c in found] == ([3] if clash else [])
@@ -122,50 +117,14 @@ def test_only_a_proof_can_be_contradicted(radius, distance, guarantee, clash):
 
 
 def test_one_side_alone_is_no_contradiction():
-    witness, certificate = (
-        Witness(distance=0.1, attack="pgd", sha256="ab", margin=-1.0),
-        Certificate(radius=0.2, guarantee=SOUND, method="crown"),
-    )
-    assert not contradictions(
-        [
-            Verdict(
-                id=0,
-                label=0,
-                prediction=0,
-                status=Status.BROKEN,
-                witness=witness,
-                certificate=None,
-                forwards=1,
-                backwards=1,
-                queries=1,
-            ),
-            Verdict(
-                id=1,
-                label=0,
-                prediction=0,
-                status=Status.CERTIFIED,
-                witness=None,
-                certificate=certificate,
-                forwards=1,
-                backwards=1,
-                queries=1,
-            ),
-        ]
-    )
+    witness = Witness(distance=0.1, attack="pgd", sha256="ab", margin=-1.0)
+    certificate = Certificate(radius=0.2, guarantee=SOUND, method="crown")
+    proved = made_up(id=1, status=Status.CERTIFIED, certificate=certificate)
+    assert not contradictions([made_up(id=0, witness=witness), proved])
+    assert contradictions([replace(proved, witness=witness)])  # both of one sample are
 
 
 # a certifier that says yes to everything
-
-
-def _yes(self, graph, x, y, ball):
-    """Every sample is proved, at any radius."""
-    return torch.ones(len(x), dtype=torch.bool)
-
-
-@pytest.fixture
-def credulous(monkeypatch):
-    """Certifiers of graphs say yes."""
-    monkeypatch.setattr(GraphCertifier, "certify", _yes)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +132,7 @@ def planted(small, tmp_path_factory):
     """A run with a certifier that says yes: its folder, which nobody changes, and its document."""
     out = tmp_path_factory.mktemp("planted") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(GraphCertifier, "certify", _yes)
+        patch.setattr(GraphCertifier, "certify", proves_everything)
         return out, audit(small, out)
 
 

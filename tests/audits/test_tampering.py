@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forging import put_units, seconds_in, units_in
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -46,15 +47,10 @@ class Forger:
 
     def __init__(self, path: Path):
         self.path = path
-        self.units: dict[tuple[str, int], dict] = {}
-        self.facts: dict[str, str] = {}
         self.context = Context.open(RunFolder(path).plan(), RunFolder(path), Net().eval())
         journal = Journal(path / "journal.sqlite", self.context.identity, read_only=True)
-        self.facts, self.seconds = dict(journal.facts()), journal.seconds()
-        with sqlite3.connect(path / "journal.sqlite") as db:
-            for stage, k, text in db.execute("SELECT stage, chunk, payload FROM units ORDER BY rowid"):
-                self.units[stage, k] = json.loads(text)
-        db.close()
+        self.facts: dict[str, str] = dict(journal.facts())
+        self.units, self.seconds = units_in(path), seconds_in(path)
 
     def unit(self, stage: str, chunk: int = 0) -> dict:
         return self.units[stage, chunk]
@@ -68,14 +64,8 @@ class Forger:
 
     def seal(self) -> None:
         """Every hash anew: of the units, of the journal, and a whole report from them, if they can be read at all."""
+        put_units(self.path, self.units, self.seconds)
         with sqlite3.connect(self.path / "journal.sqlite") as db:
-            db.execute("DELETE FROM units")
-            for (stage, k), payload in self.units.items():
-                text = json.dumps(payload, sort_keys=True)
-                sha = hashlib.sha256(f"{stage}\x1f{k}\x1f{text}".encode()).hexdigest()
-                db.execute(
-                    "INSERT INTO units VALUES (?, ?, ?, ?, ?)", (stage, k, text, sha, self.seconds.get(stage, 0.0))
-                )
             for row in self.facts.items():
                 db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", row)
         db.close()

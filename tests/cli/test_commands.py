@@ -230,9 +230,12 @@ def test_shown_defaults_and_choices_are_the_plan_s() -> None:
     default = Plan().model_dump(mode="json")
     for name in ("norm", "eps", "suite", "certify", "seed", "device", "sigma", "goal", "answers"):
         assert str(shown[name].show_default) == str(default[name]), name
-    assert all(name in shown["suite"].help for name in suite_names())
+    assert all(name in shown["suite"].help and Plan.of(suite=name) for name in suite_names())
     words, _ = typing.get_args(typing.get_args(single_options.Answers)[0])
     assert set(typing.get_args(words)) == set(typing.get_args(Plan.model_fields["answers"].annotation))
+    for name in ("crown", "alpha-crown", "ibp", "smoothing", "none"):
+        assert name in shown["certify"].help
+        assert Plan.of(certify=name).certify == name
     typed = {option.lstrip("-").replace("-", "_") for p in audit.params for option in p.opts}
     flags = typed | {"chunk", "slots", "low", "high", "schema_version", "smoothing_samples"}
     assert set(Plan.model_fields) <= flags, set(Plan.model_fields) - flags
