@@ -21,7 +21,7 @@ def step(
     origin: Tensor,
     length: float | Tensor,
     *,
-    sparsity: float = 0.0,
+    sparsity: float | Tensor = 0.0,
     pinned: Tensor | None = None,
     bounds: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -37,7 +37,7 @@ def step(
         grad: (n, \\*features), what to ascend; not a number counts as 0 but for l0.
         origin: (n, \\*features), the clean inputs that the set lies around.
         length: lp size of the step before the projection, a number or a tensor that broadcasts with x.
-        sparsity: l1 only: the share of the features that move, at least one does.
+        sparsity: l1 only: the share of the features that move, at least one does; a number or (n,).
         pinned: bool (n, \\*features): features that must not move, see `holdfast.numerics.steps.pinned_by_box`.
         bounds: linf only: `holdfast.numerics.project.linf_bounds` of the ball where they are at hand, so that a loop
             computes them once.

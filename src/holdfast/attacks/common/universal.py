@@ -12,8 +12,8 @@ from holdfast.attacks.common.grid import valid
 from holdfast.attacks.shared import SharedState
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
+from holdfast.numerics.ascent import step
 from holdfast.numerics.project import project
-from holdfast.numerics.steps import steepest
 
 __all__ = ["UniversalState", "ascend", "falling", "on_samples", "project_shared"]
 
@@ -49,9 +49,8 @@ def project_shared(set: LpBall, v: Tensor) -> Tensor:
         >>> project_shared(LpBall.uniform(Norm.LINF, 0.25, 5), torch.tensor([0.5, -0.125])).tolist()
         [0.25, -0.125]
     """
-    edge = torch.full((), float("inf"), dtype=v.dtype, device=v.device)
-    ball = LpBall(set.norm, set.eps.amax().view(1), -edge, edge)
-    return project(ball, v.unsqueeze(0), torch.zeros_like(v).unsqueeze(0))[0]
+    one = v.unsqueeze(0)
+    return project(_largest(set, v), one, torch.zeros_like(one))[0]
 
 
 def ascend(set: LpBall, v: Tensor, grad: Tensor, fraction: float) -> Tensor:
@@ -63,8 +62,14 @@ def ascend(set: LpBall, v: Tensor, grad: Tensor, fraction: float) -> Tensor:
         grad: (\\*features).
         fraction: of eps.
     """
-    move = fraction * set.eps.amax().to(grad.dtype) * steepest(set.norm, grad.unsqueeze(0), share=0.02)[0]
-    return project_shared(set, v + move)
+    one, length = v.unsqueeze(0), fraction * set.eps.amax().to(grad.dtype)
+    return step(_largest(set, v), one, grad.unsqueeze(0), torch.zeros_like(one), length, sparsity=0.02)[0]
+
+
+def _largest(set: LpBall, like: Tensor) -> LpBall:
+    """One ball without a box, as large as the largest of the samples'."""
+    edge = torch.full((), float("inf"), dtype=like.dtype, device=like.device)
+    return LpBall(norm=set.norm, eps=set.eps.amax().view(1), lower=-edge, upper=edge)
 
 
 def falling(first: float, step: int, steps: int) -> float:

@@ -23,11 +23,12 @@ from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
 from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.distance import between
 from holdfast.numerics.losses import Loss
 from holdfast.numerics.project import linf_bounds, project
 from holdfast.numerics.sampling import uniform_in_ball
-from holdfast.numerics.steps import pinned_by_box, steepest
+from holdfast.numerics.steps import pinned_by_box
 
 __all__ = ["AutoPGD", "AutoPGDState", "checkpoints"]
 
@@ -241,13 +242,12 @@ class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
 def _dense_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tensor) -> AutoPGDState:
     """The linf and l2 step, with momentum from the second one on."""
 
-    def onto(x: Tensor) -> Tensor:
-        return x.clamp(state.low, state.high) if ball.norm is Norm.LINF else project(ball, x, problem.x)
-
+    bounds = (state.low, state.high) if ball.norm is Norm.LINF else None
     length = problem.flat(state.size * ball.eps).to(grad.dtype)
-    z = onto(state.x + length * steepest(ball.norm, grad))
+    z = ascent.step(ball, state.x, grad, problem.x, length, bounds=bounds)
     pull = problem.flat(on_device(np.where(state.step > 0, _MOMENTUM, 1.0), grad.device)).to(grad.dtype)
-    x = onto(state.x + pull * (z - state.x) + (1 - pull) * (state.x - state.previous))
+    moved = state.x + pull * (z - state.x) + (1 - pull) * (state.x - state.previous)
+    x = project(ball, moved, problem.x) if bounds is None else moved.clamp(*bounds)
     return replace(state, x=x, previous=state.x)
 
 
@@ -257,8 +257,8 @@ def _sparse_move(problem: Problem, ball: LpBall, state: AutoPGDState, grad: Tens
     """
     length = problem.flat(state.size * ball.eps).to(grad.dtype)
     pinned = pinned_by_box(ball, state.x, problem.x, grad) & (state.x == problem.x)
-    z = state.x + length * steepest(Norm.L1, grad, share=state.fraction, pinned=pinned)
-    return replace(state, x=project(ball, z, problem.x), previous=state.x)
+    x = ascent.step(ball, state.x, grad, problem.x, length, sparsity=state.fraction, pinned=pinned)
+    return replace(state, x=x, previous=state.x)
 
 
 def _back_to_best(problem: Problem, state: AutoPGDState, grad: Tensor, who: Tensor) -> tuple[AutoPGDState, Tensor]:

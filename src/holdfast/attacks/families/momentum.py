@@ -15,10 +15,9 @@ from holdfast.core.cards import parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Norm
 from holdfast.judge.asks import WhiteBoxAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.distance import distance
 from holdfast.numerics.losses import Loss, pick_loss
-from holdfast.numerics.project import project
-from holdfast.numerics.steps import steepest
 
 __all__ = ["MomentumState", "MomentumSteps"]
 
@@ -96,5 +95,5 @@ class MomentumSteps(Attack[WhiteBoxAsk, MomentumState]):
             variance = change.spread(gradient, problem, at, asked) - grad
         weight = distance(Norm.L1, follow).clamp_min(torch.finfo(torch.float64).tiny)
         velocity = self.momentum * state.velocity + (follow.double() / problem.flat(weight)).to(follow.dtype)
-        point = project(problem.ball, state.point + size * steepest(problem.set.norm, velocity), problem.x)
+        point = ascent.step(problem.ball, state.point, velocity, problem.x, size)
         return replace(state, x=ask.valid(point), point=point, velocity=velocity, variance=variance)

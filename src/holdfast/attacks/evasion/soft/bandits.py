@@ -22,9 +22,8 @@ from holdfast.core.cards import Card, parameter
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Access, Formulation, Goal, Norm
 from holdfast.judge.asks import SoftLabelAsk
+from holdfast.numerics import ascent
 from holdfast.numerics.distance import per_sample
-from holdfast.numerics.project import project
-from holdfast.numerics.steps import steepest
 
 __all__ = ["Bandits", "BanditsState"]
 
@@ -131,13 +130,12 @@ class Bandits(Attack[SoftLabelAsk, BanditsState]):
         slope = slope.nan_to_num(0.0, 0.0, 0.0).to(noise.dtype)
         learn = self.learning_rate or _LEARN[norm]
         dual = state.dual + learn * per_sample(slope, noise) * noise
-        step = steepest(norm, space.lift(_primal(norm, dual), features))
-        length = problem.set.eps * (self.rate or _STEP[norm])
-        moved = state.x + problem.flat(length).to(step.dtype) * step
+        direction = space.lift(_primal(norm, dual), features)
+        length = problem.flat(problem.set.eps * (self.rate or _STEP[norm])).to(direction.dtype)
         inner = problem.ball
         if norm is Norm.L2:
             inner = inner.with_eps((inner.eps - reach).clamp_min(0))
-        return replace(state, x=project(inner, moved, problem.x), dual=dual)
+        return replace(state, x=ascent.step(inner, state.x, direction, problem.x, length), dual=dual)
 
     def _space(self, problem: Problem) -> Tiles:
         sides = problem.x.shape[2:] if problem.x.ndim == 4 else (1,)
