@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from holdfast.certifiers.propagation.table import TABLE
+from holdfast.graph.aten import CALLS
+from holdfast.graph.operations import OPERATIONS
+from holdfast.graph.stepwise import STEPWISE
 from holdfast.testing.toys import net
 
 
@@ -34,3 +38,15 @@ def _same_toy() -> Iterator[None]:
     model.train(mode)
     for p in model.parameters():
         p.grad = None
+
+
+@pytest.fixture
+def own_operations() -> Iterator[None]:
+    """Operations that a test defines are forgotten after it."""
+    tables = OPERATIONS, TABLE, CALLS
+    kept, stepwise = [dict(table) for table in tables], set(STEPWISE)
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        for name in table.keys() - before.keys():
+            del table[name]
+    STEPWISE.intersection_update(stepwise)

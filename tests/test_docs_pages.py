@@ -22,6 +22,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / f"{page}.md").read_text(encoding="utf-8"), re.M | re.S)
 
 
+@pytest.mark.usefixtures("own_operations")
 @pytest.mark.parametrize(("page", "suite"), PAGES.items())
 def test_the_method_of_a_page_works_and_keeps_its_contract(
     page: str, suite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,24 +1,30 @@
-"""An operation that a plug-in adds: what it computes, its bounds and its rounding, each by one call."""
+"""An operation that a plug-in adds: what it computes, its bounds, its rounding and how it is read, each by one call."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
+from holdfast.certifiers.graph_certifier import margin_rows
 from holdfast.certifiers.propagation import table
 from holdfast.certifiers.propagation.function_errors import LOSSES
 from holdfast.certifiers.propagation.operations.smooth import Curve
 from holdfast.certifiers.sets.weight_perturbation import WeightPerturbation
-from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.certifiers.verification.query import Query
+from holdfast.certifiers.verification.solver import Decision
+from holdfast.certifiers.verification.verifier import broken, verify
+from holdfast.core.errors import ModelError, UnsupportedError, UsageError
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.graph import Graph, Node
+from holdfast.graph import Graph, Node, trace
+from holdfast.graph.aten import define_call
 from holdfast.graph.operations import OPERATIONS, Definition, Rounding, define
+
+pytestmark = pytest.mark.usefixtures("own_operations")
 
 F64 = torch.float64
 # what a bound may lie below the least margin of points
@@ -38,13 +44,6 @@ class Squash(Curve):
 
     def bends(self, node: Node) -> tuple[bool, tuple[float, ...]]:
         return True, (0.0,)
-
-
-@pytest.fixture(autouse=True)
-def _forgotten() -> Iterator[None]:
-    yield
-    OPERATIONS.pop("squash", None)
-    table.TABLE.pop("squash", None)
 
 
 def _graph(dtype: torch.dtype) -> Graph:
@@ -121,6 +120,92 @@ def test_weights_of_a_plug_in_that_no_bound_moves_are_refused_and_not_left_out()
         WeightPerturbation().certify(Graph(nodes, F64), torch.eye(4)[:1], torch.zeros(1, dtype=torch.int64))
 
 
+@torch.library.custom_op("ours::squash", mutates_args=())
+def squash(x: Tensor, scale: float = 1.0) -> Tensor:
+    """An operation that PyTorch does not have."""
+    return F.softsign(x) * scale
+
+
+@squash.register_fake
+def _(x: Tensor, scale: float = 1.0) -> Tensor:
+    return torch.empty_like(x)
+
+
+class _Squashing(nn.Module):
+    """Layers around the operation, one of them with an argument of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            self.layers = nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        return last(squash(second(squash(first(x), 2.0))))
+
+
+def _defined(**how: bool) -> None:
+    define("squash", SQUASH)
+    table.define_bounds("squash", Squash())
+    define_call("ours::squash", lambda c: c.b.affine(c.b.unary("squash", c.x), scale=c.number("scale")), **how)
+
+
+@pytest.mark.parametrize(("method", "above"), [("auto", 0.01), ("input_splitting", 0.01), ("neuron_splitting", 0.05)])
+def test_a_model_with_an_operation_from_outside_is_read_and_decided_on_both_sides_of_its_least_margin(method, above):
+    _defined()
+    graph = trace(_Squashing(), torch.zeros(1, 4))
+    assert [n.op for n in graph.nodes] == ["input", "linear", "squash", "affine", "linear", "squash", "linear"]
+    x = torch.full((1, 4), 0.5, dtype=F64)
+    y, ball = graph.to(F64).as_module()(x).argmax(1), LpBall.uniform(Norm.LINF, 0.3, 1, dtype=F64)
+    least, rows = _sampled(graph.to(F64), ball, x, y), margin_rows(y, 3)[0]
+    for moved, decision in ((above, Decision.HOLDS), (-0.02, Decision.BROKEN)):
+        query = Query(x, ball, rows, (moved - least).expand(len(rows)), torch.arange(len(rows)))
+        answer = verify(graph, [query], timeout=60, method=method)
+        assert answer.decision is decision
+        assert answer.bound <= moved
+        if decision is Decision.HOLDS:
+            assert answer.method != "crown", "one pass does it: nothing else of the method is tried"
+        else:
+            assert broken(graph, query, answer.witness)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_a_model_with_an_operation_from_outside_is_bounded_as_it_runs_if_it_runs_as_its_nodes_say(kind):
+    _defined(stepwise=True)
+    model = _Squashing().to(kind)
+    graph = trace(model, torch.zeros(1, 4, dtype=kind))
+    x = torch.rand((4, 4), generator=torch.Generator().manual_seed(2), dtype=F64).to(kind).double()
+    y, ball = model(x.to(kind)).argmax(1), LpBall.uniform(Norm.LINF, 0.02, 4, dtype=F64)
+    bounds = CROWN().margins(replace(graph, deployed=kind), x, y, ball).amin(1)
+    assert (bounds <= _sampled(graph, ball, x, y)).all()
+    assert (bounds < CROWN().margins(graph.to(F64), x, y, ball).amin(1)).all()
+
+
+def test_a_model_with_a_call_of_which_it_is_not_said_how_it_runs_is_bounded_in_real_numbers_alone():
+    _defined()
+    graph, ball = trace(_Squashing(), torch.zeros(1, 4)), LpBall.uniform(Norm.LINF, 0.02, 1, dtype=F64)
+    x, y = torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64)
+    CROWN().margins(graph, x, y, ball)
+    with pytest.raises(UnsupportedError, match="not known how 'ours::squash' rounds when it runs in float32; leave"):
+        CROWN().margins(replace(graph, deployed=torch.float32), x, y, ball)
+
+
+def test_a_call_that_nobody_defined_is_refused_by_its_full_name_and_what_a_reader_overlooks_by_its_argument():
+    with pytest.raises(UnsupportedError, match=r"uses 'ours::squash' \(line .*which the graph does not know"):
+        trace(_Squashing(), torch.zeros(1, 4))
+    define("squash", SQUASH)
+    define_call("ours::squash", lambda c: c.b.unary("squash", c.x))
+    with pytest.raises(UnsupportedError, match=r"'ours::squash' with scale=2\.0"):
+        trace(_Squashing(), torch.zeros(1, 4))
+
+
+def test_a_call_that_is_read_as_another_function_is_refused():
+    define_call("ours::squash", lambda c: c.b.affine(c.b.unary("tanh", c.x), scale=c.number("scale")))
+    with pytest.raises(ModelError, match="ours::squash"):
+        trace(_Squashing(), torch.zeros(1, 4))
+
+
 def test_bounds_without_a_definition_and_names_that_are_taken_are_refused():
     with pytest.raises(UsageError, match="the graph has no operation 'squash'"):
         table.define_bounds("squash", Squash())
@@ -130,6 +215,9 @@ def test_bounds_without_a_definition_and_names_that_are_taken_are_refused():
         define("squash", SQUASH)
     with pytest.raises(UsageError, match="bounds of 'squash' are known"):
         table.define_bounds("squash", Squash())
+    for name in ("relu", "getitem"):
+        with pytest.raises(UsageError, match=f"the call '{name}' is read already"):
+            define_call(name, lambda c: c.b.unary("squash", c.x))
 
 
 ROUNDS = {

@@ -29,8 +29,12 @@ _VALUELESS = frozenset(
 
 
 def call_name(node: fx.Node) -> str:
-    """A call's name in the tables, and as a person would look for it."""
-    return "getitem" if node.target is operator.getitem else str(node.target).removeprefix("aten.").split(".")[0]
+    """A call's name in the tables, and as a person would look for it: ``add``, or ``mine::squash`` of another library."""
+    if node.target is operator.getitem:
+        return "getitem"
+    if isinstance(node.target, Overload) and node.target.namespace != "aten":
+        return node.target.name().split(".")[0]
+    return str(node.target).removeprefix("aten.").split(".")[0]
 
 
 def where_of(node: fx.Node) -> str:

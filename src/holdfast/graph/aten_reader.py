@@ -131,7 +131,8 @@ class AtenReader:
     def _constant(self, node: fx.Node) -> Held:
         """A call that no input enters, as PyTorch itself computes it."""
         target = node.target
-        if isinstance(target, Overload) and target.namespace not in ("aten", "prims"):
+        foreign = isinstance(target, Overload) and target.namespace not in ("aten", "prims")
+        if foreign and call_name(node) not in self.handlers:
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         assert callable(target)
         value = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))

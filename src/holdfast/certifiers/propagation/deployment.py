@@ -31,29 +31,13 @@ from holdfast.certifiers.propagation.region import Box
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.operations import OPERATIONS, Rounding
+from holdfast.graph.stepwise import STEPWISE
 
 __all__ = ["check_runs", "roundoff", "run_error", "tie", "weight_error"]
 
 _SLOP = 1.01  # one percent pays for the rounding of this very computation, and for products of errors
 _SOFT = 64  # units by which two logits must differ so that a softmax tells them apart, see `tie`
 
-# The model's own operations (ATen's names, then ONNX's) that do what their nodes do, step by step or in finer steps.
-_SERVED = frozenset(
-    (
-        "", "input", "linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "conv1d", "conv2d", "conv3d",
-        "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "batch_norm", "add", "sub", "rsub", "mul", "div",
-        "neg", "leaky_relu", "sigmoid", "tanh", "silu", "erf", "exp", "log", "sin", "cos", "sqrt", "reciprocal", "rsqrt",
-        "square", "pow", "gelu", "elu", "selu", "celu", "softplus", "softsign", "tanhshrink", "glu", "prelu", "maximum",
-        "fmax", "minimum", "fmin", "max", "min", "amax", "amin", "clamp", "clip", "clamp_min", "clamp_max", "hardtanh",
-        "relu6", "where", "masked_fill", "mean", "sum", "cumsum", "cat", "concat", "stack", "avg_pool1d", "avg_pool2d",
-        "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "embedding", "sign",
-        "Add", "AveragePool", "BatchNormalization", "Celu", "Clip", "Concat", "Conv", "ConvTranspose", "Cos", "CumSum",
-        "Div", "Elu", "Erf", "Exp", "Gelu", "Gemm", "GlobalAveragePool", "Gather", "LeakyRelu", "Log", "MatMul", "Max",
-        "Mean", "Min", "Mul", "Neg", "PRelu", "Pow", "Reciprocal", "ReduceL1", "ReduceMax", "ReduceMean", "ReduceMin",
-        "ReduceSum", "ReduceSumSquare", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum",
-        "Swish", "Tanh", "Where",
-    )
-)  # fmt: skip
 _DIVISIONS = frozenset(("div", "Div"))
 
 
@@ -83,7 +67,7 @@ def check_runs(graph: Graph) -> None:
                 f"'{node.op}' stands for a chain of operations, and how each of them rounds in {kind} is not known; read "
                 "the graph from the model anew, or leave --deployed out"
             )
-        if operation is None or operation.rounding is Rounding.UNKNOWN or node.origin not in _SERVED:
+        if operation is None or operation.rounding is Rounding.UNKNOWN or node.origin not in STEPWISE:
             raise UnsupportedError(
                 f"it is not known how '{node.origin or node.op}' rounds when it runs in {kind}; leave --deployed out to "
                 "certify the model in real numbers"
