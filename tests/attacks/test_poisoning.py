@@ -47,7 +47,10 @@ def test_guided_flips_are_those_of_an_exhaustive_search() -> None:
     made = poison(MarginFlip(rate=0.2), data, knowledge=Knowledge(surrogate=surrogate))
     with torch.no_grad():
         loss = -surrogate(data.x).log_softmax(1)
-    every = sorted(((float(loss[i, c]), i, c) for i in range(20) for c in range(3) if c != data.y[i]), reverse=True)
+    own = loss[torch.arange(20), data.y]
+    every = sorted(
+        ((float(loss[i, c] - own[i]), i, c) for i in range(20) for c in range(3) if c != data.y[i]), reverse=True
+    )
     best: dict[int, int] = {}
     for _, i, c in every:
         best.setdefault(i, c)

@@ -70,6 +70,16 @@ def test_a_planted_direction_ranks_first() -> None:
     assert set(scores.argsort(descending=True)[:10].tolist()) == set(range(10))
 
 
+def test_a_class_of_equal_representations_has_finite_scores() -> None:
+    x = torch.zeros(40, 3)
+    x[0], x[1], x[20:] = 1e3, -1e3, 0.1
+    y = torch.zeros(40, dtype=torch.int64)
+    y[20:] = 1  # of which all are equal
+    scores = SpectralSignatures().scores(Dataset.of(x, y), nn.Linear(3, 2))
+    assert scores.isfinite().all()
+    assert set(scores.argsort(descending=True)[:2].tolist()) == {0, 1}
+
+
 @pytest.mark.parametrize("window", [2, 3])
 def test_the_squeezing_median_is_scipy_s(window: int) -> None:
     x = torch.rand(2, 3, 7, 9, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from holdfast.core.errors import UsageError
-from holdfast.numerics.stats import binomial_p_value, clopper_pearson, one_sided_lower, wilson
+from holdfast.numerics.stats import binomial_p_value, clopper_pearson, deviations_below_median, one_sided_lower, wilson
 
 CASES = [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (500, 1000), (999, 1000), (99_000, 100_000), (100_000, 100_000)]
 
@@ -70,3 +70,16 @@ def test_impossible_counts() -> None:
 def test_scipy_is_imported_on_first_use() -> None:
     code = "import sys, holdfast.numerics.stats; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 10])
+def test_deviations_below_the_median_are_scipy_s(n: int) -> None:
+    values = np.random.default_rng(n).gamma(2.0, size=n)
+    below = np.maximum(np.median(values) - values, 0)
+    wanted = below if n == 1 else below / stats.median_abs_deviation(values, scale="normal")
+    np.testing.assert_allclose(deviations_below_median(values), wanted, rtol=1e-5)
+
+
+def test_an_outlier_among_equal_values_is_far_and_a_large_one_is_none() -> None:
+    assert deviations_below_median([1.0, 9.0, 9.0, 9.0, 50.0])[0] > 1e6
+    assert deviations_below_median([1.0, 9.0, 9.0, 9.0, 50.0])[4] == 0

@@ -9,9 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from holdfast.core.errors import UsageError
 
-__all__ = ["binomial_p_value", "clopper_pearson", "one_sided_lower", "wilson"]
+__all__ = ["binomial_p_value", "clopper_pearson", "deviations_below_median", "one_sided_lower", "wilson"]
 
 Array = NDArray[np.float64]
+
+_NORMAL_MAD = 1.4826  # 1 / the upper quartile of a standard normal variable
 
 
 def _special() -> Any:
@@ -124,3 +126,25 @@ def binomial_p_value(
     if alternative == "less":
         return lower
     return np.minimum(1.0, 2 * np.minimum(upper, lower))
+
+
+def deviations_below_median(values: ArrayLike) -> Array:
+    """How far each value lies below the median, in normal deviations; 0 for the others.
+
+    The deviation is the median absolute one times 1.4826, which for a normal variable is its standard deviation; an even
+    number of values has the mean of the two in the middle for its median.
+
+    Args:
+        values: (n,), n at least 1.
+
+    Returns:
+        (n,) float64, at least 0.
+
+    Example:
+        >>> deviations_below_median([1.0, 7.0, 8.0, 9.0, 10.0]).round(3).tolist()
+        [4.721, 0.674, 0.0, 0.0, 0.0]
+    """
+    given = np.asarray(values, dtype=np.float64)
+    below = np.median(given) - given
+    deviation = _NORMAL_MAD * np.median(np.abs(below))
+    return np.maximum(below / max(float(deviation), float(np.finfo(np.float64).eps)), 0)

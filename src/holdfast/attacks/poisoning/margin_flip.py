@@ -25,7 +25,7 @@ __all__ = ["MarginFlip"]
 
 @dataclass(frozen=True)
 class MarginFlip(Poisoner):
-    """Flips where a clean surrogate is surest, to the class that it finds least likely."""
+    """Flips where it raises the cross-entropy of a clean surrogate most: the label it is surest of, to the least likely."""
 
     rate: float = parameter(0.1, "share of the samples whose label is flipped, above 0", "ours: one in ten")
 
@@ -47,16 +47,16 @@ class MarginFlip(Poisoner):
 
     @override
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
-        gain, label = _worst(knowledge.known_surrogate(), data)
+        gain, label = _rise(knowledge.known_surrogate(), data)
         rows = gain.argsort(descending=True, stable=True)[: share_of(len(data), self.rate)]
         flipped = Samples(data.x[rows], label[rows])
         return PoisonedDataset.of(data, method=name_of(self), seed=None, replacing=(rows, flipped))
 
 
-def _worst(surrogate: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
-    """(n,) the cross-entropy that the worst wrong label of each sample has, and that label."""
+def _rise(surrogate: nn.Module, data: Dataset) -> tuple[Tensor, Tensor]:
+    """(n,) by how much the worst wrong label of each sample raises its cross-entropy, and that label."""
     device = next((p.device for p in surrogate.parameters()), torch.device("cpu"))
     scores = evaluate(surrogate, data.x.to(device)).double().cpu()
-    loss = (-scores.log_softmax(1)).scatter(1, data.y.unsqueeze(1), float("-inf"))
-    worst = loss.max(1)
-    return worst.values, worst.indices
+    loss, own = -scores.log_softmax(1), data.y.unsqueeze(1)
+    worst = loss.scatter(1, own, float("-inf")).max(1)
+    return worst.values - loss.gather(1, own).squeeze(1), worst.indices

@@ -58,4 +58,6 @@ def _signature(features: Tensor) -> Tensor:
     """(n,) squared projections on the top right singular vector of the centred matrix, over their median."""
     centred = features - features.mean(0)
     squares = (centred @ _svd(centred, full_matrices=False)[2][0]).square()
-    return squares / squares.median().clamp_min(torch.finfo(torch.float64).tiny)
+    # Where most representations are equal the median is rounding: no score may be made of that.
+    rounding = (torch.finfo(torch.float64).eps * features.abs().amax()).square() * features.shape[1]
+    return squares / squares.median().clamp_min(rounding).clamp_min(torch.finfo(torch.float64).tiny)

@@ -19,13 +19,13 @@ from holdfast.core.threat import Phase
 from holdfast.data.dataset import Dataset
 from holdfast.defences.inspector import Inspector, ScanFinding
 from holdfast.numerics.evaluation import evaluating
+from holdfast.numerics.stats import deviations_below_median
 from holdfast.transforms.triggers import Overlay
 
 __all__ = ["NeuralCleanse"]
 
-_MAD = 1.4826  # a normal variable's median absolute deviation times this is its standard deviation
-# Their code waits five steps, then multiplies by 1.5 or divides by 1.8; a little at every step needs no counters, and all
-# classes run together.
+# Their example waits five steps, then doubles the cost or divides it by 2.8, and has none at first; a little at every step
+# needs no counters, so that all classes run together.
 _FACTOR = 1.05
 
 
@@ -86,7 +86,7 @@ class NeuralCleanse(Inspector):
                 f"{self.card.title} carried enough samples to {int(reached.sum())} of {classes} classes in {self.steps} steps, "
                 "and compares each with the others; give more steps"
             )
-        index = _anomaly(masks.flatten(1).sum(1).double().cpu())
+        index = torch.as_tensor(deviations_below_median(masks.flatten(1).sum(1).double().cpu().numpy()))
         target = int(index.argmax())
         return ScanFinding(
             detector=name_of(self),
@@ -112,12 +112,12 @@ class NeuralCleanse(Inspector):
             with torch.enable_grad():
                 mask, pattern = _split(leaf)
                 scores = model(_stamped(x, mask, pattern))
-                size = mask.flatten(1).sum(1)
-                loss = F.cross_entropy(scores, labels, reduction="none").view(classes, -1).mean(1) + cost * size
+                area = mask.flatten(1).sum(1)
+                loss = F.cross_entropy(scores, labels, reduction="none").view(classes, -1).mean(1) + cost * area
                 (grad,) = torch.autograd.grad(loss.sum(), leaf)
             reached = (scores.argmax(1) == labels).view(classes, -1).float().mean(1) >= self.success
-            better = reached & (size < smallest)
-            smallest = torch.where(better, size.detach(), smallest)
+            better = reached & (area < smallest)
+            smallest = torch.where(better, area.detach(), smallest)
             keep = better.view(-1, 1, 1, 1)
             best = torch.where(keep, mask.detach(), best[0]), torch.where(keep, pattern.detach(), best[1])
             cost = cost * torch.where(reached, _FACTOR, 1 / _FACTOR)
@@ -134,10 +134,3 @@ def _split(raw: Tensor) -> tuple[Tensor, Tensor]:
 def _stamped(x: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
     """(K n, C, H, W) every sample with every class's trigger."""
     return ((1 - mask).unsqueeze(1) * x + (mask * pattern).unsqueeze(1)).flatten(0, 1)
-
-
-def _anomaly(sizes: Tensor) -> Tensor:
-    """(K,) how far each size lies below the median, in normal deviations; only small ones count."""
-    middle = sizes.quantile(0.5)
-    deviation = _MAD * (sizes - middle).abs().quantile(0.5)
-    return ((middle - sizes) / deviation.clamp_min(torch.finfo(torch.float64).eps)).clamp_min(0)
