@@ -135,6 +135,18 @@ def test_pruned_units_stay_silent_through_fine_tuning() -> None:
     assert not any((m.weight == 0).all(1).any() for m in planted().model.modules() if isinstance(m, nn.Linear))
 
 
+def test_a_pruned_unit_is_silent_behind_its_batch_norm_too() -> None:
+    norm = nn.BatchNorm2d(6)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(216, 10))
+    with torch.no_grad():
+        norm.bias.fill_(0.5)
+    repaired = FinePruning(drop=1.0, epochs=1).repair(net, some(clean_digits()[1], 0, 40))  # every unit is pruned
+    assert isinstance(repaired, nn.Sequential)
+    with torch.no_grad():
+        assert not repaired[:3](clean_digits()[1].x[:8]).any()
+        assert net[:3](clean_digits()[1].x[:8]).any()
+
+
 def test_pruning_alone_keeps_the_accuracy_that_it_promises() -> None:
     known = some(clean_digits()[1], 0, 150)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +30,8 @@ __all__ = ["FinePruning"]
 class FinePruning(Repair):
     """Silences the least active units of the last hidden layer while clean accuracy holds, then fine-tunes the rest.
 
-    The layer is the last convolution, or the last linear layer but one where there is none. Silenced units stay silent.
+    The layer is the last convolution, or the last linear layer but one where there is none, with the batch norm that follows
+    it: without, a unit of zeros would still give what the norm adds. Silenced units stay silent.
     """
 
     drop: float = parameter(0.04, "clean accuracy that pruning may cost, 0 to 1", "Liu et al. 2018: 4 points")
@@ -64,29 +66,34 @@ class FinePruning(Repair):
     def repair(self, model: nn.Module, data: Dataset) -> nn.Module:
         repaired = copy.deepcopy(model).eval()
         layer = _hidden(repaired)
-        silent = self._silenced(repaired, layer, data)
+        norm = _norm_after(repaired, layer, data.x[:1])
+        weights = [p for m in (layer, norm) if m is not None for p in (m.weight, m.bias) if p is not None]
+        silent = self._silenced(repaired, norm or layer, weights, data)
         settings = TrainingSettings(
             epochs=self.epochs, batch=64, rate=self.rate, schedule="cosine", validation=0.0, seed=self.seed
         )
         device = next(repaired.parameters()).device
-        fit(repaired, data, _cross_entropy, settings=settings, hooks=[_Silence(layer, silent)], device=device)
+        fit(repaired, data, _cross_entropy, settings=settings, hooks=[_Silence(weights, silent)], device=device)
         return repaired
 
-    def _silenced(self, model: nn.Module, layer: nn.Conv2d | nn.Linear, data: Dataset) -> Tensor:
-        """The units that were silenced: the least active first, as many as clean accuracy bears."""
+    def _silenced(self, model: nn.Module, layer: nn.Module, weights: Sequence[Tensor], data: Dataset) -> Tensor:
+        """The units that were silenced: the least active first, as many as clean accuracy bears.
+
+        Args:
+            model: the copy that is repaired.
+            layer: whose output is looked at.
+            weights: (units, ...) each, zeros of which make a unit silent.
+            data: clean samples.
+        """
         activity, accuracy = _activity(model, layer, data)
         order, least = activity.argsort(), accuracy - self.drop
         for count, unit in enumerate(map(int, order)):
-            kept = (
-                layer.weight.detach()[unit].clone(),
-                None if layer.bias is None else layer.bias.detach()[unit].clone(),
-            )
-            _silence(layer, order[count : count + 1])
+            before = [w.detach()[unit].clone() for w in weights]
+            _silence(weights, order[count : count + 1])
             if _accuracy(model, data) < least:
                 with torch.no_grad():
-                    layer.weight[unit] = kept[0]
-                    if layer.bias is not None and kept[1] is not None:
-                        layer.bias[unit] = kept[1]
+                    for weight, value in zip(weights, before, strict=True):
+                        weight[unit] = value
                 return order[:count]
         return order
 
@@ -94,19 +101,18 @@ class FinePruning(Repair):
 class _Silence(Hooks):
     """Keeps silenced units silent while the others learn."""
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, units: Tensor) -> None:
-        self.layer, self.units = layer, units
+    def __init__(self, weights: Sequence[Tensor], units: Tensor) -> None:
+        self.weights, self.units = weights, units
 
     @override
     def after_step(self, model: nn.Module, batch: Batch) -> None:
-        _silence(self.layer, self.units)
+        _silence(self.weights, self.units)
 
 
-def _silence(layer: nn.Conv2d | nn.Linear, units: Tensor) -> None:
+def _silence(weights: Sequence[Tensor], units: Tensor) -> None:
     with torch.no_grad():
-        layer.weight[units] = 0
-        if layer.bias is not None:
-            layer.bias[units] = 0
+        for weight in weights:
+            weight[units] = 0
 
 
 def _hidden(model: nn.Module) -> nn.Conv2d | nn.Linear:
@@ -119,6 +125,28 @@ def _hidden(model: nn.Module) -> nn.Conv2d | nn.Linear:
             "fine-pruning prunes a hidden layer, a convolution or a linear one, and the model has none"
         )
     return linear[-2]
+
+
+def _norm_after(model: nn.Module, layer: nn.Module, x: Tensor) -> nn.BatchNorm1d | nn.BatchNorm2d | None:
+    """The batch norm that takes what the layer gives, if one does."""
+    given: list[Tensor] = []
+    norms: list[nn.BatchNorm1d | nn.BatchNorm2d] = []
+
+    def leaves(_: nn.Module, __: object, output: Tensor) -> None:
+        given.append(output)
+
+    def enters(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and any(inputs[0] is y for y in given):
+            norms.append(module)
+
+    handles = [layer.register_forward_hook(leaves)]
+    handles += [m.register_forward_pre_hook(enters) for m in model.modules()]
+    try:
+        evaluate(model, x.to(next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return norms[0] if norms else None
 
 
 def _activity(model: nn.Module, layer: nn.Module, data: Dataset) -> tuple[Tensor, float]:
