@@ -209,3 +209,45 @@ def test_a_size_is_written_the_same_everywhere(model: nn.Module, data: hf.Datase
     assert radii.certified_at("1/255") == radii.certified_at(1 / 255) > radii.certified_at("8/255") == 0
     with pytest.raises(hf.HoldfastError, match="no perturbation size"):
         radii.certified_at("much")
+
+
+def test_a_class_is_no_model_yet(data: hf.Dataset) -> None:
+    with pytest.raises(hf.HoldfastError, match=r"Linear is a class; make the model with it, Linear\(\.\.\.\)"):
+        hf.attack(nn.Linear, data, "pgd", LINF)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5, -1])
+def test_a_seed_is_a_whole_number(model: nn.Module, data: hf.Dataset, seed) -> None:
+    with pytest.raises(hf.HoldfastError, match=r"--seed (is a whole number|starts at 0), got"):
+        hf.attack(model, data, "pgd", LINF, seed=seed)
+
+
+def test_valid_values_have_a_distance() -> None:
+    with pytest.raises(hf.HoldfastError, match="above 0; leave the grid out"):
+        hf.ThreatModel.of("linf", "0.1", grid="0")
+
+
+def test_an_attack_asks_no_more_than_the_threat_allows(model: nn.Module, data: hf.Dataset) -> None:
+    labels = hf.ThreatModel.of("linf", "0.1", access="hard-label")
+    with pytest.raises(
+        hf.HoldfastError, match=r"PGD is white-box, and the threat allows hard-label; these work: .*rays"
+    ):
+        hf.attack(model, data, "pgd", labels)
+    with pytest.raises(hf.HoldfastError, match="Square is soft-label, and the threat allows hard-label"):
+        hf.attack(model, data, "square", labels)
+    assert hf.attack(model, data, "rays", labels, samples=2, queries=20).cost.queries
+    assert hf.attack(model, data, "pgd", labels, samples=2, steps=2, surrogate=model).cost.queries
+
+
+def test_the_page_of_a_method_that_is_registered_nowhere() -> None:
+    class OwnPGD(PGD):
+        pass
+
+    OwnPGD.__module__ = "__main__"
+    page = hf.method(OwnPGD)
+    assert (page.name, page.kind, page.cls) == ("own_pgd", "attack", OwnPGD)
+    assert hf.method(OwnPGD(steps=3)).name == "own_pgd"
+
+
+def test_a_data_set_is_shown_in_one_line() -> None:
+    assert repr(hf.Dataset.of(X, Y, name="six.npz")) == "<Dataset six.npz: 6 samples of 1x8x8, 6 classes>"

@@ -113,6 +113,7 @@ def methods(pattern: str = "*", *, kind: str | None = None) -> Methods:
         ['apgd_ce', 'apgd_dlr', 'apgd_t']
     """
     from holdfast.core.registry import KINDS, names
+    from holdfast.core.registry import method as registered
 
     if kind is not None and kind not in KINDS:
         raise UsageError(f"there are no methods of the kind '{kind}'. {did_you_mean(kind, KINDS)}")
@@ -120,7 +121,7 @@ def methods(pattern: str = "*", *, kind: str | None = None) -> Methods:
     found = names(kind, key)
     if not found:
         raise UsageError(f"no method matches '{pattern}'. {did_you_mean(key, names(kind))}")
-    return Methods([_page(name) for name in found])
+    return Methods([_page(registered(name)) for name in found])
 
 
 def method(given: str | object) -> MethodPage:
@@ -137,16 +138,14 @@ def method(given: str | object) -> MethodPage:
         'PGD'
     """
     from holdfast.api.keywords import kind_of
-    from holdfast.core.registry import name_of
 
-    return _page(name_of(kind_of(given)))
+    return _page(kind_of(given))
 
 
-def _page(name: str) -> MethodPage:
-    from holdfast.core.registry import card, kind
-    from holdfast.core.registry import method as registered
+def _page(cls: Any) -> MethodPage:
+    from holdfast.core.registry import kind, name_of
 
-    return MethodPage(name, kind(name), card(name), registered(name))
+    return MethodPage(name_of(cls), kind(cls), cls.card, cls)
 
 
 def _row(page: MethodPage) -> tuple[object, ...]:

@@ -232,7 +232,9 @@ def open_network(
     else:
         raise UsageError(f"a network is an ONNX file, a module or weights with arch; got {described(model)}")
     if shape is None or not shape:
-        raise UsageError(f"{name} does not tell the shape of an input; give it: --shape 1,28,28")
+        raise UsageError(
+            f"{name} does not tell the shape of an input; give it: --shape 1,28,28, from Python shape=(1, 28, 28)"
+        )
     return Unread(module, shape), notes
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from re import sub
 from typing import Any, ClassVar, Protocol, TypeVar, overload
 
 from holdfast.core.cards import Card
@@ -260,12 +261,18 @@ def create(name: str, of: type[M], **parameters: Any) -> M:
 def name_of(tool: object) -> str:
     """The name of a method, given its class or an instance: its file's, or its entry point's for a plug-in.
 
+    A class that was written in a notebook or a script, which may hold several, goes by its own name.
+
     Example:
         >>> name_of(method("pgd")), name_of(method("pgd")(steps=3))
         ('pgd', 'pgd')
     """
     cls: type = tool if isinstance(tool, type) else type(tool)
-    return _PLUGGED.get(cls) or cls.__module__.rsplit(".", 1)[-1]
+    return _PLUGGED.get(cls) or (
+        sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+        if cls.__module__ == "__main__"
+        else cls.__module__.rsplit(".", 1)[-1]
+    )
 
 
 def forget() -> None:

@@ -188,6 +188,10 @@ class ThreatModel:
         )  # fmt: skip
 
     def __post_init__(self) -> None:
+        if self.grid is not None and self.grid <= 0:
+            raise UsageError(
+                "the distance of neighbouring valid values is above 0; leave the grid out where there is none"
+            )
         if not self.low < self.high:
             raise UsageError(f"the input range is empty: low {self.low} is not below high {self.high}")
         width = Fraction(self.high) - Fraction(self.low)

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import DataError, UsageError, did_you_mean
-from holdfast.core.words import numbered
+from holdfast.core.words import counted, numbered
 
 __all__ = ["Dataset", "class_order"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Dataset:
     """Samples and labels; a sample's id is its row.
 
@@ -84,6 +85,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @override
+    def __repr__(self) -> str:  # one line: the samples themselves would fill a screen
+        shape = "x".join(map(str, self.x.shape[1:]))
+        return f"<Dataset {self.name}: {counted(len(self), 'sample')} of {shape}, {counted(self.class_count, 'class')}>"
 
     @property
     def class_count(self) -> int:

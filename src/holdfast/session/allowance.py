@@ -43,21 +43,30 @@ def given_access(session: Session) -> Access:
 
 
 def check_access(session: Session, card: Card) -> None:
-    """Refuses an attack that needs more than the model answers; the message lists those that work.
+    """Refuses an attack that needs more than the threat allows or the model answers; the message lists those that work.
 
     Raises:
         UsageError: it does.
     """
+    allowed = session.threat.access
+    if card.access is not None and card.access > allowed:
+        raise UsageError(
+            f"{card.title} is {card.access.label}, and the threat allows {allowed.label}; these work: "
+            f"{_working(session, allowed)}"
+        )
     if session.differentiable:
         return
     session.check_answers()
     given = given_access(session)
     if card.access is not None and card.access > given:
-        works = candidates(session.threat.norm, session.threat.goal, given) or ["none for this norm and goal"]
         raise UsageError(
             f"{card.title} is {card.access.label}, and {session.source} is only asked for {session.spec.answers} "
-            f"({session.why}); these work: {', '.join(works)}"
+            f"({session.why}); these work: {_working(session, given)}"
         )
+
+
+def _working(session: Session, access: Access) -> str:
+    return ", ".join(candidates(session.threat.norm, session.threat.goal, access)) or "none for this norm and goal"
 
 
 def allowance(session: Session, tool: object, title: str) -> tuple[Budget, str]:

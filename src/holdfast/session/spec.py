@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -68,6 +69,8 @@ def model_name(model: object) -> str:
         raise UsageError(
             "these are weights alone; load them into their module with load_state_dict, and give the module"
         )
+    if isinstance(model, type):
+        raise UsageError(f"{model.__name__} is a class; make the model with it, {model.__name__}(...), and give that")
     if callable(model):
         raise UsageError(
             "a function is no module; if PyTorch can differentiate it, call it in the forward of an nn.Module; otherwise "
@@ -180,11 +183,16 @@ class Surrogates:
 
 
 def at_least(least: int, **values: int | None) -> None:
-    """Refuses a number that is too small; None was not given.
+    """Refuses a number that is too small or not whole; None was not given.
 
     Raises:
         UsageError: it names the number, by its flag.
     """
     for name, value in values.items():
-        if value is not None and value < least:
-            raise UsageError(f"--{name.replace('_', '-')} starts at {least}, got {value}")
+        if value is None:
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if not isinstance(value, Integral):
+            raise UsageError(f"{flag} is a whole number, got {value!r}")
+        if value < least:
+            raise UsageError(f"{flag} starts at {least}, got {value}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Generic, TypeVar
 
 from holdfast.core.errors import UsageError
@@ -46,11 +48,19 @@ def run_checks(subject: str, checks: Mapping[str, Callable[[C], None]], case: C,
         except Exception as error:  # a crash is a breach like any other, and the next check shall still run
             wrong[name] = error
     if wrong:
-        lines = [
-            f"  {name}: {error}" if isinstance(error, ContractError) else f"  {name}: {type(error).__name__}: {error}"
-            for name, error in wrong.items()
-        ]
+        same: dict[str, list[str]] = {}
+        for name, error in wrong.items():
+            same.setdefault(_told(error), []).append(name)
+        lines = [f"  {', '.join(names)}: {told}" for told, names in same.items()]
         raise ContractError("\n".join([f"{subject}:", *lines])) from next(iter(wrong.values()))
+
+
+def _told(error: Exception) -> str:
+    """What is wrong; of a crash also where, since its traceback is one of several."""
+    if isinstance(error, ContractError):
+        return str(error)
+    last = extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def refuses(call: Callable[[], object], error: type[Exception], what: str) -> None:

@@ -229,9 +229,8 @@ def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     plan = context.plan
     ran = {r.name: sum(len(s.tried.get(r.stage, ())) for s in parts) for r in plan.entries}
     ran = {name: tried for name, tried in ran.items() if tried}
-    worst = (
-        ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or "no attack: no sample was classified right"
-    )
+    none = "none came to its end" if any(bool(s.correct.any()) for s in parts) else "no sample was classified right"
+    worst = ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or f"no attack: {none}"
     findings = [
         Finding(
             "report.scope", Severity.NOTE, "what the upper bound stands on",

@@ -1,0 +1,25 @@
+"""What a suite says of a method that fails: each failure once, and of a crash where it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.testing.contract import ContractError, require, run_checks
+
+
+def _crashes(case: None) -> None:
+    raise TypeError("no number")
+
+
+def _refuses(case: None) -> None:
+    require(False, "it must say why")
+
+
+def test_one_failure_of_several_checks_is_told_once_and_with_its_line() -> None:
+    checks = {"inside": _crashes, "words": _refuses, "order": _crashes}
+    with pytest.raises(ContractError) as told:
+        run_checks("PGD breaks the contract", checks, None, None)
+    first, second, third = str(told.value).splitlines()
+    assert first == "PGD breaks the contract:"
+    assert second.startswith("  inside, order: TypeError: no number (test_told.py, line ")
+    assert third == "  words: it must say why"
