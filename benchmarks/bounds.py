@@ -164,7 +164,7 @@ def wong_kolter(count: int) -> str:
     ]  # evenly: the first half of the test set is the harder one
     x, y, free, held, start = x[chosen], y[chosen], torch.tensor(torch.inf), 0, time.process_time()
     for i in torch.split(torch.arange(len(x)), 250):
-        ball = LpBall(Norm.LINF, torch.full((len(i),), 0.1, dtype=torch.float64), -free, free)
+        ball = LpBall(norm=Norm.LINF, eps=torch.full((len(i),), 0.1, dtype=torch.float64), lower=-free, upper=free)
         held += int(certifier.certify(graph, x[i], y[i], ball).sum())
         print(f"{int(i[-1]) + 1} images: {held} certified", flush=True)
     seconds = time.process_time() - start

@@ -16,7 +16,7 @@ from holdfast.testing._training_case import clean_digits, learnt, planted, some
 
 
 def session(seed: int = 0) -> Session:
-    threat = ThreatModel(Norm.LINF, Fraction(1, 10))
+    threat = ThreatModel(norm=Norm.LINF, eps=Fraction(1, 10))
     return open_session(planted().clean, some(clean_digits()[1], 0, 20), threat, seed=seed)
 
 

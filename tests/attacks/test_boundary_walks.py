@@ -34,7 +34,7 @@ def plane(d, distance):
 
 def free(norm, x, y=None, **more):
     """A search without eps and without box."""
-    ball = LpBall(norm, torch.full((len(x),), torch.inf, dtype=torch.float64), -INFINITE, INFINITE)
+    ball = LpBall(norm=norm, eps=torch.full((len(x),), torch.inf, dtype=torch.float64), lower=-INFINITE, upper=INFINITE)
     return Problem.of(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, ball, **more)
 
 

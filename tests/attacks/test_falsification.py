@@ -132,11 +132,11 @@ def test_a_module_will_do_and_is_left_alone():
 def test_sets_that_are_no_boxes_are_left_to_others():
     ball = LpBall.uniform(Norm.L2, 1.0, 1)
     query = Query(
-        torch.zeros(1, 2, dtype=torch.float64),
-        ball,
-        torch.eye(2).double(),
-        torch.zeros(2).double(),
-        torch.tensor([0, 1]),
+        x=torch.zeros(1, 2, dtype=torch.float64),
+        ball=ball,
+        c=torch.eye(2).double(),
+        d=torch.zeros(2).double(),
+        groups=torch.tensor([0, 1]),
     )
     assert falsifier(nn.Identity())(query, 5.0) is None
 

@@ -115,7 +115,7 @@ def test_starts_reach_further_where_the_box_has_no_edges():
     model = AffineModel(torch.tensor([[0.0], [1.0]]).double(), torch.tensor([0.0, -40.0]).double())  # crosses at 40
     x = torch.zeros(3, 1, dtype=torch.float64)
     infinite = torch.tensor(torch.inf, dtype=torch.float64)
-    ball = LpBall(Norm.L2, torch.full((3,), torch.inf, dtype=torch.float64), -infinite, infinite)
+    ball = LpBall(norm=Norm.L2, eps=torch.full((3,), torch.inf, dtype=torch.float64), lower=-infinite, upper=infinite)
     out = run(HopSkipJump(queries=400), Problem.of(x, torch.zeros(3, dtype=torch.int64), ball), model)
     assert out.found.all()
     assert (out.distance - 40).abs().max() < 1

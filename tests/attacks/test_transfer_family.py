@@ -85,7 +85,7 @@ def test_source_equal_to_target_is_white_box(attack):
     right = model(x).argmax(1) == y
     x, y, edges = x[right], y[right], (torch.zeros(()).double(), torch.ones(()).double())
     best = affine_optimum(Norm.LINF, model.weight.detach(), model.bias.detach(), x, y, *edges).distance
-    problem = Problem.of(x, y, LpBall(Norm.LINF, best * 1.3, *edges))
+    problem = Problem.of(x, y, LpBall(norm=Norm.LINF, eps=best * 1.3, lower=edges[0], upper=edges[1]))
     white = run(attack(), problem, model)
     out = run(attack(), problem, model, judge=Queried(model, lambda scores: scores))
     assert out.found.double().mean() >= 0.8

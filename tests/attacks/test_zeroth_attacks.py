@@ -134,7 +134,8 @@ def test_admm_with_exact_gradients_reaches_the_optimum_of_an_affine_model() -> N
     y = model(x).argmax(1)
     edges = torch.zeros(()).double(), torch.ones(()).double()
     best = affine_optimum(Norm.L2, weight, torch.zeros(2).double(), x, y, *edges).distance
-    problem = Problem.of(x, y, LpBall(Norm.L2, torch.full_like(best, torch.inf), *edges))
+    ball = LpBall(norm=Norm.L2, eps=torch.full_like(best, torch.inf), lower=edges[0], upper=edges[1])
+    problem = Problem.of(x, y, ball)
     out = run(ExactADMM(queries=4000), problem, model, seed=0)
     assert bool(out.found.all())
     assert float((out.distance / best).max()) < 1.02

@@ -63,7 +63,13 @@ def test_a_record_is_read_back_as_what_was_written(tmp_path):
     clean = CleanRecord(
         ids=(4, 5), scores=rows, prediction=(0, 1), spent=Spent(forwards=(1, 1), backwards=(0, 0), queries=(1, 1))
     )
-    finding = Finding("a.b", Severity.NOTE, "title", "message", data={"share": float("nan"), "n": 3, "x": 0.5})
+    finding = Finding(
+        code="a.b",
+        severity=Severity.NOTE,
+        title="title",
+        message="message",
+        data={"share": float("nan"), "n": 3, "x": 0.5},
+    )
     look = PreflightRecord(findings=findings_of([finding]), randomised=False)
     assert journal.write("clean", 0, clean, 0.5) == clean
     assert journal.write("preflight", -1, look, 0.5) == look

@@ -74,7 +74,7 @@ def together(nets: list[Net]) -> tuple[Graph, LpBall, Tensor, Tensor, Tensor]:
     x = torch.cat([n.x for n in nets], 1)
     eps = torch.cat([torch.full_like(n.x, n.eps) for n in nets], 1)
     lower, upper = ((x + s * eps).clamp(0, 1) for s in (-1, 1))
-    ball = LpBall(Norm.LINF, torch.full((1,), torch.inf, dtype=torch.float64), lower, upper)
+    ball = LpBall(norm=Norm.LINF, eps=torch.full((1,), torch.inf, dtype=torch.float64), lower=lower, upper=upper)
     return chain(layers), ball, x, torch.block_diag(*(C for _ in nets)), torch.cat([n.exact for n in nets])
 
 

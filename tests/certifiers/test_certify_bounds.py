@@ -228,7 +228,13 @@ def test_lines_enclose_activations_whatever_the_slope(operation, f):
 
 def test_tighter_than_either_alone_with_a_mask_and_a_box():
     _, graph, x, ball = _case("dense", 1, Norm.L2)
-    masked = LpBall(ball.norm, ball.eps, ball.lower, ball.upper, mask=torch.tensor([[True, True, False, False, False]]))
+    masked = LpBall(
+        norm=ball.norm,
+        eps=ball.eps,
+        lower=ball.lower,
+        upper=ball.upper,
+        mask=torch.tensor([[True, True, False, False, False]]),
+    )
     c = torch.eye(3)
     free, held = (CROWN().bounds(graph, b, x, c).detach() for b in (ball, masked))
     assert (held >= free - 1e-12).all()
@@ -286,7 +292,10 @@ def test_what_is_not_a_number_certifies_nothing_and_is_refused_by_name(bad):
         with pytest.raises(UnsupportedError, match=r"weight of operation 1 \('linear'\) has NaN or infinite"):
             method.certify(graph, x, y, ball.with_eps(0.0))
     unbounded = LpBall(
-        Norm.LINF, torch.full((3,), torch.inf, dtype=torch.float64), torch.tensor(-torch.inf), torch.tensor(torch.inf)
+        norm=Norm.LINF,
+        eps=torch.full((3,), torch.inf, dtype=torch.float64),
+        lower=torch.tensor(-torch.inf),
+        upper=torch.tensor(torch.inf),
     )
     assert not CROWN().certify(_case("dense", 0, Norm.LINF)[1], x, y, unbounded).any()
 

@@ -4,7 +4,7 @@ What is not a theorem is not here: CROWN-IBP may be above CROWN, intervals above
 adaptive ones (see the order facts of the literature in `research/verification.md`).
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -130,7 +130,7 @@ def test_intervals_of_a_part_of_the_box_are_not_below_those_of_the_whole(seeds):
     whole = IBP().bounds(graph, ball, x, c)
     middle = (ball.lower + ball.upper) / 2
     for half in ({"lower": middle}, {"upper": middle}):
-        part = type(ball)(ball.norm, ball.eps, half.get("lower", ball.lower), half.get("upper", ball.upper))
+        part = replace(ball, **half)
         assert (IBP().bounds(graph, part, middle[None], c) >= whole - ROUNDING).all()
 
 
@@ -145,7 +145,7 @@ def test_complete_methods_give_the_verdict_of_the_integer_program(name, seeds):
         row = seed % 2
         for margin, decision in ((1e-3, Decision.HOLDS), (-1e-3, Decision.BROKEN)):
             d = margin - given.exact[row : row + 1]
-            query = Query(given.x, given.ball, C[row : row + 1], d, groups)
+            query = Query(x=given.x, ball=given.ball, c=C[row : row + 1], d=d, groups=groups)
             answer = solver.solve(given.graph, query, SearchLimit.seconds(300))
             assert answer.decision is decision, (seed, margin, answer)
             assert answer.bound <= margin + SOLVER

@@ -129,7 +129,7 @@ def test_fast_lip_of_one_layer_is_the_formula_of_the_paper():
         np.abs(fixed + parts[unstable].clip(min=0).sum(0)), np.abs(fixed + parts[unstable].clip(max=0).sum(0))
     )
     free = torch.tensor(torch.inf, dtype=torch.float64)
-    ball = LpBall(Norm.L2, torch.full((1,), eps, dtype=torch.float64), -free, free)
+    ball = LpBall(norm=Norm.L2, eps=torch.full((1,), eps, dtype=torch.float64), lower=-free, upper=free)
     graph, rows = trace(net, x), torch.tensor([[1.0, -1.0]]).double()
     assert 3 <= unstable.sum() <= 17
     expected = np.linalg.norm(largest)
@@ -179,7 +179,8 @@ def test_random_projections_come_to_the_exact_dual(name, norm):
     net, graph, x, _ = _case(name, 1, norm, n=2)
     graph, free = graph.to(torch.float64), torch.tensor(torch.inf)
     edges = (-free, free) if norm is Norm.L2 else (torch.tensor(0.0), torch.tensor(1.0))
-    ball = LpBall(norm, torch.full((2,), RADII[norm] * 0.8, dtype=torch.float64), *edges)
+    eps = torch.full((2,), RADII[norm] * 0.8, dtype=torch.float64)
+    ball = LpBall(norm=norm, eps=eps, lower=edges[0], upper=edges[1])
     c, d = torch.tensor([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]]), torch.tensor([0.5, -0.5])
     with torch.no_grad():
         found = _Plain(graph, Region(ball, x), lines=PARALLEL, sound=False)

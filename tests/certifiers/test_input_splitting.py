@@ -175,7 +175,13 @@ def test_smooth_activations_are_served():
 def test_balls_that_are_no_boxes_are_refused():
     graph = _chain(2, 4, 2, seed=0)
     x = torch.zeros(1, 2).double()
-    query = Query(x, LpBall.uniform(Norm.L2, 0.1, 1), torch.eye(2).double(), torch.zeros(2).double(), torch.arange(2))
+    query = Query(
+        x=x,
+        ball=LpBall.uniform(Norm.L2, 0.1, 1),
+        c=torch.eye(2).double(),
+        d=torch.zeros(2).double(),
+        groups=torch.arange(2),
+    )
     with pytest.raises(UnsupportedError, match="neuron_splitting"):
         InputSplitting().solve(graph, query, SearchLimit.seconds(1))
 
@@ -190,6 +196,8 @@ def test_no_time_is_a_timeout():
 def test_a_box_is_not_cut_to_slivers_while_a_wide_input_waits():
     """A cut along the second input makes the bound worse, and two prove the box: one cut ahead, it is never chosen."""
     given = net(50)
-    query = Query(given.x, given.ball, C[:1], 0.01 - given.exact[:1], torch.zeros(1, dtype=torch.int64))
+    query = Query(
+        x=given.x, ball=given.ball, c=C[:1], d=0.01 - given.exact[:1], groups=torch.zeros(1, dtype=torch.int64)
+    )
     answer = InputSplitting().solve(given.graph, query, replace(SearchLimit.seconds(300), domains=5000))
     assert answer.decision is Decision.HOLDS

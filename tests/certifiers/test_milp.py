@@ -53,7 +53,7 @@ def test_thresholds_beside_the_optimum_are_decided(name):
     graph, x, ball = _case(name)
     exact = exact_minimum(graph, ball, x, C[:1])[0]
     for margin, decision in ((1e-3, Decision.HOLDS), (-1e-3, Decision.BROKEN)):
-        query = Query(x, ball, C[:1], margin - exact, ONE)
+        query = Query(x=x, ball=ball, c=C[:1], d=margin - exact, groups=ONE)
         answer = MILP().solve(graph, query, SearchLimit.seconds(300))
         assert answer.decision is decision
         assert answer.bound <= margin
@@ -64,7 +64,7 @@ def test_thresholds_beside_the_optimum_are_decided(name):
 def test_margins_far_below_the_solvers_tolerance_are_proved():
     for seed in range(6):
         given = net(seed)
-        query = Query(given.x, given.ball, C[:1], 1e-9 - given.exact[:1], ONE)
+        query = Query(x=given.x, ball=given.ball, c=C[:1], d=1e-9 - given.exact[:1], groups=ONE)
         assert MILP().solve(given.graph, query, SearchLimit.seconds(300)).decision is Decision.HOLDS
 
 
@@ -77,7 +77,7 @@ def test_a_group_of_rows_is_proved_where_no_row_is_positive_throughout():
         exact = exact_minimum(most, given.ball, given.x, torch.ones(1, 1))[0]
         for margin, decision in ((1e-4, Decision.HOLDS), (-1e-4, Decision.BROKEN)):
             d = (margin - exact).expand(2)
-            query = Query(given.x, given.ball, C, d, torch.zeros(2, dtype=torch.int64))
+            query = Query(x=given.x, ball=given.ball, c=C, d=d, groups=torch.zeros(2, dtype=torch.int64))
             answer = MILP().solve(given.graph, query, SearchLimit.seconds(300))
             assert answer.decision is decision, (seed, answer)
             decided += int(decision is Decision.HOLDS and not (given.exact + d > 0).any())
@@ -108,7 +108,7 @@ def test_groups_are_all_needed():
         ([1e-3, -1e-3], Decision.BROKEN),
         ([-1e-3, 1.0], Decision.BROKEN),
     ):
-        query = Query(given.x, given.ball, C, torch.tensor(d) - given.exact, torch.arange(2))
+        query = Query(x=given.x, ball=given.ball, c=C, d=torch.tensor(d) - given.exact, groups=torch.arange(2))
         answer = MILP().solve(given.graph, query, SearchLimit.seconds(300))
         assert answer.decision is decision
         assert (answer.rows <= torch.tensor(d) + 1e-9).all()
@@ -139,7 +139,7 @@ def test_what_highs_says_is_never_believed(monkeypatch, garbage):
     for seed in range(8):
         given = net(seed)
         for margin in (-1e-6, 1e-2):
-            query = Query(given.x, given.ball, C[:1], margin - given.exact[:1], ONE)
+            query = Query(x=given.x, ball=given.ball, c=C[:1], d=margin - given.exact[:1], groups=ONE)
             found = MILP(share=0.0).solve(given.graph, query, SearchLimit.seconds(5.0))
             assert found.decision is not Decision.HOLDS or margin > 0
             assert found.decision is not Decision.BROKEN or margin < 0
@@ -153,7 +153,7 @@ def test_smooth_activations_are_never_guessed():
             least = (graph.as_module()(inside(ball, x, 4000, 2)[:, 0]) @ C[0]).amin()
         decisions = []
         for margin in (-1e-3, 0.05, 3.0):
-            query = Query(x, ball, C[:1], (margin - least).view(1), ONE)
+            query = Query(x=x, ball=ball, c=C[:1], d=(margin - least).view(1), groups=ONE)
             answer = MILP().solve(graph, query, SearchLimit.seconds(300))
             decisions.append(answer.decision)
             assert (answer.decision is Decision.UNKNOWN) == bool(answer.reason)
@@ -164,7 +164,7 @@ def test_smooth_activations_are_never_guessed():
 def test_time_and_domains_end_with_a_sound_bound():
     graph, x, ball = _case("conv1d", 0.2)
     exact = exact_minimum(graph, ball, x, C[:1])[0]
-    query = Query(x, ball, C[:1], 1e-3 - exact, ONE)
+    query = Query(x=x, ball=ball, c=C[:1], d=1e-3 - exact, groups=ONE)
     late = MILP().solve(graph, query, SearchLimit.seconds(0.0))
     assert late.decision is Decision.TIMEOUT
     few = MILP(share=0.0).solve(graph, query, SearchLimit(SearchLimit.seconds(300).deadline, domains=20))
@@ -178,7 +178,13 @@ def test_refusals_are_in_words():
     with pytest.raises(UnsupportedError, match="sigmoid"):
         exact_minimum(graph, LpBall.uniform(Norm.LINF, 0.1, 1), x, C)
     with pytest.raises(UnsupportedError, match="splitting"):
-        MILP().solve(graph, Query(x, ball, C, torch.zeros(2).double(), torch.arange(2)), SearchLimit.seconds(1.0))
-    query = Query(x, LpBall.uniform(Norm.LINF, 0.1, 1), C, torch.full((2,), -9.0).double(), torch.arange(2))
+        MILP().solve(
+            graph,
+            Query(x=x, ball=ball, c=C, d=torch.zeros(2).double(), groups=torch.arange(2)),
+            SearchLimit.seconds(1.0),
+        )
+    query = Query(
+        x=x, ball=LpBall.uniform(Norm.LINF, 0.1, 1), c=C, d=torch.full((2,), -9.0).double(), groups=torch.arange(2)
+    )
     with pytest.raises(UnsupportedError, match="more than 3"):
         MILP(variables=3).solve(graph, query, SearchLimit.seconds(1.0))

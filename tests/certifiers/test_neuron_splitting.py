@@ -134,7 +134,13 @@ def test_balls_other_than_boxes(norm: Norm, seed: int) -> None:
     graph = graph_of(net, 3)
     ball = LpBall.uniform(norm, 1.0, 1, -2.0, 2.0)
     c = torch.tensor([[1.0, -1.0, 0.0]], dtype=torch.float64)
-    query = Query(torch.zeros(1, 3, dtype=torch.float64), ball, c, torch.zeros(1), torch.zeros(1, dtype=torch.int64))
+    query = Query(
+        x=torch.zeros(1, 3, dtype=torch.float64),
+        ball=ball,
+        c=c,
+        d=torch.zeros(1),
+        groups=torch.zeros(1, dtype=torch.int64),
+    )
     directions = torch.randn(200000, 3, dtype=torch.float64)
     p = 2 if norm is Norm.L2 else 1
     radius = torch.rand(len(directions), 1, dtype=torch.float64) ** (1 / 3)

@@ -228,7 +228,7 @@ def test_networks_around_it_are_bounded_and_tighter_than_by_intervals(case):
         graph, _ = _chain(case, seed)
         x = 2 * torch.rand(2, 4, generator=torch.Generator().manual_seed(seed), dtype=F64) - 1
         low, high = torch.tensor(-1.0, dtype=F64), torch.tensor(1.0, dtype=F64)
-        ball = LpBall(Norm.LINF, torch.tensor([0.05, 0.6], dtype=F64), low, high)
+        ball = LpBall(norm=Norm.LINF, eps=torch.tensor([0.05, 0.6], dtype=F64), lower=low, upper=high)
         with torch.no_grad():
             crude, fine = Propagation(graph, Region(ball, x)), Propagation(graph, Region(ball, x))
             crude.run(lambda _: False)
@@ -315,7 +315,7 @@ def test_outside_its_domain_a_function_proves_nothing_and_harms_no_neighbour(op,
         ),
     )
     ends = torch.tensor([[[low], [0.5]], [[high], [1.5]]], dtype=F64)
-    ball = LpBall(Norm.LINF, torch.full((2,), torch.inf, dtype=F64), ends[0], ends[1])
+    ball = LpBall(norm=Norm.LINF, eps=torch.full((2,), torch.inf, dtype=F64), lower=ends[0], upper=ends[1])
     for method in (CROWN(), AlphaCROWN(iterations=2, deep_iterations=1)):
         bound = method.bounds(Graph(nodes, F64), ball, ends.mean(0), torch.eye(2, dtype=F64))
         assert not (bound[0] > -1e300).any()

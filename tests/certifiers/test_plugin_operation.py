@@ -160,7 +160,8 @@ def test_a_model_with_an_operation_from_outside_is_read_and_decided_on_both_side
     y, ball = graph.to(F64).as_module()(x).argmax(1), LpBall.uniform(Norm.LINF, 0.3, 1, dtype=F64)
     least, rows = _sampled(graph.to(F64), ball, x, y), margin_rows(y, 3)[0]
     for moved, decision in ((above, Decision.HOLDS), (-0.02, Decision.BROKEN)):
-        query = Query(x, ball, rows, (moved - least).expand(len(rows)), torch.arange(len(rows)))
+        d = (moved - least).expand(len(rows))
+        query = Query(x=x, ball=ball, c=rows, d=d, groups=torch.arange(len(rows)))
         answer = verify(graph, [query], timeout=60, method=method)
         assert answer.decision is decision
         assert answer.bound <= moved

@@ -73,7 +73,7 @@ def test_a_closed_form_between_the_linear_program_and_the_truth():
     """On [-1, 1]^2 the truth is -2, linear programming says -4, and |a|^2 + |b|^2 = 2 |x|^2 <= 4 gives -2 sqrt(2)."""
     graph, x, c = _diamonds(), torch.zeros(1, 2, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
     edge = torch.ones(1, 2, dtype=torch.float64)
-    ball = LpBall(Norm.LINF, torch.ones(1, dtype=torch.float64), -edge, edge)
+    ball = LpBall(norm=Norm.LINF, eps=torch.ones(1, dtype=torch.float64), lower=-edge, upper=edge)
     found = Propagation(graph, Region(ball, x))
     found.run(refine=lambda _: True)
     assert triangle(Relaxation(found), c[0]) == pytest.approx(-4)

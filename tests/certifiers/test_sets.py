@@ -227,7 +227,7 @@ def test_an_affine_image_is_bounded_through_its_parameters() -> None:
     weight = net.weight.detach().double()
     exact = x @ weight.T + net.bias.detach().double() - (g[0] @ weight.T).abs()
     assert torch.allclose(found, exact, atol=1e-9)
-    box = LpBall(Norm.LINF, image.eps, image.lower, image.upper)
+    box = LpBall(norm=Norm.LINF, eps=image.eps, lower=image.lower, upper=image.upper)
     assert (CROWN().bounds(graph, box, x, c) < found - 0.1).all()
 
 

@@ -10,7 +10,7 @@ from holdfast.core.findings import Severity
 from holdfast.core.threat import Norm, ThreatModel, parse_eps
 from holdfast.data import Dataset, check_data
 
-THREAT = ThreatModel(Norm.LINF, parse_eps("8/255"))
+THREAT = ThreatModel(norm=Norm.LINF, eps=parse_eps("8/255"))
 X = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 10
 

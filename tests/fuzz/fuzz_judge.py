@@ -243,7 +243,9 @@ def _against_exact(r, case, x, ball, c, d, report, wrong) -> None:
     margin = 1e-3 * (1 + float(least[0].abs()))
     for name in ("neuron_splitting", "input_splitting", "milp"):
         for sign, decision in ((1, Decision.HOLDS), (-1, Decision.BROKEN)):
-            query = Query(x[:1], one, row, shift + sign * margin - least[:1], torch.zeros(1, dtype=torch.int64))
+            query = Query(
+                x=x[:1], ball=one, c=row, d=shift + sign * margin - least[:1], groups=torch.zeros(1, dtype=torch.int64)
+            )
             try:
                 answer = method(name)().solve(graph, query, SearchLimit.seconds(10.0))
             except Exception as error:

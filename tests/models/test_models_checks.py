@@ -16,7 +16,7 @@ from holdfast.models.checks import admitted
 from holdfast.models.queries_only import QueriesOnly
 from holdfast.models.zoo import digits_cnn
 
-THREAT = ThreatModel(Norm.LINF, parse_eps("0.1"))
+THREAT = ThreatModel(norm=Norm.LINF, eps=parse_eps("0.1"))
 TEST = load_digits("test")
 
 

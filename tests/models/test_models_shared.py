@@ -37,7 +37,7 @@ def test_every_model(shared_data, images, monkeypatch):
     monkeypatch.syspath_prepend(str(shared_data))
     import zoo  # ../shared/data/zoo.py
 
-    threat = ThreatModel(Norm.LINF, parse_eps("1/255"))
+    threat = ThreatModel(norm=Norm.LINF, eps=parse_eps("1/255"))
     seen = 0
     for card in cards(shared_data):
         name = card["file"].removesuffix(".safetensors")

@@ -37,7 +37,7 @@ def random_case(
         torch.rand(n, generator=g, dtype=torch.float64) * {Norm.L0: d, Norm.L1: d / 8, Norm.L2: 2, Norm.LINF: 0.3}[norm]
     )
     mask = torch.rand(n, d, generator=g) < 0.7 if masked else None
-    return LpBall(norm, eps, torch.tensor(0.0), torch.tensor(1.0), mask), x + delta, x
+    return LpBall(norm=norm, eps=eps, lower=torch.tensor(0.0), upper=torch.tensor(1.0), mask=mask), x + delta, x
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -180,10 +180,12 @@ def test_image_shapes_and_per_feature_bounds(norm: Norm) -> None:
     eps = {Norm.L0: 9, Norm.L1: 1.5, Norm.L2: 0.3, Norm.LINF: 0.07}[norm]
     mask = torch.zeros(1, 1, 5, 5, dtype=torch.bool)
     mask[..., 1:4, 1:4] = True
-    ball = LpBall(norm, torch.full((4,), eps, dtype=torch.float64), lower, upper, mask)
+    ball = LpBall(norm=norm, eps=torch.full((4,), eps, dtype=torch.float64), lower=lower, upper=upper, mask=mask)
     z = project(ball, x + torch.randn(4, 3, 5, 5, generator=g), x)
     assert contains(ball, z, x).all()
-    flat = LpBall(norm, ball.eps, lower.flatten(1), upper.flatten(1), mask.expand_as(x).flatten(1))
+    flat = LpBall(
+        norm=norm, eps=ball.eps, lower=lower.flatten(1), upper=upper.flatten(1), mask=mask.expand_as(x).flatten(1)
+    )
     assert contains(flat, z.flatten(1), x.flatten(1)).all()
     assert torch.equal(z[:, :, 0], x[:, :, 0])
 
@@ -238,7 +240,7 @@ def test_linf_bounds_are_tight_and_inside(dtype: torch.dtype, seed: int, eps: fl
 def test_bounds_wider_than_the_dtype_are_rounded_inward() -> None:
     low64, high64 = torch.full((1, 3), 0.1).double() + 1e-9, torch.full((1, 3), 0.7).double() - 1e-9
     x = torch.full((1, 3), 0.5)
-    ball = LpBall(Norm.L2, torch.tensor([5.0], dtype=torch.float64), low64, high64)
+    ball = LpBall(norm=Norm.L2, eps=torch.tensor([5.0], dtype=torch.float64), lower=low64, upper=high64)
     for far in (x + 9, x - 9):
         z = project(ball, far, x)
         assert (z.double() >= low64).all()

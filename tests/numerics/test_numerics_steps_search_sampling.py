@@ -113,7 +113,7 @@ def test_draws_do_not_depend_on_the_batch(norm: Norm) -> None:
     n = 6
     x = torch.rand(n, 3, 4, generator=torch.Generator().manual_seed(0))
     eps = torch.linspace(1, 3, n, dtype=torch.float64) * (1.0 if norm is Norm.L0 else 0.1)
-    ball = LpBall(norm, eps, torch.tensor(0.0), torch.tensor(1.0))
+    ball = LpBall(norm=norm, eps=eps, lower=torch.tensor(0.0), upper=torch.tensor(1.0))
     whole = uniform_in_ball(ball, x, Draws(3, "a").of(range(n)), "start", step=2)
     assert contains(ball, whole, x).all()
     for rows in ([5], [4, 0], [3, 2, 1]):

@@ -13,7 +13,7 @@ from holdfast.models.zoo import digits_mlp
 from holdfast.session import ModelSpec, Surrogates, open_session
 from holdfast.training.checkpoint import save_weights
 
-LINF = ThreatModel(Norm.LINF, parse_eps("0.1"))
+LINF = ThreatModel(norm=Norm.LINF, eps=parse_eps("0.1"))
 ARCH = "holdfast.models.zoo:digits_mlp"
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_data_is_refused_as_the_command_line_refuses_it():
 
 
 def test_targets_are_the_class_after_the_label():
-    targeted = ThreatModel(Norm.LINF, parse_eps("0.1"), goal=Goal.TARGETED)
+    targeted = ThreatModel(norm=Norm.LINF, eps=parse_eps("0.1"), goal=Goal.TARGETED)
     session = open_session(digits_mlp(), "digits:test", targeted, samples=4)
     problem = session.problem(session.ids)
     assert torch.equal(problem.target, (problem.y + 1) % 10)

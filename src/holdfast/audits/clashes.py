@@ -31,10 +31,12 @@ def settled(context: Context, verdicts: Sequence[Verdict]) -> Sequence[Verdict]:
     unclear = [
         (k, v.id, v.witness)
         for k, v in enumerate(verdicts)
-        if v.witness is not None and v.certificate is not None
-        and v.certificate.guarantee is Guarantee.SOUND and v.certificate.deployed is None
+        if v.witness is not None
+        and v.certificate is not None
+        and v.certificate.guarantee is Guarantee.SOUND
+        and v.certificate.deployed is None
         and clash(v.witness, v.certificate) is Clash.FINDING
-    ]  # fmt: skip
+    ]
     if not unclear:
         return verdicts
     try:
@@ -59,11 +61,17 @@ def contradictions(verdicts: Sequence[Verdict]) -> list[Contradiction]:
     """Witnesses, and inputs without a decision, inside a radius that was proved in an arithmetic in which they hold."""
     return [
         Contradiction(
-            id=i, radius=c.radius, distance=end.distance, guarantee=c.guarantee, method=c.method, attack=end.attack,
-            sha256=end.sha256, message=f"{_named(end)} lies inside the certified radius: one of the two is wrong",
+            id=i,
+            radius=c.radius,
+            distance=end.distance,
+            guarantee=c.guarantee,
+            method=c.method,
+            attack=end.attack,
+            sha256=end.sha256,
+            message=f"{_named(end)} lies inside the certified radius: one of the two is wrong",
         )
         for i, end, c in _clashing(verdicts, Clash.CONTRADICTION)
-    ]  # fmt: skip
+    ]
 
 
 def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
@@ -77,21 +85,26 @@ def doubts(verdicts: Sequence[Verdict]) -> list[Finding]:
     if ids := sorted(set(elsewhere)):
         findings.append(
             Finding(
-                "certificate.other_arithmetic", Severity.WARNING, "broken as it runs, where it is proved in another arithmetic",
-                f"samples {_some(ids)}: a witness lies inside the certified radius, and is upheld in other arithmetics than "
-                "that of the certificate; both may be right, the model as it runs is broken there",
-                "certify the model as it runs (holdfast certify --deployed), or deploy it in the arithmetic that was certified",
-                {"samples": len(ids)},
+                code="certificate.other_arithmetic",
+                severity=Severity.WARNING,
+                title="broken as it runs, where it is proved in another arithmetic",
+                message=f"samples {_some(ids)}: a witness lies inside the certified radius, and is upheld in other "
+                "arithmetics than that of the certificate; both may be right, the model as it runs is broken there",
+                remedy="certify the model as it runs (holdfast certify --deployed), or deploy it in the arithmetic "
+                "that was certified",
+                data={"samples": len(ids)},
             )
-        )  # fmt: skip
+        )
     if ids := sorted({i for i, _, _ in _clashing(verdicts, Clash.NOTE)}):
         findings.append(
             Finding(
-                "certificate.estimate", Severity.NOTE, "estimates above the distance of a witness",
-                f"samples {_some(ids)}: a witness lies inside the estimated radius; an estimate proves nothing",
+                code="certificate.estimate",
+                severity=Severity.NOTE,
+                title="estimates above the distance of a witness",
+                message=f"samples {_some(ids)}: a witness lies inside the estimated radius; an estimate proves nothing",
                 data={"samples": len(ids)},
             )
-        )  # fmt: skip
+        )
     return findings
 
 
@@ -105,13 +118,15 @@ def _improbable(verdicts: Sequence[Verdict], ids: Sequence[int]) -> Finding:
     most = max(chances)  # the largest chance of all makes the p-value too large at most, never too small
     p = float(binomial_p_value(len(ids), len(chances), most, "greater"))
     return Finding(
-        "certificate.improbable", Severity.WARNING, "witnesses inside radii that hold with high probability",
-        f"samples {_some(ids)}: a witness lies inside the certified radius. Each certificate is wrong with a chance of at most "
-        f"{most:g}; that {len(ids)} of {len(chances)} are has the p-value {p:.3g}",
-        "such samples count as broken where the witness lies within eps; if the p-value is small, draw anew with another "
+        code="certificate.improbable",
+        severity=Severity.WARNING,
+        title="witnesses inside radii that hold with high probability",
+        message=f"samples {_some(ids)}: a witness lies inside the certified radius. Each certificate is wrong with a "
+        f"chance of at most {most:g}; that {len(ids)} of {len(chances)} are has the p-value {p:.3g}",
+        remedy="such samples count as broken where the witness lies within eps; if the p-value is small, draw anew with another "
         "seed, and report what stays",
-        {"samples": len(ids), "certificates": len(chances), "alpha": most, "p_value": p},
-    )  # fmt: skip
+        data={"samples": len(ids), "certificates": len(chances), "alpha": most, "p_value": p},
+    )
 
 
 def _clashing(verdicts: Sequence[Verdict], kind: Clash) -> Iterator[tuple[int, Witness | NoAnswer, Certificate]]:

@@ -22,7 +22,7 @@ _CANARY = 1000
 _LOOK = 20, 300  # samples, and queries for each attack, of a first look
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Need:
     """Rows that a run may send.
 
@@ -62,11 +62,27 @@ class Need:
         if allowed < self.least:
             text = f"--max-queries {allowed:,} does not pay for the clean predictions of an audit, {self.least:,} rows"
             return [
-                Finding("budget.too_small", Severity.ERROR, "the budget is too small", f"{text}.", f"{fewer}.", data)
+                Finding(
+                    code="budget.too_small",
+                    severity=Severity.ERROR,
+                    title="the budget is too small",
+                    message=f"{text}.",
+                    remedy=f"{fewer}.",
+                    data=data,
+                )
             ]
         text = f"--max-queries {allowed:,} may end an audit before its suite does, which may send {self.most:,} rows"
         more = f"{fewer}; a run that ends early says INCOMPLETE and goes on with a larger one."
-        return [Finding("budget.short", Severity.WARNING, "the budget may end early", f"{text}.", more, data)]
+        return [
+            Finding(
+                code="budget.short",
+                severity=Severity.WARNING,
+                title="the budget may end early",
+                message=f"{text}.",
+                remedy=more,
+                data=data,
+            )
+        ]
 
     def told(self, allowed: int | None) -> str:
         """In one sentence, beside what is allowed.
@@ -100,8 +116,12 @@ def need(plan: Plan, samples: int) -> Need:
     """
     look = min(samples, _LOOK[0]), min(plan.queries or _LOOK[1], _LOOK[1])
     return Need(
-        samples, len(plan.entries), _least(samples), _most(plan, samples, plan.queries), _most(plan, *look)
-    )  # fmt: skip
+        samples=samples,
+        attacks=len(plan.entries),
+        least=_least(samples),
+        most=_most(plan, samples, plan.queries),
+        look=_most(plan, *look),
+    )
 
 
 def _least(samples: int) -> int:

@@ -38,11 +38,14 @@ def _refused(run: RunResults) -> list[Finding]:
     asked = [*run.of_kind(TriageRecord), *run.of_kind(CertificateRecord)]
     return [
         Finding(
-            "certificate.refused", Severity.WARNING, "no certificate for this model", text,
-            "certify with --certify smoothing (l2), or rewrite the operation",
+            code="certificate.refused",
+            severity=Severity.WARNING,
+            title="no certificate for this model",
+            message=text,
+            remedy="certify with --certify smoothing (l2), or rewrite the operation",
         )
         for text in sorted({record.refused for record in asked if record.refused is not None})
-    ]  # fmt: skip
+    ]
 
 
 def _rejected(run: RunResults) -> list[Finding]:
@@ -51,21 +54,28 @@ def _rejected(run: RunResults) -> list[Finding]:
         return []
     return [
         Finding(
-            "referee.rejected", Severity.NOTE, "claims that the referee rejected",
-            f"{len(rejected)} claimed witnesses left their set and were not counted", data={"samples": len(rejected)},
+            code="referee.rejected",
+            severity=Severity.NOTE,
+            title="claims that the referee rejected",
+            message=f"{len(rejected)} claimed witnesses left their set and were not counted",
+            data={"samples": len(rejected)},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _failed(run: RunResults) -> list[Finding]:
     failed = [record.fault.why for record in run.records.values() if record.fault is not None]
     return [
         Finding(
-            "run.failed", Severity.ERROR, "a unit of work failed", text, "mend the cause and run holdfast resume",
-            {"units": failed.count(text)},
+            code="run.failed",
+            severity=Severity.ERROR,
+            title="a unit of work failed",
+            message=text,
+            remedy="mend the cause and run holdfast resume",
+            data={"units": failed.count(text)},
         )
         for text in sorted(set(failed))
-    ]  # fmt: skip
+    ]
 
 
 def _raised(run: RunResults) -> list[Finding]:
@@ -76,11 +86,14 @@ def _raised(run: RunResults) -> list[Finding]:
     ids = sorted({i for i, _ in raised})
     return [
         Finding(
-            "model.raised", Severity.ERROR, "the model raised on some samples",
-            f"samples {_some(ids)}: {raised[0][1]}; what no other stage settles of them is not judged",
-            "mend the cause and run holdfast resume", {"samples": len(ids)},
+            code="model.raised",
+            severity=Severity.ERROR,
+            title="the model raised on some samples",
+            message=f"samples {_some(ids)}: {raised[0][1]}; what no other stage settles of them is not judged",
+            remedy="mend the cause and run holdfast resume",
+            data={"samples": len(ids)},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _clean_unanswered(run: RunResults) -> list[Finding]:
@@ -91,12 +104,15 @@ def _clean_unanswered(run: RunResults) -> list[Finding]:
         return []
     return [
         Finding(
-            "model.no_answer_as_it_is", Severity.ERROR, "no answer that can be judged to clean inputs",
-            f"samples {_some(ids)}: the model answers them, as they are, with NaN, +infinity or -infinity for every "
+            code="model.no_answer_as_it_is",
+            severity=Severity.ERROR,
+            title="no answer that can be judged to clean inputs",
+            message=f"samples {_some(ids)}: the model answers them, as they are, with NaN, +infinity or -infinity for every "
             "class; they count as not judged",
-            "check the weights and the inputs' scale, or leave such samples out, and audit again", {"samples": len(ids)},
+            remedy="check the weights and the inputs' scale, or leave such samples out, and audit again",
+            data={"samples": len(ids)},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _unanswered(run: RunResults) -> list[Finding]:
@@ -109,15 +125,16 @@ def _unanswered(run: RunResults) -> list[Finding]:
     fate = f"{left} of them, which no witness breaks, count as not judged" if left else "witnesses break all of them"
     return [
         Finding(
-            "model.no_answer", Severity.ERROR if left else Severity.WARNING,
-            "no answer that can be judged inside the set",
-            f"samples {_some([v.id for v, _ in lost])}: the model answers inputs within eps with {met}, the nearest "
+            code="model.no_answer",
+            severity=Severity.ERROR if left else Severity.WARNING,
+            title="no answer that can be judged inside the set",
+            message=f"samples {_some([v.id for v, _ in lost])}: the model answers inputs within eps with {met}, the nearest "
             f"at {min(one.distance for _, one in lost):.4g}; {fate}",
-            "find the division, root, logarithm or overflow in forward that such inputs reach, or turn such inputs "
+            remedy="find the division, root, logarithm or overflow in forward that such inputs reach, or turn such inputs "
             "away before the model, and audit that; the inputs lie in witnesses/ under the hashes in report.json (no_answer)",
-            {"samples": len(lost), "not_judged": left},
+            data={"samples": len(lost), "not_judged": left},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _some(ids: Sequence[int]) -> str:

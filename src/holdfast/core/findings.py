@@ -20,7 +20,7 @@ class Severity(StrEnum):
     """Worth knowing; nothing to do."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One thing noticed, with what to do about it.
 
@@ -33,7 +33,8 @@ class Finding:
         data: the measured values behind the message.
 
     Example:
-        >>> Finding("data.range", Severity.ERROR, "out of range", "max is 255", "divide by 255").as_dict()["severity"]
+        >>> far = Finding(code="data.range", severity=Severity.ERROR, title="out of range", message="max is 255")
+        >>> far.as_dict()["severity"]
         'error'
     """
 

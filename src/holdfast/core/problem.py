@@ -19,7 +19,7 @@ from holdfast.core.threat import Goal
 __all__ = ["Problem"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """Samples, criterion and set; the first dimension of all tensors is the sample.
 
@@ -97,7 +97,16 @@ class Problem:
             names = np.arange(n) if ids is None else np.asarray(ids, dtype=np.int64)
             if names.shape != (n,):
                 raise UsageError(f"ids must be {n} integers, one for each sample, got the shape {names.shape}")
-            return cls(x, y, t, kind, set, names, torch.arange(n, device=x.device), np.zeros(n, dtype=np.int64))
+            return cls(
+                x=x,
+                y=y,
+                target=t,
+                criterion=kind,
+                set=set,
+                ids=names,
+                rows=torch.arange(n, device=x.device),
+                round=np.zeros(n, dtype=np.int64),
+            )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -139,9 +148,16 @@ class Problem:
         """The sub-problem of the samples at ``rows`` (host integers)."""
         at = on_device(rows, self.x.device)
         return replace(
-            self, x=self.x[at], y=self.y[at], target=self.target[at], set=self.set.select(at), ids=self.ids[rows],
-            rows=self.rows[at], round=self.round[rows], draws=None if self.draws is None else self.draws.select(rows),
-        )  # fmt: skip
+            self,
+            x=self.x[at],
+            y=self.y[at],
+            target=self.target[at],
+            set=self.set.select(at),
+            ids=self.ids[rows],
+            rows=self.rows[at],
+            round=self.round[rows],
+            draws=None if self.draws is None else self.draws.select(rows),
+        )
 
     def chunk(self, rows: np.ndarray) -> Problem:
         """The samples at ``rows`` (host integers) as a chunk of its own, whose rows count from 0 on."""

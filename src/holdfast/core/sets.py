@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import inf, log2
 
@@ -48,7 +48,7 @@ class FeatureGrid:
         return f"of {sum(s > 0 for s in self.steps)} integer columns"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LpBall(PerturbationSet):
     """``{x' : ||x' - x||_p <= eps, lower <= x' <= upper, x' = x where mask is 0}``, on a grid if there is one.
 
@@ -113,12 +113,12 @@ class LpBall(PerturbationSet):
         if not low < high:
             raise UsageError(f"the box is empty: low {low} is not below high {high}")
         return cls(
-            Norm(norm),
-            torch.full((n,), _radius(eps), dtype=torch.float64, device=device),
-            torch.tensor(low, dtype=dtype, device=device),
-            torch.tensor(high, dtype=dtype, device=device),
-            mask,
-            grid,
+            norm=Norm(norm),
+            eps=torch.full((n,), _radius(eps), dtype=torch.float64, device=device),
+            lower=torch.tensor(low, dtype=dtype, device=device),
+            upper=torch.tensor(high, dtype=dtype, device=device),
+            mask=mask,
+            grid=grid,
         )
 
     @override
@@ -177,9 +177,12 @@ class LpBall(PerturbationSet):
         if self.eps.device == device:
             return self
         return replace(
-            self, eps=self.eps.to(device), lower=self.lower.to(device), upper=self.upper.to(device),
+            self,
+            eps=self.eps.to(device),
+            lower=self.lower.to(device),
+            upper=self.upper.to(device),
             mask=None if self.mask is None else self.mask.to(device),
-        )  # fmt: skip
+        )
 
     @property
     def unit(self) -> float:
@@ -235,7 +238,7 @@ def _radius(eps: float | Fraction | str) -> float:
     return size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AffineImage(LpBall):
     """``{centre + sum_k t_k generators_k + e : |t_k| <= 1, |e| <= slack}`` inside the box lower..upper.
 
@@ -252,9 +255,9 @@ class AffineImage(LpBall):
         ([[-1.0, -1.0]], [[1.0, 1.0]])
     """
 
-    centre: Tensor = field(kw_only=True)
-    generators: Tensor = field(kw_only=True)
-    slack: Tensor = field(kw_only=True)
+    centre: Tensor
+    generators: Tensor
+    slack: Tensor
 
     @classmethod
     def of(cls, centre: Tensor, generators: Tensor, slack: Tensor, low: float = -inf, high: float = inf) -> AffineImage:
@@ -264,25 +267,41 @@ class AffineImage(LpBall):
         reach = (generators.abs().sum(1) + slack) * (1 + 1e-14 * (generators.shape[1] + 2)) + 1e-15 * centre.abs()
         eps = torch.full((len(centre),), inf, dtype=torch.float64, device=centre.device)
         return cls(
-            Norm.LINF, eps, (centre - reach).clamp(low, high), (centre + reach).clamp(low, high),
-            centre=centre, generators=generators, slack=slack,
-        )  # fmt: skip
+            norm=Norm.LINF,
+            eps=eps,
+            lower=(centre - reach).clamp(low, high),
+            upper=(centre + reach).clamp(low, high),
+            centre=centre,
+            generators=generators,
+            slack=slack,
+        )
 
     @override
     def select(self, rows: Tensor) -> AffineImage:
         box = super().select(rows)
         return replace(
-            self, eps=box.eps, lower=box.lower, upper=box.upper,
-            centre=self.centre[rows], generators=self.generators[rows], slack=self.slack[rows],
-        )  # fmt: skip
+            self,
+            eps=box.eps,
+            lower=box.lower,
+            upper=box.upper,
+            centre=self.centre[rows],
+            generators=self.generators[rows],
+            slack=self.slack[rows],
+        )
 
     @override
     def scaled(self, factor: float) -> AffineImage:
         box = super().scaled(factor)
         return replace(
-            self, eps=box.eps, lower=box.lower, upper=box.upper, grid=box.grid,
-            centre=self.centre * factor, generators=self.generators * factor, slack=self.slack * factor,
-        )  # fmt: skip
+            self,
+            eps=box.eps,
+            lower=box.lower,
+            upper=box.upper,
+            grid=box.grid,
+            centre=self.centre * factor,
+            generators=self.generators * factor,
+            slack=self.slack * factor,
+        )
 
     @override
     def join(self, other: LpBall) -> AffineImage:

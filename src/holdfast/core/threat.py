@@ -125,7 +125,7 @@ def size_text(size: Fraction) -> str:
     return short if "e" not in short and Fraction(short) == size else str(size)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ThreatModel:
     """Everything that a robustness figure is relative to.
 
@@ -183,9 +183,14 @@ class ThreatModel:
             'linf <= 8/255 in [0, 1], untargeted, white-box'
         """
         return cls(
-            norm=Norm(norm), eps=parse_eps(eps), goal=_goal(goal), access=_access(access), low=low, high=high,
+            norm=Norm(norm),
+            eps=parse_eps(eps),
+            goal=_goal(goal),
+            access=_access(access),
+            low=low,
+            high=high,
             grid=None if grid is None else parse_eps(grid),
-        )  # fmt: skip
+        )
 
     def __post_init__(self) -> None:
         if self.grid is not None and self.grid <= 0:

@@ -27,7 +27,10 @@ def check_data(data: Dataset, threat: ThreatModel, classes: int | None = None) -
     Returns:
         findings ``data.*`` and ``labels.*``; empty if all is well.
     """
-    notes = [Finding("data.conversion", Severity.NOTE, "converted on the way in", note) for note in data.notes]
+    notes = [
+        Finding(code="data.conversion", severity=Severity.NOTE, title="converted on the way in", message=note)
+        for note in data.notes
+    ]
     return [*notes, *_values(data, threat), *_labels(data, classes)]
 
 
@@ -38,11 +41,14 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
         rows = (~finite).flatten(1).any(1).nonzero().flatten()
         return [
             Finding(
-                "data.nan", Severity.ERROR, "NaN or infinite inputs",
-                f"{len(rows)} of {len(x)} samples hold NaN or infinity, the first in row {int(rows[0])}.",
-                "Remove or repair these rows.", {"samples": len(rows), "first": int(rows[0])},
+                code="data.nan",
+                severity=Severity.ERROR,
+                title="NaN or infinite inputs",
+                message=f"{len(rows)} of {len(x)} samples hold NaN or infinity, the first in row {int(rows[0])}.",
+                remedy="Remove or repair these rows.",
+                data={"samples": len(rows), "first": int(rows[0])},
             )
-        ]  # fmt: skip
+        ]
     least, most, mean, spread = float(x.min()), float(x.max()), float(x.mean()), float(x.std())
     measured = {"min": least, "max": most, "mean": mean, "std": spread}
     width = threat.high - threat.low
@@ -51,31 +57,41 @@ def _values(data: Dataset, threat: ThreatModel) -> list[Finding]:
         looks, remedy = _guess_scale(data, least, most, mean, spread, threat)
         return [
             Finding(
-                "data.range", Severity.ERROR, "inputs outside the declared range",
-                f"{outside} of {counted(len(x), 'sample')} {'leaves' if outside == 1 else 'leave'} "
+                code="data.range",
+                severity=Severity.ERROR,
+                title="inputs outside the declared range",
+                message=f"{outside} of {counted(len(x), 'sample')} {'leaves' if outside == 1 else 'leave'} "
                 f"[{threat.low:g}, {threat.high:g}]: "
                 f"values run from {least:.4g} to {most:.4g}. {looks}".rstrip(),
-                remedy, {**measured, "samples": outside} | ({"flags": "--table columns.yaml"} if x.ndim == 2 else {}),
+                remedy=remedy,
+                data={**measured, "samples": outside} | ({"flags": "--table columns.yaml"} if x.ndim == 2 else {}),
             )
-        ]  # fmt: skip
+        ]
     if most - threat.low <= width / 32:
         return [
             Finding(
-                "data.scaled_twice", Severity.WARNING, "inputs fill almost none of the range",
-                f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]"
+                code="data.scaled_twice",
+                severity=Severity.WARNING,
+                title="inputs fill almost none of the range",
+                message=f"All values lie within [{least:.4g}, {most:.4g}] of [{threat.low:g}, {threat.high:g}]"
                 f"{'.' if x.ndim == 2 else '; were they divided by 255 twice?'}",
-                f"Check the scaling{f', or say what each column may be: {_COLUMNS}' if x.ndim == 2 else ''}: a "
-                f"perturbation of size eps is large against such inputs.{_bytes(data)}", measured,
+                remedy=f"Check the scaling{f', or say what each column may be: {_COLUMNS}' if x.ndim == 2 else ''}: a "
+                f"perturbation of size eps is large against such inputs.{_bytes(data)}",
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     if threat.norm is Norm.LINF and 0 < most - least <= threat.eps:
         return [
             Finding(
-                "data.eps", Severity.WARNING, "eps is as large as the data are wide",
-                f"All values lie within [{least:.4g}, {most:.4g}], and each may be moved by {float(threat.eps):.4g}.",
-                "Check the scaling of x, or give a smaller --eps: nothing of an input is left under such a change.", measured,
+                code="data.eps",
+                severity=Severity.WARNING,
+                title="eps is as large as the data are wide",
+                message=f"All values lie within [{least:.4g}, {most:.4g}], and each may be moved by {float(threat.eps):.4g}.",
+                remedy="Check the scaling of x, or give a smaller --eps: nothing of an input is left under such a "
+                "change.",
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     return []
 
 
@@ -142,20 +158,34 @@ def _labels(data: Dataset, classes: int | None) -> list[Finding]:
     if kinds == 1:
         return [
             Finding(
-                "labels.single", Severity.WARNING, "only one class",
-                f"{'The one sample has' if len(y) == 1 else f'All {len(y)} samples have'} the label {least}.",
-                "Shuffle the data before taking its first rows: accuracy on one class says little.", measured,
+                code="labels.single",
+                severity=Severity.WARNING,
+                title="only one class",
+                message=f"{'The one sample has' if len(y) == 1 else f'All {len(y)} samples have'} the label {least}.",
+                remedy="Shuffle the data before taking its first rows: accuracy on one class says little.",
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     if classes is not None and kinds < classes:
         return [
             Finding(
-                "labels.fewer", Severity.NOTE, "some classes are absent",
-                f"{kinds} of the model's {classes} classes occur among {counted(len(y), 'sample')}.", "", measured,
+                code="labels.fewer",
+                severity=Severity.NOTE,
+                title="some classes are absent",
+                message=f"{kinds} of the model's {classes} classes occur among {counted(len(y), 'sample')}.",
+                remedy="",
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     return []
 
 
 def _label_error(code: str, message: str, remedy: str, measured: dict[str, float | int | str]) -> Finding:
-    return Finding(code, Severity.ERROR, "labels do not fit the model", message, remedy, measured)
+    return Finding(
+        code=code,
+        severity=Severity.ERROR,
+        title="labels do not fit the model",
+        message=message,
+        remedy=remedy,
+        data=measured,
+    )

@@ -113,10 +113,12 @@ class Referee:
         if not self.without_double or not isinstance(self.model, nn.Module):
             return None
         return Finding(
-            "referee.own_type", Severity.NOTE, "witnesses are judged in the model's own type",
-            f"{self.without_double[:1].upper()}{self.without_double[1:]}. Witnesses are asked again as they are, at "
+            code="referee.own_type",
+            severity=Severity.NOTE,
+            title="witnesses are judged in the model's own type",
+            message=f"{self.without_double[:1].upper()}{self.without_double[1:]}. Witnesses are asked again as they are, at "
             f"{' and '.join(self.runs)}.",
-        )  # fmt: skip
+        )
 
     def judge(self, problem: Problem, x: Tensor) -> Judgement:
         """Rules on the claim that each of x (n, \\*features) is a witness of its problem."""
@@ -131,18 +133,36 @@ class Referee:
         holds = (margin < 0) & inside
         share = holds.double()
         return Judgement(
-            x=x, holds=holds, inside=inside, margin=margin, rounding=rounding,
-            distance=measured(problem.set, x, problem.x), prediction=prediction, share=share,
-            interval=torch.stack([share, share], 1), forwards=self.forwards - before, runs=self.runs,
+            x=x,
+            holds=holds,
+            inside=inside,
+            margin=margin,
+            rounding=rounding,
+            distance=measured(problem.set, x, problem.x),
+            prediction=prediction,
+            share=share,
+            interval=torch.stack([share, share], 1),
+            forwards=self.forwards - before,
+            runs=self.runs,
             arithmetics=self.arithmetics(x),
-        )  # fmt: skip
+        )
 
     def _nothing(self, x: Tensor) -> Judgement:
         none = torch.zeros(0, dtype=torch.float64, device=x.device)
         return Judgement(
-            x=x, holds=none.bool(), inside=none.bool(), margin=none, rounding=none, distance=none, prediction=none.long(),
-            share=none, interval=none.view(0, 2), forwards=0, runs=self.runs, arithmetics=self.arithmetics(x),
-        )  # fmt: skip
+            x=x,
+            holds=none.bool(),
+            inside=none.bool(),
+            margin=none,
+            rounding=none,
+            distance=none,
+            prediction=none.long(),
+            share=none,
+            interval=none.view(0, 2),
+            forwards=0,
+            runs=self.runs,
+            arithmetics=self.arithmetics(x),
+        )
 
     def arithmetics(self, x: Tensor) -> tuple[str, ...]:
         """The types in which the model is asked about inputs x: its own, which is that of x where it has no parameters."""
@@ -220,11 +240,19 @@ class Referee:
         interval = torch.stack([torch.as_tensor(low), torch.as_tensor(high)], 1).to(x.device)
         stacked = torch.stack(margins)
         return Judgement(
-            x=x, holds=(share > 0.5) & inside, inside=inside, margin=stacked.mean(0),
-            rounding=stacked.std(0, correction=min(1, self.draws - 1)), distance=measured(problem.set, x, problem.x),
-            prediction=torch.stack(classes).mode(0).values, share=share, interval=interval,
-            forwards=self.forwards - before, runs=self.runs, arithmetics=self.arithmetics(x),
-        )  # fmt: skip
+            x=x,
+            holds=(share > 0.5) & inside,
+            inside=inside,
+            margin=stacked.mean(0),
+            rounding=stacked.std(0, correction=min(1, self.draws - 1)),
+            distance=measured(problem.set, x, problem.x),
+            prediction=torch.stack(classes).mode(0).values,
+            share=share,
+            interval=interval,
+            forwards=self.forwards - before,
+            runs=self.runs,
+            arithmetics=self.arithmetics(x),
+        )
 
 
 def _classes(problem: Problem, scores: Tensor) -> Tensor:

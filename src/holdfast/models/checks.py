@@ -60,7 +60,7 @@ def preflight(
     Example:
         >>> from holdfast.core.threat import Norm, parse_eps
         >>> data = Dataset.of(torch.rand(4, 3), torch.tensor([0, 1, 2, 4]))
-        >>> [f.code for f in preflight(nn.Identity(), data, ThreatModel(Norm.LINF, parse_eps("0.1")))]
+        >>> [f.code for f in preflight(nn.Identity(), data, ThreatModel.of("linf", "0.1"))]
         ['labels.range']
     """
     rows = data.x[:samples].flatten(1).isfinite().all(1)
@@ -147,25 +147,34 @@ def _mode(model: Model) -> list[Finding]:
         return []
     return [
         Finding(
-            "model.train_mode", Severity.WARNING, "the model is in training mode",
-            f"{len(live)} layers behave differently there: {', '.join(live[:5])}.",
-            "Call model.eval(); the audit asks it in eval mode either way.", {"layers": len(live)},
+            code="model.train_mode",
+            severity=Severity.WARNING,
+            title="the model is in training mode",
+            message=f"{len(live)} layers behave differently there: {', '.join(live[:5])}.",
+            remedy="Call model.eval(); the audit asks it in eval mode either way.",
+            data={"layers": len(live)},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _failed(model: Model, x: Tensor, fault: Exception) -> Finding:
     if isinstance(fault, ModelError):  # says in words what it is
         return Finding(
-            "model.call", Severity.ERROR, "the model fails on the data", str(fault)[:800],
-            "",
-        )  # fmt: skip
+            code="model.call",
+            severity=Severity.ERROR,
+            title="the model fails on the data",
+            message=str(fault)[:800],
+            remedy="",
+        )
     layouts = working_layouts(model, x[:2]) if isinstance(model, nn.Module) else []
     hint = f"It runs {' or '.join(layouts)}." if layouts else "Check the shape and type that it expects."
     return Finding(
-        "model.call", Severity.ERROR, "the model fails on the data",
-        f"Inputs of shape {tuple(x.shape)} raise {type(fault).__name__}: {str(fault)[:300]}", hint,
-    )  # fmt: skip
+        code="model.call",
+        severity=Severity.ERROR,
+        title="the model fails on the data",
+        message=f"Inputs of shape {tuple(x.shape)} raise {type(fault).__name__}: {str(fault)[:300]}",
+        remedy=hint,
+    )
 
 
 def _served(model: Model, x: Tensor) -> list[int]:
@@ -180,10 +189,13 @@ def _served(model: Model, x: Tensor) -> list[int]:
 
 def _raises_on_some(rows: int, served: int, fault: Exception) -> Finding:
     return Finding(
-        "model.raises", Severity.WARNING, "the model fails on some samples",
-        f"It raises on {rows - served} of {counted(rows, 'row')}, first {type(fault).__name__}: {str(fault)[:300]}",
-        "Such samples count as errors, never as robust.", {"samples": rows - served},
-    )  # fmt: skip
+        code="model.raises",
+        severity=Severity.WARNING,
+        title="the model fails on some samples",
+        message=f"It raises on {rows - served} of {counted(rows, 'row')}, first {type(fault).__name__}: {str(fault)[:300]}",
+        remedy="Such samples count as errors, never as robust.",
+        data={"samples": rows - served},
+    )
 
 
 def _kind(model: Model, data: Dataset) -> list[Finding]:
@@ -193,12 +205,14 @@ def _kind(model: Model, data: Dataset) -> list[Finding]:
     if any(m.multi_label for m in said):
         found.append(
             Finding(
-                "model.multi_label", Severity.ERROR, "a multi-label classifier",
-                "The model decides each label by itself (problem_type: multi_label_classification); the largest logit, which "
-                "an audit asks for, is not its decision.",
-                "Audit one label at a time: wrap the model so that it gives the two logits (0, logit of the label).",
+                code="model.multi_label",
+                severity=Severity.ERROR,
+                title="a multi-label classifier",
+                message="The model decides each label by itself (problem_type: multi_label_classification); the "
+                "largest logit, which an audit asks for, is not its decision.",
+                remedy="Audit one label at a time: wrap the model so that it gives the two logits (0, logit of the label).",
             )
-        )  # fmt: skip
+        )
     told = [m.classes for m in said]
     told += [m.names for m in _parts(model) if isinstance(m, QueriesOnly) and all(isinstance(n, str) for n in m.names)]
     for own in told:
@@ -206,12 +220,14 @@ def _kind(model: Model, data: Dataset) -> list[Finding]:
         if own and given and own != given and set(own) >= set(given):
             found.append(
                 Finding(
-                    "labels.order", Severity.ERROR, "classes in another order than the model's",
-                    f"The model numbers its classes {numbered(own, _NAMED)}; the data {numbered(given, _NAMED)}.",
-                    "Number them as the model does: add the flag below to the command.",
-                    {"flags": shlex.join(("--class-names", ",".join(own)))},
+                    code="labels.order",
+                    severity=Severity.ERROR,
+                    title="classes in another order than the model's",
+                    message=f"The model numbers its classes {numbered(own, _NAMED)}; the data {numbered(given, _NAMED)}.",
+                    remedy="Number them as the model does: add the flag below to the command.",
+                    data={"flags": shlex.join(("--class-names", ",".join(own)))},
                 )
-            )  # fmt: skip
+            )
     return found
 
 
@@ -222,32 +238,41 @@ def _parts(model: Model) -> list[nn.Module]:
 def _shape(out: object, x: Tensor) -> Finding | None:
     if not isinstance(out, Tensor):
         return Finding(
-            "model.output", Severity.ERROR, "the model does not answer with a tensor",
-            f"It answers with {type(out).__name__}.",
-            "Wrap it so that it returns logits; for a Hugging Face classifier: holdfast.models.FromHF(model).",
-        )  # fmt: skip
+            code="model.output",
+            severity=Severity.ERROR,
+            title="the model does not answer with a tensor",
+            message=f"It answers with {type(out).__name__}.",
+            remedy="Wrap it so that it returns logits; for a Hugging Face classifier: holdfast.models.FromHF(model).",
+        )
     if out.ndim == 1 or (out.ndim == 2 and out.shape[1] == 1):
         return Finding(
-            "model.one_logit", Severity.ERROR, "the model has a single output",
-            f"Its answer to {counted(len(x), 'row')} has the shape {tuple(out.shape)}; a decision needs two classes or more.",
-            "If it is the logit, or the probability, of class 1 of 2, add --binary logit or --binary probability; in Python "
-            "wrap it: holdfast.models.OneLogit(model).",
-        )  # fmt: skip
+            code="model.one_logit",
+            severity=Severity.ERROR,
+            title="the model has a single output",
+            message=f"Its answer to {counted(len(x), 'row')} has the shape {tuple(out.shape)}; a decision needs two "
+            "classes or more.",
+            remedy="If it is the logit, or the probability, of class 1 of 2, add --binary logit or --binary "
+            "probability; in Python wrap it: holdfast.models.OneLogit(model).",
+        )
     if out.ndim != 2 or len(out) != len(x):
         return Finding(
-            "model.output", Severity.ERROR, "the model is no classifier",
-            f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; wanted ({len(x)}, classes). "
+            code="model.output",
+            severity=Severity.ERROR,
+            title="the model is no classifier",
+            message=f"Its answer to {len(x)} rows has the shape {tuple(out.shape)}; wanted ({len(x)}, classes). "
             "Detection and segmentation are not supported.",
-            "Give a model with one row of logits for each input.",
-        )  # fmt: skip
+            remedy="Give a model with one row of logits for each input.",
+        )
     if out.is_complex() or dense(out) is not out:
         kind, form = str(out.dtype).removeprefix("torch."), str(out.layout).removeprefix("torch.")
         return Finding(
-            "model.output", Severity.ERROR, "the model does not answer with ordinary numbers",
-            f"Its answer is a {form} tensor of {kind}, among whose numbers PyTorch does not look for the largest.",
-            "Wrap it so that it returns real scores in a dense floating-point tensor: .abs(), .to_dense(), .dequantize() or "
-            ".float().",
-        )  # fmt: skip
+            code="model.output",
+            severity=Severity.ERROR,
+            title="the model does not answer with ordinary numbers",
+            message=f"Its answer is a {form} tensor of {kind}, among whose numbers PyTorch does not look for the largest.",
+            remedy="Wrap it so that it returns real scores in a dense floating-point tensor: .abs(), .to_dense(), "
+            ".dequantize() or .float().",
+        )
     return None
 
 
@@ -257,39 +282,48 @@ def _outputs(out: Tensor, own: bool) -> list[Finding]:
     if bool(broken.any()):
         return [
             Finding(
-                "model.nan", Severity.ERROR, "NaN or infinite outputs",
-                f"{int(broken.sum())} of {len(out)} rows get NaN, +infinity, or -infinity for every class.",
-                "Check the weights and the inputs' scale; such samples count as errors, never as robust.",
-                {"samples": int(broken.sum())},
+                code="model.nan",
+                severity=Severity.ERROR,
+                title="NaN or infinite outputs",
+                message=f"{int(broken.sum())} of {len(out)} rows get NaN, +infinity, or -infinity for every class.",
+                remedy="Check the weights and the inputs' scale; such samples count as errors, never as robust.",
+                data={"samples": int(broken.sum())},
             )
-        ]  # fmt: skip
+        ]
     found: list[Finding] = []
     if not out.is_floating_point() or out.dtype in (torch.float16, torch.bfloat16):
         found.append(
             Finding(
-                "model.dtype", Severity.WARNING, "outputs of low precision",
-                f"The model answers in {str(out.dtype).removeprefix('torch.')}.",
-                "Run it in float32: rounding hides gradients and blurs who is broken.",
+                code="model.dtype",
+                severity=Severity.WARNING,
+                title="outputs of low precision",
+                message=f"The model answers in {str(out.dtype).removeprefix('torch.')}.",
+                remedy="Run it in float32: rounding hides gradients and blurs who is broken.",
             )
-        )  # fmt: skip
+        )
     values = out.double()
     if bool((values >= 0).all()) and _near_one(values.sum(1)):
         found.append(
             Finding(
-                "model.probabilities", Severity.WARNING, "probabilities instead of logits",
-                "All outputs are at least 0 and each row adds up to 1: a softmax seems to be the last layer.",
-                "Leave the softmax out: it flattens the loss, and attacks would look weaker than they are.",
+                code="model.probabilities",
+                severity=Severity.WARNING,
+                title="probabilities instead of logits",
+                message="All outputs are at least 0 and each row adds up to 1: a softmax seems to be the last layer.",
+                remedy="Leave the softmax out: it flattens the loss, and attacks would look weaker than they are.",
             )
-            if own else _asked_for_shares(out)
-        )  # fmt: skip
+            if own
+            else _asked_for_shares(out)
+        )
     elif bool((values <= 0).all()) and _near_one(values.exp().sum(1)):
         said = "The outputs are" if own else "Its answers are read as"
         found.append(
             Finding(
-                "model.log_probabilities", Severity.NOTE, "log-probabilities",
-                f"{said} log-probabilities. Their margins equal those of logits.",
+                code="model.log_probabilities",
+                severity=Severity.NOTE,
+                title="log-probabilities",
+                message=f"{said} log-probabilities. Their margins equal those of logits.",
             )
-        )  # fmt: skip
+        )
     return found
 
 
@@ -307,7 +341,14 @@ def _asked_for_shares(out: Tensor) -> Finding:
     else:
         remedy += " If it can answer with logits too, those tell more: near 1 probabilities look alike."
     measured: dict[str, float | int | str] = {"rows": len(out), "different": distinct}
-    return Finding("model.probabilities", Severity.NOTE, "probabilities", said, remedy, measured)
+    return Finding(
+        code="model.probabilities",
+        severity=Severity.NOTE,
+        title="probabilities",
+        message=said,
+        remedy=remedy,
+        data=measured,
+    )
 
 
 def _near_one(sums: Tensor) -> bool:
@@ -325,22 +366,26 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
     if spread > _RANDOM:
         return [
             Finding(
-                "model.randomised", Severity.WARNING, "the model is randomised",
-                f"The same rows asked {_REPEATS} times in eval mode gave outputs that differ by up to {spread:.3g}.",
-                "Attack it through holdfast.models.Eot, and read figures as majorities of fresh draws.",
-                {"change": spread},
+                code="model.randomised",
+                severity=Severity.WARNING,
+                title="the model is randomised",
+                message=f"The same rows asked {_REPEATS} times in eval mode gave outputs that differ by up to {spread:.3g}.",
+                remedy="Attack it through holdfast.models.Eot, and read figures as majorities of fresh draws.",
+                data={"change": spread},
             )
-        ]  # fmt: skip
+        ]
     try:
         alone = torch.cat([model(few[i : i + 1].clone()) for i in range(len(few))])
     except Exception as fault:  # a user's model may raise anything
         return [
             Finding(
-                "model.batch_dependent", Severity.ERROR, "the model fails on a single row",
-                f"It answers {len(few)} rows together and raises {type(fault).__name__} on one: {str(fault)[:200]}",
-                "Look for batch statistics used in eval mode (batch norm without running averages).",
+                code="model.batch_dependent",
+                severity=Severity.ERROR,
+                title="the model fails on a single row",
+                message=f"It answers {len(few)} rows together and raises {type(fault).__name__} on one: {str(fault)[:200]}",
+                remedy="Look for batch statistics used in eval mode (batch norm without running averages).",
             )
-        ]  # fmt: skip
+        ]
     if alone.shape != first.shape:
         return [_columns(few, first, alone)]
     change = float((alone - first).abs().nan_to_num(0).max())
@@ -348,22 +393,26 @@ def _steadiness(model: nn.Module, x: Tensor) -> list[Finding]:
     if change > _BATCH_NOISE * max(1.0, float(first.abs().nan_to_num(0, 0, 0).max())):
         return [
             Finding(
-                "model.batch_dependent", Severity.WARNING, "answers depend on the batch",
-                f"Asked one by one, outputs differ by up to {change:.3g} and {flips} of {len(few)} labels change.",
-                "Look for batch statistics used in eval mode (batch norm without running averages).",
-                {"change": change, "flips": flips},
+                code="model.batch_dependent",
+                severity=Severity.WARNING,
+                title="answers depend on the batch",
+                message=f"Asked one by one, outputs differ by up to {change:.3g} and {flips} of {len(few)} labels change.",
+                remedy="Look for batch statistics used in eval mode (batch norm without running averages).",
+                data={"change": change, "flips": flips},
             )
-        ]  # fmt: skip
+        ]
     return []
 
 
 def _columns(x: Tensor, first: Tensor, other: Tensor) -> Finding:
     return Finding(
-        "model.output", Severity.ERROR, "the number of classes changes from call to call",
-        f"For the same {len(x)} rows it answered in the shape {tuple(first.shape)}, and then, or one by one, in "
+        code="model.output",
+        severity=Severity.ERROR,
+        title="the number of classes changes from call to call",
+        message=f"For the same {len(x)} rows it answered in the shape {tuple(first.shape)}, and then, or one by one, in "
         f"{tuple(other.shape)}.",
-        "Give a model with one row of logits, always of the same classes, for each input.",
-    )  # fmt: skip
+        remedy="Give a model with one row of logits, always of the same classes, for each input.",
+    )
 
 
 def _flags(mistake: Misconfiguration, names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -406,17 +455,23 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
             title, than = "worse than guessing", f"the same answer to all would reach {constant:.1%}"
         return [
             Finding(
-                _CHANCE, Severity.ERROR if worse else Severity.WARNING, title,
-                f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}, and {than}.{cause}",
-                remedy, measured,
+                code=_CHANCE,
+                severity=Severity.ERROR if worse else Severity.WARNING,
+                title=title,
+                message=f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}, and {than}.{cause}",
+                remedy=remedy,
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     if mistake is not None:
         return [
             Finding(
-                "model.preprocessing", Severity.WARNING, "the preprocessing seems to be off",
-                f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}.{cause}",
-                remedy, measured,
+                code="model.preprocessing",
+                severity=Severity.WARNING,
+                title="the preprocessing seems to be off",
+                message=f"Clean accuracy is {accuracy:.1%} on {counted(n, 'row')}.{cause}",
+                remedy=remedy,
+                data=measured,
             )
-        ]  # fmt: skip
+        ]
     return []

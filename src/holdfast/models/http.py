@@ -212,20 +212,25 @@ class HttpModel:
         if use.drift > _DRIFT:
             found.append(
                 Finding(
-                    "http.drift", Severity.WARNING, "the API's answers changed",
-                    f"The same input was asked {use.canaries + 1} times and its answer moved by up to {use.drift:.3g}.",
-                    "The model was replaced or is randomised: repeat the audit, or declare it randomised.",
-                    {"drift": use.drift, "canaries": use.canaries},
+                    code="http.drift",
+                    severity=Severity.WARNING,
+                    title="the API's answers changed",
+                    message=f"The same input was asked {use.canaries + 1} times and its answer moved by up to {use.drift:.3g}.",
+                    remedy="The model was replaced or is randomised: repeat the audit, or declare it randomised.",
+                    data={"drift": use.drift, "canaries": use.canaries},
                 )
-            )  # fmt: skip
+            )
         if use.retried:
             found.append(
                 Finding(
-                    "http.retries", Severity.NOTE, "requests were repeated",
-                    f"{use.retried} of {use.sent} rows were sent again after a failure and count as queries.",
-                    "Lower the concurrency if the API limits its rate.", {"retried": use.retried, "sent": use.sent},
+                    code="http.retries",
+                    severity=Severity.NOTE,
+                    title="requests were repeated",
+                    message=f"{use.retried} of {use.sent} rows were sent again after a failure and count as queries.",
+                    remedy="Lower the concurrency if the API limits its rate.",
+                    data={"retried": use.retried, "sent": use.sent},
                 )
-            )  # fmt: skip
+            )
         return found
 
     def close(self) -> None:
@@ -288,8 +293,12 @@ class HttpModel:
             counts = "its rows count, since the server may have counted them" if reply.sent else "no row was sent"
             _log.warning(
                 "%s gave no answer but %s (%s); asking again in %.3g s, %d more times at most",
-                self.url, reply.trouble, counts, pause, left,
-            )  # fmt: skip
+                self.url,
+                reply.trouble,
+                counts,
+                pause,
+                left,
+            )
 
     def _met(self, word: str) -> str:
         """The trouble that the API is in, before what is said of the budget; nothing where it answers."""

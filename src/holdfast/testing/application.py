@@ -58,7 +58,7 @@ def _small(tool: Application) -> Application:
 
 def _session(model: nn.Module | None = None, seed: int = 0) -> Session:
     data = some(clean_digits()[1], 0, 60)
-    return open_session(model or planted().clean, data, ThreatModel(Norm.LINF, Fraction(1, 5)), seed=seed)
+    return open_session(model or planted().clean, data, ThreatModel(norm=Norm.LINF, eps=Fraction(1, 5)), seed=seed)
 
 
 def _run(tool: Application, seed: int = 0) -> ApplicationResult:

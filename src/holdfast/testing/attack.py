@@ -43,7 +43,7 @@ from holdfast.testing._attack_case import (
     clean_right,
     of_digits,
     same,
-)  # fmt: skip
+)
 from holdfast.testing._attack_manners import MANNERS
 from holdfast.testing._manners import declared_parameters, under_two_states
 from holdfast.testing.contract import ContractError, reduced, refuses, require, run_checks
@@ -107,8 +107,9 @@ def _mask_and_bounds(case: AttackCase) -> None:
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
     mask[..., 2:] = True
     lower, upper = (x - 0.2).clamp_min(0), (x + 0.3).clamp_max(0.9).maximum(x)
-    for edges in ((torch.zeros(()).double(), torch.ones(()).double()), (lower, upper)):
-        ball = LpBall(case.norm, torch.full((SAMPLES,), 2 * EPS[case.norm]).double(), *edges, mask=mask)
+    wide = torch.full((SAMPLES,), 2 * EPS[case.norm]).double()
+    for low, high in ((torch.zeros(()).double(), torch.ones(()).double()), (lower, upper)):
+        ball = LpBall(norm=case.norm, eps=wide, lower=low, upper=high, mask=mask)
         out = case.run(Problem.of(x, y, ball))
         require(torch.equal(out.x[..., :2], x[..., :2]), "a feature outside the mask was changed")
         require(contains(ball, out.x, x).all(), "a feature left its own bounds; see `numerics.distance.box`")
@@ -348,7 +349,8 @@ def _affine(case: AttackCase) -> None:
     for norm, ratio in case.card.affine_ratio.items():
         best = affine_optimum(norm, model.weight.detach(), model.bias.detach(), x, y, *edges).distance
         eps = best * ratio if budgeted else torch.full_like(best, float("inf"))
-        out = run(attack, Problem.of(x, y, LpBall(norm, eps, *edges)), model, judge=_judge_of(case, model))
+        ball = LpBall(norm=norm, eps=eps, lower=edges[0], upper=edges[1])
+        out = run(attack, Problem.of(x, y, ball), model, judge=_judge_of(case, model))
         factor = out.distance / best
         require(
             (factor >= 1 - 1e-6).all(),

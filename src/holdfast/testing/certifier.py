@@ -43,7 +43,7 @@ from holdfast.testing._certifier_case import (
     half_plane,
     least_margins,
     points,
-)  # fmt: skip
+)
 from holdfast.testing._manners import declared_parameters
 from holdfast.testing.contract import ContractError, require, run_checks
 from holdfast.testing.toys import affine_digits, digits
@@ -264,7 +264,12 @@ def _affine(case: CertifierCase) -> None:
     for norm in case.norms:
         best = affine_optimum(norm, model.weight.detach(), model.bias.detach(), flat, y, *edges).distance
         top = float(2 * best.max())
-        ball = LpBall(norm, best / 3 if norm is not Norm.L0 else torch.ones_like(best), *edges)
+        ball = LpBall(
+            norm=norm,
+            eps=best / 3 if norm is not Norm.L0 else torch.ones_like(best),
+            lower=edges[0],
+            upper=edges[1],
+        )
         radius = case.small.radius(graph, flat, y, ball, top, _BISECTION)
         require(radius.isfinite().all(), f"{norm}: a linear model has no radius at all: {radius}")
         # l0: with one feature less than the least witness changes, nothing breaks

@@ -55,7 +55,7 @@ def _small(tool: Study[Any]) -> Study[Any]:
 
 def _session(seed: int = 0) -> Session:
     data = some(clean_digits()[1], 0, _SAMPLES)
-    return open_session(_models()["seed 0"], data, ThreatModel(Norm.LINF, Fraction(1, 20)), seed=seed)
+    return open_session(_models()["seed 0"], data, ThreatModel(norm=Norm.LINF, eps=Fraction(1, 20)), seed=seed)
 
 
 def _answer(tool: Study[Any]) -> None:

@@ -100,31 +100,39 @@ def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:
     if float(zero.double().mean()) > _FEW:
         findings.append(
             Finding(
-                "masking.zero_gradient", Severity.WARNING, "gradients vanish",
-                f"{int(zero.sum())} of {len(zero)} samples have a zero or undefined gradient of the margin",
-                "attack through a differentiable stand-in (BPDA wrapper) and add --suite black-box",
-                {"share": float(zero.double().mean())},
+                code="masking.zero_gradient",
+                severity=Severity.WARNING,
+                title="gradients vanish",
+                message=f"{int(zero.sum())} of {len(zero)} samples have a zero or undefined gradient of the margin",
+                remedy="attack through a differentiable stand-in (BPDA wrapper) and add --suite black-box",
+                data={"share": float(zero.double().mean())},
             )
-        )  # fmt: skip
+        )
     if float(saturated.double().mean()) > _FEW:
         findings.append(
             Finding(
-                "gradients.saturated", Severity.NOTE, "cross-entropy has no gradient left",
-                f"for {int(saturated.sum())} of {len(saturated)} samples cross-entropy is flat where the margin is not",
-                "the suites use margin and DLR losses; do not judge this model by a cross-entropy attack",
-                {"share": float(saturated.double().mean())},
+                code="gradients.saturated",
+                severity=Severity.NOTE,
+                title="cross-entropy has no gradient left",
+                message=f"for {int(saturated.sum())} of {len(saturated)} samples cross-entropy is flat where the margin is not",
+                remedy="the suites use margin and DLR losses; do not judge this model by a cross-entropy attack",
+                data={"share": float(saturated.double().mean())},
             )
-        )  # fmt: skip
+        )
     agree = difference_agrees(inquiry, problem, problem.x, plain.grad).double().mean()
     if float(agree) < 0.5:
         findings.append(
             Finding(
-                "masking.gradient_mismatch", Severity.WARNING, "gradients do not describe the model",
-                f"the derivative along the gradient agrees with finite differences on {100 * float(agree):.0f} % of the samples",
-                "look for quantisation, detach or rounding in forward; wrap it with a BPDA backward, add --suite black-box",
-                {"agreement": float(agree)},
+                code="masking.gradient_mismatch",
+                severity=Severity.WARNING,
+                title="gradients do not describe the model",
+                message=f"the derivative along the gradient agrees with finite differences on "
+                f"{100 * float(agree):.0f} % of the samples",
+                remedy="look for quantisation, detach or rounding in forward; wrap it with a BPDA backward, add "
+                "--suite black-box",
+                data={"agreement": float(agree)},
             )
-        )  # fmt: skip
+        )
     return findings
 
 
@@ -141,12 +149,15 @@ def _stability(inquiry: Inquiry, problem: Problem) -> list[Finding]:
         return []
     return [
         Finding(
-            "masking.unstable", Severity.WARNING, "the margin jumps between neighbouring points",
-            f"on {100 * share:.0f} % of the samples, points {1 / _NEAR:.0f} times closer together differ almost as much "
+            code="masking.unstable",
+            severity=Severity.WARNING,
+            title="the margin jumps between neighbouring points",
+            message=f"on {100 * share:.0f} % of the samples, points {1 / _NEAR:.0f} times closer together differ almost as much "
             "in their margins as points at eps/2",
-            "a noisy loss surface hides gradients: average them (EOT wrapper) and add --suite black-box", {"share": share},
+            remedy="a noisy loss surface hides gradients: average them (EOT wrapper) and add --suite black-box",
+            data={"share": share},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _spread(inquiry: Inquiry, problem: Problem, share: float) -> Tensor:
@@ -167,41 +178,54 @@ def _optimisation(inquiry: Inquiry, problem: Problem, broken: set[int]) -> list[
     if lost:
         findings.append(
             Finding(
-                "attack.silent_success", Severity.NOTE, "last iterates are not the best ones",
-                f"a plain ascent broke {counted(lost, 'sample')} on its way and lost what it had again at its last step",
-                "nothing to do here: every row that an attack asks is kept; tools that return the last iterate would miss them",
-                {"samples": lost},
+                code="attack.silent_success",
+                severity=Severity.NOTE,
+                title="last iterates are not the best ones",
+                message=f"a plain ascent broke {counted(lost, 'sample')} on its way and lost what it had again at its last step",
+                remedy="nothing to do here: every row that an attack asks is kept; tools that return the last iterate "
+                "would miss them",
+                data={"samples": lost},
             )
-        )  # fmt: skip
+        )
     robust = torch.tensor([i not in broken for i in problem.ids.tolist()], device=walk.moving.device)
     moving = float((walk.moving & robust).double().sum() / robust.double().sum().clamp_min(1))
     if moving > 0.5:
         findings.append(
             Finding(
-                "attack.unconverged", Severity.NOTE, "a plain ascent is still rising after its last step",
-                f"on {100 * moving:.0f} % of the samples that stand, the best margin still moved in the last {_LAST} steps",
-                "run --suite standard: its attacks take more steps", {"share": moving},
+                code="attack.unconverged",
+                severity=Severity.NOTE,
+                title="a plain ascent is still rising after its last step",
+                message=f"on {100 * moving:.0f} % of the samples that stand, the best margin still moved in the last "
+                f"{_LAST} steps",
+                remedy="run --suite standard: its attacks take more steps",
+                data={"share": moving},
             )
-        )  # fmt: skip
+        )
     ever: list[bool] = walk.ever.cpu().numpy().tolist()
     missed = [i for i, b in zip(problem.ids.tolist(), ever, strict=True) if b and i not in broken]
     if missed:
         findings.append(
             Finding(
-                "masking.suite_missed", Severity.WARNING, "a plain ascent beats the suite",
-                f"{counted(len(missed), 'sample')} that the suite left standing fell to a plain ascent",
-                "run --suite standard and compare; look for randomness in the model", {"samples": len(missed)},
+                code="masking.suite_missed",
+                severity=Severity.WARNING,
+                title="a plain ascent beats the suite",
+                message=f"{counted(len(missed), 'sample')} that the suite left standing fell to a plain ascent",
+                remedy="run --suite standard and compare; look for randomness in the model",
+                data={"samples": len(missed)},
             )
-        )  # fmt: skip
+        )
     zero = float((walk.zero > 0.5).double().mean())
     if zero > _FEW:
         findings.append(
             Finding(
-                "masking.flat_path", Severity.WARNING, "gradients vanish along the path",
-                f"on {100 * zero:.0f} % of the samples most iterates of an ascent have no gradient",
-                "attack with restarts and --suite black-box", {"share": zero},
+                code="masking.flat_path",
+                severity=Severity.WARNING,
+                title="gradients vanish along the path",
+                message=f"on {100 * zero:.0f} % of the samples most iterates of an ascent have no gradient",
+                remedy="attack with restarts and --suite black-box",
+                data={"share": zero},
             )
-        )  # fmt: skip
+        )
     return findings
 
 
@@ -216,11 +240,14 @@ def _unconstrained(context: Context, problem: Problem) -> list[Finding]:
         return []
     return [
         Finding(
-            "masking.unconstrained", Severity.WARNING, "even an unconstrained attack fails",
-            f"with the whole input range allowed, an ascent broke only {100 * share:.0f} % of the samples; 100 % is due",
-            "gradients are of no use here: use --suite black-box, a BPDA or an EOT wrapper", {"share": share},
+            code="masking.unconstrained",
+            severity=Severity.WARNING,
+            title="even an unconstrained attack fails",
+            message=f"with the whole input range allowed, an ascent broke only {100 * share:.0f} % of the samples; 100 % is due",
+            remedy="gradients are of no use here: use --suite black-box, a BPDA or an EOT wrapper",
+            data={"share": share},
         )
-    ]  # fmt: skip
+    ]
 
 
 def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
@@ -233,22 +260,29 @@ def _reported(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     worst = ", ".join(f"{name} (on {tried})" for name, tried in ran.items()) or f"no attack: {none}"
     findings = [
         Finding(
-            "report.scope", Severity.NOTE, "what the upper bound stands on",
-            f"{plan.threat.describe(plan.eps_text)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
+            code="report.scope",
+            severity=Severity.NOTE,
+            title="what the upper bound stands on",
+            message=f"{plan.threat.describe(plan.eps_text)}; suite {plan.suite}, seed {plan.seed}, {counted(n, 'sample')}, "
             f"worst case over {worst}",
-            "", {"samples": n, "attacks": len(ran)},
+            remedy="",
+            data={"samples": n, "attacks": len(ran)},
         )
-    ]  # fmt: skip
+    ]
     if blind := sum(len(s.hindered) for s in parts):
         right = sum(int(s.correct.sum()) for s in parts)
         findings.append(
             Finding(
-                "gradients.hindered", Severity.NOTE, "gradients that lead nowhere",
-                f"on {blind} of {right} samples the first attack left standing, the gradient is zero, undefined or does not "
-                "describe the model; attacks that only ask scores and labels were run there at full strength",
-                "wrap the operation that hides the gradient with a BPDA backward, and audit again", {"samples": blind},
+                code="gradients.hindered",
+                severity=Severity.NOTE,
+                title="gradients that lead nowhere",
+                message=f"on {blind} of {right} samples the first attack left standing, the gradient is zero, "
+                "undefined or does not describe the model; attacks that only ask scores and labels were run there at "
+                "full strength",
+                remedy="wrap the operation that hides the gradient with a BPDA backward, and audit again",
+                data={"samples": blind},
             )
-        )  # fmt: skip
+        )
     return findings
 
 
@@ -264,27 +298,36 @@ def _compared(context: Context, parts: Sequence[Evidence]) -> list[Finding]:
     if white and by_queries / n > 0.002:
         findings.append(
             Finding(
-                "masking.black_box_wins", Severity.WARNING, "a random search beats the gradients",
-                f"{counted(by_queries, 'sample')} withstood every gradient attack and fell to one that only asks scores",
-                "gradients are masked: trust the figure less, raise the queries (--suite black-box --queries 20000)",
-                {"samples": by_queries},
+                code="masking.black_box_wins",
+                severity=Severity.WARNING,
+                title="a random search beats the gradients",
+                message=f"{counted(by_queries, 'sample')} withstood every gradient attack and fell to one that only asks scores",
+                remedy="gradients are masked: trust the figure less, raise the queries (--suite black-box --queries 20000)",
+                data={"samples": by_queries},
             )
-        )  # fmt: skip
+        )
     by_probe = sum(1 for s in parts for c in s.broken.values() if c.stage == "probe")
     if by_probe:
         findings.append(
             Finding(
-                "masking.probe_wins", Severity.WARNING, "random points or a single step beat the suite",
-                f"{counted(by_probe, 'sample')} withstood the suite and fell to random points of the set or to one gradient step",
-                "the attacks are hindered: look for masked or noisy gradients", {"samples": by_probe},
+                code="masking.probe_wins",
+                severity=Severity.WARNING,
+                title="random points or a single step beat the suite",
+                message=f"{counted(by_probe, 'sample')} withstood the suite and fell to random points of the set or "
+                "to one gradient step",
+                remedy="the attacks are hindered: look for masked or noisy gradients",
+                data={"samples": by_probe},
             )
-        )  # fmt: skip
+        )
     if context.randomised:
         findings.append(
             Finding(
-                "masking.randomised", Severity.WARNING, "the model answers at random",
-                "its answers differ from one call to the next; witnesses were judged by the majority of fresh draws",
-                "attack the expectation: wrap the model with holdfast.models.wrap.Eot", {},
+                code="masking.randomised",
+                severity=Severity.WARNING,
+                title="the model answers at random",
+                message="its answers differ from one call to the next; witnesses were judged by the majority of fresh draws",
+                remedy="attack the expectation: wrap the model with holdfast.models.wrap.Eot",
+                data={},
             )
-        )  # fmt: skip
+        )
     return findings

@@ -120,7 +120,7 @@ class FastLip(GraphCertifier):
 def _at(graph: Graph, x: Tensor, c: Tensor, d: Tensor | None) -> Tensor:
     """Lower bounds of ``C f(x) + d`` at the samples themselves, (n, rows)."""
     x = x.detach().double()
-    point = LpBall(Norm.LINF, torch.zeros(len(x), dtype=torch.float64, device=x.device), x, x)
+    point = LpBall(norm=Norm.LINF, eps=torch.zeros(len(x), dtype=torch.float64, device=x.device), lower=x, upper=x)
     found = Propagation(graph, Region(point, x), lines=PARALLEL)
     found.run(refine=lambda _: False)
     return best_specification(found, c, d)

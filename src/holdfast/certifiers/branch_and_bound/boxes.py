@@ -208,5 +208,5 @@ class BoxBounds:
     def _region(self, lower: Tensor, upper: Tensor) -> Region:
         n = len(lower)
         lower, upper = lower.view(n, *self._shape), upper.view(n, *self._shape)
-        ball = LpBall(Norm.LINF, lower.new_full((n,), inf), lower, upper)
+        ball = LpBall(norm=Norm.LINF, eps=lower.new_full((n,), inf), lower=lower, upper=upper)
         return Region(ball, (lower / 2 + upper / 2).clamp(lower, upper))

@@ -60,8 +60,13 @@ class PatchAnywhere(SetCertifier):
             masks = _places(graph.input_shape, side, x.device)
             for some in torch.split(masks, self.tool.batch):
                 parts += len(some)
-                free = LpBall(Norm.LINF, torch.full((len(some),), torch.inf, dtype=torch.float64, device=x.device),
-                              x.new_zeros(()), x.new_ones(()), some)  # fmt: skip
+                free = LpBall(
+                    norm=Norm.LINF,
+                    eps=torch.full((len(some),), torch.inf, dtype=torch.float64, device=x.device),
+                    lower=x.new_zeros(()),
+                    upper=x.new_ones(()),
+                    mask=some,
+                )
                 label = torch.full((len(some),), y, device=x.device)
                 if not bool(self.proved(graph, x.expand(len(some), *x.shape), label, free).all()):
                     return Reach(0.0, float(side - 1), "pixels a side", False, parts, words)

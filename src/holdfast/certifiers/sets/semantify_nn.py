@@ -98,9 +98,11 @@ class SemantifyNN(SetCertifier):
             if proved == 1.0:
                 break
         axis = transform.axes[0]
-        unit = f"{axis.unit} of {axis.name}" if len(transform.axes) == 1 else "of each " + " and ".join(
-            f"{a.name} ({a.unit})" for a in transform.axes
-        )  # fmt: skip
+        unit = (
+            f"{axis.unit} of {axis.name}"
+            if len(transform.axes) == 1
+            else "of each " + " and ".join(f"{a.name} ({a.unit})" for a in transform.axes)
+        )
         return Reach(-proved * axis.reach, proved * axis.reach, unit, proved == 1.0, count, self.tool.arithmetic(graph))
 
     def _holds(
@@ -130,10 +132,14 @@ class SemantifyNN(SetCertifier):
 
     def _proved(self, graph: Graph, y: int, sets: list[AffineImage]) -> Tensor:
         together = AffineImage(
-            Norm.LINF, torch.cat([s.eps for s in sets]), torch.cat([s.lower for s in sets]),
-            torch.cat([s.upper for s in sets]), centre=torch.cat([s.centre for s in sets]),
-            generators=torch.cat([s.generators for s in sets]), slack=torch.cat([s.slack for s in sets]),
-        )  # fmt: skip
+            norm=Norm.LINF,
+            eps=torch.cat([s.eps for s in sets]),
+            lower=torch.cat([s.lower for s in sets]),
+            upper=torch.cat([s.upper for s in sets]),
+            centre=torch.cat([s.centre for s in sets]),
+            generators=torch.cat([s.generators for s in sets]),
+            slack=torch.cat([s.slack for s in sets]),
+        )
         region: LpBall = together
         middle = together.centre.clamp(together.lower, together.upper)
         return self.proved(graph, middle, torch.full((len(sets),), y, device=middle.device), region)

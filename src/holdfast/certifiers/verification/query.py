@@ -18,7 +18,7 @@ EDGE = 1e-300
 """What a strict row that is exactly 0 counts as."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Query:
     """Is there an x' in the ball around x, and a group of rows, with ``C f(x') + d <= 0`` in all rows of the group?
 
@@ -93,9 +93,14 @@ class Query:
         if not bool((lower <= upper).all()):
             raise UsageError("the box is empty: a lower bound lies above its upper bound")
         x = (lower / 2 + upper / 2).clamp(lower, upper)
-        ball = LpBall(Norm.LINF, torch.full((1,), torch.inf, dtype=torch.float64, device=x.device), lower, upper)
+        ball = LpBall(
+            norm=Norm.LINF,
+            eps=torch.full((1,), torch.inf, dtype=torch.float64, device=x.device),
+            lower=lower,
+            upper=upper,
+        )
         groups = torch.arange(len(c)) if groups is None else groups
-        return cls(x, ball, c.double(), d.double(), groups, strict, outside)
+        return cls(x=x, ball=ball, c=c.double(), d=d.double(), groups=groups, strict=strict, outside=outside)
 
     @property
     def lower(self) -> Tensor:

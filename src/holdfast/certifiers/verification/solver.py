@@ -139,7 +139,7 @@ class Solver(GraphCertifier):
             ball = region.select(torch.tensor([i], device=x.device))
             answer = self.solve(
                 graph,
-                Query(x[i : i + 1].double(), ball, c[i], d[i], groups),
+                Query(x=x[i : i + 1].double(), ball=ball, c=c[i], d=d[i], groups=groups),
                 SearchLimit.seconds(self.seconds, domains=self.domains),
             )
             if answer.rows is not None:
