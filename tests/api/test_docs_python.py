@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 import holdfast as hf
-from holdfast.models.zoo import digits_cnn
+from holdfast.models.zoo import digits_mlp
 from holdfast.training.checkpoint import save_weights
 from holdfast.training.loop import fit
 from holdfast.training.settings import TrainingSettings
@@ -40,7 +40,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the page says is there."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    model = digits_cnn()
+    model = digits_mlp()
     fit(model, hf.load_data("digits:train"), lambda model, batch: F.cross_entropy(model(batch.x), batch.y),
         settings=TrainingSettings(epochs=3))  # fmt: skip
     save_weights(model, Path("model.safetensors"))

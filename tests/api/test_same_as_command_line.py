@@ -60,8 +60,8 @@ def test_radii(command, model, tmp_path: Path) -> None:
 
 
 def test_an_audit(command, model, tmp_path: Path) -> None:
-    said = command("audit", "--eps", "0.1", "--certify", "ibp", "--out", tmp_path / "a")
-    report = hf.audit(model, "digits:test", LINF, certify="ibp", samples=6, out=tmp_path / "b").to_dict()
+    said = command("audit", "--eps", "0.1", "--queries", 200, "--certify", "ibp", "--out", tmp_path / "a")
+    report = hf.audit(model, "digits:test", LINF, queries=200, certify="ibp", samples=6, out=tmp_path / "b").to_dict()
     for part in ("headline", "samples", "threat", "subject", "curves", "complete"):
         assert said[part] == report[part], part
     assert (tmp_path / "b" / "report.html").is_file()

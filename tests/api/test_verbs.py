@@ -89,7 +89,8 @@ def test_a_property_holds_or_is_broken_by_a_witness(prop: Path, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def run(model: nn.Module, data: hf.Dataset, tmp_path_factory: pytest.TempPathFactory) -> hf.Report:
-    return hf.audit(model, (data.x, data.y), LINF, out=tmp_path_factory.mktemp("audit") / "run", progress=False)
+    out = tmp_path_factory.mktemp("audit") / "run"
+    return hf.audit(model, (data.x, data.y), LINF, queries=200, out=out, progress=False)
 
 
 def test_an_audit_of_arrays_says_both_sides_and_stands_a_recheck(
@@ -143,7 +144,8 @@ def test_a_start_that_is_refused_leaves_nothing(model: nn.Module, data: hf.Datas
 
 
 def test_an_audit_takes_a_plan_and_files(weights: Path, tmp_path: Path) -> None:
-    plan = hf.Plan.of(model=str(weights), arch="holdfast.models.zoo:digits_mlp", data="digits:test", certify="none")
+    arch = "holdfast.models.zoo:digits_mlp"
+    plan = hf.Plan.of(model=str(weights), arch=arch, data="digits:test", queries=200, certify="none")
     report = hf.audit(plan=plan, samples=4, out=tmp_path / "run", progress=False)
     assert report.headline.samples == 4
     assert report.headline.certified_robust_accuracy is None

@@ -65,10 +65,15 @@ def test_an_input_without_an_answer_contradicts_a_proof():
 def test_the_report_counts_how_unlikely_broken_probabilistic_certificates_are():
     sure = Certificate(radius=0.3, guarantee=CHANCE, method="cohen", alpha=0.01)
     verdicts = [_verdict(i, 0.2 if i < 2 else 0.4, sure, "float32") for i in range(10)]
+    proof = Certificate(radius=0.3, guarantee=SOUND, method="crown")
+    verdicts += [
+        _verdict(10, 0.2, None, "float32"),
+        _verdict(11, 0.4, proof, *BOTH),
+    ]  # neither is wrong with some chance
     assert contradictions(verdicts) == []
     (finding,) = doubts(verdicts)
     assert finding.code == "certificate.improbable"
-    assert finding.data["samples"] == 2
+    assert (finding.data["samples"], finding.data["certificates"]) == (2, 10)
     assert finding.data["p_value"] == pytest.approx(1 - 0.99**10 - 10 * 0.01 * 0.99**9)
     (alone,) = doubts(verdicts[:1])
     assert alone.data["p_value"] == pytest.approx(0.01)
