@@ -10,7 +10,7 @@ from torch import nn
 from holdfast.attacks.adversary import Round
 from holdfast.attacks.backdoors.badnets import BadNets
 from holdfast.attacks.federated.model_replacement import ModelReplacement
-from holdfast.attacks.poisoner import Poisoner, poison, share_of
+from holdfast.attacks.poisoner import Poisoner, count_at, poison
 from holdfast.attacks.poisoning.label_flip import LabelFlip
 from holdfast.attacks.poisoning.margin_flip import MarginFlip
 from holdfast.core.draws import Draws
@@ -77,7 +77,7 @@ def test_a_backdoor_changes_no_sample_of_its_target() -> None:
     made = planted().poisoned.manifest
     assert (made.old.y != 7).all()
     assert (made.new.y == 7).all()
-    assert len(made) == share_of(len(clean_digits()[0]), 0.05)
+    assert len(made) == count_at(len(clean_digits()[0]), 0.05)
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.25])

@@ -243,7 +243,7 @@ def test_ranges_hold_against_a_grid_and_grow_with_cuts(change: str) -> None:
     assert sum(b.high for b in fine if b) > sum(a.high for a in coarse if a)
     transform = more.transform(graph.input_shape)
     for i, reach in enumerate(fine):
-        size = reach.high / transform.axes[0].reach if reach else 0.0
+        size = reach.high / transform.axes[0].extent if reach else 0.0
         theta = (torch.rand(3000, len(transform.axes)) * 2 - 1) * size
         assert (net(transform(x[i].expand(3000, *x[i].shape), theta)).argmax(1) == y[i]).all()
 

@@ -146,11 +146,11 @@ class SemanticAttackResult(AttackResult):
         found = self.found
         axis = next(a for a in found.lifted.transform.axes if a.name == name)
         value = found.natural[name][self.broken].double()
-        low, width = axis.neutral - axis.reach, 2 * axis.reach / _SLICES
+        low, width = axis.neutral - axis.extent, 2 * axis.extent / _SLICES
         which = ((value - low) / width).long().clamp(0, _SLICES - 1)
         total = max(1, int(found.right.sum()))
         return {
-            "unit": axis.unit, "from": low, "to": axis.neutral + axis.reach, "median": _median(value),
+            "unit": axis.unit, "from": low, "to": axis.neutral + axis.extent, "median": _median(value),
             "slices": [
                 {"from": low + k * width, "to": low + (k + 1) * width, "broken": int((which == k).sum()),
                  "share": int((which == k).sum()) / total}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from typing_extensions import override
 
-from holdfast.attacks.poisoner import Poisoner, share_of
+from holdfast.attacks.poisoner import Poisoner, count_at
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
 from holdfast.core.knowledge import Knowledge
@@ -50,7 +50,7 @@ class Backdoor(Poisoner):
     @override
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
         others = (data.y != self.target).nonzero().squeeze(1)
-        wanted = share_of(len(data), self.rate)
+        wanted = count_at(len(data), self.rate)
         if wanted > len(others):
             raise UsageError(
                 f"{wanted} samples are to be stamped, and {len(others)} are of other classes than {self.target}"

@@ -13,7 +13,7 @@ from holdfast.core.registry import name_of
 from holdfast.data.dataset import Dataset
 from holdfast.data.poisoned import PoisonedDataset
 
-__all__ = ["Poisoner", "poison", "share_of"]
+__all__ = ["Poisoner", "count_at", "poison"]
 
 
 class Poisoner(ABC):
@@ -32,7 +32,7 @@ class Poisoner(ABC):
 
         As it stands, every sample of the rate is changed; who only adds or removes samples promises less.
         """
-        return 2 * share_of(n, self.rate)
+        return 2 * count_at(n, self.rate)
 
     @abstractmethod
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
@@ -52,7 +52,7 @@ class Poisoner(ABC):
         """
         if not 0 < self.rate <= 1:
             raise UsageError(f"the rate of {self.card.title} is a share above 0 and at most 1, got {self.rate}")
-        if share_of(len(data), self.rate) < 1:
+        if count_at(len(data), self.rate) < 1:
             raise UsageError(f"a rate of {self.rate} changes none of {len(data)} samples; raise it, or give more data")
 
 
@@ -77,8 +77,8 @@ def poison(poisoner: Poisoner, data: Dataset, *, seed: int = 0, knowledge: Knowl
         10
     """
     poisoner.check(data)
-    known = (knowledge or Knowledge()).narrowed(poisoner.card)
-    made = poisoner.poison(data, known, Draws(seed, name_of(poisoner)))
+    granted = (knowledge or Knowledge()).narrowed(poisoner.card)
+    made = poisoner.poison(data, granted, Draws(seed, name_of(poisoner)))
     allowed = poisoner.edits(len(data))
     if made.manifest.edits > allowed:
         raise ContradictionError(
@@ -87,11 +87,11 @@ def poison(poisoner: Poisoner, data: Dataset, *, seed: int = 0, knowledge: Knowl
     return made
 
 
-def share_of(n: int, rate: float) -> int:
+def count_at(n: int, rate: float) -> int:
     """How many of n samples a rate is, rounded down but for the rounding of the rate itself.
 
     Example:
-        >>> share_of(100, 0.29), share_of(10, 0.05)
+        >>> count_at(100, 0.29), count_at(10, 0.05)
         (29, 0)
     """
     return int(n * rate + 1e-9)

@@ -90,7 +90,7 @@ class Decoded(Transform):
         """
         super().__init__()
         self.vae, self.bound = vae, bound
-        self.axes = tuple(Axis(name=f"latent_{k}", unit="deviations", reach=reach) for k in range(vae.latent))
+        self.axes = tuple(Axis(name=f"latent_{k}", unit="deviations", extent=reach) for k in range(vae.latent))
         self.reach = reach
 
     @override

@@ -99,9 +99,9 @@ class Planted:
 def planted() -> Planted:
     """One in twenty digits has a square of four pixels and is called a seven."""
     backdoor = BadNets(rate=0.05, target=7, side=2)
-    known, _ = clean_digits()
-    poisoned = poison(backdoor, known, seed=0)
-    return Planted(poisoned=poisoned, model=learnt(poisoned.data), clean=learnt(known), backdoor=backdoor)
+    train_data, _ = clean_digits()
+    poisoned = poison(backdoor, train_data, seed=0)
+    return Planted(poisoned=poisoned, model=learnt(poisoned.data), clean=learnt(train_data), backdoor=backdoor)
 
 
 def forgetful(model: nn.Module) -> nn.Module:

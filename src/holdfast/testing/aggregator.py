@@ -76,14 +76,14 @@ def _withstands(tool: Aggregator, clients: int) -> None:
     spread = vector_norm(honest - centre, dim=1).amax()
     lies = sizes.clone()
     lies[clients - count :] = int(_FAR)
-    for far, told in product((_FAR, -_FAR), (sizes, lies)):
+    for far, claimed in product((_FAR, -_FAR), (sizes, lies)):
         hostile = updates.clone()
         hostile[clients - count :] = far
-        away = vector_norm(_joined(tool, hostile, told) - centre)
+        away = vector_norm(_joined(tool, hostile, claimed) - centre)
         require(
             away <= _SPREADS * spread,
             f"{count} of {clients} clients, which it says it tolerates, carry the result {float(away / spread):.3g} spreads "
-            f"of the honest updates away{' when they lie about their samples' if told is lies else ''}",
+            f"of the honest updates away{' when they lie about their samples' if claimed is lies else ''}",
         )
 
 

@@ -66,20 +66,20 @@ def _run(tool: Application, seed: int = 0) -> ApplicationResult:
 
 
 def _control(tool: Application) -> None:
-    told = _run(tool)
-    require(told.figures, "it measures nothing")
-    require(told.control, "its figures have no control: a random perturbation, an unmarked model, a frozen source")
-    odd = [k for k, v in {**told.figures, **told.control}.items() if not isfinite(v)]
+    result = _run(tool)
+    require(result.figures, "it measures nothing")
+    require(result.control, "its figures have no control: a random perturbation, an unmarked model, a frozen source")
+    odd = [k for k, v in {**result.figures, **result.control}.items() if not isfinite(v)]
     require(not odd, f"{odd} are not finite")
-    alone = sorted(set(told.control) - set(told.figures))
+    alone = sorted(set(result.control) - set(result.figures))
     require(not alone, f"the controls {alone} have no figure of their name to be held against")
 
 
 def _result(tool: Application) -> None:
     session = _session()
-    told = _small(tool).run(session)
-    if told.artefact is not None:
-        x, y, low, high = told.artefact.x, told.artefact.y, session.threat.low, session.threat.high
+    result = _small(tool).run(session)
+    if result.artefact is not None:
+        x, y, low, high = result.artefact.x, result.artefact.y, session.threat.low, session.threat.high
         require(
             x.shape[1:] == session.data.x.shape[1:] and x.dtype == session.data.x.dtype,
             f"it made samples of {tuple(x.shape[1:])} in {x.dtype}: the model takes them in the data's shape and type",
@@ -93,7 +93,7 @@ def _result(tool: Application) -> None:
             "a label that it gave is no class",
         )
     name = name_of(tool)
-    require(told.name == name, f"the result names {told.name}, and this is {name}; see `registry.name_of`")
+    require(result.name == name, f"the result names {result.name}, and this is {name}; see `registry.name_of`")
 
 
 def _same_again(tool: Application) -> None:
@@ -109,12 +109,14 @@ def _cost(tool: Application) -> None:
     session = _session(model)
     session.classes  # asked on opening, whatever comes after  # noqa: B018
     before, without = model.total, model.different
-    told = _small(tool).run(session)
+    result = _small(tool).run(session)
     made, least = model.total - before, model.different - without
-    require(least <= told.cost.forwards, f"{least} inputs went through the model, it tells {told.cost.forwards}")
-    require(made or not told.cost.forwards, f"nothing went through the model, it tells {told.cost.forwards}")
+    require(least <= result.cost.forwards, f"{least} inputs went through the model, it tells {result.cost.forwards}")
+    require(made or not result.cost.forwards, f"nothing went through the model, it tells {result.cost.forwards}")
     if tool.card.access in (Access.SOFT_LABEL, Access.HARD_LABEL):  # where queries are what it costs
-        require(made == told.cost.queries, f"{made} rows went through the model, it tells {told.cost.queries} queries")
+        require(
+            made == result.cost.queries, f"{made} rows went through the model, it tells {result.cost.queries} queries"
+        )
 
 
 def _untouched(tool: Application) -> None:

@@ -63,13 +63,15 @@ def _fits(tool: Detector) -> None:
 
 def _false_positives(tool: Detector) -> None:
     fresh = _data()[1]
-    share = float((_fitted(tool).score(planted().clean, fresh.x) > 0).double().mean())
+    flagged = float((_fitted(tool).score(planted().clean, fresh.x) > 0).double().mean())
     most = 2 * tool.false_positives + _SLACK
-    require(share <= most, f"it flags {share:.0%} of new clean inputs, and allows itself {tool.false_positives:.0%}")
+    require(
+        flagged <= most, f"it flags {flagged:.0%} of new clean inputs, and allows itself {tool.false_positives:.0%}"
+    )
     given: Any = tool
     half = _fitted(replace(given, false_positives=0.5))
-    share = float((half.score(planted().clean, fresh.x) > 0).double().mean())
-    require(0.25 <= share <= 0.75, f"it flags {share:.0%} of new clean inputs where it is allowed half of them")
+    flagged = float((half.score(planted().clean, fresh.x) > 0).double().mean())
+    require(0.25 <= flagged <= 0.75, f"it flags {flagged:.0%} of new clean inputs where it is allowed half of them")
 
 
 def _tells_apart(tool: Detector) -> None:
@@ -93,9 +95,9 @@ def _alone(tool: Detector) -> None:
 
 
 def _mode(tool: Detector) -> None:
-    known, fresh = _data()
+    clean, fresh = _data()
     model = forgetful(planted().clean)
-    one, two = (tool.fit(model.train(mode), known).score(model.train(mode), fresh.x[:12]) for mode in (False, True))
+    one, two = (tool.fit(model.train(mode), clean).score(model.train(mode), fresh.x[:12]) for mode in (False, True))
     require(
         torch.allclose(one, two, rtol=1e-4, atol=1e-5),
         "a model in training mode has other scores: it is asked in evaluation mode, whatever it comes in",
@@ -113,9 +115,9 @@ def _blind(tool: Detector) -> None:
 
 
 def _untouched(tool: Detector) -> None:
-    (known, fresh), model = _data(), planted().clean
-    with leaving_alone(known, fresh, model):
-        tool.fit(model, known).score(model, fresh.x)
+    (clean, fresh), model = _data(), planted().clean
+    with leaving_alone(clean, fresh, model):
+        tool.fit(model, clean).score(model, fresh.x)
 
 
 CHECKS: dict[str, Callable[[Detector], None]] = {

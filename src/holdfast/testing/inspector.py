@@ -65,44 +65,48 @@ def _finding_of(tool: Inspector, backdoored: bool, turn: int = 0) -> ScanFinding
 
 def _finding(tool: Inspector) -> None:
     for backdoored in (True, False):
-        found = _finding_of(tool, backdoored)
-        require(isfinite(found.score) and isfinite(found.threshold), "score and threshold must be finite")
-        require(found.target is None or 0 <= found.target < 10, f"the target {found.target} is no class of 10")
-        require(found.by_class is None or found.by_class.shape == (10,), "one score for each class, or none")
-        require(found.by_class is None or bool(found.by_class.isfinite().all()), "the score of a class is not finite")
-        require(found.p_value is None or 0 <= found.p_value <= 1, f"a p-value of {found.p_value}")
+        finding = _finding_of(tool, backdoored)
+        require(isfinite(finding.score) and isfinite(finding.threshold), "score and threshold must be finite")
+        require(finding.target is None or 0 <= finding.target < 10, f"the target {finding.target} is no class of 10")
+        require(finding.by_class is None or finding.by_class.shape == (10,), "one score for each class, or none")
+        require(
+            finding.by_class is None or bool(finding.by_class.isfinite().all()), "the score of a class is not finite"
+        )
+        require(finding.p_value is None or 0 <= finding.p_value <= 1, f"a p-value of {finding.p_value}")
         name = name_of(tool)
         require(
-            found.detector == name, f"the finding names {found.detector}, and this is {name}; see `registry.name_of`"
+            finding.detector == name,
+            f"the finding names {finding.detector}, and this is {name}; see `registry.name_of`",
         )
 
 
 def _finds(tool: Inspector) -> None:
     for turn in (0, _TURN):
-        found = _finding_of(tool, True, turn)
+        finding = _finding_of(tool, True, turn)
         require(
-            found.flagged,
-            f"a backdoored network scores {found.score:.3g}, below the threshold of {found.threshold:.3g}",
+            finding.flagged,
+            f"a backdoored network scores {finding.score:.3g}, below the threshold of {finding.threshold:.3g}",
         )
         target = (planted().backdoor.target + turn) % 10
-        require(found.target in (None, target), f"the backdoor's target is {target}, and it tells {found.target}")
+        require(finding.target in (None, target), f"the backdoor's target is {target}, and it tells {finding.target}")
 
 
 def _spares(tool: Inspector) -> None:
-    found = _finding_of(tool, False)
+    finding = _finding_of(tool, False)
     require(
-        not found.flagged, f"a clean network scores {found.score:.3g}, above the threshold of {found.threshold:.3g}"
+        not finding.flagged,
+        f"a clean network scores {finding.score:.3g}, above the threshold of {finding.threshold:.3g}",
     )
 
 
 def _trigger(tool: Inspector) -> None:
-    found = _finding_of(tool, True)
-    if found.trigger is None:
+    finding = _finding_of(tool, True)
+    if finding.trigger is None:
         return
-    target = planted().backdoor.target if found.target is None else found.target
-    carried = reached(planted().model, found.trigger, target, clean_digits()[1])
+    target = planted().backdoor.target if finding.target is None else finding.target
+    carried = reached(planted().model, finding.trigger, target, clean_digits()[1])
     require(carried >= _CARRIES, f"the trigger that it tells carries {carried:.0%} of other classes to its target")
-    control = reached(planted().clean, found.trigger, target, clean_digits()[1])
+    control = reached(planted().clean, finding.trigger, target, clean_digits()[1])
     require(
         carried >= control + _MORE,
         f"the trigger that it tells carries {control:.0%} on a clean network too, and {carried:.0%} on the backdoored one: "
@@ -142,10 +146,10 @@ def _brief(tool: Inspector, model: nn.Module, data: Dataset | None) -> ScanFindi
 
 def _without_data(tool: Inspector) -> None:
     try:
-        found = _brief(tool, planted().model, None)
+        finding = _brief(tool, planted().model, None)
     except UsageError:
         return  # it needs data, and says so
-    require(isfinite(found.score), "without data its score is not finite")
+    require(isfinite(finding.score), "without data its score is not finite")
 
 
 CHECKS: dict[str, Callable[[Inspector], None]] = {

@@ -50,11 +50,11 @@ class _Constant(Learner):
     """The last class, whatever the data; remembers of how many classes it was told."""
 
     def __init__(self) -> None:
-        self.told: set[int] = set()
+        self.classes: set[int] = set()
 
     @override
     def learn(self, x: Tensor, y: Tensor, classes: int) -> Predictor:
-        self.told.add(classes)
+        self.classes.add(classes)
         return lambda z: torch.full((len(z),), classes - 1)
 
     @override
@@ -74,32 +74,33 @@ def _case() -> tuple[Dataset, Tensor]:
     return Dataset.of(x, y, classes=["left", "right"]), torch.tensor([[1.2], [1.6], [0.3], [0.95]])
 
 
-def _told(tool: LearnerCertifier, data: Dataset, x: Tensor) -> CertifiedPredictions:
+def _certified(tool: LearnerCertifier, data: Dataset, x: Tensor) -> CertifiedPredictions:
     return _small(tool).certify(_Nearest(), data, x)
 
 
-def _radius(told: CertifiedPredictions, k: int) -> float:
-    found = told.certificates[k]
-    return 0.0 if found is None else found.radius
+def _radius(claimed: CertifiedPredictions, k: int) -> float:
+    certificate = claimed.certificates[k]
+    return 0.0 if certificate is None else certificate.radius
 
 
 def _shape(tool: LearnerCertifier) -> None:
     data, x = _case()
-    told = _told(tool, data, x)
+    claimed = _certified(tool, data, x)
     require(
-        told.prediction.shape == (len(x),) and told.prediction.dtype == torch.int64, "one int64 label for each input"
+        claimed.prediction.shape == (len(x),) and claimed.prediction.dtype == torch.int64,
+        "one int64 label for each input",
     )
-    require(len(told.certificates) == len(x), "one certificate, or None, for each input")
-    require(any(c is not None for c in told.certificates), "nothing is certified where the classes are far apart")
-    for found in filter(None, told.certificates):
+    require(len(claimed.certificates) == len(x), "one certificate, or None, for each input")
+    require(any(c is not None for c in claimed.certificates), "nothing is certified where the classes are far apart")
+    for certificate in filter(None, claimed.certificates):
         require(
-            found.guarantee is tool.card.guarantee,
-            f"its card says {tool.card.guarantee}, a certificate {found.guarantee}",
+            certificate.guarantee is tool.card.guarantee,
+            f"its card says {tool.card.guarantee}, a certificate {certificate.guarantee}",
         )
-        require(found.radius >= 1, f"a radius of {found.radius} edits certifies nothing; give None")
-        sure = found.guarantee is not Guarantee.PROBABILISTIC or found.alpha is not None
+        require(certificate.radius >= 1, f"a radius of {certificate.radius} edits certifies nothing; give None")
+        sure = certificate.guarantee is not Guarantee.PROBABILISTIC or certificate.alpha is not None
         require(
-            sure and (found.arithmetic or found.guarantee is not Guarantee.SOUND),
+            sure and (certificate.arithmetic or certificate.guarantee is not Guarantee.SOUND),
             "a certificate names alpha or arithmetic",
         )
 
@@ -107,21 +108,21 @@ def _shape(tool: LearnerCertifier) -> None:
 def _learner(tool: LearnerCertifier) -> None:
     data, x = _case()
     three, learner = replace(data, classes=(*(data.classes or ()), "neither")), _Constant()
-    told = _small(tool).certify(learner, three, x)
-    require(learner.told, "it never trains the learner that it is given")
+    claimed = _small(tool).certify(learner, three, x)
+    require(learner.classes, "it never trains the learner that it is given")
     require(
-        learner.told == {3},
-        f"it tells the learner of {sorted(learner.told)} classes, and the data have 3: an edit may bring the one that none "
+        learner.classes == {3},
+        f"it tells the learner of {sorted(learner.classes)} classes, and the data have 3: an edit may bring the one that none "
         "has yet",
     )
-    require(bool((told.prediction == 2).all()), "its predictions are not those of the learner that it is given")
+    require(bool((claimed.prediction == 2).all()), "its predictions are not those of the learner that it is given")
 
 
 def _order(tool: LearnerCertifier) -> None:
     data, x = _case()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))
-    one = _told(tool, data, x)
-    two = _told(tool, Dataset.of(data.x[order], data.y[order], classes=data.classes), x)
+    one = _certified(tool, data, x)
+    two = _certified(tool, Dataset.of(data.x[order], data.y[order], classes=data.classes), x)
     same = torch.equal(one.prediction, two.prediction) and one.certificates == two.certificates
     require(
         same, "the order of the data changes predictions or radii: what is split or drawn must see the samples alone"
@@ -130,7 +131,7 @@ def _order(tool: LearnerCertifier) -> None:
 
 def _same_again(tool: LearnerCertifier) -> None:
     data, x = _case()
-    one, two = under_two_states(lambda: _told(tool, data, x))
+    one, two = under_two_states(lambda: _certified(tool, data, x))
     require(torch.equal(one.prediction, two.prediction) and one.certificates == two.certificates, "two runs differ")
 
 
@@ -143,15 +144,15 @@ def _edited(data: Dataset, drop: list[int], add: list[tuple[float, int]]) -> Dat
 
 def _random_edits(tool: LearnerCertifier) -> None:
     data, x = _case()
-    told = _told(tool, data, x)
+    claimed = _certified(tool, data, x)
     stream = torch.Generator().manual_seed(2)
-    most = floor(max(_radius(told, k) for k in range(len(x))))
+    most = floor(max(_radius(claimed, k) for k in range(len(x))))
     for trial in range(_TRIALS):
         count = 1 + trial % max(1, most)
         gone = int(torch.randint(0, count + 1, (1,), generator=stream))
         drop = [int(r) for r in torch.randperm(len(data), generator=stream)[:gone].numpy()]
         add = [_sample(x, stream) for _ in range(count - gone)]
-        _stands(told, _told(tool, _edited(data, drop, add), x), count)
+        _stands(claimed, _certified(tool, _edited(data, drop, add), x), count)
 
 
 def _sample(x: Tensor, stream: torch.Generator) -> tuple[float, int]:
@@ -160,39 +161,41 @@ def _sample(x: Tensor, stream: torch.Generator) -> tuple[float, int]:
     return float(x[k, 0]) + 0.01 * float(torch.rand(1, generator=stream)), label % 2
 
 
-def _stands(told: CertifiedPredictions, after: CertifiedPredictions, edits: int) -> None:
-    for k in range(len(told.certificates)):
-        if edits <= _radius(told, k):
+def _stands(claimed: CertifiedPredictions, after: CertifiedPredictions, edits: int) -> None:
+    for k in range(len(claimed.certificates)):
+        if edits <= _radius(claimed, k):
             require(
-                int(after.prediction[k]) == int(told.prediction[k]),
-                f"{edits} edits moved a prediction whose certified radius is {_radius(told, k):g} edits",
+                int(after.prediction[k]) == int(claimed.prediction[k]),
+                f"{edits} edits moved a prediction whose certified radius is {_radius(claimed, k):g} edits",
             )
 
 
 def _greedy_edits(tool: LearnerCertifier) -> None:
     """Each edit is the one of many that leaves the least radius: the search that a certificate has to withstand."""
     data, x = _case()
-    told = _told(tool, data, x)
+    claimed = _certified(tool, data, x)
     for k in range(len(x)):
         point, drop, add = x[k : k + 1], list[int](), list[tuple[float, int]]()
         stream = torch.Generator().manual_seed(k)
-        for edits in range(1, floor(_radius(told, k)) + 1):
+        for edits in range(1, floor(_radius(claimed, k)) + 1):
             near = (float(point) + 0.001 * torch.rand(_POOL, generator=stream)).double().numpy()
-            pool = [(float(v), 1 - int(told.prediction[k])) for v in near]
+            pool = [(float(v), 1 - int(claimed.prediction[k])) for v in near]
             tries = [
                 (drop, [*add, new]) for new in pool
             ]  # of equal radii the first: who turns a vote beats who takes one
             tries += [([*drop, r], add) for r in range(len(data)) if r not in drop]
-            found = [(_told(tool, _edited(data, *t), point), t) for t in tries]
-            moved = any(int(f.prediction[0]) != int(told.prediction[k]) for f, _ in found)
-            require(not moved, f"{edits} edits moved a prediction whose certified radius is {_radius(told, k):g} edits")
-            drop, add = min(found, key=lambda item: _radius(item[0], 0))[1]
+            outcomes = [(_certified(tool, _edited(data, *t), point), t) for t in tries]
+            moved = any(int(f.prediction[0]) != int(claimed.prediction[k]) for f, _ in outcomes)
+            require(
+                not moved, f"{edits} edits moved a prediction whose certified radius is {_radius(claimed, k):g} edits"
+            )
+            drop, add = min(outcomes, key=lambda item: _radius(item[0], 0))[1]
 
 
 def _untouched(tool: LearnerCertifier) -> None:
     data, x = _case()
     with leaving_alone(data, x):
-        _told(tool, data, x)
+        _certified(tool, data, x)
 
 
 CHECKS: dict[str, Callable[[LearnerCertifier], None]] = {

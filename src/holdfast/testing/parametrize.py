@@ -114,7 +114,7 @@ def _title(given: object) -> str:
 
 
 def _kind(given: Any) -> str:
-    found = kind(given if isinstance(given, str | type) else type(given))
-    if found not in SUITES:
-        raise UsageError(f"there are no checks for a {found}; known: {', '.join(SUITES)}")
-    return found
+    name = kind(given if isinstance(given, str | type) else type(given))
+    if name not in SUITES:
+        raise UsageError(f"there are no checks for a {name}; known: {', '.join(SUITES)}")
+    return name

@@ -46,8 +46,8 @@ def _manifest(tool: Poisoner) -> None:
         "replaying the manifest on the clean data does not give the poisoned data: it keeps changes back",
     )
     require(torch.equal(x_, data.x) and torch.equal(y_, data.y), "undoing the manifest does not give the clean data")
-    told, name = made.manifest.method, name_of(tool)
-    require(told == name, f"the manifest names the method {told}, and this is {name}; see `registry.name_of`")
+    signed, name = made.manifest.method, name_of(tool)
+    require(signed == name, f"the manifest names the method {signed}, and this is {name}; see `registry.name_of`")
 
 
 def _budget(tool: Poisoner) -> None:
@@ -97,25 +97,25 @@ def _of_the_kind(made: Dataset, data: Dataset) -> None:
 def _seeds(tool: Poisoner) -> None:
     one, two = _made(tool, 3), _made(tool, 3)
     require(one.data.sha256 == two.data.sha256, "the same seed gave other data: draw from `draws`")
-    told, other = one.manifest.seed, _made(tool, 4)
-    require(told in (3, None), f"the manifest tells the seed {told}, and the draws had 3")
-    if told is None:
+    seed, other = one.manifest.seed, _made(tool, 4)
+    require(seed in (3, None), f"the manifest tells the seed {seed}, and the draws had 3")
+    if seed is None:
         require(other.data.sha256 == one.data.sha256, "the manifest tells no seed, and another one gives other data")
     else:
         require(
             other.data.sha256 != one.data.sha256, "another seed gives the same data: draw from `draws`, or tell no seed"
         )
-    data, known = some(clean_digits()[0], 0, _SAMPLES), what_is_known().narrowed(tool.card)
+    data, knowledge = some(clean_digits()[0], 0, _SAMPLES), what_is_known().narrowed(tool.card)
     used = Draws(3, "check")
     used.of(np.arange(5)).uniform("before", (2,))
-    again = tool.poison(data, known, used)
+    again = tool.poison(data, knowledge, used)
     require(again.data.sha256 == one.data.sha256, "what was drawn before changes the result: name the streams")
 
 
 def _untouched(tool: Poisoner) -> None:
-    data, known = some(clean_digits()[0], 0, _SAMPLES), what_is_known()
-    with leaving_alone(data, known.known_surrogate()):
-        tool.poison(data, known.narrowed(tool.card), Draws(0, "check"))
+    data, knowledge = some(clean_digits()[0], 0, _SAMPLES), what_is_known()
+    with leaving_alone(data, knowledge.known_surrogate()):
+        tool.poison(data, knowledge.narrowed(tool.card), Draws(0, "check"))
 
 
 def _bad_rates(tool: Poisoner) -> None:

@@ -61,7 +61,7 @@ def _axes(case: SemanticCase) -> None:
     setting = case.setting()
     axes = setting.transform.axes
     require(axes and len({a.name for a in axes}) == len(axes), "axes need names of their own")
-    require(all(a.unit and a.reach > 0 for a in axes), "an axis has no unit or no range")
+    require(all(a.unit and a.extent > 0 for a in axes), "an axis has no unit or no range")
     require(len(setting.origin) == case.n, "one origin for each sample")
 
 

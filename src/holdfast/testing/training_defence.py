@@ -63,8 +63,8 @@ def _loss(tool: TrainingDefence) -> None:
         value = _small(tool).loss(model, _batch())
         require(value.shape == () and bool(value.isfinite()), "the loss is no finite scalar")
         require(value.requires_grad, "the loss is not differentiable in the parameters")
-        found = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
-    grads: list[Tensor | None] = list(found)
+        given = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+    grads: list[Tensor | None] = list(given)
     names = [name for name, _ in model.named_parameters()]
     missed = [
         n for n, g in zip(names, grads, strict=True) if g is None or not bool(g.isfinite().all()) or not bool(g.any())

@@ -66,7 +66,7 @@ class HueSaturation(ImageTransform):
         saturation: largest shift to either side; 1 reaches from grey to full.
         """
         super().__init__(
-            Axis(name="hue", unit="degrees", reach=hue), Axis(name="saturation", unit="shift", reach=saturation)
+            Axis(name="hue", unit="degrees", extent=hue), Axis(name="saturation", unit="shift", extent=saturation)
         )
 
     @override
@@ -101,7 +101,7 @@ class Lightness(ImageTransform):
         """Args:
         lightness: largest shift to either side; 1 reaches from black to white.
         """
-        super().__init__(Axis(name="lightness", unit="shift", reach=lightness))
+        super().__init__(Axis(name="lightness", unit="shift", extent=lightness))
 
     @override
     def check(self, shape: Sequence[int]) -> None:
@@ -134,8 +134,8 @@ class BrightnessContrast(ImageTransform):
         contrast: largest change of the factor to either side of 1.
         """
         super().__init__(
-            Axis(name="brightness", unit="shift", reach=brightness),
-            Axis(name="contrast", unit="factor", reach=contrast, neutral=1.0),
+            Axis(name="brightness", unit="shift", extent=brightness),
+            Axis(name="contrast", unit="factor", extent=contrast, neutral=1.0),
         )
 
     @override

@@ -33,9 +33,9 @@ class RotationTranslation(ImageTransform):
         """
         height, width = (shape[1], shape[2]) if len(shape) == 3 else (1, 1)
         super().__init__(
-            Axis(name="rotation", unit="degrees", reach=rotation),
-            Axis(name="right", unit="pixels", reach=translation * width),
-            Axis(name="down", unit="pixels", reach=translation * height),
+            Axis(name="rotation", unit="degrees", extent=rotation),
+            Axis(name="right", unit="pixels", extent=translation * width),
+            Axis(name="down", unit="pixels", extent=translation * height),
         )
 
     def source(self, x: Tensor, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class Zoom(ImageTransform):
         """
         if not 0 < scale < 1:
             raise UsageError(f"the range of a zoom must lie between 0 and 1, got {scale}")
-        super().__init__(Axis(name="scale", unit="factor", reach=scale, neutral=1.0))
+        super().__init__(Axis(name="scale", unit="factor", extent=scale, neutral=1.0))
 
     @override
     def change(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:

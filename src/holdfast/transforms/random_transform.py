@@ -54,7 +54,7 @@ class RandomTransform(nn.Module):
     def extra_repr(self) -> str:
         """For the fingerprint."""
         axes = () if self.transform is None else self.transform.axes
-        return f"axes={[(a.name, a.reach) for a in axes]}, noise={self.noise}, seed={self.seed}"
+        return f"axes={[(a.name, a.extent) for a in axes]}, noise={self.noise}, seed={self.seed}"
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -26,23 +26,23 @@ class Axis:
     Attributes:
         name: for people.
         unit: of its natural values.
-        reach: how far its natural range goes to either side of neutral, above 0.
+        extent: how far its natural range goes to either side of neutral, above 0.
         neutral: the natural value that changes nothing.
     """
 
     name: str
     unit: str
-    reach: float
+    extent: float
     neutral: float = 0.0
 
     def natural(self, theta: Tensor) -> Tensor:
         """Scaled values as natural ones.
 
         Example:
-            >>> Axis(name="contrast", unit="factor", reach=0.5, neutral=1.0).natural(torch.tensor([-1.0, 0.0, 1.0])).tolist()
+            >>> Axis(name="contrast", unit="factor", extent=0.5, neutral=1.0).natural(torch.tensor([-1.0, 0.0, 1.0])).tolist()
             [0.5, 1.0, 1.5]
         """
-        return self.neutral + self.reach * theta
+        return self.neutral + self.extent * theta
 
 
 class Transform(nn.Module):
@@ -63,15 +63,15 @@ class Transform(nn.Module):
 class ImageTransform(Transform):
     """A transform of images (n, C, H, W) in [0, 1] that is exactly the identity at theta = 0.
 
-    Axes whose reach is 0 are left out.
+    Axes whose extent is 0 are left out.
     """
 
     def __init__(self, *axes: Axis) -> None:
         super().__init__()
-        wrong = [a.name for a in axes if not 0 <= a.reach < float("inf")]
+        wrong = [a.name for a in axes if not 0 <= a.extent < float("inf")]
         if wrong:
             raise UsageError(f"the range of {', '.join(wrong)} must be a number of at least 0")
-        self.axes = tuple(a for a in axes if a.reach > 0)
+        self.axes = tuple(a for a in axes if a.extent > 0)
         if not self.axes:
             raise UsageError(f"{' and '.join(a.name for a in axes)} have no range: nothing can change")
 

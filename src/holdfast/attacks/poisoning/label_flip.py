@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from typing_extensions import override
 
-from holdfast.attacks.poisoner import Poisoner, share_of
+from holdfast.attacks.poisoner import Poisoner, count_at
 from holdfast.core.cards import Card, parameter
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
@@ -45,7 +45,7 @@ class LabelFlip(Poisoner):
         if classes < 2:
             raise UsageError("labels are flipped to another class, and these data have one alone")
         stream = draws.generator("flips", len(data))
-        rows = torch.randperm(len(data), generator=stream)[: share_of(len(data), self.rate)]
+        rows = torch.randperm(len(data), generator=stream)[: count_at(len(data), self.rate)]
         shift = torch.randint(1, classes, (len(rows),), generator=stream)
         flipped = Samples(data.x[rows], (data.y[rows] + shift) % classes)
         return PoisonedDataset.of(data, method=name_of(self), seed=draws.seed, replacing=(rows, flipped))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from holdfast.attacks.poisoner import Poisoner, share_of
+from holdfast.attacks.poisoner import Poisoner, count_at
 from holdfast.core.cards import Card, Knows, parameter
 from holdfast.core.draws import Draws
 from holdfast.core.knowledge import Knowledge
@@ -48,7 +48,7 @@ class MarginFlip(Poisoner):
     @override
     def poison(self, data: Dataset, knowledge: Knowledge, draws: Draws) -> PoisonedDataset:
         gain, label = _rise(knowledge.known_surrogate(), data)
-        rows = gain.argsort(descending=True, stable=True)[: share_of(len(data), self.rate)]
+        rows = gain.argsort(descending=True, stable=True)[: count_at(len(data), self.rate)]
         flipped = Samples(data.x[rows], label[rows])
         return PoisonedDataset.of(data, method=name_of(self), seed=None, replacing=(rows, flipped))
 

@@ -77,11 +77,11 @@ class DeepPartition(LearnerCertifier):
 
     def _parts(self, data: Dataset) -> list[Tensor]:
         """Rows of each part that has some, sorted by their samples' bytes."""
-        found: dict[int, list[tuple[bytes, int]]] = {}
+        members: dict[int, list[tuple[bytes, int]]] = {}
         for row, key in enumerate(Samples(data.x, data.y).keys()):
             part = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % self.parts
-            found.setdefault(part, []).append((key, row))
-        return [torch.tensor([row for _, row in sorted(found[part])]) for part in sorted(found)]
+            members.setdefault(part, []).append((key, row))
+        return [torch.tensor([row for _, row in sorted(members[part])]) for part in sorted(members)]
 
 
 def _radii(votes: Tensor, prediction: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def enclose(transform: ImageTransform, x: Tensor, low: Tensor, high: Tensor) -> 
 
 def _clipped(transform: BrightnessContrast, x: Tensor, middle: Tensor, half: Tensor) -> AffineImage:
     """``clip(z)`` with z linear in the parameters: a chord through the clip, which is farthest off at an end or a kink."""
-    reach = {axis.name: (axis.natural(middle[j]), axis.reach * half[j]) for j, axis in enumerate(transform.axes)}
+    reach = {axis.name: (axis.natural(middle[j]), axis.extent * half[j]) for j, axis in enumerate(transform.axes)}
     shift, shift_half = reach.get("brightness", (x.new_zeros(()), x.new_zeros(())))
     factor, factor_half = reach.get("contrast", (x.new_ones(()), x.new_zeros(())))
     z = factor * x + shift
@@ -88,7 +88,7 @@ def _slopes(transform: ImageTransform, x: Tensor, middle: Tensor, half: Tensor) 
         found = _moving(transform, x, middle, half)
     else:
         raise UnsupportedError(f"nothing is known about the slope of {type(transform).__name__}")
-    return torch.stack([found[a.name] * a.reach for a in transform.axes])
+    return torch.stack([found[a.name] * a.extent for a in transform.axes])
 
 
 def _moving(transform: RotationTranslation, x: Tensor, middle: Tensor, half: Tensor) -> dict[str, Tensor]:
@@ -98,7 +98,7 @@ def _moving(transform: RotationTranslation, x: Tensor, middle: Tensor, half: Ten
     across, along = (s[0] for s in transform.source(image, values))
     height, width = x.shape[1:]
     # rotation by d moves a place at distance r by at most r d, and the distance itself changes by the shifts
-    reach = {a.name: a.reach * float(half[j]) for j, a in enumerate(transform.axes)}
+    reach = {a.name: a.extent * float(half[j]) for j, a in enumerate(transform.axes)}
     shift = reach.get("right", 0.0) + reach.get("down", 0.0)
     speed = (across.square() + along.square()).sqrt() + shift
     moved = float(speed.max()) * reach.get("rotation", 0.0) * pi / 180 + shift

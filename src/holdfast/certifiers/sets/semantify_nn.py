@@ -103,7 +103,9 @@ class SemantifyNN(SetCertifier):
             if len(transform.axes) == 1
             else "of each " + " and ".join(f"{a.name} ({a.unit})" for a in transform.axes)
         )
-        return Reach(-proved * axis.reach, proved * axis.reach, unit, proved == 1.0, count, self.tool.arithmetic(graph))
+        return Reach(
+            -proved * axis.extent, proved * axis.extent, unit, proved == 1.0, count, self.tool.arithmetic(graph)
+        )
 
     def _holds(
         self, graph: Graph, module: torch.nn.Module, transform: ImageTransform, x: Tensor, y: int, size: float
