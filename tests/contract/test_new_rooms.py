@@ -56,3 +56,8 @@ def test_a_certifier_of_training_sets_keeps_its_contract(method, check):
 @parametrize_with_checks("application")
 def test_an_application_keeps_its_contract(method, check):
     check(method)
+
+
+@parametrize_with_checks("set certifier")
+def test_a_certifier_over_sets_keeps_its_contract(method, check):
+    check(method)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import pytest
 
 from holdfast.core.errors import UsageError
+from holdfast.core.registry import KINDS
 from holdfast.defences.aggregation.median import Median
 from holdfast.testing import AGGREGATOR_CHECKS, ContractError, parametrize_with_checks
-from holdfast.testing.parametrize import checks_of
+from holdfast.testing.parametrize import SUITES, checks_of
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ def test_a_check_of_a_method_that_breaks_its_contract_fails() -> None:
     assert failed == ["unanimous"]
 
 
+def test_every_kind_of_method_has_a_suite() -> None:
+    assert set(SUITES) == set(KINDS)
+
+
 def test_what_has_no_contract_has_no_checks() -> None:
     with pytest.raises(UsageError, match="fulfils no contract"):
         checks_of(dict)
-    with pytest.raises(UsageError, match="there are no checks for a set certifier"):
-        checks_of("semantify_nn")
     with pytest.raises(UsageError, match="no kind of method"):
         parametrize_with_checks("atack")
 

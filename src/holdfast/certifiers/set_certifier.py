@@ -47,7 +47,8 @@ class Reach:
 class SetCertifier(ABC):
     """A method that proves the class of a sample over a family of sets, by bounds of a `GraphCertifier`.
 
-    A method is one `reach`; ``certify`` checks the request, the same for all.
+    A method is one `reach`, and `members`, random ones of the set that it is about; ``certify`` checks the request, the same
+    for all, and `holdfast.testing.check_set_certifier` looks for another class among the members.
     """
 
     card: ClassVar[Card]
@@ -93,6 +94,23 @@ class SetCertifier(ABC):
     @abstractmethod
     def reach(self, graph: Graph, x: Tensor, y: int) -> Reach:
         """What is proved of one sample (\\*features) float64 that is proved to have class y itself."""
+
+    @abstractmethod
+    def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:
+        """What the model answers for random members of the set that a reach is about, most of them extreme ones.
+
+        It must not go through the bounds: it is what they are checked by.
+
+        Args:
+            graph: the model.
+            x: one sample (\\*features) float64.
+            reach: of this sample, or a smaller or larger one.
+            count: how many.
+            stream: what to draw from.
+
+        Returns:
+            Scores (count, outputs) float64.
+        """
 
     @property
     def tool(self) -> GraphCertifier:

@@ -19,6 +19,7 @@ from holdfast.testing.poisoner import POISONER_CHECKS, check_poisoner
 from holdfast.testing.repair import REPAIR_CHECKS, check_repair
 from holdfast.testing.sanitiser import SANITISER_CHECKS, check_sanitiser
 from holdfast.testing.semantic_attack import SEMANTIC_ATTACK_CHECKS, check_semantic_attack
+from holdfast.testing.set_certifier import SET_CERTIFIER_CHECKS, check_set_certifier
 from holdfast.testing.shared_attack import SHARED_ATTACK_CHECKS, check_shared_attack
 from holdfast.testing.study import STUDY_CHECKS, check_study
 from holdfast.testing.training_defence import TRAINING_DEFENCE_CHECKS, check_training_defence
@@ -37,6 +38,7 @@ __all__ = [
     "REPAIR_CHECKS",
     "SANITISER_CHECKS",
     "SEMANTIC_ATTACK_CHECKS",
+    "SET_CERTIFIER_CHECKS",
     "SHARED_ATTACK_CHECKS",
     "STUDY_CHECKS",
     "TRAINING_DEFENCE_CHECKS",
@@ -54,6 +56,7 @@ __all__ = [
     "check_repair",
     "check_sanitiser",
     "check_semantic_attack",
+    "check_set_certifier",
     "check_shared_attack",
     "check_study",
     "check_training_defence",

@@ -27,6 +27,7 @@ from holdfast.testing.poisoner import POISONER_CHECKS, check_poisoner
 from holdfast.testing.repair import REPAIR_CHECKS, check_repair
 from holdfast.testing.sanitiser import SANITISER_CHECKS, check_sanitiser
 from holdfast.testing.semantic_attack import SEMANTIC_ATTACK_CHECKS, check_semantic_attack
+from holdfast.testing.set_certifier import SET_CERTIFIER_CHECKS, check_set_certifier
 from holdfast.testing.shared_attack import SHARED_ATTACK_CHECKS, check_shared_attack
 from holdfast.testing.study import STUDY_CHECKS, check_study
 from holdfast.testing.training_defence import TRAINING_DEFENCE_CHECKS, check_training_defence
@@ -44,6 +45,7 @@ SUITES: Mapping[str, tuple[tuple[str, ...], Callable[..., None]]] = {
     "backdoor": (BACKDOOR_CHECKS, check_backdoor),
     "adversary": (ADVERSARY_CHECKS, check_adversary),
     "certifier": (CERTIFIER_CHECKS, check_certifier),
+    "set certifier": (SET_CERTIFIER_CHECKS, check_set_certifier),
     "learner certifier": (LEARNER_CERTIFIER_CHECKS, check_learner_certifier),
     "training defence": (TRAINING_DEFENCE_CHECKS, check_training_defence),
     "detector": (DETECTOR_CHECKS, check_detector),
@@ -64,13 +66,14 @@ def checks_of(given: object) -> list[tuple[str, Callable[[object], None]]]:
         given: a registered name, a class or an instance.
 
     Raises:
-        UsageError: it fulfils no contract that has checks.
+        UsageError: it fulfils no contract.
 
     Example:
         >>> [name for name, _ in checks_of("median")][:3]
         ['card', 'shape', 'order']
     """
-    checks, suite = SUITES[_kind(given)]
+    cls: Any = given if isinstance(given, str | type) else type(given)
+    checks, suite = SUITES[kind(cls)]
 
     def one(name: str) -> Callable[[object], None]:
         return lambda tool: suite(tool, only=[name])
@@ -111,10 +114,3 @@ def parametrize_with_checks(
 
 def _title(given: object) -> str:
     return given.__name__ if isinstance(given, type) else type(given).__name__
-
-
-def _kind(given: Any) -> str:
-    name = kind(given if isinstance(given, str | type) else type(given))
-    if name not in SUITES:
-        raise UsageError(f"there are no checks for a {name}; known: {', '.join(SUITES)}")
-    return name

@@ -72,6 +72,18 @@ class PatchAnywhere(SetCertifier):
                     return Reach(0.0, float(side - 1), "pixels a side", False, parts, words)
         return Reach(0.0, float(self.largest), "pixels a side", True, parts, words)
 
+    @override
+    def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:
+        """See `SetCertifier.members`: patches of black and white pixels."""
+        module, points = graph.to(torch.float64).as_module(), x.expand(count, *x.shape)
+        if reach.high >= 1:
+            masks = _places(graph.input_shape, int(reach.high), x.device)
+            place = torch.randint(0, len(masks), (count,), generator=stream)
+            shown = torch.rand(points.shape, generator=stream, dtype=x.dtype).round()
+            points = torch.where(masks[place.to(x.device)], shown.to(x.device), points)
+        with torch.no_grad():
+            return module(points)
+
 
 def _places(shape: tuple[int, ...], side: int, device: torch.device) -> Tensor:
     """(places, \\*shape) bool: True under the patch."""

@@ -107,6 +107,16 @@ class SemantifyNN(SetCertifier):
             -proved * axis.extent, proved * axis.extent, unit, proved == 1.0, count, self.tool.arithmetic(graph)
         )
 
+    @override
+    def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:
+        """See `SetCertifier.members`: images under random parameters, and under those at the ends."""
+        transform, module = self.transform(graph.input_shape), graph.to(torch.float64).as_module()
+        size = reach.high / transform.axes[0].extent
+        theta = torch.rand((count, len(transform.axes)), generator=stream, dtype=x.dtype) * 2 - 1
+        theta[::2] = theta[::2].sign()
+        with torch.no_grad():
+            return module(transform(x.expand(count, *x.shape), size * theta.to(x.device)))
+
     def _holds(
         self, graph: Graph, module: torch.nn.Module, transform: ImageTransform, x: Tensor, y: int, size: float
     ) -> tuple[bool, int]:

@@ -128,6 +128,17 @@ class WeightPerturbation(SetCertifier):
             low, high = (middle, high) if self._holds(self.perturbed(graph, middle), x, y) else (low, middle)
         return Reach(-low, low, "weight", False, self.searches + 1, words)
 
+    @override
+    def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:
+        """See `SetCertifier.members`: networks whose weights are moved to the ends of their tolerances."""
+        whole = graph.to(torch.float64)
+        if self.bits is None:
+            whole = self.perturbed(whole, reach.high)
+        elif reach.whole:
+            whole = quantisation(whole, self.bits, self.layers)
+        with torch.no_grad():
+            return torch.cat([_moved(whole, stream).as_module()(x.unsqueeze(0)) for _ in range(count)])
+
     def perturbed(self, graph: Graph, eps: float) -> Graph:
         """The graph that stands for all networks with the chosen layers' weights within +-eps."""
 
@@ -139,3 +150,16 @@ class WeightPerturbation(SetCertifier):
     def _holds(self, graph: Graph, x: Tensor, y: int) -> bool:
         point = LpBall.uniform(Norm.LINF, 0.0, 1, device=x.device, dtype=torch.float64)
         return bool(self.proved(graph, x.unsqueeze(0), torch.tensor([y], device=x.device), point))
+
+
+def _moved(graph: Graph, stream: torch.Generator) -> Graph:
+    """One of the networks within the tolerances."""
+
+    def moved(node: Node) -> Node:
+        tensors = dict(node.tensors)
+        for key, half in node.tolerance.items():
+            sign = torch.rand(half.shape, generator=stream, dtype=torch.float64).round() * 2 - 1
+            tensors[key] = tensors[key].detach().double() + half * sign.to(half.device)
+        return replace(node, tensors=tensors, tolerance={})
+
+    return replace(graph, nodes=tuple(moved(node) if node.tolerance else node for node in graph.nodes))
