@@ -271,7 +271,7 @@ class Bold(Cohen):
         (Deaf, "tighter", "do not depend on eps"),
         (Deaf, "point", "must be f"),
         (Slack, "affine", "can be proved"),
-        (Writes, "untouched", "were changed"),
+        (Writes, "untouched", "was changed in place"),
         (Anything, "norms", "not on its card"),
         (Undeclared, "card", "secret"),
         (Boasts, "guarantee", "its card says no such thing"),

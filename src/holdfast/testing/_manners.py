@@ -62,28 +62,36 @@ def under_two_states(call: Callable[[], T]) -> tuple[T, T]:
 
 @contextmanager
 def leaving_alone(*things: nn.Module | Dataset | Tensor) -> Generator[None, None, None]:
-    """Requires that models, data, tensors and the global random state are afterwards what they were before."""
-    before, noise = [_state(t) for t in things], _noise()
+    """Requires that models, data, tensors and what is global in PyTorch are afterwards what they were before."""
+    before, noise, grad = [_state(t) for t in things], _noise(), torch.is_grad_enabled()
     yield
     for thing, was in zip(things, before, strict=True):
         what = {"Tensor": "an input", "Dataset": "the data set", "Watched": "the data set"}.get(
             type(thing).__name__, "the model"
         )
-        require(
-            _state(thing) == was, f"{what} was changed in place: weights, mode, gradients or values; work on a copy"
-        )
+        changed = [aspect for aspect, value in _state(thing).items() if value != was[aspect]]
+        require(not changed, f"{what} was changed in place: {', '.join(changed)}; work on a copy")
     require(_noise() == noise, "global random state was used: draw from keyed draws or a generator of your own")
+    require(torch.is_grad_enabled() == grad, "gradients were switched on or off for everyone")
 
 
-def _state(thing: nn.Module | Dataset | Tensor) -> object:
+def _state(thing: nn.Module | Dataset | Tensor) -> dict[str, object]:
+    """What must stay, by what is said if it did not."""
     if isinstance(thing, nn.Module):
-        modes = [m.training for m in thing.modules()]
-        flags = [(p.requires_grad, p.grad is None) for p in thing.parameters()]
-        hooks = [len(vars(m)[kind]) for m in thing.modules() for kind in ("_forward_hooks", "_forward_pre_hooks")]
-        return weights_of(thing), modes, flags, hooks
-    if isinstance(thing, Dataset):
-        return _hash(thing.x, thing.y), thing.x.requires_grad
-    return _hash(thing), thing.requires_grad, thing.grad is None
+        kinds = ("_forward_hooks", "_forward_pre_hooks")
+        return {
+            "weights or buffers differ": weights_of(thing),
+            "it is in another mode": [m.training for m in thing.modules()],
+            "requires_grad was switched": [p.requires_grad for p in thing.parameters()],
+            "gradients were left": [p.grad is None for p in thing.parameters()],
+            "hooks were left": [len(vars(m)[kind]) for m in thing.modules() for kind in kinds],
+        }
+    tensors = (thing.x, thing.y) if isinstance(thing, Dataset) else (thing,)
+    return {
+        "values differ": _hash(*tensors),
+        "requires_grad was switched": [t.requires_grad for t in tensors],
+        "gradients were left": [t.grad is None for t in tensors],
+    }
 
 
 def _hash(*tensors: Tensor) -> str:

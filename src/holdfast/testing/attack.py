@@ -9,14 +9,11 @@ A check is a function of a case; it raises `ContractError` with what is wrong an
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,7 +42,7 @@ from holdfast.testing._attack_case import (
     same,
 )
 from holdfast.testing._attack_manners import MANNERS
-from holdfast.testing._manners import declared_parameters, under_two_states
+from holdfast.testing._manners import declared_parameters, leaving_alone, under_two_states
 from holdfast.testing.contract import ContractError, reduced, refuses, require, run_checks
 from holdfast.testing.toys import AffineModel, Counting, Queried, affine_digits, digits, net
 
@@ -221,29 +218,10 @@ def _no_gradient(case: AttackCase) -> None:
 
 
 def _untouched(case: AttackCase) -> None:
-    model, problem = net(), of_digits(case)
-    before = _state_of(model), _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
-    noise = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    case.run(problem, keep=Keep.NEAREST)
-    case.run(problem)
-    require(_state_of(model)[0] == before[0][0], "parameters or buffers of the model were changed")
-    require(_state_of(model)[1] == before[0][1], "training mode or requires_grad of a part of the model was changed")
-    require(all(p.grad is None for p in model.parameters()), "gradients were left in the model: use those of the ask")
-    after = _hash(problem.x, problem.set.eps, problem.set.lower, problem.set.upper, problem.y)
-    require(after == before[1], "an input of the problem was changed in place")
-    require(problem.x.grad is None and not problem.x.requires_grad, "requires_grad was switched on in the input")
-    same = torch.equal(torch.get_rng_state(), noise[0]) and random.getstate() == noise[2]
-    same = same and repr(np.random.get_state()) == noise[1]
-    require(same, "global random state was used: draw from `problem.keyed`")
-
-
-def _hash(*tensors: Tensor) -> str:
-    return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
-
-
-def _state_of(model: nn.Module) -> tuple[str, list[bool]]:
-    flags = [m.training for m in model.modules()] + [p.requires_grad for p in model.parameters()]
-    return _hash(*model.state_dict().values()), flags
+    problem = of_digits(case)
+    with leaving_alone(net(), problem.x, problem.y, problem.set.eps, problem.set.lower, problem.set.upper):
+        case.run(problem, keep=Keep.NEAREST)
+        case.run(problem)
 
 
 def _ledger(case: AttackCase) -> None:
