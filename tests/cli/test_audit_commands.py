@@ -170,19 +170,8 @@ def test_workers_of_a_fresh_process_find_what_one_process_finds(on, tmp_path: Pa
     told = []
     for workers in ("1", "2"):
         program = "from holdfast.cli.main import main; main()"
-        flags = [
-            *map(str, on),
-            "--samples",
-            "10",
-            "--eps",
-            "0.1",
-            "--queries",
-            "200",
-            "--workers",
-            workers,
-            "--out",
-            tmp_path / workers,
-        ]
+        few = ["--samples", "10", "--eps", "0.1", "--queries", "200"]
+        flags = [*map(str, on), *few, "--workers", workers, "--out", tmp_path / workers]
         done = subprocess.run(
             [sys.executable, "-c", program, "audit", *map(str, flags)],
             capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
