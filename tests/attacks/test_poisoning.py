@@ -122,6 +122,15 @@ def test_what_cannot_be_is_refused() -> None:
         Round(number=1, weights=torch.zeros(1), sizes=torch.ones(2), hostile=torch.tensor([2]))
 
 
+def test_a_budget_is_two_edits_for_each_sample_of_the_rate_and_one_sample_at_least() -> None:
+    assert LabelFlip(rate=0.1).edits(40) == 8
+    assert poison(LabelFlip(rate=1 / 40), blank(40)).manifest.edits == 2
+    assert poison(LabelFlip(rate=1.0), blank(40)).manifest.edits == 80
+    for rate in (0.0, -0.1, 1.01):
+        with pytest.raises(UsageError, match="a share above 0 and at most 1"):
+            poison(LabelFlip(rate=rate), blank(40))
+
+
 def test_a_poisoner_that_exceeds_its_budget_is_stopped() -> None:
     class Greedy(LabelFlip):
         def edits(self, n: int) -> int:

@@ -38,7 +38,7 @@ def model() -> nn.Module:
 def test_broken_rows_are_written_by_column_in_own_units_and_break_the_model(
     holdfast, table: Path, command: str
 ) -> None:
-    more = ("--certify", "none", "--out", "r") if command == "audit" else ("--out", "r")
+    more = ("--certify", "none", "--queries", 100, "--out", "r") if command == "audit" else ("--out", "r")
     said = holdfast(*(("audit",) if command == "audit" else ("attack", "pgd")), *ON, *more)
     assert said.code == 0, said.err
     rows, clean = read("r/adversarial.csv"), read("t.csv")
@@ -60,7 +60,7 @@ def test_broken_rows_are_written_by_column_in_own_units_and_break_the_model(
 
 
 def test_the_page_shows_rows_by_column_and_recheck_finds_a_forged_one(holdfast, table: Path) -> None:
-    assert holdfast("audit", *ON, "--certify", "none", "--samples", 20, "--out", "r").code == 0
+    assert holdfast("audit", *ON, "--certify", "none", "--samples", 20, "--queries", 100, "--out", "r").code == 0
     page = Path("r/report.html").read_text()
     section = page[page.index('id="rows"') :]
     assert "Rows that break it" in section
