@@ -251,3 +251,13 @@ def test_the_page_of_a_method_that_is_registered_nowhere() -> None:
 
 def test_a_data_set_is_shown_in_one_line() -> None:
     assert repr(hf.Dataset.of(X, Y, name="six.npz")) == "<Dataset six.npz: 6 samples of 1x8x8, 6 classes>"
+
+
+def test_certificates_are_not_searched_for_below_the_size_that_is_asked_about(
+    model: nn.Module, data: hf.Dataset, tmp_path
+) -> None:
+    with pytest.raises(hf.HoldfastError, match=r"--radius-max 0\.01 is below --eps 8/255"):
+        hf.certify(model, data, "ibp", LINF, radius_max="0.01")
+    with pytest.raises(hf.HoldfastError, match=r"--radius-max 0\.01 is below --eps 8/255"):
+        hf.audit(model, data, LINF, radius_max="0.01", out=tmp_path / "run")
+    assert hf.certify(model, data, "ibp", LINF, radius_max="8/255", samples=2).radius.max() <= 8 / 255

@@ -110,8 +110,15 @@ def run_plan(
         command: the command line that repeats the run.
         anyway: start although the model does worse than guessing.
         interrupted: what to say when a person stops the work.
+
+    Raises:
+        UsageError: certificates would be searched for below eps alone.
     """
     from holdfast.audits.run import audit as run
+    from holdfast.session.opening import check_radius_max
+
+    if plan.certify != "none":
+        check_radius_max(plan.largest_radius, plan.eps)
 
     with voice.progress(interrupted) as tell:
         document = run(plan, out, model=model, workers=workers, command=command, progress=tell, anyway=anyway)

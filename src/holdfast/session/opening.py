@@ -8,13 +8,13 @@ from fractions import Fraction
 import torch
 
 from holdfast.core.errors import UsageError
-from holdfast.core.threat import ThreatModel, parse_eps
+from holdfast.core.threat import ThreatModel, parse_eps, size_text
 from holdfast.models.http import HttpModel
 from holdfast.session.reading import as_device, device_of, open_data, open_spec
 from holdfast.session.session import Session
 from holdfast.session.spec import DataLike, ModelLike, ModelSpec, Surrogates, at_least
 
-__all__ = ["open_session"]
+__all__ = ["check_radius_max", "open_session"]
 
 
 def open_session(
@@ -50,6 +50,9 @@ def open_session(
         ModelError: the model cannot be read.
         UnsafeFileError: its opening would run code, and it is not trusted.
     """
+    largest = None if radius_max is None else parse_eps(radius_max)
+    if largest is not None:
+        check_radius_max(largest, threat.eps)
     spec = _as_opened(model if isinstance(model, ModelSpec) else ModelSpec(model=model))
     at_least(1, samples=samples, queries=queries)
     at_least(0, seed=seed)
@@ -70,9 +73,25 @@ def open_session(
         notes=(*opened.notes, *found.notes),
         spec=spec,
         surrogates=surrogates,
-        radius_max=None if radius_max is None else parse_eps(radius_max),
+        radius_max=largest,
         queries=queries,
     )
+
+
+def check_radius_max(radius_max: Fraction, eps: Fraction) -> None:
+    """Refuses a search for certificates that ends below the size at which figures are given: all would be zero.
+
+    Raises:
+        UsageError: it does.
+
+    Example:
+        >>> check_radius_max(Fraction(1, 5), Fraction(1, 10))
+    """
+    if radius_max < eps:
+        raise UsageError(
+            f"--radius-max {size_text(radius_max)} is below --eps {size_text(eps)}, so nothing would be certified at it; "
+            "raise the one or lower the other"
+        )
 
 
 def _as_opened(spec: ModelSpec) -> ModelSpec:
