@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from holdfast.core.errors import JournalError, ModelError, UsageError
@@ -266,6 +268,16 @@ def test_a_checkpoint_of_another_training_is_refused_by_name(tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(JournalError, match="no checkpoint"):
         fit(network(), blobs(), loss, settings=TrainingSettings(epochs=3), checkpoint=file, resume=True)
+
+
+def test_a_checkpoint_whose_history_lacks_a_field_is_refused_in_words(tmp_path: Path) -> None:
+    file = tmp_path / "c"
+    fit(network(), blobs(), loss, settings=TrainingSettings(epochs=1), checkpoint=file)
+    with safe_open(file, framework="pt") as opened:
+        header, tensors = opened.metadata(), {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
+    save_file(tensors, file, {**header, "history": '[{"number": 1, "loss": 0.5}]'})
+    with pytest.raises(JournalError, match=r"no checkpoint of a training.*delete it to start anew"):
+        fit(network(), blobs(), loss, settings=TrainingSettings(epochs=1), checkpoint=file, resume=True)
 
 
 def test_divergence_is_told_and_not_saved(tmp_path: Path) -> None:

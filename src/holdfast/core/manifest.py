@@ -140,9 +140,18 @@ class Manifest:
         kept = differs.nonzero().squeeze(1)[rows[differs].argsort()]
         rows, new = rows[kept], Samples(new.x[kept], new.y[kept])
         made = cls(
-            method=method, seed=seed, count=len(x), before=fingerprint_arrays(x, y), after="", replaced=rows,
-            old=Samples(x[rows], y[rows]), new=new, removed=gone, lost=Samples(x[gone], y[gone]), added=extra,
-        )  # fmt: skip
+            method=method,
+            seed=seed,
+            count=len(x),
+            before=fingerprint_arrays(x, y),
+            after="",
+            replaced=rows,
+            old=Samples(x[rows], y[rows]),
+            new=new,
+            removed=gone,
+            lost=Samples(x[gone], y[gone]),
+            added=extra,
+        )
         return replace_fields(made, after=fingerprint_arrays(*made._changed(x, y)))
 
     def __len__(self) -> int:
@@ -277,8 +286,8 @@ class Manifest:
                 **{part: Samples(t[f"{part}.x"], t[f"{part}.y"]) for part in ("old", "new", "lost", "added")},
             )  # fmt: skip
             made._check()
-            told = [[str(c.kind), c.row, c.before, c.after] for c in made.changes]
-            agrees = told == about["changes"] and made.edits == about["edits"]
+            listed = [[str(c.kind), c.row, c.before, c.after] for c in made.changes]
+            agrees = listed == about["changes"] and made.edits == about["edits"]
         except (OSError, KeyError, TypeError, ValueError, SafetensorError, UsageError) as fault:
             if isinstance(fault, DataError):
                 raise

@@ -149,9 +149,15 @@ def _trained(
 ) -> nn.Module:
     model, small = _net(), _small(tool)
     fit(
-        model, data, small.loss, score=small.score, settings=settings, hooks=[small.hooks(), _KillsAt(kill)],
-        checkpoint=file, resume=file is not None,
-    )  # fmt: skip
+        model,
+        data,
+        small.loss,
+        score=small.score,
+        settings=settings,
+        hooks=[small.hooks(), _KillsAt(kill)],
+        checkpoint=file,
+        resume=file is not None,
+    )
     return model
 
 

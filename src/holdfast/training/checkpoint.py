@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from holdfast.core.errors import JournalError
 from holdfast.core.files import write_whole
-from holdfast.training.hooks import Hooks
+from holdfast.training.hooks import Epoch, Hooks
 
 __all__ = ["Checkpoint", "save_weights"]
 
@@ -59,18 +60,21 @@ class Checkpoint:
         """Gives the model the best weights."""
         self.model.load_state_dict(self._best)
 
-    def save(self, path: Path, history: list[dict[str, Any]]) -> None:
-        """Writes the state."""
+    def save(self, path: Path, history: Sequence[Epoch]) -> None:
+        """Writes the state, and every epoch so far."""
         tensors = {f"model.{k}": v for k, v in _apart(self.model.state_dict()).items()}
         tensors |= {f"best.{k}": v for k, v in self._best.items()}
         for index, slots in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{name}": v.contiguous() for name, v in slots.items() if v is not None}
         for k, hook in enumerate(self.hooks):
             tensors |= {f"hooks.{k}.{name}": v for name, v in _apart(hook.state()).items()}
-        header = {"of": json.dumps(self.of, sort_keys=True), "history": json.dumps(history)}
+        header = {
+            "of": json.dumps(self.of, sort_keys=True),
+            "history": json.dumps([asdict(epoch) for epoch in history]),
+        }
         write_whole(path, save(tensors, header))
 
-    def load(self, path: Path) -> list[dict[str, Any]]:
+    def load(self, path: Path) -> list[Epoch]:
         """Reads the state into the model and the optimiser; returns the history.
 
         Raises:
@@ -81,8 +85,8 @@ class Checkpoint:
             with opened as file:
                 header: dict[str, str] = dict(file.metadata() or {})
                 tensors: dict[str, Tensor] = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-            of, history = json.loads(header["of"]), json.loads(header["history"])
-        except (SafetensorError, KeyError, ValueError) as fault:
+            of, history = json.loads(header["of"]), [Epoch(**epoch) for epoch in json.loads(header["history"])]
+        except (SafetensorError, KeyError, ValueError, TypeError) as fault:
             raise JournalError(f"{path} is no checkpoint of a training ({fault}); delete it to start anew") from None
         differs = [k for k in sorted({*of, *self.of}) if of.get(k) != json.loads(json.dumps(self.of.get(k)))]
         if differs:

@@ -99,12 +99,19 @@ def fit(
     optimiser = _optimiser(model, s)
     state = Checkpoint(model, optimiser, {**asdict(s), "data": data.sha256}, hooks)
     epochs = _Epochs(
-        model=model, data=data, settings=s, loss=loss, judge=score or _clean, hooks=hooks, optimiser=optimiser,
-        progress=progress, device=device,
-    )  # fmt: skip
+        model=model,
+        data=data,
+        settings=s,
+        loss=loss,
+        judge=score or _clean,
+        hooks=hooks,
+        optimiser=optimiser,
+        progress=progress,
+        device=device,
+    )
     history: list[Epoch] = []
     if resume and checkpoint is not None and checkpoint.is_file():
-        history = [Epoch(**e) for e in state.load(checkpoint)]
+        history = state.load(checkpoint)
     # Dropout and the like read the global generators: keyed for each epoch, and put back afterwards.
     with seeded(s.seed), counting(model) as passes:
         for number in range(len(history) + 1, s.epochs + 1):
@@ -117,7 +124,7 @@ def fit(
             for hook in hooks:
                 hook.after_epoch(model, history[-1])
             if checkpoint is not None:
-                state.save(checkpoint, [asdict(e) for e in history])
+                state.save(checkpoint, history)
     state.restore_best()
     model.eval()
     best = next(e for e in reversed(history) if e.best)
