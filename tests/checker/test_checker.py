@@ -23,7 +23,7 @@ from holdfast.certifiers.verification.tree import Leaf, Tree
 from holdfast.certifiers.verification.vnnlib import read_vnnlib
 from holdfast.checker import Rejected, check
 from holdfast.checker.file import FORMAT, VERSION, content, sha256
-from holdfast.checker.network import read_network
+from holdfast.checker.onnx_network import read_network
 from holdfast.checker.propagation import NodeBounds
 from holdfast.checker.property import read_property
 from holdfast.checker.rounding import gamma, outward

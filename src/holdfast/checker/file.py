@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from holdfast.checker.network import Network, read_network
+from holdfast.checker.network import Network
+from holdfast.checker.onnx_network import read_network
 from holdfast.checker.property import UnsafeCase, read_property
 from holdfast.checker.rounding import Rejected
 from holdfast.checker.tree import Proof, check_tree

@@ -160,7 +160,7 @@ def _recording(path: Path, graph: Graph, output: str | None) -> Recording:
 
 def _second(path: Path) -> Callable[[Tensor], Tensor] | None:
     """The checker's reading of a file as a function, or None where it does not know the file."""
-    from holdfast.checker.network import read_network
+    from holdfast.checker.onnx_network import read_network
     from holdfast.checker.rounding import Rejected
 
     try:

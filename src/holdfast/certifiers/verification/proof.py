@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.tree import Leaf, Split, Tree
 from holdfast.checker.file import FORMAT, VERSION, content, sha256
-from holdfast.checker.network import Network, read_network
+from holdfast.checker.network import Network
+from holdfast.checker.onnx_network import read_network
 from holdfast.checker.property import read_property
 from holdfast.checker.rounding import Rejected
 from holdfast.core.errors import UnsupportedError, UsageError
