@@ -14,7 +14,7 @@ from holdfast.core.errors import ModelError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.sets import LpBall
 from holdfast.core.threat import Norm
-from holdfast.judge.archive import Archive, Keep
+from holdfast.judge.archive import Archive, Keep, VotingArchive
 from holdfast.judge.inquiry import Inquiry
 from holdfast.judge.ledger import Budget, Ledger
 from holdfast.judge.serving import ServedModel
@@ -92,6 +92,30 @@ def test_an_archive_keeps_the_nearest_feasible_row_and_the_first_one_ends_it():
         archive.record(torch.tensor([[0.25]]).double(), torch.tensor([0]), _scores([-1.0]), ledger=ledger)
         assert archive.distance.tolist() == [after, float("inf")]
         assert archive.low_margin.tolist() == [-1.0, -1.0]
+
+
+def test_one_lucky_draw_of_two_upholds_no_witness_and_no_answer_withdraws_none():
+    problem = _line(0.0, 0.0, 0.0, 0.0)
+    archive = VotingArchive(problem, Keep.FIRST, votes=3)
+    votes, index = [-1.0, -1.0, 1.0], torch.arange(4).repeat_interleave(3)
+    x = torch.full((12, 1), 0.5, dtype=torch.float64)
+    archive.record(x, index, _scores(votes * 4), ledger=Ledger(4, problem.x.device))
+    assert archive.found.all()
+    assert archive.doubtful.tolist() == [0, 1, 2, 3]  # one vote of three spoke against each
+    draws = _scores([[-1.0, 1.0], [-1.0, -1.0], [1.0, 1.0], [-1.0, -1.0]]).permute(0, 2, 1)
+    answered = torch.tensor([[True, True], [True, True], [False, False], [True, False]])
+    archive.upholds(torch.arange(4), draws, answered)
+    assert archive.found.tolist() == [False, True, True, True]
+    assert archive.witness[0].equal(problem.x[0])
+    assert archive.found_at[0] == -1
+
+
+def test_an_archive_asks_for_the_confidence_that_it_was_opened_with():
+    problem, x, index = _line(0.0), torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([0])
+    for confidence, found in ((0.0, True), (1.0, True), (1.5, False)):
+        archive = Archive(problem, Keep.NEAREST, confidence=confidence)
+        archive.record(x, index, _scores([-1.0]), ledger=Ledger(1, problem.x.device))
+        assert archive.found.tolist() == [found]
 
 
 def test_what_is_asked_about_a_surrogate_is_no_query_and_leaves_no_witness():
