@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import holdfast as hf
+from holdfast.api.verify import run_verifier
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.models import QueriesOnly
+from holdfast.models.serve import serve
+from holdfast.verification.decide import Effort
 
 LINF = hf.ThreatModel.of("linf", "8/255")
 X, Y = torch.rand(6, 1, 8, 8), torch.arange(6)
@@ -261,3 +266,21 @@ def test_certificates_are_not_searched_for_below_the_size_that_is_asked_about(
     with pytest.raises(hf.HoldfastError, match=r"--radius-max 0\.01 is below --eps 8/255"):
         hf.audit(model, data, LINF, radius_max="0.01", out=tmp_path / "run")
     assert hf.certify(model, data, "ibp", LINF, radius_max="8/255", samples=2).radius.max() <= 8 / 255
+
+
+def test_a_proof_is_a_file(tmp_path) -> None:
+    with pytest.raises(hf.HoldfastError, match="is a folder, and a proof is a file"):
+        run_verifier(Path("net.onnx"), Path("property.vnnlib"), Effort(timeout=1.0), proof=tmp_path)
+
+
+def test_an_audit_whose_budget_ends_says_that_no_attack_came_to_its_end(
+    model: nn.Module, data: hf.Dataset, tmp_path
+) -> None:
+    right = data.x[model(data.x).argmax(1) == data.y][:2]
+    with serve(model) as api:
+        report = hf.audit(
+            api.url, (right, model(right).argmax(1)), LINF, classes=10, max_queries=8, queries=50, out=tmp_path / "run"
+        )
+    assert not report.document.complete
+    scope = next(f.message for f in report.document.findings if f.code == "report.scope")
+    assert "no attack: none came to its end" in scope

@@ -195,6 +195,8 @@ def run_verifier(
     """
     from holdfast.verification.decide import decide
 
+    if proof is not None and proof.is_dir():
+        raise UsageError(f"{proof} is a folder, and a proof is a file: choose another --proof")
     found = decide(net, prop, effort, proof=proof, progress=progress)
     return VerifyResult(decided=found, proof=proof if str(found.answer.decision) == "unsat" else None)
 
