@@ -59,7 +59,10 @@ def _told(error: Exception) -> str:
     """What is wrong; of a crash also where, since its traceback is one of several."""
     if isinstance(error, ContractError):
         return str(error)
-    last = extract_tb(error.__traceback__)[-1]
+    frames = extract_tb(error.__traceback__)
+    last = next(
+        (f for f in reversed(frames) if "site-packages" not in f.filename), frames[-1]
+    )  # not a library's inside
     return f"{type(error).__name__}: {error} ({Path(last.filename).name}, line {last.lineno})"
 
 
