@@ -194,6 +194,8 @@ def normalisation(given: Any) -> Normalisation | None:
         >>> normalisation("0.5/0.25") == normalisation(([0.5], [0.25]))
         True
     """
+    import numpy as np
+
     from holdfast.models.wrap import Normalisation
 
     match given:
@@ -201,7 +203,7 @@ def normalisation(given: Any) -> Normalisation | None:
             return given
         case str():
             return Normalisation.parse(given)
-        case (mean, std) if isinstance(mean, Iterable) and isinstance(std, Iterable):  # arrays are no sequences
+        case (mean, std) if np.iterable(mean) and np.iterable(std):  # arrays are no sequences
             return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
         case _:
             raise UsageError("a normalisation is (means, deviations) by channel: ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25])")
