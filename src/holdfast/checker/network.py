@@ -168,6 +168,12 @@ class Network:
                 found.append(sum(parts[1:], parts[0]) + (0.0 if node.bias is None else node.bias))
         return found
 
+    def read_by(self, activation: int) -> int:
+        """Position of the value that the activation at a position is of."""
+        node = self.nodes[activation]
+        assert node is not None
+        return node.inputs[0]
+
     def shape_of(self, i: int) -> Shape:
         """Shape of a node's value."""
         node = self.nodes[i]

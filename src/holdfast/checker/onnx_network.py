@@ -296,7 +296,7 @@ class _NetworkReader:
         return self.move(tuple(prod(self.shape) // max(known, 1) if n == -1 else n for n in after))
 
     def _transpose(self) -> int:
-        order = tuple(self.at.get("perm", range(len(self.shape), -1, -1)))
+        order: Shape = tuple(self.at.get("perm", range(len(self.shape), -1, -1)))
         if order[0] != 0:
             raise self.refuse("of the batch")
         order = tuple(d - 1 for d in order[1:])

@@ -7,7 +7,7 @@ magnitudes that entered it, and TINY for underflow.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class NodeBounds:
             slopes: for the input of an activation, the lower slopes (\\*shape) of activations in passes from there.
             known: boxes of a set that contains this one.
         """
-        read = {self.network.nodes[k].inputs[0] for k in self.network.activations}  # pyright: ignore
+        read = {self.network.read_by(k) for k in self.network.activations}
         for i in range(1, len(self.network.nodes)):
             lower, upper = self._interval(i)
             if known:
@@ -219,7 +219,7 @@ def _through(
     default = np.where(open_, np.where(high > -low, 1.0, flat), chord)
     below = pick(default, who)
     if slope is not None:
-        below = np.where(pick(open_, who) & ~np.isnan(slope), np.maximum(slope, flat), below)
+        below = cast("Array", np.where(pick(open_, who) & ~np.isnan(slope), np.maximum(slope, flat), below))
     negative = np.minimum(a, 0.0)
     constant = (negative * pick(rise, who)).reshape(len(a), -1).sum(1)
     return (a - negative) * below + negative * pick(chord, who), constant

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -71,7 +71,7 @@ def _expressions(text: str) -> Iterator[Any]:
             stack[-1].append(done)
         else:
             stack[-1].append(word)
-    if len(stack) != 1 or not all(isinstance(e, list) and len(e) > 1 for e in stack[0]):
+    if len(stack) != 1 or not all(isinstance(e, list) and len(cast("list[Any]", e)) > 1 for e in stack[0]):
         raise Rejected("the property's brackets do not match")
     yield from stack[0]
 

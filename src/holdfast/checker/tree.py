@@ -8,7 +8,7 @@ point and the other at least, and no vertex can be missing or stand twice.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -49,8 +49,8 @@ class Proof:
     rows: Array
     weighted: Array
     multipliers: Array
-    slopes: dict[int, tuple[Array, Array]] = field(default_factory=dict)
-    root: dict[int, dict[int, Array]] = field(default_factory=dict)
+    slopes: dict[int, tuple[Array, Array]] = field(default_factory=dict[int, tuple[Array, Array]])
+    root: dict[int, dict[int, Array]] = field(default_factory=dict[int, dict[int, Array]])
 
 
 def check_tree(network: Network, lower: Array, upper: Array, proof: Proof) -> int:
@@ -65,7 +65,7 @@ def check_tree(network: Network, lower: Array, upper: Array, proof: Proof) -> in
     root = NodeBounds(network, lower, upper).run({})
     if proof.root:
         at = [0, *network.activations]
-        inputs = {k: network.nodes[at[k]].inputs[0] for k in proof.root}  # pyright: ignore[reportOptionalMemberAccess]
+        inputs = {k: network.read_by(at[k]) for k in proof.root}
         slopes = {
             inputs[k]: {at[j]: s.reshape(network.shape_of(at[j])) for j, s in of.items()}
             for k, of in proof.root.items()
@@ -115,7 +115,8 @@ def _check_shapes(network: Network, proof: Proof, leaves: int) -> None:
     if proof.rows.shape != (leaves, count) or proof.weighted.shape != (leaves,) or not count:
         raise Rejected(f"{leaves} leaves, {count} groups, but rows of shape {proof.rows.shape}")
     known = (proof.rows >= 0) & (proof.rows < len(proof.groups))
-    if not (known & (proof.groups[np.where(known, proof.rows, 0)] == np.arange(count))).all():
+    every = cast("Array", np.arange(count))
+    if not (known & (proof.groups[np.where(known, proof.rows, 0)] == every)).all():
         raise Rejected("a leaf's rows do not belong to its groups")
     if not ((proof.multipliers >= 0) & (proof.multipliers < np.inf)).all():
         raise Rejected("a multiplier is negative")
@@ -148,6 +149,10 @@ def _check_root_slopes(network: Network, proof: Proof) -> None:
         raise Rejected("slopes for what is no activation")
 
 
+def _different(numbers: Array) -> list[int]:
+    return cast("list[int]", np.unique(numbers).tolist())
+
+
 class _Batch:
     """Some leaves, bounded together: all with boxes of their own, or all with the root's."""
 
@@ -156,7 +161,7 @@ class _Batch:
     ) -> None:
         self.network, self.proof, self.root, self.leaves = network, proof, root, leaves
         self.at = [0, *network.activations]
-        self.place = [0, *(network.nodes[k].inputs[0] for k in network.activations)]  # pyright: ignore
+        self.place = [0, *map(network.read_by, network.activations)]
         splits = [(i, j, v, side) for i, n in enumerate(leaves) for j, (v, side) in enumerate(paths[n])]
         self.leaf, self.depth, self.vertex, self.side = np.array(splits, int).reshape(-1, 4).T
         self.starts, self.depths = starts[leaves], np.array([len(paths[n]) for n in leaves])
@@ -173,7 +178,7 @@ class _Batch:
         else:
             empty = np.zeros(n, bool)
         boxes = list(zip(found.lower, found.upper, strict=True))
-        for k in np.unique(self.proof.node[self.vertex]):
+        for k in _different(self.proof.node[self.vertex]):
             i = self.place[k]
             boxes[i] = self._cut(k, *boxes[i])
             empty |= (boxes[i][0] > boxes[i][1]).reshape(n, -1).any(1)
@@ -217,7 +222,7 @@ class _Batch:
             row, signed, point = leaf * groups + g, -side * m, self.proof.point[vertex]
             np.add.at(constant, row, -signed * point)
             np.add.at(size, row, np.abs(signed * point))
-            for k in np.unique(self.proof.node[vertex]):
+            for k in _different(self.proof.node[vertex]):
                 here = self.proof.node[vertex] == k
                 term = (row[here], self.proof.index[vertex[here]], signed[here])
                 old = extra.get(self.place[k])
@@ -230,7 +235,7 @@ class _Batch:
         found: dict[int, Array] = {}
         for k, (of, slopes) in self.proof.slopes.items():
             shape = self.network.shape_of(self.at[k])
-            place = np.searchsorted(of, self.leaves)
+            place = cast("Array", np.searchsorted(of, self.leaves))
             there = (place < len(of)) & (of[np.minimum(place, len(of) - 1)] == self.leaves) if len(of) else place < 0
             mine = np.full((len(self.leaves), *slopes.shape[:2]), np.nan)
             mine[there] = slopes[:, :, place[there]].transpose(2, 0, 1)
