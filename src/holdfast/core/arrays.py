@@ -18,6 +18,7 @@ from holdfast.core.errors import DataError, ModelError
 
 __all__ = [
     "dense",
+    "distinct",
     "falling_order",
     "fingerprint_arrays",
     "listed",
@@ -25,6 +26,7 @@ __all__ = [
     "outside_inference_mode",
     "plain",
     "rising",
+    "tensor_of",
     "whole_numbers",
 ]
 
@@ -128,6 +130,16 @@ def whole_numbers(values: Tensor | np.ndarray[Any, Any], n: int, what: str) -> T
         return tensor.to(torch.int64)
 
 
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """A NumPy array as a tensor on the CPU that shares its memory.
+
+    Example:
+        >>> tensor_of(np.arange(3)).tolist()
+        [0, 1, 2]
+    """
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType]  # torch leaves its argument open
+
+
 def on_device(array: np.ndarray[Any, Any], device: torch.device | str) -> Tensor:
     """A NumPy array as a tensor on a device, without waiting for the copy.
 
@@ -136,7 +148,7 @@ def on_device(array: np.ndarray[Any, Any], device: torch.device | str) -> Tensor
         [0, 1, 2]
     """
     whole = np.ascontiguousarray(array)
-    return torch.from_numpy(whole).to(device, non_blocking=True)  # pyright: ignore[reportUnknownMemberType]
+    return tensor_of(whole).to(device, non_blocking=True)
 
 
 def listed(values: Tensor) -> list[Any]:
@@ -149,6 +161,16 @@ def listed(values: Tensor) -> list[Any]:
     return values.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch leaves it open
 
 
+def distinct(values: Tensor) -> Tensor:
+    """The values without repetition, (k,), the least first.
+
+    Example:
+        >>> distinct(torch.tensor([[3, 1], [1, 2]])).tolist()
+        [1, 2, 3]
+    """
+    return values.unique()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch leaves it open
+
+
 def rising(values: Tensor) -> Tensor:
     """The values of each row, the least first.
 
@@ -158,7 +180,7 @@ def rising(values: Tensor) -> Tensor:
     """
     if values.device.type != "cpu" or values.dtype == torch.bfloat16:  # which NumPy has not
         return values.sort(dim=-1).values
-    return torch.from_numpy(np.sort(values.detach().numpy(), axis=-1))  # pyright: ignore[reportUnknownMemberType]
+    return tensor_of(np.sort(values.detach().numpy(), axis=-1))
 
 
 def falling_order(values: Tensor) -> Tensor:
@@ -170,7 +192,7 @@ def falling_order(values: Tensor) -> Tensor:
     """
     if values.device.type != "cpu" or values.dtype == torch.bfloat16:
         return values.argsort(dim=-1, descending=True, stable=True)
-    return torch.from_numpy(np.argsort(-values.detach().numpy(), axis=-1))  # pyright: ignore[reportUnknownMemberType]
+    return tensor_of(np.argsort(-values.detach().numpy(), axis=-1))
 
 
 def fingerprint_arrays(*arrays: np.ndarray | Tensor) -> str:

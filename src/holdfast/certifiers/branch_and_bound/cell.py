@@ -10,11 +10,11 @@ from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from holdfast.certifiers.branch_and_bound.reduced import LinearRows, NeuronState, Reduced
+from holdfast.core.arrays import tensor_of
 
 __all__ = ["cell"]
 
 _highs: Any = optimize
-_tensor: Any = torch.from_numpy  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def cell(reduced: Reduced, rows: LinearRows, state: NeuronState) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,9 +58,9 @@ def cell(reduced: Reduced, rows: LinearRows, state: NeuronState) -> tuple[Tensor
                 gap = float(np.abs(a).sum() * np.abs(centre).max() + np.abs(b).sum() + 1.0) + np.abs(a @ centre).sum()
                 multiplier = multiplier * (gap + (np.abs(a) @ radius).sum()) / max(found.fun, 1e-9)
             return (
-                _tensor(found.x[:n]).float(),
-                _tensor(weights.copy()),
-                _tensor(multiplier * (side != 0)).float().clamp(min=0),
+                tensor_of(found.x[:n]).float(),
+                tensor_of(weights.copy()),
+                tensor_of(multiplier * (side != 0)).float().clamp(min=0),
             )
     zero = state.cuts.multiplier[0]
     return reduced.entrance.centre, torch.full((len(a),), 1 / len(a), dtype=torch.float64), zero

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,6 +16,7 @@ from holdfast.certifiers.branch_and_bound.witness import Witnesses
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.solver import Answer, Progress, SearchLimit
 from holdfast.certifiers.verification.tree import Leaf, Tree
+from holdfast.core.arrays import tensor_of
 from holdfast.graph.model import Graph
 
 __all__ = [
@@ -221,7 +221,7 @@ class RecordedSearch(BranchAndBound[D, B]):
         children = self.tree.split(
             vertex.numpy().tolist(), node.numpy().tolist(), index.numpy().tolist(), point.numpy().tolist()
         )
-        return torch.from_numpy(children)  # pyright: ignore[reportUnknownMemberType]
+        return tensor_of(children)
 
 
 def search(method: BranchAndBound[D, B], progress: Progress | None = None) -> Answer:
