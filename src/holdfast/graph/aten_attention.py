@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def _by_pattern(
     c: AtenCall, given: tuple[Value, Value, Value], scale: float, seen: Tensor, added: Tensor | None
 ) -> Value:
     """One attention for all queries that see the same keys, put back into their order."""
-    patterns, which = seen.unique(dim=0, return_inverse=True)
+    patterns, which = cast("tuple[Tensor, Tensor]", cast("Any", seen).unique(dim=0, return_inverse=True))
     q, k, v = given
     if len(patterns) > _PATTERNS or not isinstance(q, int) or not isinstance(k, int) or not isinstance(v, int):
         raise UnsupportedError(

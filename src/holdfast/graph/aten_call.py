@@ -9,13 +9,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, fx
 
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph.build import Builder, Value
-from holdfast.graph.torch_calls import Overload, overload_name, schema_of
+from holdfast.graph.torch_calls import overload_name, overload_of, schema_of
 
 if TYPE_CHECKING:
     from holdfast.graph.aten_reader import AtenReader
@@ -32,8 +32,9 @@ def call_name(node: fx.Node) -> str:
     """A call's name in the tables, and as a person would look for it: ``add``, or ``mine::squash`` of another library."""
     if node.target is operator.getitem:
         return "getitem"
-    if isinstance(node.target, Overload) and node.target.namespace != "aten":
-        return node.target.name().split(".")[0]
+    overload = overload_of(node)
+    if overload is not None and overload.namespace != "aten":
+        return overload.name().split(".")[0]
     return str(node.target).removeprefix("aten.").split(".")[0]
 
 
@@ -50,8 +51,13 @@ def where_of(node: fx.Node) -> str:
 
 def tuple_of(value: Any, k: int) -> tuple[int, ...]:
     """An argument that is one number for all k dimensions or a number for each."""
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    values = _each(value)
     return values * k if len(values) == 1 else values
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    """The entries of what may be one value or a list of them."""
+    return tuple(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else (value,)
 
 
 class AtenCall:
@@ -67,8 +73,8 @@ class AtenCall:
         self.reader = reader
         self.node = node
         self.name = call_name(node)
-        target = node.target
-        assert isinstance(target, Overload)
+        target = overload_of(node)
+        assert target is not None
         self.overload: str = overload_name(target)
         self._arguments = {a.name: a for a in schema_of(target).arguments}
         self._given = dict(zip(self._arguments, node.args, strict=False)) | dict(node.kwargs)
@@ -91,7 +97,7 @@ class AtenCall:
             UnsupportedError: the model computes it.
         """
         value = self.raw(name)
-        if any(isinstance(v, fx.Node) for v in (value if isinstance(value, list | tuple) else [value])):
+        if any(isinstance(v, fx.Node) for v in _each(value)):
             raise UnsupportedError(f"'{self.name}' whose {name} is computed by the model; give it as a plain number")
         return value
 

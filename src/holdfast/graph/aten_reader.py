@@ -10,7 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +19,7 @@ from holdfast.core.errors import HoldfastError, UnsupportedError
 from holdfast.graph.aten_call import AtenCall, Handler, call_name, where_of
 from holdfast.graph.build import Builder, Value
 from holdfast.graph.refusals import named, unreadable
-from holdfast.graph.torch_calls import Overload, schema_of
+from holdfast.graph.torch_calls import overload_of, schema_of
 
 __all__ = ["AtenReader", "Size", "is_random"]
 
@@ -48,8 +48,8 @@ MOVES = frozenset(
 
 def is_random(node: fx.Node) -> bool:
     """Whether a call draws random numbers, by PyTorch's own mark; a dropout that is off does not."""
-    target = node.target
-    if not isinstance(target, Overload) or torch.Tag.nondeterministic_seeded not in target.tags:
+    target = overload_of(node)
+    if target is None or torch.Tag.nondeterministic_seeded not in target.tags:
         return False
     given = {a.name: a.default_value for a in schema_of(target).arguments if a.has_default_value()}
     given |= dict(zip((a.name for a in schema_of(target).arguments), node.args, strict=False)) | dict(node.kwargs)
@@ -91,7 +91,7 @@ class AtenReader:
         if not touched:
             return self._constant(node)
         handler = self.handlers.get(call_name(node))
-        if handler is None or not isinstance(node.target, Overload):
+        if handler is None or overload_of(node) is None:
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         self._same_type(node)
         self.builder.origin = call_name(node).rstrip("_")
@@ -122,7 +122,8 @@ class AtenReader:
                 f"the model is random: it draws numbers with '{call_name(node)}'{where_of(node)} in eval mode too, so no "
                 "graph and no proof holds for it; switch the noise off in eval mode, or attack it as a randomised model"
             )
-        if isinstance(node.target, Overload) and schema_of(node.target).is_mutable:
+        target = overload_of(node)
+        if target is not None and schema_of(target).is_mutable:
             raise UnsupportedError(
                 f"'{call_name(node)}'{where_of(node)} writes in place, which the graph cannot follow here; "
                 "write the operation without its underscore"
@@ -130,12 +131,12 @@ class AtenReader:
 
     def _constant(self, node: fx.Node) -> Held:
         """A call that no input enters, as PyTorch itself computes it."""
-        target = node.target
-        foreign = isinstance(target, Overload) and target.namespace not in ("aten", "prims")
+        target, overload = node.target, overload_of(node)
+        foreign = overload is not None and overload.namespace not in ("aten", "prims")
         if foreign and call_name(node) not in self.handlers:
             raise UnsupportedError(f"the model uses '{call_name(node)}'{where_of(node)}, which the graph does not know")
         assert callable(target)
-        value = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))
+        value: Any = target(*fx.map_arg(node.args, self._plain), **fx.map_arg(dict(node.kwargs), self._plain))
         if call_name(node) not in MOVES and isinstance(value, Tensor) and value.is_floating_point():
             self.builder.computed.append(call_name(node))
         if call_name(node) in (
@@ -149,7 +150,7 @@ class AtenReader:
             if not value.is_floating_point():
                 raise UnsupportedError(f"'{call_name(node)}'{where_of(node)}: the values of memory that nobody wrote")
             value = torch.full_like(value, torch.nan)  # what nobody wrote must never pass for a number
-        return list(value) if isinstance(value, tuple) else value
+        return list(cast("tuple[Value, ...]", value)) if isinstance(value, tuple) else value
 
     def _same_type(self, node: fx.Node) -> None:
         """Holds that a call keeps the type in which the model runs."""

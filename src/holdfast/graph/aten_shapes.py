@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import distinct, listed
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose
 from holdfast.graph.aten_call import AtenCall, Handler, where_of
@@ -77,13 +78,13 @@ def _written(c: AtenCall, base: Value, value: Value, dim: int, index: Tensor) ->
     """
     shape = tuple(c.result_shape[c.b.batch_dims :])
     size, index = shape[dim], index.cpu()
-    if index.unique().numel() != len(index):
+    if distinct(index).numel() != len(index):
         raise UnsupportedError(f"'{c.name}'{where_of(c.node)} that writes an entry twice")
     if not len(index):
         return base
     if len(index) == size and isinstance(value, int) and torch.equal(index, torch.arange(size)):
         return value
-    kept = torch.tensor(sorted(set(range(size)) - set(index.tolist())), dtype=torch.int64)
+    kept = torch.tensor(sorted(set(range(size)) - set(listed(index))), dtype=torch.int64)
     rest = c.b.select(base, dim, kept) if isinstance(base, int) and len(kept) else base
     if isinstance(base, Tensor):
         rest = base.expand(*base.shape[: base.ndim - len(shape)], *shape).index_select(
@@ -138,7 +139,7 @@ def _copy(c: AtenCall) -> Value:
 
 def _index_fill(c: AtenCall) -> Value:
     dim = c.dim(c.get("dim"))
-    index = (c.weight("index").reshape(-1) % c.shape[dim]).unique()
+    index = distinct(c.weight("index").reshape(-1) % c.shape[dim])
     shape = list(c.shape)
     shape[dim] = len(index)
     value = c.operand("value")
@@ -171,7 +172,7 @@ def _split(c: AtenCall) -> list[Value]:
         sizes = max(-(-size // int(sizes)), 1)
     if isinstance(sizes, int):
         sizes = [min(sizes, size - start) for start in range(0, size, sizes)]
-    places = torch.arange(size).split(list(sizes))
+    places = torch.arange(size).split_with_sizes(list(sizes))
     return [c.b.select(c.x, dim, index) for index in places]
 
 
@@ -260,7 +261,7 @@ def _filled(c: AtenCall) -> Value:
     c.skip(c.first, "size")  # the shape of the result says it
     like: Tensor = c.node.meta["val"]
     value = 0.0 if "zeros" in c.name else 1.0 if "ones" in c.name else c.get("fill_value")
-    shape = [s if isinstance(s, int) else 1 for s in like.shape]
+    shape = [s if isinstance(s, int) else 1 for s in c.result_shape]
     return torch.full(shape, value, dtype=like.dtype, device=c.b.device)
 
 

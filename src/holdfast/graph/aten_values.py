@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import distinct
 from holdfast.core.errors import UnsupportedError
 from holdfast.graph import compose, products
 from holdfast.graph.aten_attention import attention
@@ -163,7 +164,7 @@ def _scaled(op: str, factor: float = 1.0, shift: float = 0.0) -> Handler:
 def _power(c: AtenCall) -> Value:
     x, y = c.operand("self"), c.operand("exponent")
     if isinstance(x, int) and isinstance(y, Tensor):
-        exponents = y.unique()
+        exponents = distinct(y)
         if exponents.numel() != 1:
             raise UnsupportedError(
                 f"'pow' with several exponents{where_of(c.node)}; one exponent for all entries is served"

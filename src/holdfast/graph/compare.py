@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import listed
 from holdfast.core.errors import ModelError
 from holdfast.graph.model import Graph
 from holdfast.graph.probes import Probes
@@ -132,7 +133,7 @@ class _Search:
         found: dict[int, None] = {}
         for scale in (size, size.amax(0, keepdim=True)):
             roundings = (distance / (unit * scale + 1e-30)).amax(1)
-            order = roundings.argsort(descending=True).tolist()
+            order: list[int] = listed(roundings.argsort(descending=True))
             found |= dict.fromkeys(i for i in order[:_LOOKED_AT] if float(roundings[i]) > 1)
         first = int(roundings.argmax())
         if float(roundings[first]) > self.largest:

@@ -7,9 +7,9 @@ program as a constant.
 from __future__ import annotations
 
 import random
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import nn
@@ -71,7 +71,7 @@ def _generators() -> Mapping[str, Any]:
 def _attributes(module: nn.Module) -> dict[str, object]:
     """What is plain among the attributes of a module and its parts, by its path."""
     found: dict[str, object] = {}
-    for path, part in module.named_modules():
+    for path, part in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
         for name, value in vars(part).items():
             said = _plain(value)
             if said is not None:
@@ -91,8 +91,11 @@ def _plain(value: object) -> object:
         return ("generator", repr(value.get_state()))
     if isinstance(value, np.ndarray) and value.nbytes <= 8 * _MANY:
         return ("array", value.tobytes())
-    if isinstance(value, list | tuple | dict) and len(value) <= _MANY:
-        entries = [*value.items()] if isinstance(value, dict) else [*enumerate(value)]
+    if not isinstance(value, list | tuple | dict):
+        return None
+    held = cast("list[Any] | tuple[Any, ...] | dict[Any, Any]", value)
+    if len(held) <= _MANY:
+        entries: list[tuple[Any, Any]] = [*held.items()] if isinstance(held, dict) else [*enumerate(held)]
         if entries and all(isinstance(k, _PLAIN) and isinstance(v, _PLAIN) for k, v in entries):
-            return (type(value).__name__, *((k, repr(v)) for k, v in entries))
+            return (type(held).__name__, *((k, repr(v)) for k, v in entries))
     return None

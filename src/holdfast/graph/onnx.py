@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import tensor_of
 from holdfast.core.errors import HoldfastError, ModelError, UnsupportedError, UsageError
 from holdfast.graph.build import BatchError, Builder, Value
 from holdfast.graph.model import Graph
@@ -137,7 +138,7 @@ def parsed(path: str | Path, weights: bool = True) -> tuple[Any, Callable[[Any],
         raise UsageError("reading ONNX files needs the onnx package: pip install onnx") from None
     path = Path(path)
     try:
-        model: Any = onnx.load(str(path), load_external_data=False)
+        model: Any = cast("Any", onnx).load(str(path), load_external_data=False)
     except Exception as error:  # the parser's own errors have no common type
         raise ModelError(f"{path} is no readable ONNX file: {error}") from error
     if weights:
@@ -152,7 +153,7 @@ def parsed(path: str | Path, weights: bool = True) -> tuple[Any, Callable[[Any],
             names = ", ".join(map(type_name, TYPES))
             raise UnsupportedError(f"constants of type {type_name(proto.data_type)}; served are {names}")
         try:
-            return torch.from_numpy(numpy_helper.to_array(proto, str(path.parent)).copy())
+            return tensor_of(numpy_helper.to_array(proto, str(path.parent)).copy())
         except (ValueError, TypeError, OSError) as error:
             raise ModelError(f"{path}: the constant '{proto.name}' is damaged: {error}") from None
 

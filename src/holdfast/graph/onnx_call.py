@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import listed
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.build import BatchError, Builder, Value
 
@@ -180,7 +181,7 @@ class OnnxCall:
         if self.schema is not None and name in self.schema.attributes:
             return self.get(name)
         value = self.constant(i)
-        return None if value is None else value.tolist()
+        return None if value is None else listed(value)
 
     def dim(self, axis: int, rank: int | None = None) -> int:
         """A feature dimension from an axis of the file."""

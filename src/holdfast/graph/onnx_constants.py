@@ -10,12 +10,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import listed, tensor_of
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph.build import Builder
 from holdfast.graph.model import Node
@@ -111,7 +112,7 @@ def _value(node: Node, given: Sequence[Tensor]) -> Tensor:
 def _mean(x: Tensor, node: Node) -> Tensor:
     """A mean of many entries, in the widest type that there is."""
     dims = tuple(d + 1 for d in node.attributes["dims"])
-    return torch.from_numpy(np.asarray(x.numpy().astype(np.longdouble).mean(dims, keepdims=True), np.float64))
+    return tensor_of(np.asarray(x.numpy().astype(np.longdouble).mean(dims, keepdims=True), np.float64))
 
 
 def _error(node: Node, given: Sequence[Tensor], wrong: Sequence[Tensor], value: Tensor) -> Tensor:
@@ -123,7 +124,8 @@ def _error(node: Node, given: Sequence[Tensor], wrong: Sequence[Tensor], value: 
         moves = operation.linear or op == "max_pool"
         return compute(op, wrong, node.tensors, a) if moves else wrong[0]
     if op == "mean":
-        count = torch.Size([given[0].shape[d + 1] for d in a["dims"]]).numel()
+        dims: Sequence[int] = a["dims"]
+        count = torch.Size([given[0].shape[d + 1] for d in dims]).numel()
         own = (count + 4) * float(np.finfo(np.longdouble).eps) / 2 + _U
         return compute(op, wrong, {}, a) + own * compute(op, [given[0].abs()], {}, a)
     if operation.linear and len(wrong) == 2:
@@ -184,7 +186,7 @@ def _quotient(x: Any, y: Any) -> Any:
     """Towards zero, as ONNX divides whole numbers."""
     if (y == 0).any():
         raise UnsupportedError("'Div' of whole numbers by zero; served are other divisors")
-    return np.where((x < 0) != (y < 0), -(abs(x) // abs(y)), abs(x) // abs(y))
+    return cast("Any", np.where((x < 0) != (y < 0), -(abs(x) // abs(y)), abs(x) // abs(y)))
 
 
 def _remainder(c: OnnxCall, x: Any, y: Any) -> Any:
@@ -383,7 +385,7 @@ def _range(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
 def _filled(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:
     value = c.get("value", torch.zeros(1))
     c.kind = next((k for k, dtype in TYPES.items() if dtype == value.dtype), 1)
-    return value.reshape(()).expand(c.weight(0).tolist()).clone(), None
+    return value.reshape(()).expand(listed(c.weight(0))).clone(), None
 
 
 def _shape(c: OnnxCall, errors: Sequence[Tensor | None]) -> tuple[Tensor, None]:

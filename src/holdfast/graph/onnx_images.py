@@ -25,7 +25,7 @@ def _windows(c: OnnxCall, kernel: Sequence[int]) -> tuple[Windows, bool]:
             f"'{c.op}' with a kernel of {k} dimensions on a value of shape {c.full}; served are 1 to 3"
         )
     stride, dilation = c.get("strides") or [1] * k, c.get("dilations") or [1] * k
-    sides = c.get("pads") or []
+    sides: Sequence[int] = c.get("pads") or []
     auto = c.need("auto_pad", "NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
     if auto != "NOTSET" and any(sides):
         raise UnsupportedError(f"'{c.op}' with auto_pad={auto} and pads; served is one of them")

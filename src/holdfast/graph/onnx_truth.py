@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import tensor_of
 from holdfast.core.errors import ModelError
 from holdfast.graph.compare import Recording, compare
 from holdfast.graph.model import Graph
@@ -58,9 +59,7 @@ def believe(path: Path, graph: Graph, low: Tensor, high: Tensor, output: str | N
             return _recording(path, graph, output)
 
         compare(graph, truth, low, high, whole=graph.whole, recording=recording)
-        import onnxruntime
-
-        return f"onnxruntime {onnxruntime.__version__}"
+        return f"onnxruntime {_onnxruntime().__version__}"
     other = None if output is not None else _second(path)
     if other is None:
         return "nothing: only one reading exists"
@@ -98,12 +97,17 @@ class OnnxFile:
 
 def session(path: Path | bytes) -> Any:
     """An onnxruntime session on one thread that says nothing; raises what onnxruntime raises."""
-    import onnxruntime
-
+    onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = 1, 1, 4
     given = path if isinstance(path, bytes) else str(path)
     return onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+
+
+def _onnxruntime() -> Any:
+    import onnxruntime  # pyright: ignore[reportMissingTypeStubs]  # it comes without types
+
+    return onnxruntime
 
 
 @lru_cache(2)
@@ -133,8 +137,8 @@ def _fed(run: Any, one: Any, names: list[str], x: Tensor, graph: Graph) -> Itera
 
 
 def _rows(value: Any, rows: int) -> Tensor:
-    value = torch.from_numpy(value.astype(np.float64))
-    return value.reshape(rows, -1) if value.numel() % rows == 0 else value.reshape(1, -1)
+    found = tensor_of(value.astype(np.float64))
+    return found.reshape(rows, -1) if found.numel() % rows == 0 else found.reshape(1, -1)
 
 
 def _recording(path: Path, graph: Graph, output: str | None) -> Recording:
@@ -167,4 +171,4 @@ def _second(path: Path) -> Callable[[Tensor], Tensor] | None:
         network = read_network(path.read_bytes())
     except Rejected:
         return None
-    return lambda x: torch.from_numpy(network.values(x.double().numpy())[-1])
+    return lambda x: tensor_of(network.values(x.double().numpy())[-1])

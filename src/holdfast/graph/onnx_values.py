@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from math import inf, isnan
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import distinct, listed
 from holdfast.core.errors import ModelError, UnsupportedError
 from holdfast.graph import compose, products
 from holdfast.graph.build import BatchError, Builder, Value
@@ -109,7 +111,7 @@ def _average(c: OnnxCall) -> Value:
 def _pow(c: OnnxCall) -> Value:
     x, y = _two(c)
     if isinstance(y, Tensor) and isinstance(x, int):
-        if y.unique().numel() != 1:
+        if distinct(y).numel() != 1:
             raise UnsupportedError("'Pow' with several exponents; served is one for all entries")
         exponent = float(y.flatten()[0])
         if y.ndim:  # it may be larger than the value
@@ -196,7 +198,7 @@ def _group_norm(c: OnnxCall) -> Value:
 def _cumulated(c: OnnxCall) -> Value:
     axis = c.weight(1)
     if axis.numel() != 1:
-        raise ModelError(f"'CumSum' along {axis.tolist()}")
+        raise ModelError(f"'CumSum' along {listed(axis)}")
     return compose.cumulated(c.b, c.x, c.dim(int(axis)), bool(c.get("exclusive")), bool(c.get("reverse")))
 
 
@@ -226,8 +228,9 @@ def _clip(c: OnnxCall) -> Value:
 
 def _end(c: OnnxCall, name: str, i: int, side: float) -> float | None:
     """An end of a Clip; None where nothing that the model's type holds lies beyond it."""
-    value = c.argument(name, i)
-    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    given = c.argument(name, i)
+    values = cast("list[Any]", given) if isinstance(given, list) else [given]
+    value = values[0] if len(values) == 1 else values
     if value is None:
         return None
     if isinstance(value, list) or isnan(value) or value == -side * inf:

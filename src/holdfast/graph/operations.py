@@ -152,7 +152,8 @@ def _transposed_products(inputs: Sequence[Shape], t: Tensors, a: Attributes) -> 
 
 
 def _mean_products(inputs: Sequence[Shape], t: Tensors, a: Attributes) -> int:
-    return torch.Size([inputs[0][d] for d in a["dims"]]).numel() + 1
+    dims: Sequence[int] = a["dims"]
+    return torch.Size([inputs[0][d] for d in dims]).numel() + 1
 
 
 def _function(compute: Compute, *, total: bool = True, monotone: bool = False, bend: float | None = None) -> Definition:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from holdfast.core.arrays import listed
 from holdfast.graph.model import Graph, Node
 from holdfast.graph.operations import OPERATIONS
 from holdfast.graph.rounding import difference, values, work
@@ -71,7 +72,7 @@ class Probes:
             node = self.graph.nodes[i]
             level = float(node.attributes.get("threshold", bend[i]))
             source = reached[node.inputs[0]].flatten(1)
-            crossed = ((source <= level).any(0) & (source > level).any(0)).nonzero().flatten().tolist()
+            crossed = listed(((source <= level).any(0) & (source > level).any(0)).nonzero().flatten())
             for unit in self._some(crossed, 2):
                 targets.append((node.inputs[0], unit, level))
                 ends.append((int(source[:, unit].argmin()), int(source[:, unit].argmax())))
@@ -158,7 +159,7 @@ class Probes:
 
     def _some(self, given: list[int], count: int) -> list[int]:
         """A few of a list, drawn."""
-        order = torch.randperm(len(given), generator=self.generator)[:count].tolist()
+        order: list[int] = listed(torch.randperm(len(given), generator=self.generator)[:count])
         return [given[i] for i in sorted(order)]
 
     def _draw(self, n: int) -> Tensor:

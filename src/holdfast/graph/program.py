@@ -6,9 +6,10 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +17,7 @@ from torch.export import Dim, ExportedProgram
 
 from holdfast.core.errors import ModelError
 from holdfast.graph.aten import known
-from holdfast.graph.torch_calls import Overload, PartOfProgram, schema_of
+from holdfast.graph.torch_calls import PartOfProgram, overload_of, schema_of
 
 __all__ = ["exported", "first_line"]
 
@@ -44,11 +45,11 @@ def exported(module: nn.Module, example: Tensor, batch_dims: int) -> ExportedPro
             )
             if any(_impure(n) for n in program.graph.nodes):
                 # an empty table: only what writes in place, and what stands in parts of its own, becomes plain calls
-                program = program.run_decompositions({})
+                program = _decomposed(program, {})
             unknown = {n.target for n in program.graph.nodes if n.op == "call_function" and not known(n)}
             if unknown:
                 table = torch.export.default_decompositions()
-                program = program.run_decompositions({k: table[k] for k in unknown if k in table})
+                program = _decomposed(program, {k: table[k] for k in unknown if k in table})
         return program
     except Exception as error:  # torch.export raises whatever the model's own code raised
         raise ModelError(_refusal(error)) from error
@@ -56,12 +57,16 @@ def exported(module: nn.Module, example: Tensor, batch_dims: int) -> ExportedPro
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+def _decomposed(program: ExportedProgram, table: Mapping[Any, Any]) -> ExportedProgram:
+    return cast("Any", program).run_decompositions(table)
+
+
 def _impure(node: fx.Node) -> bool:
     """Whether a call writes in place, or is a part of the program of its own (under no_grad, for instance)."""
-    target = node.target
-    if isinstance(target, Overload):
-        return schema_of(target).is_mutable
-    return isinstance(target, PartOfProgram)
+    overload = overload_of(node)
+    if overload is not None:
+        return schema_of(overload).is_mutable
+    return isinstance(node.target, PartOfProgram)
 
 
 def _refusal(error: Exception) -> str:

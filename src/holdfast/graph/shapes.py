@@ -7,7 +7,7 @@ first run on tensors without storage would take PyTorch seconds of imports.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -82,8 +82,8 @@ def reshaped(inputs: Sequence[Shape], t: Tensors, a: Attributes) -> Shape | None
 
 def permuted(inputs: Sequence[Shape], t: Tensors, a: Attributes) -> Shape | None:
     """Dimensions in another order."""
-    x = inputs[0]
-    return tuple(x[d] for d in a["dims"]) if sorted(a["dims"]) == list(range(len(x))) else None
+    x, dims = inputs[0], cast("Sequence[int]", a["dims"])
+    return tuple(x[d] for d in dims) if sorted(dims) == list(range(len(x))) else None
 
 
 def selected(inputs: Sequence[Shape], t: Tensors, a: Attributes) -> Shape | None:

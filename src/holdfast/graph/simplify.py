@@ -108,7 +108,8 @@ def _tidied(node: Node, nodes: list[Node], reads: list[int]) -> Node | int:
             source = nodes[source.inputs[0]]
         return node.inputs[0] if source.shape == node.shape else node
     if node.op == "select":
-        index, dim = node.tensors["index"], node.attributes["dim"]
+        index = node.tensors["index"]
+        dim: int = node.attributes["dim"]
         if source.op == "select" and source.attributes["dim"] == dim:
             index = source.tensors["index"][index]
             node = replace(node, inputs=source.inputs, tensors={"index": index})
