@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
+from holdfast.core.kinds import is_dict
 
 __all__ = ["begin_results", "check_results", "no_run"]
 
@@ -74,4 +75,4 @@ def _ours(out: Path) -> bool:
         told: Any = json.loads((out / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and cast(dict[str, Any], told).get("kind") == "attack"
+    return is_dict(told) and told.get("kind") == "attack"

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from holdfast.core.errors import UsageError, did_you_mean
+from holdfast.core.kinds import is_list_or_tuple
 from holdfast.core.threat import ThreatModel
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _meant(name: str, known: Iterable[str], beside: Iterable[str]) -> str:
 
 
 def _written(value: object) -> str:
-    return ",".join(map(str, cast(Iterable[object], value))) if isinstance(value, list | tuple) else str(value)
+    return ",".join(map(str, value)) if is_list_or_tuple(value) else str(value)
 
 
 def kind_of(method: str | object) -> type:

@@ -39,6 +39,7 @@ def demo(
 
     from holdfast.api.harden import train
     from holdfast.cli.report import write_comparison
+    from holdfast.core.draws import seeded
     from holdfast.core.threat import Norm
     from holdfast.data.load import load_data
     from holdfast.defences.adversarial_training.pgd_training import PGDTraining
@@ -50,8 +51,7 @@ def demo(
         if (out / name / "plan.yaml").exists():
             shutil.rmtree(out / name)
     digits = load_data("digits:train")
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    with seeded(seed, gpus=()):
         model = digits_cnn()
     note("1 of 4: train a network on 1,297 digits")
     train(

@@ -101,8 +101,7 @@ def _module(model: str | None, arch: str, normalise: str | None, seed: int, *, t
 
 
 def _fresh(build: Callable[[], nn.Module], seed: int) -> nn.Module:
-    import torch
+    from holdfast.core.draws import seeded
 
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    with seeded(seed, gpus=()):
         return build()

@@ -161,14 +161,16 @@ def listed(values: Tensor) -> list[Any]:
     return values.tolist()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch leaves it open
 
 
-def distinct(values: Tensor) -> Tensor:
-    """The values without repetition, (k,), the least first.
+def distinct(values: Tensor, dim: int | None = None) -> Tensor:
+    """The values without repetition, (k,), the least first; with ``dim``, what lies along it without repetition.
 
     Example:
         >>> distinct(torch.tensor([[3, 1], [1, 2]])).tolist()
         [1, 2, 3]
+        >>> distinct(torch.tensor([[1, 2], [1, 2]]), dim=0).tolist()
+        [[1, 2]]
     """
-    return values.unique()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # torch leaves it open
+    return values.unique(dim=dim)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]  # untyped
 
 
 def rising(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ block of consecutive steps and the steps read from it, so that small draws do no
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -148,8 +148,13 @@ class SampleDraws:
 
 
 @contextmanager
-def seeded(seed: int) -> Generator[None, None, None]:
+def seeded(seed: int, gpus: Iterable[int] | None = None) -> Generator[None, None, None]:
     """PyTorch's global generators from one seed for the time being: for what reads them, such as fresh weights and dropout.
+
+    Args:
+        seed: what they start from.
+        gpus: whose generators are put back as they were, beside the host's; None: those of all there are, for
+            which CUDA is started.
 
     Example:
         >>> with seeded(1):
@@ -159,6 +164,7 @@ def seeded(seed: int) -> Generator[None, None, None]:
         >>> bool(one == two)
         True
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # pyright: ignore[reportUnknownMemberType]
+    kept = range(torch.cuda.device_count()) if gpus is None else list(gpus)
+    with torch.random.fork_rng(devices=kept):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from holdfast.core.arrays import distinct
 from holdfast.core.findings import Finding, Severity
 from holdfast.core.threat import Norm, ThreatModel
 from holdfast.core.words import counted
@@ -135,7 +136,7 @@ def _guess_scale(
 
 def _labels(data: Dataset, classes: int | None) -> list[Finding]:
     y = data.y
-    least, most, kinds = int(y.min()), int(y.max()), len(y.unique())
+    least, most, kinds = int(y.min()), int(y.max()), len(distinct(y))
     measured: dict[str, float | int | str] = {"min": least, "max": most, "distinct": kinds}
     if classes is not None:
         measured["classes"] = classes

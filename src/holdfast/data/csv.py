@@ -50,7 +50,7 @@ def load_csv(
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.reader(file, strict=True)
         try:
-            header = next(rows, [])
+            header = next(rows, list[str]())
             at = _label_column(header, label, path)
             cells, labels = _read(rows, header, at, path, max_cells)
         except (csv.Error, UnicodeDecodeError) as fault:

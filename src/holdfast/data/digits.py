@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import numpy as np
 
 from holdfast.core.errors import UsageError, did_you_mean
@@ -28,9 +30,10 @@ def load_digits(split: str = "all") -> Dataset:
     """
     if split not in SPLITS:
         raise UsageError(f"digits have no split '{split}'. {did_you_mean(split, SPLITS)}")
-    from sklearn.datasets import load_digits as bundled  # slow to import, and only the demo needs it
+    # slow to import, and only the demo needs it; scikit-learn comes without types
+    from sklearn.datasets import load_digits as bundled  # pyright: ignore[reportMissingTypeStubs]
 
-    images, labels = bundled(return_X_y=True)
+    images, labels = cast(tuple[Any, Any], bundled(return_X_y=True))
     x = (np.asarray(images) / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     y = np.asarray(labels, np.int64)
     if split != "all":

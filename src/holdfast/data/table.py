@@ -21,6 +21,7 @@ from torch import Tensor
 from holdfast.core.arrays import fingerprint_arrays
 from holdfast.core.errors import DataError, UsageError, did_you_mean
 from holdfast.core.files import read_yaml
+from holdfast.core.kinds import is_dict
 from holdfast.core.sets import FeatureGrid, LpBall
 from holdfast.core.threat import Norm
 from holdfast.data.dataset import Dataset
@@ -80,9 +81,10 @@ class Table(BaseModel):
         Raises:
             UsageError: not of that form; the message names the column and what is wrong.
         """
-        if not isinstance(values, dict) or not isinstance(values.get("columns"), dict):
+        columns = values.get("columns") if is_dict(values) else None
+        if not is_dict(columns):
             raise UsageError(f"{source} has no 'columns'; {_SHAPE}")
-        filled = {name: {} if column is None else column for name, column in values["columns"].items()}
+        filled: dict[Any, Any] = {name: {} if column is None else column for name, column in columns.items()}
         try:
             return cls(**{**values, "columns": filled})  # pyright: ignore[reportArgumentType]  # checked by pydantic
         except ValidationError as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.core.arrays import outside_inference_mode
+from holdfast.core.draws import seeded
 
 __all__ = ["evaluate", "evaluating", "evaluation_mode"]
 
@@ -49,13 +50,7 @@ def evaluation_mode(*models: object) -> Generator[None, None, None]:
 @contextmanager
 def evaluating(*models: object) -> Generator[None, None, None]:
     """As `evaluation_mode`, outside of inference mode and from one random state; the caller's own is put back."""
-    devices = range(torch.cuda.device_count())
-    with (
-        evaluation_mode(*models),
-        outside_inference_mode(),
-        torch.random.fork_rng(devices),  # pyright: ignore[reportUnknownMemberType]
-    ):
-        torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    with evaluation_mode(*models), outside_inference_mode(), seeded(0):
         yield
 
 

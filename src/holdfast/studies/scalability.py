@@ -21,6 +21,7 @@ from holdfast.attacks.engine import run
 from holdfast.attacks.evasion.white.fmn import FMN
 from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.core.cards import Card, parameter
+from holdfast.core.draws import seeded
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.registry import create, method
@@ -230,8 +231,7 @@ def network(depth: int, width: int, side: int, seed: int = 0) -> tuple[nn.Module
     Returns:
         The network in eval mode, the test images with labels, and the accuracy on them.
     """
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    with seeded(seed, gpus=()):
         sizes = [side * side, *[width] * depth]
         layers = [m for a, b in pairwise(sizes) for m in (nn.Linear(a, b), nn.ReLU())]
         net = nn.Sequential(nn.Flatten(), *layers, nn.Linear(width, 10))

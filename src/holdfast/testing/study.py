@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
+from holdfast.core.kinds import is_dict, is_list_or_tuple
 from holdfast.core.threat import Norm, ThreatModel
 from holdfast.report.studies import page
 from holdfast.session.opening import open_session
@@ -86,12 +87,10 @@ def _same_again(tool: Study[Any]) -> None:
 
 
 def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        named = cast(dict[Any, Any], value)
-        return {k: _timeless(v) for k, v in named.items() if not str(k).endswith(_TIMES)}
-    if isinstance(value, list | tuple):
-        items = cast(Iterable[Any], value)
-        return [_timeless(v) for v in items]
+    if is_dict(value):
+        return {k: _timeless(v) for k, v in value.items() if not str(k).endswith(_TIMES)}
+    if is_list_or_tuple(value):
+        return [_timeless(v) for v in value]
     return value
 
 
