@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from holdfast.core.errors import ModelError, UnsafeFileError, UsageError, did_you_mean
+from holdfast.core.kinds import is_list_or_tuple
 from holdfast.models.wrap import Normalisation
 
 __all__ = ["build_arch", "import_function", "timm_arch", "working_folder_on_path"]
@@ -169,4 +170,4 @@ def timm_arch(name: str, state: Mapping[str, Tensor]) -> tuple[nn.Module, tuple[
 
 
 def _first(name: object) -> str:
-    return str(name[0] if isinstance(name, (tuple, list)) and name else name)
+    return str(name[0] if is_list_or_tuple(name) and name else name)

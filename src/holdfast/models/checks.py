@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
-from scipy.special import bdtr
+from scipy.special import bdtr  # pyright: ignore[reportMissingTypeStubs]  # SciPy comes without types
 from torch import Tensor, nn
 
-from holdfast.core.arrays import dense, outside_inference_mode
+from holdfast.core.arrays import dense, distinct, outside_inference_mode
 from holdfast.core.criterion import usable
 from holdfast.core.errors import BudgetError, DataError, ModelError, UsageError
 from holdfast.core.findings import Finding, Severity
@@ -121,7 +122,7 @@ def _asking(model: Model) -> Generator[None, None, None]:
     """Eval mode and private randomness for the time of the questions, outside of inference mode."""
     modules = [m for m in _parts(model) if hasattr(m, "training")]  # which a frozen ScriptModule has not
     modes = [m.training for m in modules]
-    with outside_inference_mode(), torch.random.fork_rng():
+    with outside_inference_mode(), cast(Any, torch.random).fork_rng():
         try:
             for m in modules[:1]:
                 with suppress(NotImplementedError):  # a module of torch.export: its mode was fixed then
@@ -133,7 +134,8 @@ def _asking(model: Model) -> Generator[None, None, None]:
 
 
 def _answers(model: Model, x: Tensor) -> object:
-    parts = [model(part.clone()) for part in x.split(_BATCH)]  # a copy, for some models write into their input
+    # a copy, for some models write into their input; and what a user's model answers may be anything
+    parts: list[Any] = [model(part.clone()) for part in torch.split(x, _BATCH)]
     return torch.cat(parts) if all(isinstance(p, Tensor) for p in parts) else parts[0]
 
 
@@ -142,7 +144,8 @@ def _mode(model: Model) -> list[Finding]:
         return []
     # PyTorch names the bases of all dropouts and batch norms in private only
     kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
-    live = [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, kinds) and m.training]
+    named = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
+    live = [name or type(m).__name__ for name, m in named if isinstance(m, kinds) and m.training]
     if not live:
         return []
     return [
@@ -329,18 +332,18 @@ def _outputs(out: Tensor, own: bool) -> list[Finding]:
 
 def _asked_for_shares(out: Tensor) -> Finding:
     """Probabilities of what can only be asked: nothing can be left out there, and what matters is whether they move."""
-    distinct = len(out.unique(dim=0))
+    different = len(distinct(out, dim=0))
     said = "All scores are at least 0 and each row adds up to 1."
     remedy = "Nothing has to be changed: queries compare them class by class (--suite black-box --certify none)."
-    if distinct <= len(out) / 2:
+    if different <= len(out) / 2:
         said += (
-            f" {counted(len(out), 'row')} got {counted(distinct, 'different answer')}: such ties, as trees give, hide from a "
+            f" {counted(len(out), 'row')} got {counted(different, 'different answer')}: such ties, as trees give, hide from a "
             "search of scores whether it comes nearer."
         )
         remedy += " The suite's attacks on labels go on where scores tie; --answers labels runs them alone."
     else:
         remedy += " If it can answer with logits too, those tell more: near 1 probabilities look alike."
-    measured: dict[str, float | int | str] = {"rows": len(out), "different": distinct}
+    measured: dict[str, float | int | str] = {"rows": len(out), "different": different}
     return Finding(
         code="model.probabilities",
         severity=Severity.NOTE,
@@ -429,7 +432,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
     cause, remedy, mistake = "", "Check that weights, data and labels belong together.", None
     if isinstance(model, nn.Module):  # asking a module again costs only time; an API counts
         mistake = likely_misconfiguration(
-            lambda t: torch.cat([model(part.clone()) for part in t.split(_BATCH)]), x, y, predicted, 1 / k + 0.2
+            lambda t: torch.cat([model(part.clone()) for part in torch.split(t, _BATCH)]), x, y, predicted, 1 / k + 0.2
         )
         cause = " No usual slip explains it."
     if mistake is not None:
@@ -448,7 +451,7 @@ def _accuracy(model: Model, x: Tensor, y: Tensor, out: Tensor, names: tuple[str,
     told = 1 - float(bdtr(hits - 1, n, 1 / k)) <= _ALPHA if hits else False  # from guessing
     most = float(clopper_pearson(hits, n, 0.1)[1])  # few rows show neither that it guesses nor that it does not
     if worse or not hits or (not told and most < (1 + 1 / k) / 2):
-        if n > 1 and len(predicted.unique()) == 1:
+        if n > 1 and len(distinct(predicted)) == 1:
             cause = f" It gives every row the same label.{cause}"
         title, than = "no better than guessing", f"guessing gives {1 / k:.1%}"
         if worse:

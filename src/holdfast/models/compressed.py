@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,7 @@ def pruned(model: nn.Module, fraction: float) -> nn.Module:
     gone = torch.zeros_like(sizes, dtype=torch.bool)
     gone[sizes.argsort(stable=True)[:k]] = True
     with torch.no_grad():
-        for w, mask in zip(weights, gone.split([w.numel() for w in weights]), strict=True):
+        for w, mask in zip(weights, torch.split(gone, [w.numel() for w in weights]), strict=True):
             w[mask.view_as(w)] = 0
     return made
 
@@ -132,7 +133,8 @@ def _tempered(model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Module, str]:
 
 
 def _weighted(model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
-    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    named = cast(Iterable[tuple[str, nn.Module]], model.named_modules())
+    return {name: m for name, m in named if isinstance(m, nn.Linear | nn.Conv2d)}
 
 
 def _rounded_weights(model: nn.Module) -> nn.Module:
@@ -231,9 +233,8 @@ class _Dynamic(nn.Module):
         super().__init__()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its tensors are deprecated, it works
-            self.model = torch.ao.quantization.quantize_dynamic(  # pyright: ignore[reportDeprecated]
-                copy.deepcopy(model).cpu().eval(), {nn.Linear}
-            )
+            quantise = cast(Any, torch.ao.quantization).quantize_dynamic
+            self.model: nn.Module = quantise(copy.deepcopy(model).cpu().eval(), {nn.Linear})
 
     @override
     def double(self) -> nn.Module:

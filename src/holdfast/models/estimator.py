@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from typing_extensions import override
@@ -62,10 +62,10 @@ class FromSklearn(QueriesOnly):
             raise ModelError(
                 f"{what} scores each pair of classes; call set_params(decision_function_shape='ovr') for a score a class"
             )
-        names = [c.item() if isinstance(c, np.generic) else c for c in classes]
+        names: list[Any] = [c.item() if isinstance(c, np.generic) else c for c in classes]
         super().__init__(identity or _identity(estimator), what, _WHY, names)
         self._estimator = estimator
-        self._rank = {name: k for k, name in enumerate(names)}
+        self._rank: dict[Any, int] = {name: k for k, name in enumerate(names)}
 
     @property
     @override
@@ -138,10 +138,10 @@ def read_estimator(path: Path) -> FromSklearn:
         UsageError: it needs a package that is not installed.
         ModelError: damaged, or no classifier.
     """
-    import joblib
+    import joblib  # pyright: ignore[reportMissingTypeStubs]  # joblib comes without types
 
     try:
-        held = joblib.load(path)
+        held = cast(Any, joblib).load(path)
     except ModuleNotFoundError as fault:
         raise UsageError(f"{path} needs the package '{fault.name}', which is not installed") from None
     except Exception as fault:  # whatever the file's code raises

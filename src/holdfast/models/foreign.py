@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -72,7 +73,7 @@ def torchscript_module(path: Path) -> nn.Module:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch announces that TorchScript is deprecated
-            return torch.jit.load(path, map_location="cpu")
+            return cast(Any, torch.jit).load(path, map_location="cpu")
     except Exception as fault:  # the readers of both formats have no common error
         raise _unreadable(path, fault) from None
 

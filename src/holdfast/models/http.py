@@ -164,7 +164,7 @@ class HttpModel:
                 f"{self._met('with ')}{len(todo)} rows wanted and {max(left, 0)} of {self.max_queries} queries left at "
                 f"{self.url}; a larger --max-queries goes on from here"
             )
-        parts = list(todo.split(self._rows)) if len(todo) else []
+        parts = list(torch.split(todo, self._rows)) if len(todo) else []
         futures = [
             self._pool.submit(self._ask, inputs[part], [keys[i] for i in part] if keys else []) for part in parts
         ]

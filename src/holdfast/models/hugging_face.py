@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.core.errors import ModelError, UsageError
+from holdfast.core.kinds import is_list_or_tuple
 from holdfast.models.image_processing import Processed, Processor
 from holdfast.models.wrap import FromHF
 
@@ -45,14 +46,14 @@ def hugging_face_module(folder: Path, *, processed: bool = True) -> tuple[nn.Mod
         ) from None
     try:
         with _silently(transformers):
-            module, info = transformers.AutoModelForImageClassification.from_pretrained(
+            module, info = cast(Any, transformers).AutoModelForImageClassification.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
     except Exception as fault:  # transformers raises what its layers raise
         raise ModelError(
             f"{folder} is no readable image classifier ({type(fault).__name__}: {str(fault)[:300]})"
         ) from None
-    missing = sorted(info["missing_keys"])
+    missing: list[str] = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers and warn
         raise ModelError(
             f"{folder}: weights are missing for {', '.join(missing[:8])}; is it the fine-tuned classifier?"
@@ -96,7 +97,7 @@ def _with_processor(folder: Path, config: Any, classifier: FromHF) -> tuple[nn.M
     from transformers import AutoImageProcessor
 
     try:
-        held = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        held = cast(Any, AutoImageProcessor).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         says = json.dumps(held.to_dict(), sort_keys=True, default=str)
     except Exception as fault:  # transformers raises what its layers raise
         return classifier, (
@@ -145,10 +146,8 @@ def _native(config: Any) -> tuple[int, int, int]:
     size = getattr(config, "image_size", None)
     timm: Mapping[str, Any] = getattr(config, "pretrained_cfg", None) or {}
     if size is None and "input_size" in timm:
-        return tuple(timm["input_size"])  # type: ignore[return-value]
-    height, width = (
-        (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else (224, 224)
-    )
+        return cast(tuple[int, int, int], tuple(timm["input_size"]))
+    height, width = (size, size) if isinstance(size, int) else size if is_list_or_tuple(size) else (224, 224)
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from holdfast.core.arrays import listed
 from holdfast.core.errors import ModelError
 
 __all__ = ["AffineStep", "Processed", "Processor", "measured"]
@@ -140,7 +141,7 @@ def measured(processor: Processor, shape: tuple[int, ...]) -> AffineStep:
             "give pictures as the model was trained on"
         ) from None
     gain = torch.stack([(picture - black).mean((1, 2)) for picture in each], 1)  # (C', C)
-    order = tuple(gain.abs().argmax(1).tolist())
+    order = tuple(listed(gain.abs().argmax(1)))
     scale, shift = (white - black).mean((1, 2)), black.mean((1, 2))
     # white is 1 everywhere after any resizing, so what one row does there is what the matrix has for it
     rows, columns = ((lit - black)[:, 0].div(scale[0]) for lit in (across, along))
@@ -165,7 +166,7 @@ def _lit(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _answers(processor: Processor, pictures: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = max(1, _CHUNK // torch.Size(shape).numel())
-    return torch.cat([processor(part.expand(-1, *shape)).double() for part in pictures.split(size)])
+    return torch.cat([processor(part.expand(-1, *shape)).double() for part in torch.split(pictures, size)])
 
 
 def _unless_same(matrix: Tensor) -> Tensor | None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import Any, cast
 
 import torch
-from scipy.optimize import linear_sum_assignment
+from scipy import optimize  # pyright: ignore[reportMissingTypeStubs]  # SciPy comes without types
 from torch import Tensor
+
+from holdfast.core.arrays import listed, tensor_of
 
 __all__ = ["Misconfiguration", "likely_misconfiguration", "working_layouts"]
 
@@ -102,11 +105,11 @@ def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Misconfiguration
     order = _order(predicted, y)
     if order is None:
         return
-    moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(order.tolist()) if k != v]
+    moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(listed(order)) if k != v]
     mistake = Misconfiguration(
         "labels-order", f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
         "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.",
-        order=tuple(order.tolist()),
+        order=tuple(listed(order)),
     )  # fmt: skip
     yield mistake, order[predicted]
 
@@ -122,7 +125,7 @@ def _order(predicted: Tensor, y: Tensor) -> Tensor | None:
     counts = torch.zeros(k, k, dtype=torch.int64).index_put_(
         (predicted.cpu(), y.cpu()), torch.tensor(1), accumulate=True
     )
-    order = torch.from_numpy(linear_sum_assignment(counts.numpy(), maximize=True)[1])
+    order = tensor_of(cast(Any, optimize).linear_sum_assignment(counts.numpy(), maximize=True)[1])
     return None if torch.equal(order, torch.arange(k)) else order.to(y.device)
 
 
@@ -176,7 +179,7 @@ def _standardise(x: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 def _runs(model: Model, x: Tensor) -> bool:
     try:
         with torch.no_grad():
-            out = model(x)
+            out = cast(object, model(x))
     except Exception:  # a user's model may raise anything; here only whether it does counts
         return False
     return isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(x)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UsageError
+from holdfast.core.kinds import is_list
 from holdfast.models.queries_only import QueriesOnly
 
 __all__ = ["OnnxRuntime", "onnx_identity", "output_named"]
@@ -19,6 +20,14 @@ _TYPES = {
     "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
 }  # fmt: skip
 _PIXEL = 255.0
+
+
+class _Port(Protocol):
+    """What onnxruntime says of an input or output; a size of the shape is a number, a name or open."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
 
 
 class OnnxRuntime(QueriesOnly):
@@ -47,25 +56,27 @@ class OnnxRuntime(QueriesOnly):
         """
         path = Path(path)
         try:
-            import onnxruntime as ort
+            import onnxruntime  # pyright: ignore[reportMissingTypeStubs]  # it comes without types
         except ImportError:
             raise UsageError(f"asking {path} needs the onnxruntime package: pip install onnxruntime") from None
         identity = onnx_identity(path)
-        options = ort.SessionOptions()
+        runtime = cast(Any, onnxruntime)
+        options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4
         try:
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as fault:  # onnxruntime's errors have no common class
             raise ModelError(f"onnxruntime cannot open {path}: {_line(fault)}") from None
-        inputs = session.get_inputs()
+        inputs: Sequence[_Port] = session.get_inputs()
+        outputs: Sequence[_Port] = session.get_outputs()
         if len(inputs) != 1 or inputs[0].type not in _TYPES:
             got = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ModelError(
                 f"{path} takes the inputs {got}; served is one input of float, double, float16 or uint8, so join the columns "
                 "into one before the export, or write a predict.py:function"
             )
-        chosen = output_named(path, [(o.name, f"{o.type} {o.shape}") for o in session.get_outputs()], output)
+        chosen = output_named(path, [(o.name, f"{o.type} {o.shape}") for o in outputs], output)
         names = classes if classes is not None else _class_names(path)
         digest = hashlib.sha256(f"{identity}\x1foutput={chosen}".encode()).hexdigest()
         super().__init__(digest, f"{path.name} in onnxruntime{f', output {chosen}' if output else ''}", why, names)
@@ -94,7 +105,7 @@ class OnnxRuntime(QueriesOnly):
             x = np.clip(np.rint(x.astype(np.float64) * self._pixel), 0, 255)
         x = x.astype(self._type)
         size = self._batch or len(x)
-        parts = []
+        parts: list[np.ndarray] = []
         for at in range(0, len(x), size):
             part = x[at : at + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
@@ -119,7 +130,7 @@ class OnnxRuntime(QueriesOnly):
             answer = self._session.run([self._output], {self._input.name: x})[0]
         except Exception as fault:  # onnxruntime's errors have no common class
             raise ModelError(f"onnxruntime fails on {self.what}: {_line(fault)}") from None
-        if isinstance(answer, list):  # a ZipMap: for each row the scores by class
+        if is_list(answer):  # a ZipMap: for each row the scores by class
             return self.by_class(answer, "export with options={'zipmap': False}")
         return np.asarray(answer)
 
@@ -159,7 +170,7 @@ def onnx_identity(path: Path) -> str:
         raise UsageError(f"{path} is an ONNX file; reading it needs the onnx package: pip install onnx") from None
     digest = hashlib.sha256(path.read_bytes())
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        model = cast(Any, onnx).load(str(path), load_external_data=False)
     except Exception as fault:  # protobuf's errors have no common class
         raise ModelError(f"{path} is no readable ONNX file: {_line(fault)}") from None
     folder = path.resolve().parent
@@ -176,7 +187,7 @@ def onnx_identity(path: Path) -> str:
 
 def _tensors(model: Any) -> list[Any]:
     """Every tensor of a model that may lie outside of it, those of inner graphs among them."""
-    found, graphs = [], [model.graph]
+    found, graphs = list[Any](), [model.graph]
     while graphs:
         graph = graphs.pop()
         found += graph.initializer
@@ -193,7 +204,7 @@ def _class_names(path: Path) -> tuple[Any, ...] | None:
     import onnx
 
     found: tuple[Any, ...] | None = None
-    for node in onnx.load(str(path), load_external_data=False).graph.node:
+    for node in cast(Any, onnx).load(str(path), load_external_data=False).graph.node:
         for attribute in node.attribute:
             if attribute.name.startswith("classlabels"):
                 found = tuple(s.decode() for s in attribute.strings) or tuple(attribute.ints) or found

@@ -46,7 +46,7 @@ class PaidAnswers:
     def begin(self, unit: str) -> int:
         """Starts a unit of work; returns how many rows were sent by earlier processes and in earlier units."""
         with self._lock:
-            self._unit, self._asked = unit, Counter()
+            self._unit, self._asked = unit, Counter[bytes]()
             return self._sent() + self._uncounted
 
     def keys(self, rows: Tensor) -> list[bytes]:

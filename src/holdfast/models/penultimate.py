@@ -35,7 +35,7 @@ def penultimate(model: nn.Module, x: Tensor) -> Tensor:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     kept: list[Tensor] = []
     with torch.no_grad(), evaluating(model), _last_input(model) as last:
-        for part in x.split(_BATCH):
+        for part in torch.split(x, _BATCH):
             last.clear()
             model(part.to(device))
             if not last:

@@ -11,6 +11,7 @@ import numpy as np
 from typing_extensions import override
 
 from holdfast.core.errors import ModelError, UnsafeFileError, UsageError
+from holdfast.core.kinds import is_list_or_tuple
 from holdfast.models.arch import import_function, working_folder_on_path
 from holdfast.models.queries_only import QueriesOnly
 
@@ -66,6 +67,6 @@ class PredictFunction(QueriesOnly):
                 f"{self.what} fails on {len(x)} rows, which it is given at once as an array {x.shape}: "
                 f"{type(fault).__name__}: {str(fault)[:300]}"
             ) from fault
-        if isinstance(answer, (list, tuple)) and answer and isinstance(answer[0], dict):
-            return self.by_class(cast(Sequence[Any], answer), "return an array of scores (n, classes)")
+        if is_list_or_tuple(answer) and answer and isinstance(answer[0], dict):
+            return self.by_class(answer, "return an array of scores (n, classes)")
         return np.asarray(answer)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from holdfast.core.arrays import tensor_of
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.core.verdict import Subject
 
@@ -90,7 +91,7 @@ class QueriesOnly(nn.Module):
             )
         if answer.ndim == 1:  # one number a row: the pre-flight says what to do, unless it was declared
             answer = answer[:, None]
-        return torch.from_numpy(np.ascontiguousarray(answer, dtype=np.float32)).to(x.device)
+        return tensor_of(np.ascontiguousarray(answer, dtype=np.float32)).to(x.device)
 
     def by_class(self, answer: Sequence[Any], remedy: str) -> np.ndarray:
         """(n, K) float32 of answers that are, for each row, scores by class.
@@ -119,7 +120,7 @@ class QueriesOnly(nn.Module):
                 f"{self.what} answers labels alone and does not say how many classes it has; give --classes"
             )
         known: dict[Any, int] = {name: k for k, name in enumerate(self.names)}
-        index = []
+        index: list[int] = []
         for label in labels.tolist():
             k = known.get(label, known.get(str(label), label) if not isinstance(label, bool) else int(label))
             if not isinstance(k, int) or not 0 <= k < self.classes:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from holdfast.core.arrays import listed
+
 __all__ = ["RunningServer", "serve"]
 
 _MAX_REQUEST = 256 << 20
@@ -116,9 +118,9 @@ def serve(
 
 def _answer(probabilities: torch.Tensor, mode: str, top_k: int | None) -> dict[str, Any]:
     if mode == "labels":
-        return {"labels": probabilities.argmax(1).tolist()}
+        return {"labels": listed(probabilities.argmax(1))}
     if top_k is None:
-        return {"scores": probabilities.tolist()}
+        return {"scores": listed(probabilities)}
     best = probabilities.topk(top_k, 1)
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    pairs = zip(listed(best.indices), listed(best.values), strict=True)
     return {"top": [[list(pair) for pair in zip(labels, values, strict=True)] for labels, values in pairs]}

@@ -23,7 +23,9 @@ from typing import Any
 
 from torch import Tensor
 
+from holdfast.core.arrays import listed
 from holdfast.core.errors import ModelError, UsageError, did_you_mean
+from holdfast.core.kinds import is_dict, is_list
 
 __all__ = ["AnswerPath", "Pair", "RequestTemplate"]
 
@@ -98,12 +100,12 @@ class RequestTemplate:
 
     def encode(self, rows: Tensor) -> bytes:
         """The request for rows (n, \\*features) float32, whose values survive the trip to the bit."""
-        facts = {"shape": list(rows.shape), "rows": len(rows)}
-        nested = rows.tolist()
+        facts: dict[str, Any] = {"shape": list(rows.shape), "rows": len(rows)}
+        nested = listed(rows)
         if self.one_row:
             facts["row"] = nested[0]
         else:
-            facts |= {"inputs": nested, "data": rows.flatten().tolist()}
+            facts |= {"inputs": nested, "data": listed(rows.flatten())}
         return json.dumps(_filled(self.tree, facts, nested), allow_nan=False).encode()
 
 
@@ -119,9 +121,9 @@ def _no_constant(name: str) -> Any:
 
 
 def _holes(tree: Any) -> Any:
-    if isinstance(tree, dict):
+    if is_dict(tree):
         return {k: _holes(v) for k, v in tree.items()}
-    if isinstance(tree, list):
+    if is_list(tree):
         return [_holes(v) for v in tree]
     if not isinstance(tree, str) or not tree.startswith("$"):
         return tree
@@ -138,20 +140,20 @@ def _holes(tree: Any) -> Any:
 def _names(tree: Any) -> Iterator[str]:
     if isinstance(tree, _Hole):
         yield tree.name
-    elif isinstance(tree, dict):
+    elif is_dict(tree):
         for value in tree.values():
             yield from _names(value)
-    elif isinstance(tree, list):
+    elif is_list(tree):
         for value in tree:
             yield from _names(value)
 
 
 def _repeated(tree: Any) -> tuple[Any, int]:
     """The tree with the nearest list of one element around each ``$row`` marked, and how many such lists there are."""
-    if isinstance(tree, dict):
+    if is_dict(tree):
         parts = {k: _repeated(v) for k, v in tree.items()}
         return {k: part for k, (part, _) in parts.items()}, sum(n for _, n in parts.values())
-    if isinstance(tree, list):
+    if is_list(tree):
         made = [_repeated(v) for v in tree]
         count = sum(n for _, n in made)
         if len(tree) == 1 and not count and "row" in _names(tree):
@@ -161,17 +163,15 @@ def _repeated(tree: Any) -> tuple[Any, int]:
 
 
 def _filled(tree: Any, facts: dict[str, Any], rows: list[Any]) -> Any:
-    match tree:
-        case _Hole(name):
-            return facts[name]
-        case _Each(element):
-            return [_filled(element, facts | {"row": row}, rows) for row in rows]
-        case dict():
-            return {k: _filled(v, facts, rows) for k, v in tree.items()}
-        case list():
-            return [_filled(v, facts, rows) for v in tree]
-        case _:
-            return tree
+    if isinstance(tree, _Hole):
+        return facts[tree.name]
+    if isinstance(tree, _Each):
+        return [_filled(tree.element, facts | {"row": row}, rows) for row in rows]
+    if is_dict(tree):
+        return {k: _filled(v, facts, rows) for k, v in tree.items()}
+    if is_list(tree):
+        return [_filled(v, facts, rows) for v in tree]
+    return tree
 
 
 @dataclass(frozen=True)
@@ -250,10 +250,10 @@ class AnswerPath:
             return self._paired(value, where) if self.fields else value
         step = self.steps[at]
         if isinstance(step, str):
-            if not isinstance(value, dict) or step not in value:
+            if not is_dict(value) or step not in value:
                 raise ModelError(f"the API's answer has no {_kind(self, at)}'{step}'{_at(where)} ({_has(value)})")
             return self._walk(value[step], at + 1, f"{where}.{step}" if where else step)
-        if not isinstance(value, list):
+        if not is_list(value):
             raise ModelError(f"the API's answer has no list{_at(where)} ({_has(value)})")
         if step is None:
             return [self._walk(element, at + 1, f"{where}[{k}]") for k, element in enumerate(value)]
@@ -262,9 +262,9 @@ class AnswerPath:
         return self._walk(value[step], at + 1, f"{where}[{step}]")
 
     def _paired(self, value: Any, where: str) -> Any:
-        if isinstance(value, list):
+        if is_list(value):
             return [self._paired(element, f"{where}[{k}]") for k, element in enumerate(value)]
-        if not isinstance(value, dict):
+        if not is_dict(value):
             raise ModelError(f"the API's answer has no object{_at(where)} ({_has(value)})")
         if self.fields == ("*",):
             return value
@@ -283,6 +283,6 @@ def _at(where: str) -> str:
 
 
 def _has(value: Any) -> str:
-    if isinstance(value, dict):
+    if is_dict(value):
         return f"it has: {', '.join(map(str, value))}"[:120]
-    return f"it is a {'list of ' + str(len(value)) if isinstance(value, list) else type(value).__name__}"
+    return f"it is a {'list of ' + str(len(value)) if is_list(value) else type(value).__name__}"

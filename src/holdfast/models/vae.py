@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from holdfast.core.draws import seeded
 from holdfast.transforms.transform import Axis, Transform
 
 __all__ = ["Decoded", "Vae", "seeded_vae"]
@@ -74,8 +75,7 @@ class Vae(nn.Module):
 
 def seeded_vae(shape: tuple[int, ...], latent: int, classes: int, seed: int) -> Vae:
     """An untrained autoencoder; the global generator stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, gpus=()):
         return Vae(shape, latent, classes)
 
 

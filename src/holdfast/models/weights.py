@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,10 @@ def read_state(path: Path, kind: Format) -> tuple[dict[str, Tensor], tuple[str, 
     """
     if kind is Format.SAFETENSORS:
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
+        from safetensors import torch as safetensors
 
         try:
-            return load_file(path), ()
+            return cast(Any, safetensors).load_file(path), ()
         except (SafetensorError, OSError) as fault:
             raise ModelError(f"{path} is a damaged or truncated safetensors file ({fault}); fetch it again") from None
     return state_in(read_objects(path, trust=False), path)
@@ -73,16 +74,25 @@ def state_in(objects: object, path: Path) -> tuple[dict[str, Tensor], tuple[str,
     Raises:
         ModelError: there is none.
     """
-    if isinstance(objects, Mapping):
-        if objects and all(isinstance(value, Tensor) for value in objects.values()):
-            return dict(objects), ()
-        for key in _NESTED:
-            inner = objects.get(key)
-            if isinstance(inner, Mapping) and inner and all(isinstance(value, Tensor) for value in inner.values()):
-                others = ", ".join(str(k) for k in objects if k != key)
-                return dict(inner), (f"weights were under '{key}' of a checkpoint; left aside: {others or 'nothing'}",)
-        raise ModelError(f"{path} is a checkpoint without a state dict; its keys: {_some([str(k) for k in objects])}")
-    raise ModelError(f"{path} holds {type(objects).__name__}, not the state dict of a model")
+    if _is_state(objects):
+        return dict(objects), ()
+    if not isinstance(objects, Mapping):
+        raise ModelError(f"{path} holds {type(objects).__name__}, not the state dict of a model")
+    held = cast(Mapping[Any, Any], objects)
+    for key in _NESTED:
+        inner = held.get(key)
+        if _is_state(inner):
+            others = ", ".join(str(k) for k in held if k != key)
+            return dict(inner), (f"weights were under '{key}' of a checkpoint; left aside: {others or 'nothing'}",)
+    raise ModelError(f"{path} is a checkpoint without a state dict; its keys: {_some([str(k) for k in held])}")
+
+
+def _is_state(value: object) -> TypeGuard[Mapping[str, Tensor]]:
+    """Whether it is tensors by name, at least one."""
+    if not isinstance(value, Mapping):
+        return False
+    held = cast(Mapping[Any, Any], value)
+    return bool(held) and all(isinstance(t, Tensor) for t in held.values())
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], *, what: str) -> tuple[str, ...]:

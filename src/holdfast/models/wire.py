@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.errors import ModelError
+from holdfast.core.kinds import is_dict, is_list
 from holdfast.models.template import AnswerPath, Pair, RequestTemplate
 
 __all__ = ["REQUEST", "Answers", "encode"]
@@ -103,7 +104,7 @@ class Answers:
             )
             raise ModelError(f"{fault}; {hint}; wanted: {self.wanted}") from None
         values = [found] if one_row else found
-        if not isinstance(values, list):
+        if not is_list(values):
             raise ModelError(
                 f"the API's answer has no list '{path.text}' (it is a {type(values).__name__}); wanted: {self.wanted}"
             )
@@ -114,15 +115,15 @@ class Answers:
         pairs = [_pairs(row) for row in values]
         if any(p is not None for p in pairs):
             return self._best(pairs)
-        if self.classes == 2 and all(_is_number(row) or (isinstance(row, list) and len(row) == 1) for row in values):
+        if self.classes == 2 and all(_is_number(row) or (is_list(row) and len(row) == 1) for row in values):
             values = [self._two(row) for row in values]
-        lengths = {len(row) if isinstance(row, list) else 0 for row in values}
+        lengths = {len(row) if is_list(row) else 0 for row in values}
         if len(lengths) == 1 and lengths != {self.classes} and lengths != {0}:
             raise ModelError(
                 f"the API's scores have the shape {(len(values), *lengths)}; {self.classes} classes were declared"
             )
         try:
-            if not all(isinstance(row, list) and all(map(_is_number, row)) for row in values):
+            if not all(is_list(row) and all(map(_is_number, row)) for row in values):
                 raise TypeError("some are no number")
             table = torch.tensor(values, dtype=torch.float64)
         except (TypeError, ValueError, OverflowError, RuntimeError) as fault:
@@ -135,7 +136,7 @@ class Answers:
 
     def _two(self, row: Any) -> Any:
         """The score of class 1 of 2 as both."""
-        one: Any = row[0] if isinstance(row, list) and len(row) == 1 else row
+        one: Any = row[0] if is_list(row) and len(row) == 1 else row
         if not _is_number(one):
             return row  # refused with the others
         return [1.0 - one, one] if self.scores == "probabilities" else [0.0, one]
@@ -196,19 +197,19 @@ def _is_number(value: Any) -> bool:
 def _label(value: Any) -> Any:
     if isinstance(value, Pair):
         return value.label
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+    return value[0] if is_list(value) and len(value) == 1 else value
 
 
 def _pairs(row: Any) -> list[Pair] | None:
     """A row as classes with scores; None if it is no such row."""
     if isinstance(row, Pair):
         return [row]
-    if isinstance(row, dict):
+    if is_dict(row):
         return [Pair(k, v) for k, v in row.items()]
-    if not isinstance(row, list) or not row:
+    if not is_list(row) or not row:
         return None
     if all(isinstance(p, Pair) for p in row):
         return row
-    if all(isinstance(p, list) and len(p) == 2 for p in row):
+    if all(is_list(p) and len(p) == 2 for p in row):
         return [Pair(*p) for p in row]
     return None

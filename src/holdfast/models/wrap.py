@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from holdfast.core.draws import seeded
 from holdfast.core.errors import ModelError, UsageError
 from holdfast.data.table import Table
 
@@ -345,11 +346,10 @@ class FixedRandomness(nn.Module):
         """(n, \\*) -> the module's output."""
         if self.together or len(x) < 2:
             return self._seeded(x)
-        return torch.cat([self._seeded(row) for row in x.split(1)])
+        return torch.cat([self._seeded(row) for row in torch.split(x, 1)])
 
     def _seeded(self, x: Tensor) -> Tensor:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             return self.module(x)
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import nn
+
+from holdfast.core.draws import seeded
 
 __all__ = ["digits_cnn", "digits_mlp", "mnist_cnn", "substitute"]
 
@@ -57,12 +58,12 @@ def substitute(shape: tuple[int, ...], classes: int, seed: int | None = None) ->
         seed: of the weights, the global generator then stays as it is; None draws from that.
 
     Example:
+        >>> import torch
         >>> substitute((3, 16, 16), 5)(torch.zeros(2, 3, 16, 16)).shape
         torch.Size([2, 5])
     """
     if seed is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, gpus=()):
             return substitute(shape, classes)
     if len(shape) != 3 or min(shape[1:]) < 4:
         features = prod(shape)
