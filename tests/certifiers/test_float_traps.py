@@ -95,7 +95,7 @@ def _set() -> tuple[Tensor, Tensor, LpBall]:
 
 
 def _small(kind: type) -> GraphCertifier:
-    return kind(seconds=2.0) if issubclass(kind, Solver) else kind()
+    return kind(seconds=60.0, domains=200) if issubclass(kind, Solver) else kind()
 
 
 @pytest.mark.parametrize("trap", TRAPS)

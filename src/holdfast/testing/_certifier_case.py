@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.3, Norm.L1: 0.5, Norm.L0: 2.0}
-FEW = {"iterations": 4, "deep_iterations": 2, "n0": 50, "n": 1000, "batches": 12, "points": 16, "domains": 100}
+FEW = {"iterations": 4, "deep_iterations": 2, "n0": 50, "n": 1000, "batches": 12, "points": 16, "domains": 30}
 """Parameters of these names are at most so large in most checks."""
 
 _EDGE_SHARE = 0.7

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,6 +52,7 @@ __all__ = ["ATTACK_CHECKS", "ContractError", "check_attack"]
 _BLACK_BOX_QUERIES = 4000
 _NOISE_QUERIES = 1000
 _AFFINE_N = 60
+_REFILLED = 6  # samples: one slot is filled anew five times, three are once each
 
 
 # what a witness must be
@@ -143,8 +145,8 @@ def _targeted(case: AttackCase) -> None:
 
 
 def _slots(case: AttackCase) -> None:
+    problem = of_digits(case).select(np.arange(_REFILLED))
     for keep in (Keep.FIRST, Keep.NEAREST):
-        problem = of_digits(case)
         base = case.run(problem, keep=keep)
         others = Settings(slots=1), Settings(slots=3), Settings(slots=3, check_every=4), Settings(micro_batch=5)
         for settings in others:
