@@ -9,6 +9,7 @@ import torch
 
 from holdfast.audits.plan import Plan
 from holdfast.core.errors import UsageError
+from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
 from holdfast.models.serve import serve
 
@@ -158,7 +159,7 @@ class TestOneMethod:
         assert api.rows - before <= most
 
     def test_doctor_tells_why_an_api_does_not_answer(self, holdfast, asked, monkeypatch):
-        monkeypatch.setattr("holdfast.models.http.time.sleep", lambda _: None)
+        monkeypatch.setitem(HttpModel.__init__.__kwdefaults__, "sleep", lambda _: None)
         down = ["--model", "http://127.0.0.1:9/", *asked[2:]]
         said = holdfast("doctor", *down, "--max-queries", 15)
         assert said.code == 2
