@@ -16,11 +16,11 @@ from holdfast.graph.model import Graph, Node
 
 def _net(*sizes, seed=0):
     torch.manual_seed(seed)
-    nodes = [Node("input", (), sizes[:1])]
+    nodes = [Node(op="input", inputs=(), shape=sizes[:1])]
     for a, b in pairwise(sizes):
         weight, bias = torch.randn(b, a) / a**0.5, torch.randn(b) / 2
-        nodes.append(Node("linear", (len(nodes) - 1,), (b,), {"weight": weight, "bias": bias}))
-        nodes.append(Node("relu", (len(nodes) - 1,), (b,)))
+        nodes.append(Node(op="linear", inputs=(len(nodes) - 1,), shape=(b,), tensors={"weight": weight, "bias": bias}))
+        nodes.append(Node(op="relu", inputs=(len(nodes) - 1,), shape=(b,)))
     return Graph(tuple(nodes[:-1]))
 
 
@@ -74,10 +74,11 @@ def test_a_flat_network_is_crossed_by_leaking_relus():
     n = 60 * 2
     weight = torch.full((1, n), 1 / n)
     nodes = (
-        Node("input", (), (n,)),
-        Node("linear", (0,), (1,), {"weight": weight, "bias": torch.tensor([-0.98])}), Node("relu", (1,), (1,)),
-        Node("linear", (2,), (1,), {"weight": torch.tensor([[-100.0]])}),
-    )  # fmt: skip
+        Node(op="input", inputs=(), shape=(n,)),
+        Node(op="linear", inputs=(0,), shape=(1,), tensors={"weight": weight, "bias": torch.tensor([-0.98])}),
+        Node(op="relu", inputs=(1,), shape=(1,)),
+        Node(op="linear", inputs=(2,), shape=(1,), tensors={"weight": torch.tensor([[-100.0]])}),
+    )
     graph = Graph(nodes)
     # the corner of ones is a first candidate: turn half of the inputs round so that it is not
     turn = torch.ones(n)
@@ -111,7 +112,12 @@ def test_a_box_of_one_point_is_run_as_it_is():
 
 
 def test_not_a_number_is_no_witness():
-    graph = Graph((Node("input", (), (2,)), Node("linear", (0,), (2,), {"weight": torch.full((2, 2), torch.nan)})))
+    graph = Graph(
+        (
+            Node(op="input", inputs=(), shape=(2,)),
+            Node(op="linear", inputs=(0,), shape=(2,), tensors={"weight": torch.full((2, 2), torch.nan)}),
+        )
+    )
     query = Query.of_box(torch.zeros(2), torch.ones(2), torch.eye(2), torch.zeros(2))
     assert falsifier(graph)(query, 0.3) is None
 

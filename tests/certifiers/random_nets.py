@@ -38,11 +38,13 @@ class Net:
 
 
 def chain(layers) -> Graph:
-    nodes = [Node("input", (), (layers[0][0].shape[1],))]
+    nodes = [Node(op="input", inputs=(), shape=(layers[0][0].shape[1],))]
     for weight, bias in layers:
         if len(nodes) > 1:
-            nodes.append(Node("relu", (len(nodes) - 1,), nodes[-1].shape))
-        nodes.append(Node("linear", (len(nodes) - 1,), (len(weight),), {"weight": weight, "bias": bias}))
+            nodes.append(Node(op="relu", inputs=(len(nodes) - 1,), shape=nodes[-1].shape))
+        nodes.append(
+            Node(op="linear", inputs=(len(nodes) - 1,), shape=(len(weight),), tensors={"weight": weight, "bias": bias})
+        )
     return Graph(tuple(nodes), torch.float64)
 
 

@@ -45,9 +45,9 @@ class Halving(RecordedSearch[Intervals, BoundedIntervals]):
 
     def __init__(self, level: float, limit: SearchLimit, tree: Tree | None = None, smallest: float = 0.0) -> None:
         nodes = (
-            Node("input", (), (1,)),
-            Node("affine", (0,), (1,), {"shift": torch.tensor([-0.3], dtype=F64)}),
-            Node("abs", (1,), (1,)),
+            Node(op="input", inputs=(), shape=(1,)),
+            Node(op="affine", inputs=(0,), shape=(1,), tensors={"shift": torch.tensor([-0.3], dtype=F64)}),
+            Node(op="abs", inputs=(1,), shape=(1,)),
         )
         box = torch.zeros(1), torch.ones(1)
         query = Query.of_box(*box, torch.ones(1, 1), torch.tensor([-level], dtype=F64))

@@ -211,7 +211,9 @@ def test_lines_enclose_activations_whatever_the_slope(operation, f):
     )
     ends[:, :, :50] = ends[:1, :, :50]  # points
     box = Box(ends[0], ends[1])
-    node = Node("leaky_relu" if f is None else "", (0,), (4000,), attributes={"slope": 0.1} if f is None else {})
+    node = Node(
+        op="leaky_relu" if f is None else "", inputs=(0,), shape=(4000,), attributes={"slope": 0.1} if f is None else {}
+    )
     f = f or (lambda z: torch.where(z > 0, z, 0.1 * z))
     z = box.lower + torch.linspace(0, 1, 300, dtype=torch.float64).view(-1, 1, 1) * (box.upper - box.lower)
     z = torch.minimum(z, box.upper)
@@ -301,6 +303,6 @@ def test_what_is_not_a_number_certifies_nothing_and_is_refused_by_name(bad):
 
 
 def test_operations_without_a_bound_are_refused_by_name():
-    graph = Graph((Node("input", (), (3,)), Node("quantum_gate", (0,), (3,))))
+    graph = Graph((Node(op="input", inputs=(), shape=(3,)), Node(op="quantum_gate", inputs=(0,), shape=(3,))))
     with pytest.raises(UnsupportedError, match="quantum_gate"):
         CROWN().bounds(graph, LpBall.uniform(Norm.LINF, 0.1, 1), torch.zeros(1, 3), torch.eye(3))

@@ -81,13 +81,16 @@ def test_a_margin_that_only_float32_loses_is_proved_in_real_numbers_alone() -> N
 
     def linear(weight: list[list[float]], bias: list[float], i: int) -> Node:
         return Node(
-            "linear", (i,), (2,), {"weight": torch.tensor(weight).double(), "bias": torch.tensor(bias).double()}
+            op="linear",
+            inputs=(i,),
+            shape=(2,),
+            tensors={"weight": torch.tensor(weight).double(), "bias": torch.tensor(bias).double()},
         )
 
     nodes = (
-        Node("input", (), (2,)),
+        Node(op="input", inputs=(), shape=(2,)),
         linear([[1.0, 0.0], [0.0, 0.0]], [2.0**30, 0.0], 0),
-        Node("relu", (1,), (2,)),
+        Node(op="relu", inputs=(1,), shape=(2,)),
         linear([[1.0, 0.0], [0.0, 0.0]], [-(2.0**30), 0.0], 2),
         linear([[1.0, 0.0], [0.0, 0.0]], [-0.1, 0.0], 3),
     )
@@ -117,8 +120,14 @@ def test_a_robust_network_is_certified_as_it_runs() -> None:
 
 
 def test_what_cannot_count_rounding_refuses() -> None:
-    graph = Graph((Node("input", (), (3,)), Node("softmax", (0,), (3,), {}, {"dim": 0})), deployed=torch.float32)
-    middle = replace(graph, nodes=(*graph.nodes, Node("relu", (1,), (3,))))
+    graph = Graph(
+        (
+            Node(op="input", inputs=(), shape=(3,)),
+            Node(op="softmax", inputs=(0,), shape=(3,), tensors={}, attributes={"dim": 0}),
+        ),
+        deployed=torch.float32,
+    )
+    middle = replace(graph, nodes=(*graph.nodes, Node(op="relu", inputs=(1,), shape=(3,))))
     x = torch.rand(1, 3)
     with pytest.raises(UnsupportedError):
         CROWN().bounds(middle, LpBall.uniform(Norm.LINF, 0.1, 1), x, torch.eye(3).double())

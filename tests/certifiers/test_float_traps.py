@@ -26,13 +26,18 @@ METHODS = [n for n in names("certifier") if issubclass(method(n), GraphCertifier
 
 def _chain(*layers: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64) -> Graph:
     """Linear layers with ReLUs between them."""
-    nodes = [Node("input", (), (layers[0][0].shape[1],))]
+    nodes = [Node(op="input", inputs=(), shape=(layers[0][0].shape[1],))]
     for k, (weight, bias) in enumerate(layers):
         nodes.append(
-            Node("linear", (len(nodes) - 1,), (len(bias),), {"weight": weight.double(), "bias": bias.double()})
+            Node(
+                op="linear",
+                inputs=(len(nodes) - 1,),
+                shape=(len(bias),),
+                tensors={"weight": weight.double(), "bias": bias.double()},
+            )
         )
         if k < len(layers) - 1:
-            nodes.append(Node("relu", (len(nodes) - 1,), (len(bias),)))
+            nodes.append(Node(op="relu", inputs=(len(nodes) - 1,), shape=(len(bias),)))
     return Graph(tuple(nodes), dtype)
 
 
@@ -156,10 +161,10 @@ def test_planted_counterexamples_are_never_proved(name: str, seed: int) -> None:
 def _leak(slope: float) -> Graph:
     """x / 2 - leaky(x), least at -1: there it is slope - 1/2."""
     nodes = (
-        Node("input", (), (1,)),
-        Node("leaky_relu", (0,), (1,), attributes={"slope": slope}),
-        Node("affine", (0,), (1,), {"scale": torch.full((1,), 0.5, dtype=torch.float64)}),
-        Node("sub", (2, 1), (1,)),
+        Node(op="input", inputs=(), shape=(1,)),
+        Node(op="leaky_relu", inputs=(0,), shape=(1,), attributes={"slope": slope}),
+        Node(op="affine", inputs=(0,), shape=(1,), tensors={"scale": torch.full((1,), 0.5, dtype=torch.float64)}),
+        Node(op="sub", inputs=(2, 1), shape=(1,)),
     )
     return Graph(nodes, torch.float64)
 

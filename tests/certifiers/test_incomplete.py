@@ -346,12 +346,12 @@ def test_cnn_cert_is_crown_on_the_unrolled_network():
 
     def linear(i, read):
         weight, bias = affine[i]
-        return Node("linear", (read,), (len(bias),), {"weight": weight, "bias": bias})
+        return Node(op="linear", inputs=(read,), shape=(len(bias),), tensors={"weight": weight, "bias": bias})
 
     wide = (48,)
     nodes = (
-        Node("input", (), (16,)), linear(0, 0), Node("relu", (1,), wide), linear(1, 2),
-        Node("relu", (3,), wide), Node("add", (4, 2), wide), linear(2, 5),
+        Node(op="input", inputs=(), shape=(16,)), linear(0, 0), Node(op="relu", inputs=(1,), shape=wide), linear(1, 2),
+        Node(op="relu", inputs=(3,), shape=wide), Node(op="add", inputs=(4, 2), shape=wide), linear(2, 5),
     )  # fmt: skip
     x = torch.rand(3, *shape, dtype=torch.float64)
     unrolled = Graph(nodes, torch.float64)
@@ -370,7 +370,7 @@ def test_pool_planes_enclose_the_largest_entry():
     spread = torch.rand(x.shape, generator=generator, dtype=torch.float64).mul(4).sub(1).clamp(min=0)  # some are points
     box = Box(x, x + spread)
     out = F.max_pool2d(x, kernel_size=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
-    node, op = Node("max_pool", (0,), tuple(out.shape[1:]), attributes=attributes), PoolPlanes()
+    node, op = Node(op="max_pool", inputs=(0,), shape=tuple(out.shape[1:]), attributes=attributes), PoolPlanes()
     for sign in (1.0, -1.0):
         a = sign * torch.eye(out[0].numel(), dtype=torch.float64).view(-1, 1, *out.shape[1:]).expand(
             -1, 40, *out.shape[1:]

@@ -23,13 +23,13 @@ from holdfast.graph.model import Graph, Node
 
 def _chain(*sizes, seed):
     stream = torch.Generator().manual_seed(seed)
-    nodes = [Node("input", (), (sizes[0],))]
+    nodes = [Node(op="input", inputs=(), shape=(sizes[0],))]
     for k, (n, m) in enumerate(pairwise(sizes)):
         weight = torch.randn(m, n, generator=stream, dtype=torch.float64) * (2 / n) ** 0.5
         bias = torch.randn(m, generator=stream, dtype=torch.float64) / 3
-        nodes.append(Node("linear", (len(nodes) - 1,), (m,), {"weight": weight, "bias": bias}))
+        nodes.append(Node(op="linear", inputs=(len(nodes) - 1,), shape=(m,), tensors={"weight": weight, "bias": bias}))
         if k + 2 < len(sizes):
-            nodes.append(Node("relu", (len(nodes) - 1,), (m,)))
+            nodes.append(Node(op="relu", inputs=(len(nodes) - 1,), shape=(m,)))
     return Graph(tuple(nodes), torch.float64)
 
 
@@ -42,10 +42,15 @@ def _tent(offset):
     """relu(x) + relu(-x) = |x| on [-1, 1], least at 0; the property is |x| + offset > 0."""
     weight, bias = torch.tensor([[1.0], [-1.0]]).double(), torch.zeros(2).double()
     nodes = (
-        Node("input", (), (1,)),
-        Node("linear", (0,), (2,), {"weight": weight, "bias": bias}),
-        Node("relu", (1,), (2,)),
-        Node("linear", (2,), (1,), {"weight": torch.ones(1, 2).double(), "bias": torch.zeros(1).double()}),
+        Node(op="input", inputs=(), shape=(1,)),
+        Node(op="linear", inputs=(0,), shape=(2,), tensors={"weight": weight, "bias": bias}),
+        Node(op="relu", inputs=(1,), shape=(2,)),
+        Node(
+            op="linear",
+            inputs=(2,),
+            shape=(1,),
+            tensors={"weight": torch.ones(1, 2).double(), "bias": torch.zeros(1).double()},
+        ),
     )
     return Graph(nodes, torch.float64), _query([[1.0]], [offset], n=1)
 

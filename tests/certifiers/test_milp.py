@@ -91,11 +91,15 @@ def _larger_of(graph: Graph) -> Graph:
     return Graph(
         (
             *graph.nodes,
-            Node("linear", (last,), (2,), {"weight": rows}),
-            Node("select", (last + 1,), (1,), {"index": torch.tensor([0])}, {"dim": 0}),
-            Node("select", (last + 1,), (1,), {"index": torch.tensor([1])}, {"dim": 0}),
-            Node("relu", (last + 2,), (1,)),
-            Node("add", (last + 3, last + 4), (1,)),
+            Node(op="linear", inputs=(last,), shape=(2,), tensors={"weight": rows}),
+            Node(
+                op="select", inputs=(last + 1,), shape=(1,), tensors={"index": torch.tensor([0])}, attributes={"dim": 0}
+            ),
+            Node(
+                op="select", inputs=(last + 1,), shape=(1,), tensors={"index": torch.tensor([1])}, attributes={"dim": 0}
+            ),
+            Node(op="relu", inputs=(last + 2,), shape=(1,)),
+            Node(op="add", inputs=(last + 3, last + 4), shape=(1,)),
         ),
         torch.float64,
     )

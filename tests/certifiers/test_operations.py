@@ -45,7 +45,7 @@ class Case:
         zeros = [torch.zeros(1, *s, dtype=F64) for s in self.shapes]
         shape = tuple(compute(self.op, zeros, self.tensors, self.attributes).shape[1:])
         inputs = tuple(range(len(self.shapes))) if inputs is None else inputs
-        return Node(self.op, inputs, shape, self.tensors, self.attributes)
+        return Node(op=self.op, inputs=inputs, shape=shape, tensors=self.tensors, attributes=self.attributes)
 
 
 def _tensor(*shape):
@@ -205,19 +205,19 @@ def _chain(case, seed, width=4):
         positive, else within [-3, 3].
     """
     generator = torch.Generator().manual_seed(seed)
-    weights, nodes = [], [Node("input", (), (width,))]
+    weights, nodes = [], [Node(op="input", inputs=(), shape=(width,))]
     for shape in case.shapes:
         weight = torch.randn(math.prod(shape), width, generator=generator, dtype=F64)
         weight = (weight / weight.abs().sum(1, keepdim=True) * (1 if case.positive else 3)).requires_grad_()
         bias = torch.full((len(weight),), 2.0 if case.positive else 0.1, dtype=F64)
         weights.append(weight)
-        nodes.append(Node("linear", (0,), (len(weight),), {"weight": weight, "bias": bias}))
-        nodes.append(Node("reshape", (len(nodes) - 1,), shape, {}, {"shape": shape}))
+        nodes.append(Node(op="linear", inputs=(0,), shape=(len(weight),), tensors={"weight": weight, "bias": bias}))
+        nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=shape, tensors={}, attributes={"shape": shape}))
     nodes.append(case.node(tuple(2 + 2 * i for i in range(len(case.shapes)))))
     flat = math.prod(nodes[-1].shape)
-    nodes.append(Node("reshape", (len(nodes) - 1,), (flat,), {}, {"shape": (flat,)}))
+    nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=(flat,), tensors={}, attributes={"shape": (flat,)}))
     last = torch.randn(3, flat, generator=generator, dtype=F64).requires_grad_()
-    nodes.append(Node("linear", (len(nodes) - 1,), (3,), {"weight": last}))
+    nodes.append(Node(op="linear", inputs=(len(nodes) - 1,), shape=(3,), tensors={"weight": last}))
     return Graph(tuple(nodes), F64), [*weights, last]
 
 
@@ -305,13 +305,13 @@ def test_bounds_have_the_gradients_that_differences_show(case):
 def test_outside_its_domain_a_function_proves_nothing_and_harms_no_neighbour(op, attributes, low, high):
     """Two samples in one batch: the first leaves the domain."""
     nodes = (
-        Node("input", (), (1,)),
-        Node(op, (0,), (1,), {}, attributes),
+        Node(op="input", inputs=(), shape=(1,)),
+        Node(op=op, inputs=(0,), shape=(1,), tensors={}, attributes=attributes),
         Node(
-            "linear",
-            (1,),
-            (2,),
-            {"weight": torch.tensor([[1.0], [-1.0]], dtype=F64), "bias": torch.ones(2).double() * 9},
+            op="linear",
+            inputs=(1,),
+            shape=(2,),
+            tensors={"weight": torch.tensor([[1.0], [-1.0]], dtype=F64), "bias": torch.ones(2).double() * 9},
         ),
     )
     ends = torch.tensor([[[low], [0.5]], [[high], [1.5]]], dtype=F64)
@@ -325,7 +325,7 @@ def test_outside_its_domain_a_function_proves_nothing_and_harms_no_neighbour(op,
 def test_a_sine_over_many_turns_is_bounded_by_one():
     for name in ("sin", "cos"):
         box = TABLE[name].interval(
-            Node(name, (0,), (3,)), [Box(*torch.tensor([[[-30.0, 0, 1]], [[40.0, 7, 1.1]]]).double())]
+            Node(op=name, inputs=(0,), shape=(3,)), [Box(*torch.tensor([[[-30.0, 0, 1]], [[40.0, 7, 1.1]]]).double())]
         )
         assert box.lower[0, :2].tolist() == [-1, -1]
         assert box.upper[0, :2].tolist() == [1, 1]
@@ -336,10 +336,12 @@ def _attention(n, heads, wide, lower=None, seed=0):
     """softmax(q k^T) v with linear q, k and v of the input (n, heads, wide); ``lower``: how softmax is written."""
     generator = torch.Generator().manual_seed(seed)
     size, shape = n * heads * wide, (n, heads, wide)
-    nodes = [Node("input", (), (size,))]
+    nodes = [Node(op="input", inputs=(), shape=(size,))]
 
     def add(op, inputs, shape, tensors=None, /, **attributes):
-        nodes.append(Node(op, tuple(inputs), tuple(shape), tensors or {}, attributes))
+        nodes.append(
+            Node(op=op, inputs=tuple(inputs), shape=tuple(shape), tensors=tensors or {}, attributes=attributes)
+        )
         return len(nodes) - 1
 
     parts = []
@@ -394,7 +396,10 @@ def test_attention_is_bounded_and_tighter_than_by_quotients():
 
 def test_softmax_along_any_dimension_and_over_one_entry():
     for shape, dim in (((3, 4), 0), ((3, 4), 1), ((2, 3, 2), 1), ((3, 1), 1)):
-        nodes = (Node("input", (), shape), Node("softmax", (0,), shape, {}, {"dim": dim}))
+        nodes = (
+            Node(op="input", inputs=(), shape=shape),
+            Node(op="softmax", inputs=(0,), shape=shape, tensors={}, attributes={"dim": dim}),
+        )
         graph, x = Graph(nodes, F64), torch.randn(5, *shape, dtype=F64)
         torch.testing.assert_close(lowered(graph).as_module()(x), torch.softmax(x, dim + 1))
         assert all(ok for ok in covered(graph).values())
@@ -402,11 +407,11 @@ def test_softmax_along_any_dimension_and_over_one_entry():
 
 def test_products_of_one_value_are_functions_of_it():
     nodes = (
-        Node("input", (), (2,)),
-        Node("mul", (0, 0), (2,)),
-        Node("sigmoid", (0,), (2,)),
-        Node("mul", (2, 0), (2,)),
-        Node("add", (1, 3), (2,)),
+        Node(op="input", inputs=(), shape=(2,)),
+        Node(op="mul", inputs=(0, 0), shape=(2,)),
+        Node(op="sigmoid", inputs=(0,), shape=(2,)),
+        Node(op="mul", inputs=(2, 0), shape=(2,)),
+        Node(op="add", inputs=(1, 3), shape=(2,)),
     )
     graph = Graph(nodes, F64)
     assert [n.op for n in lowered(graph).nodes] == ["input", "power", "silu", "add"]
@@ -419,7 +424,11 @@ def test_products_of_one_value_are_functions_of_it():
 
 def test_what_is_not_covered_is_named():
     graph = Graph(
-        (Node("input", (), (3,)), Node("softmax", (0,), (3,), {}, {"dim": 0}), Node("quantum_gate", (1,), (3,)))
+        (
+            Node(op="input", inputs=(), shape=(3,)),
+            Node(op="softmax", inputs=(0,), shape=(3,), tensors={}, attributes={"dim": 0}),
+            Node(op="quantum_gate", inputs=(1,), shape=(3,)),
+        )
     )
     assert covered(graph) == {"softmax": True, "quantum_gate": False}
     with pytest.raises(UnsupportedError, match="quantum_gate"):
@@ -428,7 +437,7 @@ def test_what_is_not_covered_is_named():
 
 def test_rows_of_a_table_in_a_range_of_whole_numbers():
     weight = torch.tensor([[0.0, 1.0], [5.0, -1.0], [2.0, 2.0], [9.0, 9.0]], dtype=F64)
-    node = Node("embedding", (0,), (1, 2), {"weight": weight})
+    node = Node(op="embedding", inputs=(0,), shape=(1, 2), tensors={"weight": weight})
     low = torch.tensor([[1.0], [0.0], [3.0], [math.nextafter(2.0, 0)]], dtype=F64)
     high = torch.tensor([[2.0], [0.0], [4.0], [math.nextafter(2.0, 9)]], dtype=F64)
     box = TABLE["embedding"].interval(node, [Box(low, high)])
@@ -446,12 +455,12 @@ def test_a_softmax_under_a_mask_of_large_negative_numbers_is_bounded_as_without_
     mask[3] = hidden  # all of them: the softmax is that of the scores alone
     weight = torch.randn(20, 6, generator=generator, dtype=F64)
     nodes = (
-        Node("input", (), (6,)),
-        Node("linear", (0,), (20,), {"weight": weight}),
-        Node("reshape", (1,), (4, 5), {}, {"shape": (4, 5)}),
-        Node("affine", (2,), (4, 5), {"shift": mask}),
-        Node("softmax", (3,), (4, 5), {}, {"dim": 1}),
-        Node("reshape", (4,), (20,), {}, {"shape": (20,)}),
+        Node(op="input", inputs=(), shape=(6,)),
+        Node(op="linear", inputs=(0,), shape=(20,), tensors={"weight": weight}),
+        Node(op="reshape", inputs=(1,), shape=(4, 5), tensors={}, attributes={"shape": (4, 5)}),
+        Node(op="affine", inputs=(2,), shape=(4, 5), tensors={"shift": mask}),
+        Node(op="softmax", inputs=(3,), shape=(4, 5), tensors={}, attributes={"dim": 1}),
+        Node(op="reshape", inputs=(4,), shape=(20,), tensors={}, attributes={"shape": (20,)}),
     )
     graph = Graph(nodes, F64)
     x, ball = torch.rand(1, 6, generator=generator, dtype=F64), LpBall.uniform(Norm.LINF, 0.05, 1, dtype=F64)

@@ -50,11 +50,11 @@ def _graph(dtype: torch.dtype) -> Graph:
     generator = torch.Generator().manual_seed(5)
     shapes = ((8, 4), (8, 8), (3, 8))
     weights = [torch.randn(s, generator=generator, dtype=F64).to(dtype) * 0.7 for s in shapes]
-    nodes = [Node("input", (), (4,))]
+    nodes = [Node(op="input", inputs=(), shape=(4,))]
     for i, weight in enumerate(weights):
-        nodes.append(Node("linear", (len(nodes) - 1,), (len(weight),), {"weight": weight}))
+        nodes.append(Node(op="linear", inputs=(len(nodes) - 1,), shape=(len(weight),), tensors={"weight": weight}))
         if i < 2:
-            nodes.append(Node("squash", (len(nodes) - 1,), (len(weight),)))
+            nodes.append(Node(op="squash", inputs=(len(nodes) - 1,), shape=(len(weight),)))
     return Graph(tuple(nodes), dtype)
 
 
@@ -115,7 +115,10 @@ def test_weights_of_a_plug_in_that_no_bound_moves_are_refused_and_not_left_out()
     weight = torch.ones(4, dtype=F64)
     define("squash", replace(SQUASH, compute=lambda x, t, a: F.softsign(x[0] * t["weight"])))
     table.define_bounds("squash", Squash())
-    nodes = Node("input", (), (4,)), Node("squash", (0,), (4,), {"weight": weight})
+    nodes = (
+        Node(op="input", inputs=(), shape=(4,)),
+        Node(op="squash", inputs=(0,), shape=(4,), tensors={"weight": weight}),
+    )
     with pytest.raises(UnsupportedError, match="'squash' has no weights that could have a tolerance"):
         WeightPerturbation().certify(Graph(nodes, F64), torch.eye(4)[:1], torch.zeros(1, dtype=torch.int64))
 
@@ -247,7 +250,7 @@ def test_each_operation_rounds_as_it_was_worked_out_for_it_and_a_new_one_must_be
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
 def test_every_operation_has_bounds_or_is_written_out(name):
-    assert table.covered(Graph((Node("input", (), (2,)), Node(name, (0,), (2,)))))[name]
+    assert table.covered(Graph((Node(op="input", inputs=(), shape=(2,)), Node(op=name, inputs=(0,), shape=(2,)))))[name]
     assert OPERATIONS[name].rounding is not Rounding.UNKNOWN or name == "softmax"
     if name in table.TABLE:
         assert OPERATIONS[name].linear == table.TABLE[name].linear

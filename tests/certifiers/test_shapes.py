@@ -35,7 +35,7 @@ RANGES = {
 }
 ONE = sorted(k for k, op in TABLE.items() if op.elementwise and not op.linear)
 NODES = [
-    Node(op, (0,), (1,), attributes={RANGES[op][0]: v} if op in RANGES else {})
+    Node(op=op, inputs=(0,), shape=(1,), attributes={RANGES[op][0]: v} if op in RANGES else {})
     for op in ONE
     for v in (RANGES[op][1] if op in RANGES else (None,))
 ]
@@ -47,12 +47,13 @@ def drawn(count=12):
     draws = {"elu": (-5, 5), "leaky_relu": (0, 1), "power": (-5, 8)}
     for op, (low, high) in draws.items():
         for share in torch.rand(count, generator=g).tolist():
-            yield Node(op, (0,), (1,), attributes={RANGES[op][0]: low + share * (high - low)})
+            yield Node(op=op, inputs=(0,), shape=(1,), attributes={RANGES[op][0]: low + share * (high - low)})
 
 
 ALL = [*NODES, *drawn()]
 JUMPS = [
-    Node("softplus", (0,), (1,), attributes={"threshold": t}) for t in (-30.0, -1.0, 0.0, 0.1, 1.0, 5.0, 20.0, 100.0)
+    Node(op="softplus", inputs=(0,), shape=(1,), attributes={"threshold": t})
+    for t in (-30.0, -1.0, 0.0, 0.1, 1.0, 5.0, 20.0, 100.0)
 ]
 
 
@@ -145,7 +146,7 @@ def intervals(node):
 def test_both_lines_and_the_box_hold_on_intervals_of_every_size(node, position):
     own = entry(node)
     low, high = (t[None, :] for t in intervals(node))
-    node = Node(node.op, (0,), tuple(low.shape[1:]), attributes=node.attributes)
+    node = Node(op=node.op, inputs=(0,), shape=tuple(low.shape[1:]), attributes=node.attributes)
     box, chosen = Box(low, high), None
     if position is not None:
         if isinstance(own, PiecewiseLinear) and node.op == "leaky_relu":
@@ -203,14 +204,22 @@ def test_most_intervals_have_finite_lines():
 )
 @pytest.mark.parametrize("certifier", [IBP(), CROWN()])
 def test_a_parameter_outside_of_what_is_declared_is_refused_by_name(op, attributes, words, certifier):
-    graph = Graph((Node("input", (), (2,)), Node(op, (0,), (2,), attributes=attributes)), F64)
+    graph = Graph(
+        (Node(op="input", inputs=(), shape=(2,)), Node(op=op, inputs=(0,), shape=(2,), attributes=attributes)), F64
+    )
     with pytest.raises(UnsupportedError, match=words):
         certifier.bounds(graph, LpBall.uniform(Norm.LINF, 0.1, 1), torch.zeros(1, 2), torch.eye(2))
 
 
 @pytest.mark.parametrize("slope", [-3.0, -1.0, -0.2, 1.5, 4.0])
 def test_a_leaky_relu_with_any_slope_is_bounded_in_real_numbers_and_refused_by_name_as_it_runs(slope):
-    graph = Graph((Node("input", (), (1,)), Node("leaky_relu", (0,), (1,), attributes={"slope": slope})), F64)
+    graph = Graph(
+        (
+            Node(op="input", inputs=(), shape=(1,)),
+            Node(op="leaky_relu", inputs=(0,), shape=(1,), attributes={"slope": slope}),
+        ),
+        F64,
+    )
     ball, x = LpBall.uniform(Norm.LINF, 1.0, 1, low=-2.0, high=2.0), torch.zeros(1, 1, dtype=F64)
     least = min(0.0, slope * -1.0)
     for certifier in (IBP(), CROWN()):

@@ -13,9 +13,12 @@ from holdfast.graph.model import Graph, Node
 
 def _line(shape=(1,)):
     """f(x) = x for one input in float32; the output may have another shape."""
-    nodes = [Node("input", (), (1,)), Node("linear", (0,), (1,), {"weight": torch.ones(1, 1)})]
+    nodes = [
+        Node(op="input", inputs=(), shape=(1,)),
+        Node(op="linear", inputs=(0,), shape=(1,), tensors={"weight": torch.ones(1, 1)}),
+    ]
     if shape != (1,):
-        nodes.append(Node("reshape", (1,), shape, attributes={"shape": shape}))
+        nodes.append(Node(op="reshape", inputs=(1,), shape=shape, attributes={"shape": shape}))
     return Graph(tuple(nodes))
 
 
@@ -90,7 +93,12 @@ def test_witnesses_are_numbers_of_the_models_type():
 
 
 def test_a_score_that_is_not_a_number_breaks_nothing():
-    graph = Graph((Node("input", (), (1,)), Node("linear", (0,), (1,), {"weight": torch.full((1, 1), torch.nan)})))
+    graph = Graph(
+        (
+            Node(op="input", inputs=(), shape=(1,)),
+            Node(op="linear", inputs=(0,), shape=(1,), tensors={"weight": torch.full((1, 1), torch.nan)}),
+        )
+    )
     query = _box(0.0, 1.0, 0.5)
     assert not broken(graph, query, query.x)
     with pytest.raises(UnsupportedError, match="weight of operation 1"):

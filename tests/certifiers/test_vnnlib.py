@@ -23,7 +23,12 @@ def _box(inputs=2, low="0", high="1"):
 
 
 def _linear(weight):
-    return Graph((Node("input", (), weight.shape[1:]), Node("linear", (0,), weight.shape[:1], {"weight": weight})))
+    return Graph(
+        (
+            Node(op="input", inputs=(), shape=weight.shape[1:]),
+            Node(op="linear", inputs=(0,), shape=weight.shape[:1], tensors={"weight": weight}),
+        )
+    )
 
 
 def _graph(inputs=2):

@@ -148,7 +148,12 @@ def test_a_difference_in_a_slice_of_the_box_is_found(part):
             inside = s > 0.95 * 64 if part == "sum above" else (s > 0.6 * 64) & (s < 0.7 * 64)
             return torch.where(inside, s + 0.1, s)
 
-    graph = Graph((Node("input", (), (64,)), Node("linear", (0,), (1,), {"weight": torch.ones(1, 64)})))
+    graph = Graph(
+        (
+            Node(op="input", inputs=(), shape=(64,)),
+            Node(op="linear", inputs=(0,), shape=(1,), tensors={"weight": torch.ones(1, 64)}),
+        )
+    )
     with pytest.raises(ModelError, match="not the model"):
         compare(graph, Net(), *_box(-1, 1, 64))
 
@@ -188,10 +193,10 @@ def test_outputs_of_another_shape_are_found():
 def test_the_first_operation_that_differs_is_named():
     f64 = {"weight": torch.eye(4, dtype=torch.float64)}
     nodes = (
-        Node("input", (), (4,)),
-        Node("linear", (0,), (4,), f64),
-        Node("tanh", (1,), (4,)),
-        Node("exp", (2,), (4,)),
+        Node(op="input", inputs=(), shape=(4,)),
+        Node(op="linear", inputs=(0,), shape=(4,), tensors=f64),
+        Node(op="tanh", inputs=(1,), shape=(4,)),
+        Node(op="exp", inputs=(2,), shape=(4,)),
     )
     graph = Graph(nodes)
 
@@ -205,7 +210,10 @@ def test_the_first_operation_that_differs_is_named():
 
 def test_whole_inputs_are_whole_at_every_point():
     table = torch.arange(12.0).view(6, 2)
-    nodes = (Node("input", (), (3,)), Node("embedding", (0,), (3, 2), {"weight": table}))
+    nodes = (
+        Node(op="input", inputs=(), shape=(3,)),
+        Node(op="embedding", inputs=(0,), shape=(3, 2), tensors={"weight": table}),
+    )
     asked = []
 
     def truth(x):

@@ -129,29 +129,29 @@ class TestAnswers:
             assert torch.equal(torch.tensor(seen[0][1]), X)
 
     def test_class_names(self):
-        answers = Answers(3, ("cat", "dog", "<b>"), top_k=2)
+        answers = Answers(classes=3, names=("cat", "dog", "<b>"), top_k=2)
         out = answers.decode(b'{"top": [[["dog", 0.6], ["<b>", 0.3]]]}', 1).exp()
         assert torch.allclose(out, torch.tensor([[0.0, 0.6, 0.3]]))
 
     def test_logits(self):
-        out = Answers(2, scores="logits").decode(b'{"scores": [[1.0, 3.0]]}', 1)
+        out = Answers(classes=2, scores="logits").decode(b'{"scores": [[1.0, 3.0]]}', 1)
         assert torch.allclose(out, torch.tensor([[1.0, 3.0]]).log_softmax(1))
 
     @pytest.mark.parametrize(
         ("answers", "body", "words"),
         [
-            (Answers(2), b"<html>", "no JSON"),
-            (Answers(2), b"[" * 100_000, "no JSON"),
-            (Answers(2), b"[1]", "no list 'scores'"),
-            (Answers(2), b'{"labels": [1]}', "it has: labels"),
-            (Answers(2), b'{"scores": []}', "0 rows for 1"),
-            (Answers(2), b'{"scores": [["a", 1]]}', "rows of numbers"),
-            (Answers(2), b'{"scores": [[0.2, 0.3, 0.5]]}', "2 classes were declared"),
-            (Answers(2), b'{"scores": [[3.0, -1.0]]}', "declare them as logits"),
-            (Answers(2), b'{"scores": [[NaN, 1.0]]}', "NaN"),
-            (Answers(2, access="labels"), b'{"labels": [2]}', "the label 2"),
-            (Answers(2, access="labels"), b'{"labels": [true]}', "the label True"),
-            (Answers(2, ("a", "b"), "labels"), b'{"labels": ["c"]}', "a, b"),
+            (Answers(classes=2), b"<html>", "no JSON"),
+            (Answers(classes=2), b"[" * 100_000, "no JSON"),
+            (Answers(classes=2), b"[1]", "no list 'scores'"),
+            (Answers(classes=2), b'{"labels": [1]}', "it has: labels"),
+            (Answers(classes=2), b'{"scores": []}', "0 rows for 1"),
+            (Answers(classes=2), b'{"scores": [["a", 1]]}', "rows of numbers"),
+            (Answers(classes=2), b'{"scores": [[0.2, 0.3, 0.5]]}', "2 classes were declared"),
+            (Answers(classes=2), b'{"scores": [[3.0, -1.0]]}', "declare them as logits"),
+            (Answers(classes=2), b'{"scores": [[NaN, 1.0]]}', "NaN"),
+            (Answers(classes=2, access="labels"), b'{"labels": [2]}', "the label 2"),
+            (Answers(classes=2, access="labels"), b'{"labels": [true]}', "the label True"),
+            (Answers(classes=2, names=("a", "b"), access="labels"), b'{"labels": ["c"]}', "a, b"),
         ],
     )
     def test_unreadable_answers_are_named(self, answers, body, words):

@@ -214,12 +214,12 @@ class TestAnswer:
     )
     def test_answers_that_are_something_else_are_named(self, path, body, words):
         with pytest.raises(ModelError, match=words):
-            Answers(2, path=AnswerPath.parse(path)).decode(body, 2)
+            Answers(classes=2, path=AnswerPath.parse(path)).decode(body, 2)
 
     def test_one_score_of_two_classes_is_both(self):
         path = AnswerPath.parse("p")
         assert torch.allclose(
-            Answers(2, path=path).decode(b'{"p": [0.25, [1]]}', 2).exp(), torch.tensor([[0.75, 0.25], [0, 1]])
+            Answers(classes=2, path=path).decode(b'{"p": [0.25, [1]]}', 2).exp(), torch.tensor([[0.75, 0.25], [0, 1]])
         )
-        logits = Answers(2, scores="logits", path=path).decode(b'{"p": [[2.0]]}', 1)
+        logits = Answers(classes=2, scores="logits", path=path).decode(b'{"p": [[2.0]]}', 1)
         assert torch.allclose(logits, torch.tensor([[0.0, 2.0]]).log_softmax(1))

@@ -20,7 +20,7 @@ _PAPER = 40
 _KEYS = ("kind", "paper", "section", "rows", "phase", "access", "knows", "formulation", "goals", "norms", "guarantee")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodPage:
     """A method as its card has it.
 
@@ -145,7 +145,7 @@ def method(given: str | object) -> MethodPage:
 def _page(cls: Any) -> MethodPage:
     from holdfast.core.registry import kind, name_of
 
-    return MethodPage(name_of(cls), kind(cls), cls.card, cls)
+    return MethodPage(name=name_of(cls), kind=kind(cls), card=cls.card, cls=cls)
 
 
 def _row(page: MethodPage) -> tuple[object, ...]:

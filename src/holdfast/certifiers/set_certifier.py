@@ -22,7 +22,7 @@ from holdfast.graph.model import Graph
 __all__ = ["Reach", "SetCertifier"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reach:
     """What is proved of one sample: the class holds while the quantity stays in [low, high].
 

@@ -26,7 +26,7 @@ ARITHMETIC = "real numbers, by float64 with outward rounding"
 _LARGEST = 1 << 33  # bytes that a file may unpack to
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checked:
     """What an accepted proof shows: no input of the property's set has an output that it calls unsafe.
 
@@ -85,7 +85,14 @@ def check(path: str | Path, network: str | Path | None = None, property: str | P
         raise
     except Exception as error:  # whatever a broken file leads to
         raise Rejected(f"{type(error).__name__}: {error}") from error
-    return Checked(sha256(net), sha256(prop), cases, leaves, ARITHMETIC, perf_counter() - start)
+    return Checked(
+        network=sha256(net),
+        property=sha256(prop),
+        cases=cases,
+        leaves=leaves,
+        arithmetic=ARITHMETIC,
+        seconds=perf_counter() - start,
+    )
 
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

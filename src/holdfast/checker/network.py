@@ -85,7 +85,7 @@ class PadMap:
         return a[(slice(None), *(slice(b, n - e) for (b, e), n in zip(self.sides, a.shape[1:], strict=True)))]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class ConvMap:
     """A convolution of any dimension as one product for each position in the kernel."""
 
@@ -125,7 +125,7 @@ class ConvMap:
         return total.reshape(len(a), groups * into, *self.before)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class LinearNode:
     """A node: the sum over inputs of a map of each, plus a bias that broadcasts to the shape."""
 

@@ -190,7 +190,7 @@ class _NetworkReader:
     def move(self, after: Shape, order: Shape | None = None) -> int:
         if prod(after) != prod(self.shape):
             raise self.refuse(f"of {self.shape} to {after}")
-        return self.add(LinearNode((self.x(),), after, (Move(self.shape, after, order),)))
+        return self.add(LinearNode(inputs=(self.x(),), shape=after, maps=(Move(self.shape, after, order),)))
 
     def entrywise(self, x: int, scale: Array | None, bias: Array | None) -> int:
         shape = self.network.shape_of(x)
@@ -202,7 +202,11 @@ class _NetworkReader:
             return value
 
         scale = np.ones(()) if scale is None else fitting(scale)
-        return self.add(LinearNode((x,), shape, (Scale(_numbers(scale)),), None if bias is None else fitting(bias)))
+        return self.add(
+            LinearNode(
+                inputs=(x,), shape=shape, maps=(Scale(_numbers(scale)),), bias=None if bias is None else fitting(bias)
+            )
+        )
 
     # the operations, by name
 
@@ -242,14 +246,16 @@ class _NetworkReader:
         after = (*self.shape[:-1], weight.shape[1])
         if bias is not None:
             bias = np.broadcast_to(bias[0] if bias.ndim == 2 and len(bias) == 1 else bias, after)
-        return self.add(LinearNode((self.x(),), after, (Matrix(_numbers(weight)),), bias))
+        return self.add(LinearNode(inputs=(self.x(),), shape=after, maps=(Matrix(_numbers(weight)),), bias=bias))
 
     def _add(self, sign: float = 1.0) -> int:
         x, y = self.input(0), self.input(1)
         if isinstance(x, int) and isinstance(y, int):
             if self.network.shape_of(x) != self.network.shape_of(y):
                 raise self.refuse("of two shapes")
-            return self.add(LinearNode((x, y), self.shape, (Scale(np.ones(())), Scale(np.full((), sign)))))
+            return self.add(
+                LinearNode(inputs=(x, y), shape=self.shape, maps=(Scale(np.ones(())), Scale(np.full((), sign))))
+            )
         if isinstance(x, int):
             return self.entrywise(x, None, sign * self.weight(1))
         return self.entrywise(self.x(1), np.full((), sign), self.weight(0))
@@ -316,7 +322,7 @@ class _NetworkReader:
         if min(min(pair) for pair in sides) < 0:
             raise self.refuse("with a negative side")
         shape = tuple(n + before + after for n, (before, after) in zip(self.network.shape_of(x), sides, strict=True))
-        return self.add(LinearNode((x,), shape, (PadMap(sides),))) if any(map(any, sides)) else x
+        return self.add(LinearNode(inputs=(x,), shape=shape, maps=(PadMap(sides),))) if any(map(any, sides)) else x
 
     def _convolve(self, weight: Array, bias: Array | None, groups: int) -> int:
         """weight: (out, in / groups, *kernel)."""
@@ -331,13 +337,13 @@ class _NetworkReader:
         if weight.shape[1] * groups != before[0] or len(weight) % groups:
             raise self.refuse(f"of shapes {before} and {weight.shape}")
         conv = ConvMap(
-            _numbers(weight).reshape(groups, -1, *weight.shape[1:]),
-            tuple(self.at.get("strides", [1] * k)), tuple(self.at.get("dilations", [1] * k)), before[1:],
+            weight=_numbers(weight).reshape(groups, -1, *weight.shape[1:]),
+            stride=tuple(self.at.get("strides", [1] * k)), dilation=tuple(self.at.get("dilations", [1] * k)), before=before[1:],
         )  # fmt: skip
         if min(conv.after) < 1:
             raise self.refuse("without output")
         bias = None if bias is None else _numbers(bias).reshape(len(weight), *(1,) * k)
-        return self.add(LinearNode((x,), (len(weight), *conv.after), (conv,), bias))
+        return self.add(LinearNode(inputs=(x,), shape=(len(weight), *conv.after), maps=(conv,), bias=bias))
 
     def _conv(self) -> int:
         return self._convolve(self.weight(1), self.constant(2), self.at.get("group", 1))

@@ -22,7 +22,7 @@ Array = Any
 Path = tuple["Path", int, int] | None  # what leads to a vertex: the path to its parent, the parent, and the side
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Proof:
     """One query of a file, as arrays.
 

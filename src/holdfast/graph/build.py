@@ -46,7 +46,7 @@ class Builder:
     def __init__(
         self, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu", batch_dims: int = 1
     ) -> None:
-        self.nodes: list[Node] = [Node("input", (), tuple(shape))]
+        self.nodes: list[Node] = [Node(op="input", inputs=(), shape=tuple(shape))]
         self.dtype = dtype
         self.device = device
         self.batch_dims = batch_dims
@@ -81,7 +81,11 @@ class Builder:
         tensors, attributes = tensors or {}, attributes or {}
         shape = shape_of(op, [self.shape(i) for i in inputs], tensors, attributes)
         held = {k: t.to(self.device) for k, t in tensors.items()}
-        self.nodes.append(Node(op, tuple(inputs), shape, held, dict(attributes), origin=self.origin))
+        self.nodes.append(
+            Node(
+                op=op, inputs=tuple(inputs), shape=shape, tensors=held, attributes=dict(attributes), origin=self.origin
+            )
+        )
         return len(self.nodes) - 1
 
     def feature_constant(self, constant: Tensor, rank: int) -> Tensor:

@@ -15,7 +15,7 @@ from holdfast.graph.operations import compute
 __all__ = ["Graph", "GraphModule", "Node", "Written"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Node:
     """One operation.
 
@@ -206,5 +206,5 @@ def _rounded_input(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     moved = (replace(node, inputs=tuple(i + 1 for i in node.inputs)) for node in nodes[1:])
     one = torch.ones((1,) * len(nodes[0].shape), dtype=torch.float64)
     device = next((t.device for node in nodes for t in node.tensors.values()), one.device)
-    given = Node("affine", (0,), nodes[0].shape, {"scale": one.to(device)}, origin="input")
+    given = Node(op="affine", inputs=(0,), shape=nodes[0].shape, tensors={"scale": one.to(device)}, origin="input")
     return (nodes[0], given, *moved)

@@ -327,7 +327,15 @@ class _OnnxReader:
         kinds = [self.kinds[name] if name else 0 for name in node.input]
         attributes = {a.name: a for a in node.attribute}
         return OnnxCall(
-            self.builder, op, inputs, kinds, list(node.output), attributes, schema, self.batch, self.source.tensor
+            b=self.builder,
+            op=op,
+            inputs=inputs,
+            kinds=kinds,
+            outputs=list(node.output),
+            attributes=attributes,
+            schema=schema,
+            batch=self.batch,
+            tensor=self.source.tensor,
         )
 
     def _outputs(self, call: OnnxCall, names: Sequence[str]) -> list[tuple[Value, Tensor | None]]:

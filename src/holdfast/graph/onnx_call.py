@@ -55,7 +55,7 @@ class OnnxOp:
     kinds: frozenset[int] = FLOATS
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OnnxCall:
     """One ONNX node.
 

@@ -51,7 +51,7 @@ def lifted(graph: Graph) -> Graph:
         shape = node.shape or (1,)
         if node.op == "embedding" and len(nodes[node.inputs[0]].shape) == len(node.shape):
             nodes.append(replace(node, shape=(1, *node.shape)))
-            node = Node("reshape", (len(nodes) - 1,), node.shape, attributes={"shape": node.shape})
+            node = Node(op="reshape", inputs=(len(nodes) - 1,), shape=node.shape, attributes={"shape": node.shape})
         attributes = {"shape": shape} if node.op == "reshape" else node.attributes
         nodes.append(replace(node, shape=shape, attributes=attributes))
         place.append(len(nodes) - 1)
@@ -162,7 +162,9 @@ def _recognised(node: Node, nodes: list[Node], reads: list[int]) -> Node | list[
                 source = len(nodes) + len(found) - 1 if found else x
                 scale = torch.full((1,) * len(node.shape), value, dtype=torch.float64)
                 tensors = {"scale": scale} if kind == "affine" else {}
-                found.append(Node(kind, (source,), node.shape, tensors, held, origin="folded"))
+                found.append(
+                    Node(op=kind, inputs=(source,), shape=node.shape, tensors=tensors, attributes=held, origin="folded")
+                )
         return found
     return node
 

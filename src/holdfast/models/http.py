@@ -125,7 +125,7 @@ class HttpModel:
         names = None if isinstance(classes, int) else tuple(classes)
         self.classes = classes if isinstance(classes, int) else len(classes)
         path = None if answer is None else AnswerPath.parse(answer)
-        self.answers = Answers(self.classes, names, access, scores, top_k, path)
+        self.answers = Answers(classes=self.classes, names=names, access=access, scores=scores, top_k=top_k, path=path)
         self.template = REQUEST if request is None else RequestTemplate.parse(request)
         if self.template.one_row:
             rows_per_request = 1
@@ -251,7 +251,7 @@ class HttpModel:
         Those that wait for one rate limit wake together: the unlucky would be refused until their retries are used up.
         """
         body = self.template.encode(rows)
-        reply = HttpReply(0, b"")
+        reply = HttpReply(status=0, body=b"")
         for attempt in range(self._retries + 1):
             self._charge(len(rows), again=attempt > 0)
             reply = self._line.post(body)

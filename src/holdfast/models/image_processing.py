@@ -28,7 +28,7 @@ _EXACT = 2e-5  # relative: processors compute in float32, some of them through s
 _CHUNK = 1 << 24  # numbers in the pictures of one call
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AffineStep:
     """``x -> (rows @ x @ columns.T)[order] * scale + shift`` for pictures of one size.
 
@@ -146,7 +146,11 @@ def measured(processor: Processor, shape: tuple[int, ...]) -> AffineStep:
     # white is 1 everywhere after any resizing, so what one row does there is what the matrix has for it
     rows, columns = ((lit - black)[:, 0].div(scale[0]) for lit in (across, along))
     step = AffineStep(
-        _unless_same(rows.mean(2).mT), _unless_same(columns.mean(1).mT), order, scale.float(), shift.float()
+        rows=_unless_same(rows.mean(2).mT),
+        columns=_unless_same(columns.mean(1).mT),
+        order=order,
+        scale=scale.float(),
+        shift=shift.float(),
     )
     found = step(given)
     if found.shape != wanted.shape or not torch.allclose(

@@ -24,7 +24,7 @@ from holdfast.models.wrap import Normalisation, Normalised, with_two_classes
 __all__ = ["LoadedModel", "load_model"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadedModel:
     """A model ready to be asked.
 
@@ -97,7 +97,12 @@ def load_model(
         notes = (*notes, f"opened with --trust; the file could run: {', '.join(contents.runs[:6])}")
     source = f"{path} ({arch})" if arch else str(path)
     return LoadedModel(
-        module, Subject("model", fingerprint(module)), source, contents.format, notes, bool(contents.runs)
+        module=module,
+        subject=Subject("model", fingerprint(module)),
+        source=source,
+        format=contents.format,
+        notes=notes,
+        trusted=bool(contents.runs),
     )
 
 

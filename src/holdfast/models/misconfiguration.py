@@ -27,7 +27,7 @@ _KNOWN = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Misconfiguration:
     """A change of the inputs or labels under which the model does better.
 
@@ -94,12 +94,16 @@ def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Misconfiguration
     """The usual ways in which labels and model count the same classes differently."""
     yield (
         Misconfiguration(
-            "labels+1", "The labels seem to count one higher than the model.", "Subtract 1 from the labels."
+            name="labels+1",
+            cause="The labels seem to count one higher than the model.",
+            remedy="Subtract 1 from the labels.",
         ),
         predicted + 1,
     )
     yield (
-        Misconfiguration("labels-1", "The labels seem to count one lower than the model.", "Add 1 to the labels."),
+        Misconfiguration(
+            name="labels-1", cause="The labels seem to count one lower than the model.", remedy="Add 1 to the labels."
+        ),
         predicted - 1,
     )
     order = _order(predicted, y)
@@ -107,10 +111,11 @@ def _renumbered(predicted: Tensor, y: Tensor) -> Iterator[tuple[Misconfiguration
         return
     moved = [f"{k} of the model is {v} of the data" for k, v in enumerate(listed(order)) if k != v]
     mistake = Misconfiguration(
-        "labels-order", f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
-        "Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.",
+        name="labels-order",
+        cause=f"The data seem to number the classes in another order than the model: {', '.join(moved[:6])}.",
+        remedy="Give the names in the model's order, --class-names NAME,NAME,..., or renumber the labels.",
         order=tuple(listed(order)),
-    )  # fmt: skip
+    )
     yield mistake, order[predicted]
 
 
@@ -142,7 +147,10 @@ def _changes(x: Tensor) -> Iterator[tuple[Misconfiguration, Callable[[Tensor], T
     if x.ndim == 2:
         return  # a table: brightness, channels and pictures' scales mean nothing there
     yield _normalisation("scale-255", "0..255", "0/1/255"), lambda t: t * 255
-    yield Misconfiguration("inverted", "The model seems to expect inverted brightness.", "Save 1 - x."), lambda t: 1 - t
+    yield (
+        Misconfiguration(name="inverted", cause="The model seems to expect inverted brightness.", remedy="Save 1 - x."),
+        lambda t: 1 - t,
+    )
     channels = x.shape[1] if x.ndim == 4 else 0
     for whose, (mean, std) in _KNOWN.get(channels, {}).items():
         numbers = f"{','.join(map(str, mean))}/{','.join(map(str, std))}"
@@ -153,13 +161,17 @@ def _changes(x: Tensor) -> Iterator[tuple[Misconfiguration, Callable[[Tensor], T
     if channels == 3:
         yield (
             Misconfiguration(
-                "channel-order", "The channels seem to be in the other order (RGB and BGR).", "Save x[:, ::-1]."
+                name="channel-order",
+                cause="The channels seem to be in the other order (RGB and BGR).",
+                remedy="Save x[:, ::-1].",
             ),
             lambda t: t.flip(1),
         )
     if x.ndim == 4 and x.shape[2] == x.shape[3]:
         yield (
-            Misconfiguration("transposed", "Height and width seem to be swapped.", "Save x.transpose(0, 1, 3, 2)."),
+            Misconfiguration(
+                name="transposed", cause="Height and width seem to be swapped.", remedy="Save x.transpose(0, 1, 3, 2)."
+            ),
             lambda t: t.transpose(2, 3),
         )
 
@@ -167,7 +179,10 @@ def _changes(x: Tensor) -> Iterator[tuple[Misconfiguration, Callable[[Tensor], T
 def _normalisation(name: str, what: str, numbers: str) -> Misconfiguration:
     flags = ("--normalise", numbers)
     return Misconfiguration(
-        name, f"The model seems to expect {what}.", f"Add {' '.join(flags)} to the command.", flags=flags
+        name=name,
+        cause=f"The model seems to expect {what}.",
+        remedy=f"Add {' '.join(flags)} to the command.",
+        flags=flags,
     )
 
 

@@ -102,7 +102,7 @@ def _asked(
         module = Normalised(module, normalise)
         notes = (*notes, f"declared normalisation {normalise} put in front of the model")
     subject = model.subject if module is model else Subject("model", fingerprint(module), model.what)
-    return LoadedModel(module.eval(), subject, source, kind, notes, trusted)
+    return LoadedModel(module=module.eval(), subject=subject, source=source, format=kind, notes=notes, trusted=trusted)
 
 
 def _belongs(name: str, kind: str, **flags: str | None) -> None:

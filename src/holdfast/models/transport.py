@@ -23,7 +23,7 @@ _MAX_ANSWER = 64 << 20
 _SHOWN = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HttpReply:
     """What came back.
 
@@ -90,16 +90,16 @@ class Line:
                 line.close()
                 if late.is_set() or isinstance(fault, TimeoutError):
                     what = f"no whole answer within {self._timeout:g} s" if sent else "no connection"
-                    return HttpReply(0, b"", fault=f"TimeoutError: {what}", sent=sent)
-                return HttpReply(0, b"", fault=f"{type(fault).__name__}: {fault}", sent=sent)
+                    return HttpReply(status=0, body=b"", fault=f"TimeoutError: {what}", sent=sent)
+                return HttpReply(status=0, body=b"", fault=f"{type(fault).__name__}: {fault}", sent=sent)
         if late.is_set():  # the end came by the closed line, which reads like the end of an answer without a length
             line.close()
-            return HttpReply(0, b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")
+            return HttpReply(status=0, body=b"", fault=f"TimeoutError: no whole answer within {self._timeout:g} s")
         if len(content) > _MAX_ANSWER:
             line.close()
             raise ModelError(f"{self._host} answered with more than {_MAX_ANSWER >> 20} MiB; is it the prediction API?")
         wait = _seconds(answer.headers.get("Retry-After"))
-        return HttpReply(answer.status, content, wait, location=answer.headers.get("Location", ""))
+        return HttpReply(status=answer.status, body=content, wait=wait, location=answer.headers.get("Location", ""))
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def encode(rows: Tensor) -> bytes:
     return REQUEST.encode(rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """What an API's answers mean.
 

@@ -147,13 +147,20 @@ def descend(net: nn.Module, ball: LpBall, x: Tensor, y: Tensor, starts: int = 4,
 def chain(*layers: tuple[Any, Any] | str, dtype: torch.dtype = torch.float64) -> Graph:
     """The graph of a chain: (weight, bias) pairs, and names of operations without tensors."""
     first = next(layer for layer in layers if not isinstance(layer, str))
-    nodes = [Node("input", (), (len(first[0][0]),))]
+    nodes = [Node(op="input", inputs=(), shape=(len(first[0][0]),))]
     for layer in layers:
         if isinstance(layer, str):
-            nodes.append(Node(layer, (len(nodes) - 1,), nodes[-1].shape, attributes={"dim": 0}))
+            nodes.append(Node(op=layer, inputs=(len(nodes) - 1,), shape=nodes[-1].shape, attributes={"dim": 0}))
         else:
             weight, bias = (torch.as_tensor(t, dtype=dtype) for t in layer)
-            nodes.append(Node("linear", (len(nodes) - 1,), (len(weight),), {"weight": weight, "bias": bias}))
+            nodes.append(
+                Node(
+                    op="linear",
+                    inputs=(len(nodes) - 1,),
+                    shape=(len(weight),),
+                    tensors={"weight": weight, "bias": bias},
+                )
+            )
     return Graph(tuple(nodes), dtype)
 
 

@@ -40,7 +40,7 @@ _NEAR, _JUMP = 1e-3, 0.25  # smooth models spread by the share _NEAR there
 _GRAIN = 1e-4  # of the largest score: what differs less differs by rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Walk:
     """What a plain ascent of the margin showed on some samples."""
 
@@ -88,7 +88,9 @@ def _walk(inquiry: Inquiry, problem: Problem) -> _Walk:
     best = torch.stack(values).cummax(0).values
     span = (best[-1] - best[0]).clamp_min(1e-9)
     moving = (best[-1] - best[-1 - _LAST]) / span > 0.05
-    return _Walk(torch.stack(zeros).double().mean(0), torch.stack(holds).any(0), holds[-1], moving)
+    return _Walk(
+        zero=torch.stack(zeros).double().mean(0), ever=torch.stack(holds).any(0), last=holds[-1], moving=moving
+    )
 
 
 def _gradients(inquiry: Inquiry, problem: Problem) -> list[Finding]:

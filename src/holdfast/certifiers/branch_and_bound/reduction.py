@@ -33,7 +33,7 @@ def reduce(propagation: Propagation, query: Query, memory: int) -> Reduced:
     Raises:
         UnsupportedError: a nonlinear operation that is no activation of single entries, or maps that are too large.
     """
-    pieces = _Pieces(propagation)
+    pieces = _Pieces(propagation=propagation)
     for k, op in enumerate(propagation.operations):
         if op is not None and not op.linear:
             pieces.add(k)
@@ -78,7 +78,7 @@ class _Stable(NamedTuple):
     layer: Layer
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class _Pieces:
     """The activations of a graph, entry by entry: those that bend, and what the others do."""
 

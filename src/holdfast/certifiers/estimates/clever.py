@@ -30,7 +30,7 @@ _GAPS: Array = np.geomspace(1e-4, 1e2, 121)
 _PENALTY = 0.01  # the authors' code, fmin_with_reg
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CleverEstimate:
     """What CLEVER says of a sample.
 
@@ -156,7 +156,14 @@ class Clever(OracleCertifier):
         scores: list[CleverEstimate] = []
         for rival, values in zip(rivals.tolist(), maxima, strict=True):
             a, ks_p = reverse_weibull(values)
-            scores.append(CleverEstimate(min(float(margins[rival]) / a, radius) if a > 0 else radius, rival, a, ks_p))
+            scores.append(
+                CleverEstimate(
+                    radius=min(float(margins[rival]) / a, radius) if a > 0 else radius,
+                    rival=rival,
+                    lipschitz=a,
+                    ks_p=ks_p,
+                )
+            )
         return min(scores, key=lambda e: e.radius)
 
     def _maxima(

@@ -38,7 +38,7 @@ class _Nodes:
         """One more; what is a tensor among the attributes becomes a tensor of the node."""
         tensors = {k: v for k, v in attributes.items() if isinstance(v, Tensor)}
         rest = {k: v for k, v in attributes.items() if k not in tensors}
-        self.nodes.append(Node(op, tuple(inputs), shape, tensors, rest))
+        self.nodes.append(Node(op=op, inputs=tuple(inputs), shape=shape, tensors=tensors, attributes=rest))
         return len(self.nodes) - 1
 
     def softmax(self, x: int, dim: int, masked: bool) -> int:
@@ -164,15 +164,15 @@ def _with_dimension(node: Node) -> Node:
 def _of_one(graph: Graph, node: Node) -> Node | None:
     """A product of a value with itself or with its sigmoid, or a softmax over one entry, as a function of the value."""
     if node.op == "softmax" and node.shape[node.attributes["dim"]] == 1:
-        return Node("power", node.inputs, node.shape, attributes={"exponent": 0.0})
+        return Node(op="power", inputs=node.inputs, shape=node.shape, attributes={"exponent": 0.0})
     if node.op != "mul":
         return None
     x, y = node.inputs
     if x == y:
-        return Node("power", (x,), node.shape, attributes={"exponent": 2.0})
+        return Node(op="power", inputs=(x,), shape=node.shape, attributes={"exponent": 2.0})
     for one, other in ((x, y), (y, x)):
         if graph.nodes[other].op == "sigmoid" and graph.nodes[other].inputs == (one,):
-            return Node("silu", (one,), node.shape)
+            return Node(op="silu", inputs=(one,), shape=node.shape)
     return None
 
 

@@ -232,7 +232,7 @@ def lower_max_pools(graph: Graph) -> Graph:
     def put(op: str, inputs: Sequence[int], shape: tuple[int, ...], index: Tensor | None = None) -> int:
         tensors = {} if index is None else {"index": index}
         attributes = {"select": {"dim": 0}, "reshape": {"shape": shape}}.get(op, {})
-        nodes.append(Node(op, tuple(inputs), shape, tensors, attributes))
+        nodes.append(Node(op=op, inputs=tuple(inputs), shape=shape, tensors=tensors, attributes=attributes))
         return len(nodes) - 1
 
     for node in graph.nodes:

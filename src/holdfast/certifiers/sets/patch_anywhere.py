@@ -69,8 +69,10 @@ class PatchAnywhere(SetCertifier):
                 )
                 label = torch.full((len(some),), y, device=x.device)
                 if not bool(self.proved(graph, x.expand(len(some), *x.shape), label, free).all()):
-                    return Reach(0.0, float(side - 1), "pixels a side", False, parts, words)
-        return Reach(0.0, float(self.largest), "pixels a side", True, parts, words)
+                    return Reach(
+                        low=0.0, high=float(side - 1), unit="pixels a side", whole=False, parts=parts, arithmetic=words
+                    )
+        return Reach(low=0.0, high=float(self.largest), unit="pixels a side", whole=True, parts=parts, arithmetic=words)
 
     @override
     def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:

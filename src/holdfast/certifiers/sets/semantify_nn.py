@@ -104,7 +104,12 @@ class SemantifyNN(SetCertifier):
             else "of each " + " and ".join(f"{a.name} ({a.unit})" for a in transform.axes)
         )
         return Reach(
-            -proved * axis.extent, proved * axis.extent, unit, proved == 1.0, count, self.tool.arithmetic(graph)
+            low=-proved * axis.extent,
+            high=proved * axis.extent,
+            unit=unit,
+            whole=proved == 1.0,
+            parts=count,
+            arithmetic=self.tool.arithmetic(graph),
         )
 
     @override

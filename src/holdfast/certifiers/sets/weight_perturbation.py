@@ -119,14 +119,16 @@ class WeightPerturbation(SetCertifier):
         words = self.tool.arithmetic(graph)
         if self.bits is not None:
             held = self._holds(quantisation(graph, self.bits, self.layers), x, y)
-            return Reach(0.0, float(held), f"quantised to {self.bits} bits", held, 1, words)
+            return Reach(
+                low=0.0, high=float(held), unit=f"quantised to {self.bits} bits", whole=held, parts=1, arithmetic=words
+            )
         low, high = 0.0, self.largest
         if self._holds(self.perturbed(graph, high), x, y):
-            return Reach(-high, high, "weight", True, 1, words)
+            return Reach(low=-high, high=high, unit="weight", whole=True, parts=1, arithmetic=words)
         for _ in range(self.searches):
             middle = (low + high) / 2
             low, high = (middle, high) if self._holds(self.perturbed(graph, middle), x, y) else (low, middle)
-        return Reach(-low, low, "weight", False, self.searches + 1, words)
+        return Reach(low=-low, high=low, unit="weight", whole=False, parts=self.searches + 1, arithmetic=words)
 
     @override
     def members(self, graph: Graph, x: Tensor, reach: Reach, count: int, stream: torch.Generator) -> Tensor:

@@ -368,7 +368,7 @@ def _flat(graph: Graph) -> Graph:
     if len(graph.output_shape) == 1:
         return graph
     shape = (node_size(graph.output_shape),)
-    last = Node("reshape", (len(graph.nodes) - 1,), shape, attributes={"shape": shape})
+    last = Node(op="reshape", inputs=(len(graph.nodes) - 1,), shape=shape, attributes={"shape": shape})
     return replace(graph, nodes=(*graph.nodes, last))
 
 

@@ -52,7 +52,7 @@ class Counterexample:
         return "sat\n(" + "\n ".join(lines) + ")\n"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Property:
     """What a file says.
 
@@ -232,7 +232,8 @@ def parse_vnnlib(text: str, source: str = "the property") -> Property:
         >>> [(box.lower[0].number, len(box.groups)) for box in found.boxes]
         [(Fraction(1, 10), 2)]
     """
-    return Property(*parse(text, source), source)
+    inputs, outputs, boxes = parse(text, source)
+    return Property(inputs=inputs, outputs=outputs, boxes=boxes, source=source)
 
 
 def parse_counterexample(text: str, inputs: int) -> list[str]:
