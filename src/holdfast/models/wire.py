@@ -72,7 +72,7 @@ class Answers:
             ModelError: no such JSON, the wrong number of rows, unknown labels, scores that are not what was declared.
 
         Example:
-            >>> Answers(2, access="labels").decode(b'{"labels": [1]}', 1)
+            >>> Answers(classes=2, access="labels").decode(b'{"labels": [1]}', 1)
             tensor([[-inf, 0.]])
         """
         values = self._rows(answer, one_row)

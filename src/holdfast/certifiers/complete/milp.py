@@ -359,7 +359,8 @@ def exact_minimum(
 
     Example:
         >>> from holdfast.graph.model import Node
-        >>> graph = Graph((Node("input", (), (2,)), Node("relu", (0,), (2,))))
+        >>> given = Node(op="input", inputs=(), shape=(2,))
+        >>> graph = Graph((given, Node(op="relu", inputs=(0,), shape=(2,))))
         >>> x, c = torch.zeros(1, 2), torch.tensor([[1.0, -1.0]])
         >>> value, at = exact_minimum(graph, LpBall.uniform(Norm.LINF, 0.5, 1, low=-1.0), x, c)
         >>> [round(v, 6) for v in value.tolist()], round(float(at[0, 1]), 6)

@@ -119,7 +119,8 @@ def covered(graph: Graph) -> dict[str, bool]:
 
     Example:
         >>> from holdfast.graph.model import Node
-        >>> covered(Graph((Node("input", (), (2,)), Node("softmax", (0,), (2,), attributes={"dim": 0}))))
+        >>> given = Node(op="input", inputs=(), shape=(2,))
+        >>> covered(Graph((given, Node(op="softmax", inputs=(0,), shape=(2,), attributes={"dim": 0}))))
         {'softmax': True}
     """
     bounded = _WRITTEN_OUT | TABLE.keys()
