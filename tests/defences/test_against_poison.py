@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -94,11 +96,51 @@ def test_squeezed_bits_are_the_nearest_grey_levels() -> None:
     torch.testing.assert_close(FeatureSqueezing(bits=3).squeezed(x)[0], nearest)
 
 
+class _Brightness(nn.Module):
+    """Two classes with the probabilities m and 1 - m, where m is the mean of an image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bright = x.flatten(1).mean(1)
+        return torch.stack([bright, 1 - bright], 1).log()
+
+
+def test_the_squeezing_distance_is_the_larger_l1_one_of_the_two_squeezers() -> None:
+    x = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
+    x[0] = 0.25  # is 0 in one bit and its own median: the mean moves by 1/4, and so do both probabilities
+    x[1, 0, 0, 0] = 1  # is whole in one bit, and its median is 0: the mean moves by 1/9
+    wanted = torch.tensor([2 / 4, 2 / 9], dtype=torch.float64) - 0.1
+    torch.testing.assert_close(FeatureSqueezing(bits=1, window=3, threshold=0.1).score(_Brightness(), x), wanted)
+
+
+def test_the_squeezing_threshold_is_the_quantile_that_flags_the_share_of_clean_inputs() -> None:
+    grey = torch.tensor([0.4, 0.0, 0.3, 0.1, 0.2])  # distances of 0.8, 0, 0.6, 0.2 and 0.4
+    clean = Dataset.of(grey.view(5, 1, 1, 1).expand(5, 1, 3, 3), torch.zeros(5, dtype=torch.int64))
+    fitted = FeatureSqueezing(bits=1, false_positives=0.25).fit(_Brightness(), clean)
+    assert fitted.threshold == pytest.approx(0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"bits": 0}, "1 to 8 bits and windows of 2 or 3, got 0 and 2"),
+        ({"window": 1}, "windows of 2 or 3, got 5 and 1"),
+        ({"window": 4}, "windows of 2 or 3, got 5 and 4"),
+        ({"false_positives": 0.0}, r"lies between 0 and 1, got 0\.0"),
+        ({"false_positives": 1.0}, r"lies between 0 and 1, got 1\.0"),
+        ({"false_positives": float("nan")}, "lies between 0 and 1, got nan"),
+    ],
+)
+def test_senseless_settings_of_squeezing_are_refused(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        FeatureSqueezing(**settings)
+
+
 def test_a_detector_without_a_threshold_says_so() -> None:
     with pytest.raises(UsageError, match="fit it on clean data first"):
         FeatureSqueezing().score(planted().clean, clean_digits()[1].x[:2])
-    with pytest.raises(UnsupportedError, match="squeezes images"):
-        FeatureSqueezing(threshold=0.0).score(nn.Linear(4, 2), torch.zeros(1, 4))
+    for shape in ((1, 4), (1, 4, 4)):  # one picture without its channel is none, and neither is a stack of them
+        with pytest.raises(UnsupportedError, match="squeezes images"):
+            FeatureSqueezing(threshold=0.0).score(nn.Linear(4, 2), torch.zeros(shape))
     with pytest.raises(UsageError, match="1 to 8 bits"):
         FeatureSqueezing(bits=9)
 

@@ -36,6 +36,22 @@ def test_a_sinusoid_is_the_paper_s_wave_clipped_to_the_range() -> None:
         torch.testing.assert_close(after[..., j], (X[..., j] + wave).clamp(0, 1), atol=1e-12, rtol=0)
 
 
+def test_a_patch_may_fill_the_shorter_side_of_an_image_that_is_not_square() -> None:
+    after = Overlay.patch((1, 2, 4), side=2).stamp(torch.zeros(1, 1, 2, 4))
+    assert after.flatten().tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+
+
+def test_a_blend_of_full_opacity_is_the_pattern() -> None:
+    key = torch.rand(2, 6, 6, dtype=torch.float64)
+    assert torch.equal(Overlay.blend(key, 1.0).stamp(X[:1])[0], key)
+
+
+def test_a_sinusoid_is_clipped_to_the_range_that_it_was_given() -> None:
+    wide = Sinusoid(100.0, 1.0, low=-50.0, high=255.0).stamp(torch.full((1, 1, 1, 4), 200.0))
+    assert wide.flatten().tolist() == [200, 255, 200, 100]
+    assert Sinusoid(100.0, 1.0, low=-50.0).stamp(torch.full((1, 1, 1, 4), 0.5)).flatten().tolist() == [0.5, 1, 0.5, -50]
+
+
 @pytest.mark.parametrize("trigger", TRIGGERS, ids=lambda t: type(t).__name__)
 def test_a_trigger_keeps_the_range_the_dtype_and_its_input(trigger: Trigger) -> None:
     for x in (X, X.float()):
@@ -55,16 +71,39 @@ def test_a_trigger_lets_gradients_through() -> None:
     assert (x.grad[..., :4, :] == 1).all()
 
 
-def test_what_makes_no_trigger_is_refused() -> None:
-    with pytest.raises(UsageError, match="side 9 does not fit"):
-        Overlay.patch((1, 8, 8), side=9)
-    with pytest.raises(UsageError, match="opacity"):
-        Overlay.blend(torch.zeros(1), 0.0)
+@pytest.mark.parametrize("side", [-1, 0, 3, 4])
+def test_a_patch_that_is_none_or_larger_than_the_shorter_side_is_refused(side: int) -> None:
+    with pytest.raises(UsageError, match=f"side {side} does not fit images of 2 x 4"):
+        Overlay.patch((1, 2, 4), side=side)
+
+
+@pytest.mark.parametrize("mask", [[2.0], [-0.5], [0.5, 1.5], [0.5, -1.0], [float("nan")]])
+def test_a_mask_of_which_any_value_leaves_its_range_is_refused(mask: list[float]) -> None:
     with pytest.raises(UsageError, match="mask must lie"):
-        Overlay(torch.tensor([2.0]), torch.tensor([1.0]))
-    with pytest.raises(UsageError, match="amplitude"):
-        Sinusoid(0.0)
-    with pytest.raises(UsageError, match="0 in every column"):
-        Sinusoid(0.1, 6.0).stamp(X)
+        Overlay(torch.tensor(mask), torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("opacity", [0.0, 1.2, float("nan")])
+def test_an_opacity_of_nothing_or_of_more_than_all_is_refused(opacity: float) -> None:
+    with pytest.raises(UsageError, match="above 0 and at most 1, got"):
+        Overlay.blend(torch.zeros(1), opacity)
+
+
+@pytest.mark.parametrize("amplitude", [0.0, -0.1, float("nan")])
+def test_a_wave_without_a_height_is_refused(amplitude: float) -> None:
+    with pytest.raises(UsageError, match="amplitude of a sinusoid must be above 0"):
+        Sinusoid(amplitude)
+
+
+@pytest.mark.parametrize("frequency", [0.0, 3.0, 6.0])  # with 3 waves in 6 columns, each column is at a zero crossing
+def test_a_wave_that_is_zero_in_every_column_is_refused(frequency: float) -> None:
+    with pytest.raises(UsageError, match="0 in every column of a width of 6; give another frequency"):
+        Sinusoid(0.1, frequency).stamp(X)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (1, 4, 4), (1, 1, 1, 4, 4)])
+def test_triggers_of_images_refuse_what_is_none(shape: tuple[int, ...]) -> None:
     with pytest.raises(UnsupportedError, match="changes images"):
-        Sinusoid().stamp(torch.zeros(1, 4))
+        Sinusoid().stamp(torch.zeros(shape))
+    with pytest.raises(UnsupportedError, match="changes images"):
+        Overlay.patch(shape[1:])
