@@ -6,6 +6,8 @@ import pytest
 import torch
 from typing_extensions import override
 
+from holdfast.certifiers.branch_and_bound import box_schedule
+from holdfast.certifiers.branch_and_bound.box_schedule import BoxSchedule
 from holdfast.certifiers.branch_and_bound.domains import DomainBatch
 from holdfast.certifiers.branch_and_bound.search import (
     Bounded,
@@ -211,3 +213,45 @@ def test_a_new_start_begins_at_the_root_again() -> None:
     assert answer.decision is Decision.HOLDS
     assert method.begun == 2
     assert method.covered == 1.0
+
+
+def _boxes(monkeypatch: pytest.MonkeyPatch, *, useful: bool = True) -> tuple[BoxSchedule, dict[str, float]]:
+    """With half of the time from its first turn to second 100, on a clock that a test sets."""
+    clock = {"now": 20.0}
+    monkeypatch.setattr(box_schedule, "monotonic", lambda: clock["now"])
+    return BoxSchedule(useful=useful, share=0.5, splits=8, deadline=100.0), clock
+
+
+def test_splits_have_as_much_time_as_the_boxes_before_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, clock = _boxes(monkeypatch)
+    due = []
+    for begins, ends in ((20.0, 23.0), (26.0, 31.0)):
+        clock["now"] = begins
+        assert boxes.due()
+        boxes.begin()
+        clock["now"] = ends
+        boxes.end()
+        for wait in (0.0, ends - begins - 0.1, ends - begins):
+            clock["now"] = ends + wait
+            due.append(boxes.due())
+    assert due == [False, False, True, False, False, True]
+
+
+def test_boxes_have_no_turn_after_their_share_and_none_where_they_cannot_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, clock = _boxes(monkeypatch)
+    assert boxes.due()
+    assert boxes.until == 60.0  # half of what was left at the first turn, 80 seconds
+    for now, due in ((59.9, True), (60.0, False), (90.0, False)):
+        clock["now"] = now
+        assert boxes.due() is due
+    useless, _ = _boxes(monkeypatch, useful=False)
+    assert not useless.due()
+
+
+def test_each_turn_splits_the_ends_of_boxes_more_often_than_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, _ = _boxes(monkeypatch)
+    seen = []
+    for _ in range(4):
+        seen.append(boxes.splits)
+        boxes.end()
+    assert seen == [0, 8, 24, 72]

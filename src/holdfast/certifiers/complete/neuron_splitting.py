@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from holdfast.certifiers.branch_and_bound.ascent import Climb, ascend
+from holdfast.certifiers.branch_and_bound.box_schedule import BoxSchedule
 from holdfast.certifiers.branch_and_bound.choice import Choice
 from holdfast.certifiers.branch_and_bound.neuron_bounds import NeuronBounds
 from holdfast.certifiers.branch_and_bound.neurons import NeuronBounded, NeuronDomains
@@ -212,11 +213,12 @@ class _Neurons(RecordedSearch[NeuronDomains, NeuronBounded]):
         self.closed = torch.full((len(self.bounds.table),), torch.inf, dtype=torch.float64)
         self.proved_before = torch.full_like(self.closed, -torch.inf)
         self.tried = 0
-        # whether better boxes may help, since when they are sought, how often each end was split last, until when
-        # domains are split before it is their turn again, and when the last new start began
-        self.boxes_help = tree is None and any(map(self.bounds.behind, self.bounds.reduced.layers))
-        self.boxes_from, self.box_splits, self.split_until = torch.inf, 0, -torch.inf
-        self.restarted: float | None = None
+        self.boxes = BoxSchedule(
+            useful=tree is None and any(map(self.bounds.behind, self.bounds.reduced.layers)),
+            share=method.box_share,
+            splits=method.box_splits,
+            deadline=limit.deadline,
+        )
 
     def _bounds_of(self, propagation: Propagation) -> None:
         method = self.method
@@ -360,28 +362,14 @@ class _Neurons(RecordedSearch[NeuronDomains, NeuronBounded]):
 
     @override
     def restarts(self) -> bool:
-        """Whether it is time for better boxes: after as much time for splits as the last ones took."""
-        now = monotonic()
-        if self.boxes_from == torch.inf:
-            self.boxes_from = now
-        if self.restarted is not None:
-            self.split_until, self.restarted = 2 * now - self.restarted, None
-        if now < self.split_until:
-            return False
-        if self.boxes_help and now < self._boxes_until:
-            return True
-        self.split_until = torch.inf
-        return False
-
-    @property
-    def _boxes_until(self) -> float:
-        return self.boxes_from + self.method.box_share * (self.limit.deadline - self.boxes_from)
+        """Whether it is time for better boxes."""
+        return self.boxes.due()
 
     @override
     def restart(self) -> None:
         """Tightens the boxes of activations' arguments, front to back, with more splits for each end each time."""
-        method, query, until = self.method, self.query, self._boxes_until
-        self.restarted = monotonic()
+        method, query, until = self.method, self.query, self.boxes.until
+        self.boxes.begin()
         self._settle()
         propagation, reduced = self.bounds.propagation, self.bounds.reduced
         for depth, layer in enumerate(reduced.layers):
@@ -399,7 +387,7 @@ class _Neurons(RecordedSearch[NeuronDomains, NeuronBounded]):
                 decay=method.decay,
                 until=until,
                 iterations=method.box_iterations,
-                splits=self.box_splits,
+                splits=self.boxes.splits,
                 split_iterations=method.iterations,
                 batch=2 * method.batch,
             )
@@ -407,7 +395,7 @@ class _Neurons(RecordedSearch[NeuronDomains, NeuronBounded]):
             propagation = propagation.parts(propagation.region, {layer.source: box})
             reduced = reduced.narrowed(layer, box)
         self._bounds_of(propagation)
-        self.box_splits = max(3 * self.box_splits, method.box_splits)
+        self.boxes.end()
 
     # the end
 
