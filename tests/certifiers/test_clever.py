@@ -105,8 +105,9 @@ def test_no_answer_where_the_prediction_is_wrong_or_not_a_number():
     assert Clever().certify(ModuleAsk(tie), x, torch.zeros_like(y), [0, 1], 0, norm=Norm.L2) == [None, None]
     kink = Margin(lambda x: 1 + (0 * x.sum(1)).sqrt()).eval()  # its gradient is 0 * inf
     assert Clever(radius=0.5).certify(ModuleAsk(kink), 0 * x, 0 * y, [0, 1], 0, norm=Norm.L2) == [None, None]
-    nan = Margin(lambda x: x.sum(1) * torch.nan).eval()
-    assert Clever().certify(ModuleAsk(nan), x, 0 * y, [0, 1], 0, norm=Norm.L2) == [None, None]
+    for margin in (torch.nan, torch.inf):
+        sick = Margin(lambda x, m=margin: x.sum(1) * 0 + m).eval()
+        assert Clever().certify(ModuleAsk(sick), x, 0 * y, [0, 1], 0, norm=Norm.L2) == [None, None]
 
 
 def test_a_flat_margin_gives_the_whole_ball():

@@ -129,19 +129,26 @@ def test_another_class_than_the_label_costs_the_selection_only():
 
 
 class Broken(nn.Module):
-    """NaN for a share of the noisy points."""
+    """Another answer for a share of the noisy points."""
+
+    def __init__(self, *answer: float) -> None:
+        super().__init__()
+        self.answer = torch.tensor(answer)
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = torch.stack([torch.ones(len(x)), torch.zeros(len(x))], 1)
-        return answer.masked_fill((x[:, 1:2] > 0.3), torch.nan)
+        return torch.where(x[:, 1:2] > 0.3, self.answer, torch.tensor([1.0, 0.0]))
 
 
-def test_nan_votes_for_nobody():
+@pytest.mark.parametrize(
+    "answer", [(torch.nan, 0.0), (torch.nan, torch.nan), (torch.inf, 0.0), (-torch.inf, -torch.inf)]
+)
+def test_an_answer_that_decides_nothing_votes_for_nobody(answer):
     x, y, ids = at(1.0, 4)
-    votes = Smoothed(ModuleAsk(Broken().eval()), 0.25, 0).votes(x, ids, 1000, "v")
+    model = Broken(*answer).eval()
+    votes = Smoothed(ModuleAsk(model), 0.25, 0).votes(x, ids, 1000, "v")
     assert ((votes[:, 0] - 500).abs() < 80).all()
     assert (votes[:, 1] == 0).all()
-    assert Cohen(n=1000).certify(ModuleAsk(Broken().eval()), x, y, ids, 0, norm=Norm.L2) == [None] * 4
+    assert Cohen(n=1000).certify(ModuleAsk(model), x, y, ids, 0, norm=Norm.L2) == [None] * 4
 
 
 # Draws

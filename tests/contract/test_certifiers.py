@@ -8,6 +8,7 @@ import torch
 from holdfast.certifiers.bounds.crown import CROWN
 from holdfast.certifiers.bounds.ibp import IBP
 from holdfast.certifiers.estimates.clever import Clever
+from holdfast.certifiers.oracle_certifier import ModuleAsk
 from holdfast.certifiers.propagation.propagation import Propagation
 from holdfast.certifiers.propagation.region import Region
 from holdfast.certifiers.propagation.specification import specification
@@ -239,6 +240,21 @@ class Predicts(Cohen):
         return super()._certify(ask, replace(request, y=ask.logits(request.x).argmax(1)))
 
 
+class Lenient(ModuleAsk):
+    """Reads infinity as a large number."""
+
+    def logits(self, x):
+        return super().logits(x).nan_to_num(nan=torch.nan)
+
+
+@dataclass(frozen=True)
+class Forgives(Cohen):
+    """Counts votes of answers that decide nothing."""
+
+    def _certify(self, ask, request):
+        return super()._certify(Lenient(ask.module, ask.batch), request)
+
+
 @dataclass(frozen=True)
 class Bold(Cohen):
     """Takes the share of the votes for its bound: never abstains."""
@@ -281,6 +297,7 @@ class Bold(Cohen):
         (Positions, "batch", "key the draws"),
         (Unseeded, "seeds", "key them by the seed"),
         (Reseeds, "same-again", "two certificates"),
+        (Forgives, "not-a-number", "inf.* is certified"),
         (Bold, "abstains", "must abstain"),
         (Predicts, "already-wrong", "misclassified sample is certified"),
     ],

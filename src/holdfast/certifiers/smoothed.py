@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from holdfast.certifiers.oracle_certifier import Ask
+from holdfast.core.criterion import usable
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
 from holdfast.numerics.stats import binomial_p_value
@@ -112,7 +113,7 @@ class Smoothed:
             phase: name of the phase; other phases are independent of it.
 
         Returns:
-            (m, K) int64. Copies that f answers with NaN count for no class.
+            (m, K) int64. Copies without a usable answer (NaN, +infinity, or no class at all) count for no class.
         """
         return self.count(x, self.streams(ids, phase, x.device), n)
 
@@ -126,8 +127,7 @@ class Smoothed:
             classes = logits.shape[1]
             if not len(counts):
                 counts = torch.zeros(len(x) * (classes + 1), dtype=torch.int64, device=x.device)
-            best, label = logits.max(dim=1)  # a NaN is taken for the largest, so best shows it
-            label = label.masked_fill(best.isnan(), classes)
+            label = logits.argmax(1).masked_fill(~usable(logits), classes)
             counts.scatter_add_(0, owner * (classes + 1) + label, torch.ones_like(owner))
         return counts.view(len(x), -1)[:, :-1]
 

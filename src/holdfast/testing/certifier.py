@@ -97,16 +97,17 @@ def _some_certificates(case: CertifierCase) -> list[list[Certificate | None]]:
 
 
 def _not_a_number(case: CertifierCase) -> None:
-    for value in (float("nan"), float("inf")):
-        if isinstance(case.whole, GraphCertifier):
+    if isinstance(case.whole, GraphCertifier):
+        for value in (np.nan, np.inf):
             _nothing_of(case, value)
-        else:
-            model, x, y, *_ = half_plane()
-            sick = nn.Linear(x.shape[1], 2).eval()
-            sick.load_state_dict({"weight": model.weight, "bias": torch.tensor([value, 0.0])})
-            sick.requires_grad_(False)
-            found = case.ask(sick, x, y * 0, case.norms[0], radius_max=1.0) if value != value else []
-            require(not any(found), f"a model that answers {value} is certified")
+        return
+    model, x, y, *_ = half_plane()
+    for bias in ((np.nan, 0.0), (np.inf, 0.0), (-np.inf, -np.inf)):  # the first of the largest is class 0
+        sick = nn.Linear(x.shape[1], 2).eval()
+        sick.load_state_dict({"weight": model.weight, "bias": torch.tensor(bias)})
+        sick.requires_grad_(False)
+        found = case.ask(sick, x, y * 0, case.norms[0], radius_max=1.0)
+        require(not any(found), f"a model that answers {bias} is certified")
 
 
 def _nothing_of(case: CertifierCase, value: float) -> None:

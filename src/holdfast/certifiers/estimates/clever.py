@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from holdfast.certifiers.oracle_certifier import Ask, CertificateRequest, OracleCertifier
 from holdfast.core.cards import Card, parameter
+from holdfast.core.criterion import usable
 from holdfast.core.draws import Draws
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import Guarantee, Norm
@@ -124,7 +125,7 @@ class Clever(OracleCertifier):
     def estimates(
         self, ask: Ask, x: Tensor, y: Tensor, ids: Sequence[int], seed: int, norm: Norm, radius_max: float | None = None
     ) -> list[CleverEstimate | None]:
-        """The score of each sample with how it came about, or None where the prediction is not y or not finite.
+        """The score of each sample with how it came about, or None where the prediction is not y or not usable.
 
         Args:
             ask: the model.
@@ -136,7 +137,8 @@ class Clever(OracleCertifier):
             radius_max: R.
         """
         radius = radius_max or self.radius or _RADIUS[norm]
-        margins = (logits := ask.logits(x).double()).gather(1, y[:, None]) - logits
+        logits = ask.logits(x)
+        margins = (logits.gather(1, y[:, None]).double() - logits).masked_fill(~usable(logits)[:, None], torch.nan)
         draws = Draws(seed, "clever", x.device)
         return [
             self._estimate(ask, x[i], int(y[i]), m, draws.generator(int(ids[i])), norm, radius)
