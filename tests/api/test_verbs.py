@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import holdfast as hf
+from holdfast.certifiers.complete.input_splitting import InputSplitting
 from holdfast.models.load import load_model
 
 LINF = hf.ThreatModel.of("linf", "0.1")
@@ -85,6 +87,42 @@ def test_a_property_holds_or_is_broken_by_a_witness(prop: Path, tmp_path: Path) 
         holds.save(tmp_path / "none.txt")
     with pytest.raises(hf.HoldfastError, match="does not tell the shape"):
         hf.verify(_net(1.0), prop)
+
+
+def test_a_verifier_is_a_name_a_class_or_an_object_with_its_parameters(prop: Path) -> None:
+    for method, own in ("input_splitting", {"chunk": 3}), (InputSplitting, {"chunk": 3}), (InputSplitting(chunk=3), {}):
+        answer = hf.verify(_net(1.0), prop, method, seconds=20, shape=(2,), **own)
+        assert (answer.decision, answer.to_dict()["method"]) == ("unsat", "input_splitting")
+
+
+def test_a_verifier_s_own_parameters_decide(prop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    real = InputSplitting.solve
+    monkeypatch.setattr(InputSplitting, "solve", lambda self, *a, **k: made.append(self.chunk) or real(self, *a, **k))
+    hf.verify(_net(1.0), prop, "input_splitting", seconds=20, shape=(2,), chunk=3)
+    assert made == [3]
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "why"),
+    [
+        ("input_splitting", {"chunks": 3}, "Did you mean chunk?"),
+        ("input_splitting", {"second": 3}, "Did you mean seconds?"),
+        ("auto", {"secnds": 3}, "Did you mean seconds?"),
+        ("auto", {"chunk": 3}, "'auto' chooses that itself: name one"),
+        (InputSplitting(), {"chunk": 3}, "leave out chunk"),
+        ("pgd", {}, "gives no bounds on a graph"),
+        (3, {}, "a method is its name"),
+    ],
+)
+def test_what_a_verifier_lacks_is_refused_with_the_near_word(prop: Path, method, own, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=re.escape(why)):
+        hf.verify(_net(1.0), prop, method, seconds=20, shape=(2,), **own)
+
+
+def test_an_api_is_not_verified(prop: Path) -> None:
+    with pytest.raises(hf.HoldfastError, match=r"https://x\.example/predict can only be asked"):
+        hf.verify("https://x.example/predict", prop)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import override
 
+from holdfast.api.keywords import tool_of
 from holdfast.api.results import Block, Result, Saved, figure
 from holdfast.api.voice import Progress, Voice
-from holdfast.core.errors import UsageError
+from holdfast.core.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from holdfast.certifiers.graph_certifier import GraphCertifier
     from holdfast.certifiers.verification.solver import Decision
     from holdfast.core.cost import Cost
     from holdfast.models.load import LoadedModel
@@ -126,7 +129,7 @@ class VerifyResult(Result):
 def verify(
     model: nn.Module | LoadedModel | str | Path,
     prop: str | Path,
-    method: str = "auto",
+    method: str | GraphCertifier = "auto",
     *,
     seconds: float = 60.0,
     memory: int | str = "1G",
@@ -136,13 +139,14 @@ def verify(
     arch: str | None = None,
     trust: bool = False,
     progress: Progress = True,
+    **parameters: Any,
 ) -> VerifyResult:
     """Proves that a network never does what a property calls unsafe, or finds an input where it does.
 
     Args:
         model: an ONNX file; or a module, or weights with ``arch``, and the ``shape`` of one input.
         prop: what is unsafe: a VNN-LIB 1.0 file.
-        method: ``auto``, or one certifier of graphs.
+        method: ``auto``, or one certifier of graphs: its name, or the certifier.
         seconds: time limit, files included.
         memory: for tensors of one pass and for what waits: bytes, or ``500M``, ``2G``.
         deployed: prove it of the network as computed in this type; None: in real numbers.
@@ -151,16 +155,17 @@ def verify(
         arch: builds the architecture of weights.
         trust: open files whose opening can run code.
         progress: show how far it is, or who is told (domains, done, all).
+        parameters: the method's parameters.
 
     Raises:
-        UsageError: no such method, or a shape that is missing.
+        UsageError: no such method or parameter, or a shape that is missing.
         UnsupportedError: an operation that no method serves; the message names it.
         DataError: a file that cannot be read.
     """
     from holdfast.verification.decide import Effort
 
     most = memory if isinstance(memory, int) else size_in_bytes(memory)
-    effort = Effort(timeout=seconds, method=method, memory=most, deployed=deployed)
+    effort = Effort(timeout=seconds, method=_certifier(method, parameters), memory=most, deployed=deployed)
     net, _ = open_network(
         model,
         arch=arch,
@@ -174,6 +179,22 @@ def verify(
             tell("domains", done, done + waiting)
 
         return run_verifier(net, Path(prop), effort, proof=None if proof is None else Path(proof), progress=told)
+
+
+def _certifier(method: str | GraphCertifier, parameters: Mapping[str, Any]) -> str | GraphCertifier:
+    """The method with its parameters; ``auto`` chooses methods, and has none.
+
+    Raises:
+        UsageError: no such method or parameter.
+    """
+    if method != "auto":
+        return tool_of(method, parameters, beside=signature(verify).parameters.keys())
+    for name in parameters:
+        raise UsageError(
+            f"verify has no '{name}'. {did_you_mean(name, signature(verify).parameters.keys() - {'parameters'})} Parameters "
+            "belong to a method, and 'auto' chooses that itself: name one"
+        )
+    return "auto"
 
 
 def run_verifier(
@@ -214,10 +235,14 @@ def open_network(
 
     from holdfast.models.guard import Format, inspect_file
     from holdfast.models.load import LoadedModel, load_model
-    from holdfast.session.spec import described
+    from holdfast.session.spec import described, is_url
     from holdfast.verification.decide import Unread
 
     notes: tuple[str, ...] = ()
+    if is_url(model):
+        raise UsageError(
+            f"{model} can only be asked, and a proof needs the network itself: give its file or the module"
+        )
     if isinstance(model, str | Path):
         if inspect_file(Path(model)).format is Format.ONNX:
             if arch is not None or shape is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from holdfast.attacks.falsification import falsifier
+from holdfast.certifiers.graph_certifier import GraphCertifier
 from holdfast.certifiers.verification.solver import Answer, Decision, Progress
 from holdfast.certifiers.verification.tree import Tree
 from holdfast.certifiers.verification.verifier import verify
@@ -42,13 +43,13 @@ class Effort:
 
     Attributes:
         timeout: seconds from the moment that the files are opened.
-        method: ``auto`` or the name of a certifier of graphs.
+        method: ``auto``, or a certifier of graphs or its name.
         memory: bytes for one pass and for what waits.
         deployed: ``float32``, ``bfloat16`` or ``float16``: what is certified is the network as computed in that type.
     """
 
     timeout: float = 60.0
-    method: str = "auto"
+    method: str | GraphCertifier = "auto"
     memory: int = 1 << 30
     deployed: str | None = None
 

@@ -74,7 +74,7 @@ def run_instances(
     out.mkdir(parents=True, exist_ok=True)
     identity = {
         "list": hashlib.sha256(listed.read_bytes()).hexdigest(),
-        "settings": json.dumps(asdict(effort) | {"for each": timeout}),
+        "settings": json.dumps(asdict(effort) | {"method": str(effort.method), "for each": timeout}),
     }
     with locked(out):
         journal = InstanceJournal(out / "journal.sqlite", identity)

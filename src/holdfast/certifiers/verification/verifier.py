@@ -50,7 +50,7 @@ def verify(
     *,
     timeout: float = 60.0,
     falsify: Falsify | None = None,
-    method: str = "auto",
+    method: str | GraphCertifier = "auto",
     memory: int = 1 << 30,
     trees: Sequence[Tree] | None = None,
     deployed: torch.dtype | None = None,
@@ -64,7 +64,7 @@ def verify(
         queries: what is asked, at least one; they share the time.
         timeout: seconds, above 0; an answer that comes later is a TIMEOUT.
         falsify: an attack, which is tried first and now and then (`certify` knows none of its own).
-        method: ``auto``, or the name of a certifier of graphs, which then decides alone (after the attack, if given).
+        method: ``auto``, or a certifier of graphs or its name: it then decides alone (after the attack, if given).
         memory: bytes for tensors of one pass and for domains that wait, together.
         trees: one for each query, still empty: where the proof is recorded; each is complete if the answer is HOLDS.
         deployed: certify the network as computed in this type rather than in real numbers.
@@ -100,7 +100,8 @@ def verify(
         raise
     except Exception as error:  # out of memory, numerical failures, an attack's own: nothing is known then
         reason = f"{type(error).__name__}: {error}"
-        answer = Answer(decision=Decision.UNKNOWN, bound=-inf, domains=run.domains, method=method, reason=reason)
+        name = method if isinstance(method, str) else registry.name_of(method)
+        answer = Answer(decision=Decision.UNKNOWN, bound=-inf, domains=run.domains, method=name, reason=reason)
     if answer.decision in (Decision.UNKNOWN, Decision.TIMEOUT) and run.failures:
         answer = replace(answer, reason="; ".join(r for r in (answer.reason, *run.failures) if r))
     if answer.decision is not Decision.TIMEOUT and monotonic() > deadline:
@@ -144,7 +145,7 @@ class _Run:
     deadline: float
     timeout: float
     falsify: Falsify | None
-    method: str
+    method: str | GraphCertifier
     memory: int
     trees: Sequence[Tree] | None
     progress: Progress | None
@@ -245,12 +246,12 @@ class _Run:
         self.queries[i] = query.keep(~torch.tensor(safe)[query.groups])
         return None
 
-    def _by(self, name: str, query: Query, tree: Tree | None) -> Answer:
+    def _by(self, method: str | GraphCertifier, query: Query, tree: Tree | None) -> Answer:
         """What a certifier of graphs, or a solver, says."""
-        made: Any = registry.method(name)
-        if not issubclass(made, GraphCertifier):
+        certifier: Any = registry.method(method)() if isinstance(method, str) else method
+        name = registry.name_of(certifier)
+        if not isinstance(certifier, GraphCertifier):
             raise UsageError(f"'{name}' gives no bounds on a graph; methods that do: crown, alpha_crown, ...")
-        certifier = made()
         certifier.check_deployed(self.graph)
         limit = SearchLimit(self.deadline, self.memory)
         if isinstance(certifier, Solver):
