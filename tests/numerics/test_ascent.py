@@ -39,6 +39,23 @@ def test_in_l0_the_features_that_gain_most_go_to_the_end_of_the_box() -> None:
     assert torch.isin(after.flatten(1).gather(1, first[:, None]), torch.tensor([0.0, 1.0]).double()).all()
 
 
+def test_in_l0_the_largest_entry_moves_by_the_length_and_the_others_in_proportion() -> None:
+    ball = LpBall.uniform(Norm.L0, 4.0, 2)  # as many as there are features: the projection leaves the step as it is
+    x, grad = torch.full((2, 4), 0.5), torch.tensor([[-400.0, 200.0, 0.0, 100.0], [0.0, 0.0, 0.0, 0.0]])
+    after = step(ball, x, grad, x, 0.25)
+    assert after.tolist() == [[0.25, 0.625, 0.5, 0.5625], [0.5, 0.5, 0.5, 0.5]]
+
+
+def test_a_step_stays_near_the_clean_input_and_not_near_the_iterate() -> None:
+    origin = torch.tensor([[0.5, 0.5]])
+    x = origin + torch.tensor([[0.25, 0.0]])
+    for norm in (Norm.LINF, Norm.L2, Norm.L1):
+        after = step(LpBall.uniform(norm, 0.25, 1), x, torch.tensor([[1.0, 0.0]]), origin, 0.125)
+        assert after[0, 0].item() == pytest.approx(0.75, abs=1e-6)
+    moved = step(LpBall.uniform(Norm.L0, 1.0, 1), x, torch.tensor([[0.0, 9.0]]), origin, 0.125)
+    assert (moved != origin).sum() == 1  # of the two that the iterate and the step have changed
+
+
 @pytest.mark.parametrize("norm", list(Norm))
 def test_a_long_step_ends_inside_and_leaves_the_iterate_as_it_was(norm: Norm) -> None:
     ball, x, grad = _case(norm)

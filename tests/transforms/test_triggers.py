@@ -6,8 +6,10 @@ from math import pi, sin
 
 import pytest
 import torch
+from torch import nn
 
 from holdfast.core.errors import UnsupportedError, UsageError
+from holdfast.models.fingerprint import fingerprint
 from holdfast.transforms.triggers import Overlay, Sinusoid, Trigger
 
 X = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -61,6 +63,16 @@ def test_a_trigger_keeps_the_range_the_dtype_and_its_input(trigger: Trigger) -> 
         assert ((after >= 0) & (after <= 1)).all()
         assert torch.equal(x, before)
         assert not torch.equal(after, x)
+
+
+def test_a_pattern_of_another_type_leaves_the_inputs_theirs() -> None:
+    trigger = Overlay(torch.tensor(0.5, dtype=torch.float64), torch.ones(2, 6, 6, dtype=torch.float64))
+    assert trigger.stamp(X.float()).dtype == torch.float32
+
+
+def test_the_mask_and_the_pattern_are_part_of_the_identity_of_what_holds_them() -> None:
+    one, other, moved = Overlay.blend(X[0], 0.5), Overlay.blend(X[1], 0.5), Overlay.blend(X[0], 0.25)
+    assert len({fingerprint(nn.Sequential(trigger)) for trigger in (one, other, moved)}) == 3
 
 
 def test_a_trigger_lets_gradients_through() -> None:

@@ -38,7 +38,8 @@ def step(
         origin: (n, \\*features), the clean inputs that the set lies around.
         length: lp size of the step before the projection, a number or a tensor that broadcasts with x.
         sparsity: l1 only: the share of the features that move, at least one does; a number or (n,).
-        pinned: bool (n, \\*features): features that must not move, see `holdfast.numerics.steps.pinned_by_box`.
+        pinned: bool (n, \\*features), not read for l0: features that must not move, see
+            `holdfast.numerics.steps.pinned_by_box`.
         bounds: linf only: `holdfast.numerics.project.linf_bounds` of the ball where they are at hand, so that a loop
             computes them once.
 
