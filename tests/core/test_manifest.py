@@ -89,6 +89,20 @@ def test_a_replacement_by_the_same_sample_is_no_change() -> None:
     assert made.data.sha256 == data.sha256
 
 
+def test_a_replacement_that_differs_in_one_feature_is_a_change() -> None:
+    data = clean()
+    nearly = data.x[:1].clone()
+    nearly[0, 1, 2] += 0.5
+    made = PoisonedDataset.of(data, method="a", seed=0, replacing=(torch.tensor([0]), Samples(nearly, data.y[:1])))
+    assert (len(made.manifest), made.manifest.edits) == (1, 2)
+    assert torch.equal(made.data.x[:1], nearly)
+
+
+def test_a_manifest_is_as_long_as_its_changes() -> None:
+    manifest = changed(clean()).manifest
+    assert len(manifest) == len(manifest.changes) == 2 + 2 + 1
+
+
 def test_changes_are_told_with_their_labels() -> None:
     told = changed(clean()).manifest.changes
     assert [(c.kind, c.row, c.before, c.after) for c in told] == [
@@ -105,6 +119,27 @@ def test_a_saved_manifest_comes_back_and_still_replays(tmp_path: Path) -> None:
     assert torch.equal(again.replay(data.x, data.y)[0], made.data.x)
     assert torch.equal(again.undo(made.data.x, made.data.y)[0], data.x)
     assert (again.changes, again.edits, again.seed, again.method) == (made.manifest.changes, 7, 3, "toy")
+
+
+def test_samples_that_do_not_lie_in_one_piece_are_saved_as_they_are(tmp_path: Path) -> None:
+    data = clean()
+    across = torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(1)).transpose(1, 2)
+    manifest = Manifest.of(data.x, data.y, method="a", seed=0, add=Samples(across, torch.tensor([0, 1])))
+    manifest.save(tmp_path / "m.json")
+    assert torch.equal(Manifest.load(tmp_path / "m.json").added.x, across)
+
+
+def test_samples_are_read_beside_the_manifest_and_nowhere_else(tmp_path: Path) -> None:
+    """A manifest comes from strangers: it names a file, and must not reach into other folders."""
+    path = tmp_path / "mine" / "m.json"
+    path.parent.mkdir()
+    changed(clean()).manifest.save(path)
+    path.with_suffix(".safetensors").rename(tmp_path / "m.safetensors")
+    about = json.loads(path.read_text())
+    for name in ("../m.safetensors", str(tmp_path / "m.safetensors")):
+        path.write_text(json.dumps({**about, "features": {**about["features"], "file": name}}))
+        with pytest.raises(DataError, match="is no manifest"):
+            Manifest.load(path)
 
 
 def test_other_data_are_refused() -> None:
@@ -136,6 +171,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     about = json.loads(whole)
     for wrong, message in (
         ({**about, "schema_version": 9}, "schema version 9, and this reads 1"),
+        ({**about, "schema_version": 0}, "schema version 0, and this reads 1"),
         ({**about, "edits": 2}, "lists other changes"),
         ({**about, "changes": about["changes"][1:]}, "lists other changes"),
         ({k: v for k, v in about.items() if k != "seed"}, "is no manifest"),
@@ -143,6 +179,15 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         path.write_text(json.dumps(wrong))
         with pytest.raises(DataError, match=message):
             Manifest.load(path)
+    for text in ("[1, 2]", "changes: 3", '{"schema_version": 1, "features": []}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="is no manifest"):
+            Manifest.load(path)
+    (tmp_path / "m.safetensors").write_bytes(b"no tensors")
+    sha256 = hashlib.sha256(b"no tensors").hexdigest()
+    path.write_text(json.dumps({**about, "features": {**about["features"], "sha256": sha256}}))
+    with pytest.raises(DataError, match="is no manifest"):
+        Manifest.load(path)
     path.write_text(whole)
     (tmp_path / "m.safetensors").write_bytes(features[:-4] + b"\0\0\0\0")
     with pytest.raises(DataError, match="are not those that it was written with"):
@@ -164,8 +209,13 @@ def test_changes_that_cannot_be_are_refused() -> None:
         PoisonedDataset.of(data, method="a", seed=0, add=Samples(torch.zeros(1, 5), torch.zeros(1, dtype=torch.int64)))
     with pytest.raises(UsageError, match=r"features of torch.float64 .* convert them"):
         PoisonedDataset.of(data, method="a", seed=0, add=Samples(one.x.double(), one.y))
-    with pytest.raises(UsageError, match="vectors of int64"):
-        PoisonedDataset.of(data, method="a", seed=0, remove=torch.tensor([3.0]))
+    with pytest.raises(UsageError, match=r"labels of torch.float32 .* convert them"):
+        PoisonedDataset.of(data, method="a", seed=0, add=Samples(one.x, one.y.float()))
+    with pytest.raises(UsageError, match=r"labels of shape \(1, 1\) for 1 samples; give one for each"):
+        PoisonedDataset.of(data, method="a", seed=0, add=Samples(one.x, one.y.view(1, 1)))
+    for rows in (torch.tensor([3.0]), torch.tensor([[3]])):
+        with pytest.raises(UsageError, match="vectors of int64"):
+            PoisonedDataset.of(data, method="a", seed=0, remove=rows)
 
 
 Tensors = dict[str, torch.Tensor]
@@ -199,6 +249,16 @@ def test_a_forged_manifest_is_refused_in_a_sentence(
     path.write_text(json.dumps(told))
     with pytest.raises(DataError, match=message):
         Manifest.load(path).replay(data.x, data.y)
+
+
+def test_a_forged_count_does_not_undo(tmp_path: Path) -> None:
+    made, path = changed(clean()), tmp_path / "m.json"
+    made.manifest.save(path)
+    told = json.loads(path.read_text())
+    changes = [[kind, 18 if kind == "added" else row, *labels] for kind, row, *labels in told["changes"]]
+    path.write_text(json.dumps({**told, "count": 20, "changes": changes}))
+    with pytest.raises(DataError, match="it tells 19 samples of the changed data, of 11"):
+        Manifest.load(path).undo(made.data.x, made.data.y)
 
 
 def test_a_manifest_cannot_take_the_name_of_its_samples(tmp_path: Path) -> None:

@@ -290,6 +290,13 @@ def test_onnx(tmp_path, module):
         load_model(tmp_path / "m.bin", arch=ARCH)
 
 
+def _holding(buffers, persistent=True):
+    module = nn.Module()
+    for name, value in buffers.items():
+        module.register_buffer(name, value, persistent)
+    return module
+
+
 class TestFingerprint:
     def test_sees_weights_buffers_and_architecture(self):
         torch.manual_seed(0)
@@ -303,6 +310,29 @@ class TestFingerprint:
         other = fingerprint(a)
         a[1] = nn.Tanh()
         assert len({before, changed, other, fingerprint(a)}) == 4
+
+    @pytest.mark.parametrize(
+        ("one", "other"),
+        [
+            ({"a": torch.zeros(2)}, {"a": torch.zeros(2, dtype=torch.int32)}),
+            ({"a": torch.zeros(2, 3)}, {"a": torch.zeros(3, 2)}),
+            ({"a": torch.zeros(2)}, {"b": torch.zeros(2)}),
+            ({"a": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}, {"a": torch.tensor([[1.0, 3.0], [2.0, 4.0]])}),
+        ],
+        ids=["type", "shape", "name", "order of the entries"],
+    )
+    @pytest.mark.parametrize("persistent", [True, False])  # what a state dict leaves out is part of f
+    def test_buffers_that_differ_in_one_respect_are_two_models(self, one, other, persistent):
+        assert fingerprint(_holding(one, persistent)) != fingerprint(_holding(other, persistent))
+
+    def test_the_order_of_registration_strides_and_ties_are_no_other_model(self):
+        a, b = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([5.0])
+        transposed = a.T.contiguous().T
+        assert fingerprint(_holding({"a": a, "b": b})) == fingerprint(_holding({"b": b, "a": transposed}))
+        tied, copied = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        tied[1].weight = tied[0].weight
+        copied.load_state_dict(tied.state_dict())
+        assert fingerprint(tied) == fingerprint(copied)
 
     def test_half_types_and_scalars(self):
         module = nn.Linear(2, 2).bfloat16()

@@ -327,8 +327,12 @@ def _check_samples(like: Samples, given: Sequence[tuple[Samples, int]]) -> None:
         if len(samples) != count:
             raise UsageError(f"{count} rows are changed, with {len(samples)} samples; give one for each")
         shape, fits = tuple(samples.x.shape[1:]), tuple(like.x.shape[1:])
-        if shape != fits or samples.y.shape != (count,):
+        if shape != fits:
             raise UsageError(f"samples of shape {shape} do not fit a data set of {fits}")
+        if samples.y.shape != (count,):
+            raise UsageError(
+                f"labels of shape {tuple(samples.y.shape)} for {count} samples; give one for each, as a vector"
+            )
         if (samples.x.dtype, samples.y.dtype) != (like.x.dtype, like.y.dtype):
             raise UsageError(
                 f"features of {samples.x.dtype} with labels of {samples.y.dtype} do not fit a data set of {like.x.dtype} "
