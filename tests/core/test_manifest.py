@@ -231,6 +231,8 @@ Tensors = dict[str, torch.Tensor]
         ({}, {"new.x": torch.zeros(2, 3)}, r"shape \(3,\) do not fit"),
         ({}, {"new.x": torch.zeros(2, 2, 3).double()}, "convert them"),
         ({}, {"lost.x": torch.zeros(3, 2, 3)}, "2 rows are changed, with 3 samples"),
+        ({}, {"old.x": torch.zeros(3, 2, 3)}, "2 rows are changed, with 3 samples"),
+        ({}, {"new.x": torch.zeros(1, 2, 3)}, "2 rows are changed, with 1 samples"),
         ({"count": 20, "changes": {10: 18}}, {}, "it tells 20 samples of the original data, of 12"),
     ],
 )
