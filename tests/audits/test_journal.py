@@ -89,7 +89,7 @@ def test_scores_that_are_none_come_back_as_none():
     "change",
     [
         {"kind": "attacks"}, {"kind": None}, {"more": 1}, {"ids": [1]}, {"prediction": ["zero"]}, {"spent": {}},
-        {"raised": {"ids": [4]}}, {"referee": -1}, {"scores": [["inf"]]},
+        {"raised": {"ids": [4]}}, {"referee": -1}, {"scores": [["inf"], [0.0]]},
     ],
 )  # fmt: skip
 def test_what_is_no_record_is_none(change):

@@ -65,8 +65,18 @@ def _decoded(rows: Any) -> Any:
     """Scores of JSON: null is no number, and "-inf" the score of a class which is never chosen."""
     if not isinstance(rows, list | tuple):
         return rows
-    table = cast("list[list[Any]]", rows)
-    return [[math.nan if v is None else -math.inf if v == _NEVER else v for v in row] for row in table]
+    table = cast("list[Any]", rows)
+    return [[_score(v) for v in cast("list[Any]", row)] if isinstance(row, list | tuple) else row for row in table]
+
+
+def _score(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    if value == _NEVER:
+        return -math.inf
+    if isinstance(value, str | bool):  # pydantic would read "inf", "nan", "1" and true as numbers
+        raise ValueError(f'a score is a number, null or "{_NEVER}", not {value!r}')
+    return value
 
 
 def _encoded(rows: tuple[tuple[float, ...], ...]) -> list[list[float | str | None]]:
