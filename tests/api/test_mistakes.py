@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import holdfast as hf
+from holdfast.api.harden import defence_of
 from holdfast.api.verify import run_verifier
 from holdfast.attacks.evasion.white.pgd import PGD
+from holdfast.defences.adversarial_training.pgd_training import PGDTraining
 from holdfast.models import QueriesOnly
 from holdfast.models.serve import serve
 from holdfast.verification.decide import Effort
@@ -116,6 +120,50 @@ def test_what_is_no_threat(model: nn.Module, data: hf.Dataset, given, tmp_path) 
 def test_a_keyword_that_is_none(model: nn.Module, data: hf.Dataset, name: str, why: str) -> None:
     with pytest.raises(hf.HoldfastError, match=f"PGD has no parameter '{name}'. {why}"):
         hf.attack(model, data, PGD, LINF, **{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"epoch": 1}, "PGDTraining has no parameter 'epoch'. Did you mean epochs?"),
+        ({"step": 1}, "PGDTraining has no parameter 'step'. Did you mean steps"),
+        ({"eps": 0.2}, "eps is said by the threat"),
+        ({"norm": "l2"}, "norm is said by the threat"),
+    ],
+)
+def test_a_keyword_that_no_training_has(model: nn.Module, data: hf.Dataset, more, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=re.escape(why)):
+        hf.harden(model, data, "pgd_training", LINF, **more)
+
+
+def test_a_defence_is_made_for_one_threat(model: nn.Module, data: hf.Dataset) -> None:
+    made = PGDTraining(norm=hf.Norm.L2, eps=Fraction(1, 2))
+    with pytest.raises(hf.HoldfastError, match="which trains against eps 1/2, and the threat says 8/255; make it"):
+        hf.harden(model, data, made, LINF)
+    with pytest.raises(hf.HoldfastError, match="which trains against norm l2, and the threat says linf"):
+        hf.harden(model, data, made, hf.ThreatModel.of("linf", "1/2"))
+    hf.harden(model, data, PGDTraining(eps=0.1, steps=1), hf.ThreatModel.of("linf", "0.1"), epochs=1)  # type: ignore[arg-type]
+
+
+def test_a_training_keeps_to_the_range_of_the_threat(data: hf.Dataset) -> None:
+    wide = hf.ThreatModel.of("l2", "1/2", low=-1.0, high=2.0)
+    tool, _ = defence_of("pgd_training", wide, nn.Linear(2, 2), {})
+    assert isinstance(tool, PGDTraining)
+    assert (tool.norm, tool.eps, tool.low, tool.high) == (hf.Norm.L2, Fraction(1, 2), -1.0, 2.0)
+
+
+def test_a_threat_is_said_once(model: nn.Module, data: hf.Dataset, tmp_path) -> None:
+    for name, value in (("eps", "0.1"), ("norm", "l2"), ("goal", "targeted"), ("low", -1.0), ("grid", "1/255")):
+        with pytest.raises(hf.HoldfastError, match=f"{name} is said by the threat, linf <= 8/255"):
+            hf.audit(model, data, LINF, out=tmp_path / "run", **{name: value})
+    with pytest.raises(hf.HoldfastError, match=r"plan: suite: there is no suite 'fats'. Did you mean fast\?"):
+        hf.audit(model, data, LINF, out=tmp_path / "run", suite="fats")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_there_is_not_loaded(model: nn.Module) -> None:
+    with pytest.raises(hf.HoldfastError, match="a Sequential is a model already: give it to the verb as it is"):
+        hf.load_model(model)  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_there(model: nn.Module, data: hf.Dataset, tmp_path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from holdfast.api.keywords import threat_model
+from holdfast.api.keywords import OF_THE_THREAT, threat_model
 from holdfast.api.report import Report
 from holdfast.api.results import Block, Result
 from holdfast.api.voice import Progress, Voice
@@ -79,6 +79,10 @@ def audit(
         "model": named, "data": str(folder / DATA) if kept is not None else None if data is None else str(data),
         "samples": samples, "seed": seed, "device": _device(device, module), "suite": suite, "certify": certify,
     }  # fmt: skip
+    if threat is not None:
+        for name in more.keys() & OF_THE_THREAT:
+            said = threat_model(threat).describe()
+            raise UsageError(f"{name} is said by the threat, {said}; leave out {name}=, or change the threat")
     given = _threat(threat, alone=plan is None) | more | {k: v for k, v in own.items() if v is not None}
     made = _plan(plan, {k: v for k, v in given.items() if v is not None})
     if module is None and made.model is None:

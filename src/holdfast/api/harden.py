@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from holdfast.api.keywords import THREAT, kind_of, method_and_spec, threat_model
+from holdfast.api.keywords import THREAT, beside, kind_of, method_and_spec, split_spec, threat_model, tool_of
 from holdfast.api.results import Block, Result, Rows, Saved, figure
 from holdfast.api.voice import Progress, Voice
 from holdfast.core.errors import UsageError, did_you_mean
@@ -35,6 +35,7 @@ __all__ = ["HardenResult", "HardenedEpoch", "checkpoint_of", "defence_of", "hard
 
 _WEIGHTS = "hardened.safetensors"
 _SHOWN = 15
+_OF_A_BALL = frozenset({"norm", "eps", "low", "high"})  # what a defence takes of a threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def harden(
         model: a module, a loaded model or a path; its weights are where the training starts.
         data: what to train on: a `Dataset`, what `holdfast.load_data` reads, or (x, y).
         method: the defence's name, or the defence.
-        threat: norm and eps of the adversary; None for a defence that is given as an object.
+        threat: norm, eps and range of the adversary; None for a defence that is given as an object.
         out: a ``.safetensors`` file for the weights, or a folder for it; a checkpoint stands beside it meanwhile.
         epochs: passes over the data.
         batch: samples in a batch.
@@ -234,18 +235,34 @@ def defence_of(
             f"{name} is no defence that trains; 'holdfast methods {name}' says what it is. These train: "
             f"{', '.join(names('training defence'))}"
         )
+    against = {f.name for f in fields(kind)} & _OF_A_BALL  # pyright: ignore[reportArgumentType]  # every method is a dataclass
     if not isinstance(method, str | type):
+        if threat is not None:
+            _check_same(method, threat_model(threat), against)
         return method_and_spec(method, model, parameters, harden)
-    against = {f.name for f in fields(kind)} & {"norm", "eps"}  # pyright: ignore[reportArgumentType]  # every method is a dataclass
-    if threat is None and against:
+    if threat is None and "eps" in against:
         raise UsageError(f"{kind.card.title} trains against a threat; give {THREAT}")
     threat = None if threat is None else threat_model(threat)
-    from holdfast.api.keywords import parameter_values, split_spec
-
     own, spec = split_spec(kind, model, parameters)
-    needed = {} if threat is None else {name: getattr(threat, name) for name in against}
-    make: Any = kind
-    return make(**needed, **parameter_values(kind, own)), spec
+    for name in own.keys() & {"norm", "eps"}:
+        raise UsageError(f"{name} is said by the threat: {THREAT}; leave it out of the parameters of {name_of(kind)}")
+    said = {} if threat is None else {name: getattr(threat, name) for name in against}
+    return tool_of(kind, said | own, beside=beside(harden)), spec
+
+
+def _check_same(tool: object, threat: ThreatModel, names: set[str]) -> None:
+    """Refuses a threat beside a defence that was made against another one.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    for name in sorted(names):
+        own, said = getattr(tool, name), getattr(threat, name)
+        if own != said and (isinstance(own, str) or float(own) != float(said)):
+            raise UsageError(
+                f"{name_of(tool)} was given as an object, which trains against {name} {own}, and the threat says {said}; make it "
+                "with the threat's, or leave the threat out"
+            )
 
 
 def run_defence(

@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from holdfast.session.spec import ModelLike, ModelSpec
 
 __all__ = [
-    "THREAT", "kind_of", "method_and_spec", "normalisation", "parameter_values", "split_spec", "threat_model", "tool_of",
+    "OF_THE_THREAT", "THREAT", "beside", "kind_of",
+    "method_and_spec", "normalisation", "parameter_values", "split_spec", "threat_model", "tool_of",
 ]  # fmt: skip
 
 THREAT = 'ThreatModel.of("linf", "8/255")'
 """How a threat is written, for messages."""
 _NEAR = 0.7
-_OF_THE_THREAT = frozenset({"norm", "eps", "goal", "access", "low", "high", "grid"})
+OF_THE_THREAT = frozenset({"norm", "eps", "goal", "access", "low", "high", "grid"})
+"""What a threat model says, so that nothing beside it does."""
 
 
 def method_and_spec(
@@ -43,7 +45,12 @@ def method_and_spec(
         UsageError: no such method or parameter, or a value of another type.
     """
     own, spec = split_spec(kind_of(method), model, keywords)
-    return tool_of(method, own, beside=_reading() | signature(verb).parameters.keys()), spec
+    return tool_of(method, own, beside=beside(verb)), spec
+
+
+def beside(verb: Callable[..., object]) -> set[str]:
+    """The keywords of a verb that are no method's: its own, and those that say how a model is read."""
+    return _reading() | set(signature(verb).parameters)
 
 
 def split_spec(
@@ -135,7 +142,7 @@ def parameter_values(
 
 def _meant(name: str, known: Iterable[str], beside: Iterable[str]) -> str:
     """The near words: the method's own, unless one of the verb's is much nearer."""
-    if name in _OF_THE_THREAT:
+    if name in OF_THE_THREAT:
         return f"The threat says it: {THREAT}"
     near = get_close_matches(name, beside, n=1, cutoff=_NEAR)
     return did_you_mean(name, known if not near or get_close_matches(name, known, n=1, cutoff=_NEAR) else near)

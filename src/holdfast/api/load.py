@@ -49,10 +49,17 @@ def load_model(
         ModelError: the file cannot be read.
         UnsafeFileError: it would run code, and it is not trusted.
     """
-    from holdfast.api.keywords import normalisation
-    from holdfast.models.opening import open_model
-    from holdfast.session.spec import is_url, model_name
+    from torch import nn
 
+    from holdfast.api.keywords import normalisation
+    from holdfast.models.load import LoadedModel
+    from holdfast.models.opening import open_model
+    from holdfast.session.spec import described, is_url, model_name
+
+    if isinstance(path, nn.Module | LoadedModel):
+        raise UsageError(
+            f"load_model reads files, and {described(path)} is a model already: give it to the verb as it is"
+        )
     if is_url(path):
         raise UsageError(
             f"{path} is a prediction API, not a file; give its URL to the verb, with classes=... and max_queries=..."

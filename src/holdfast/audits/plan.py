@@ -371,10 +371,11 @@ class Plan(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors()[0]
+            why = first["msg"].removeprefix("Value error, ")
             if not first["loc"]:  # a combination that was refused in words
-                raise UsageError(first["msg"].removeprefix("Value error, ")) from None
+                raise UsageError(why) from None
             where = ".".join(map(str, first["loc"]))
-            raise UsageError(f"plan: {where}: {first['msg']} (got {first['input']!r})") from None
+            raise UsageError(f"plan: {where}: {why} (got {first['input']!r})") from None
 
     @classmethod
     def read(cls, path: Path, **given: Any) -> Plan:
