@@ -14,6 +14,8 @@ from torch import nn
 import holdfast as hf
 from holdfast.certifiers.complete.input_splitting import InputSplitting
 from holdfast.models.load import load_model
+from holdfast.models.zoo import digits_mlp
+from holdfast.training.checkpoint import save_weights
 
 LINF = hf.ThreatModel.of("linf", "0.1")
 L2 = hf.ThreatModel.of("l2", "0.3")
@@ -156,6 +158,18 @@ def test_an_audit_of_arrays_says_both_sides_and_stands_a_recheck(
     assert repr(other).endswith("1 fail>")
 
 
+def test_a_module_that_was_saved_since_is_the_same_model(run: hf.Report, weights: Path, tmp_path: Path) -> None:
+    again = hf.recheck(run.folder, model=weights, arch="holdfast.models.zoo:digits_mlp", trust=True)
+    assert again.ok, again.problems
+    assert any("what the model was called" in line for line in again.to_dict()["not_rederived"])
+    torch.manual_seed(7)
+    save_weights(digits_mlp(), tmp_path / "other.safetensors")
+    other = hf.recheck(
+        run.folder, model=tmp_path / "other.safetensors", arch="holdfast.models.zoo:digits_mlp", trust=True
+    )
+    assert not other.ok
+
+
 def test_a_run_is_gone_on_with_compared_and_kept_apart(run: hf.Report, model: nn.Module, data: hf.Dataset) -> None:
     again = hf.resume(run.folder, model=model)
     assert again.document.samples == run.document.samples
@@ -188,6 +202,8 @@ def test_an_audit_takes_a_plan_and_files(weights: Path, tmp_path: Path) -> None:
     assert report.headline.samples == 4
     assert report.headline.certified_robust_accuracy is None
     assert hf.recheck(tmp_path / "run").ok
+    as_a_module = hf.recheck(tmp_path / "run", model=load_model(weights, arch=arch).module)
+    assert as_a_module.ok, as_a_module.problems
 
 
 def test_access_decides_the_suite(model: nn.Module, data: hf.Dataset, tmp_path: Path) -> None:

@@ -110,6 +110,9 @@ def recheck(
     result = Recheck(not_rederived=list(_NEVER))
     try:
         report = Document.load(folder.report_file)
+        if (plan.model is None) != (model is not None):  # a module then, and its file now, or the other way round
+            context.source = report.model.source
+            result.not_rederived.append("what the model was called: it is given here in another way than to the run")
         journal = Journal(folder.journal_file, context.identity, read_only=True)
         result.problems += [f"the journal's unit {stage} of chunk {k} was altered" for stage, k in journal.altered()]
         records = journal.units()
