@@ -145,6 +145,22 @@ class TestOnnx:
         whole = open_model(str(path), output="scores", pixel=1.0).module(torch.from_numpy(levels.astype(np.float32)))
         assert np.array_equal(whole.numpy(), runtime(path, "scores", levels))
 
+    def test_uint8_inputs_are_levels_of_pixels_where_the_graph_knows_every_operation_too(self, tmp_path):
+        h, t = onnx.helper, onnx.TensorProto
+        nodes = [h.make_node("Cast", ["x"], ["f"], to=t.FLOAT), h.make_node("MatMul", ["f", "w"], ["s"])]
+        w = RNG.normal(size=(4, 3)).astype(np.float32)
+        outputs = [h.make_tensor_value_info("s", t.FLOAT, [None, 3])]
+        path = saved(tmp_path / "p.onnx", nodes, outputs, kind=t.UINT8, constants=[("w", w)])
+        levels = np.rint(X.astype(np.float64) * 255).astype(np.uint8)
+        opened = open_model(str(path))
+        assert np.array_equal(opened.module(torch.from_numpy(X)).numpy(), runtime(path, "s", levels))
+        assert "it takes uint8, and an input of 1 is the level 255" in opened.notes[0]
+        served = open_model(str(path), pixel=1.0)  # inputs that are levels already: the graph itself
+        assert answers_gradients(served.module)
+        with torch.no_grad():
+            scores = served.module(torch.from_numpy(levels.astype(np.float32)))
+        np.testing.assert_allclose(scores.numpy(), runtime(path, "s", levels), rtol=1e-5, atol=1e-3)
+
     def test_a_file_that_leaves_the_shape_of_its_input_open_takes_what_comes(self, tmp_path):
         h, t = onnx.helper, onnx.TensorProto
         x, s = h.make_tensor_value_info("x", t.FLOAT, None), h.make_tensor_value_info("s", t.FLOAT, None)

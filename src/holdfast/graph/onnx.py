@@ -22,7 +22,7 @@ from holdfast.graph.onnx_values import VALUES
 from holdfast.graph.refusals import advised, named, unreadable
 from holdfast.graph.simplify import lifted, simplify
 
-__all__ = ["Reading", "operations", "parsed", "read_onnx", "reading"]
+__all__ = ["Reading", "input_type", "operations", "parsed", "read_onnx", "reading"]
 
 CALLS: dict[str, OnnxOp] = {**VALUES, **SHAPES, **IMAGES}
 _OPSETS = range(7, 29)  # what the handlers were written for; onnxruntime promises nothing before 7
@@ -97,6 +97,13 @@ def _reading(path: str | Path, output: str | None, entries: int | None) -> Readi
 def operations(path: str | Path) -> list[tuple[str, bool]]:
     """Every operation of a file, with whether the graph knows it."""
     return _operations(parsed(path, weights=False)[0])
+
+
+def input_type(path: str | Path) -> str:
+    """The element type of the one input of a file that `read_onnx` reads, as the specification calls it."""
+    graph = parsed(path, weights=False)[0].graph
+    held = {proto.name for proto in graph.initializer}
+    return next(type_name(int(i.type.tensor_type.elem_type)) for i in graph.input if i.name not in held)
 
 
 def _operations(model: Any, needed: Container[str] | None = None) -> list[tuple[str, bool]]:

@@ -13,6 +13,7 @@ import torch
 
 from holdfast.core.errors import ModelError, UnsafeFileError, UnsupportedError, UsageError
 from holdfast.core.verdict import Subject
+from holdfast.graph.model import GraphModule
 from holdfast.models.estimator import is_estimator_file, read_estimator
 from holdfast.models.fingerprint import fingerprint
 from holdfast.models.guard import Format, admit, inspect_file
@@ -74,17 +75,31 @@ def open_model(
     if contents.format is not Format.ONNX or arch is not None:
         return load_model(path, arch=arch, normalise=normalise, binary=binary, trust=trust, device=device)
     try:
-        return load_model(path, normalise=normalise, binary=binary, device=device, output=output)
+        loaded = load_model(path, normalise=normalise, binary=binary, device=device, output=output)
     except UnsafeFileError:
         raise
     except (UnsupportedError, ModelError) as fault:
         reason = str(fault.__cause__ if isinstance(fault.__cause__, UnsupportedError) else fault)
+    else:
+        # The graph takes whole numbers as they are: it stands for a file of uint8 only where inputs are levels already.
+        if pixel == 1.0 or not _takes_uint8(path, loaded):
+            return loaded
+        reason = f"it takes uint8, and an input of 1 is the level {pixel:g}"
     try:
         why = f"the graph cannot serve it ({reason})"
         model = OnnxRuntime(path, output=output, classes=classes, pixel=pixel, why=why)
     except ModelError as fault:
         raise ModelError(f"{reason}; and {fault}") from None
     return _asked(model, name, Format.ONNX, normalise, binary, trusted=False)
+
+
+def _takes_uint8(path: Path, loaded: LoadedModel) -> bool:
+    whole = any(isinstance(part, GraphModule) and part.graph.whole for part in loaded.module.modules())
+    if not whole:
+        return False
+    from holdfast.graph.onnx import input_type  # needs the onnx package, which has read the file by now
+
+    return input_type(path) == "uint8"
 
 
 def _asked(
