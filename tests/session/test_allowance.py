@@ -7,9 +7,12 @@ import torch
 from torch import nn
 
 from holdfast.core.errors import BudgetError, UsageError
+from holdfast.core.problem import Problem
 from holdfast.core.registry import card
+from holdfast.core.sets import LpBall
 from holdfast.core.threat import Access, Goal, Norm, ThreatModel
 from holdfast.judge.ledger import Budget
+from holdfast.judge.referee import Referee
 from holdfast.models.http import HttpModel
 from holdfast.models.queries_only import QueriesOnly
 from holdfast.session import ModelSpec, open_session
@@ -114,3 +117,17 @@ def test_a_model_that_runs_here_is_asked_as_often_as_the_session_says():
     for queries in (None, 7):
         session = open_session(nn.Linear(2, 2), DATA, THREAT, queries=queries)
         assert allowance(session, SimpleNamespace(queries=3), "Toy") == (Budget(queries=queries), "")
+
+
+def test_what_is_kept_for_the_referee_is_the_most_that_it_asks_about_one_claim():
+    seen = []
+
+    def never(x):
+        seen.append(len(x))
+        return torch.tensor([[1.0, 0.0]]).expand(len(x), 2)
+
+    x = torch.tensor([[0.5, 0.5]])
+    problem = Problem.of(x, torch.tensor([0]), LpBall.uniform(Norm.LINF, 0.25, 1))
+    judged = Referee(never, batch=of_api(1).referee().batch, exact=False).judge(problem, x + 0.125)
+    assert not judged.holds.any()
+    assert sum(seen) == judged.forwards == JUDGED

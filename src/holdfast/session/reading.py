@@ -71,6 +71,7 @@ def open_data(data: DataLike, *, class_names: tuple[str, ...] | None = None, tab
     """A data set from what a caller names; columns of a table in units of their ranges.
 
     Raises:
+        UsageError: neither of these, or not a pair.
         DataError: nothing there, or no samples with labels.
 
     Example:

@@ -29,7 +29,7 @@ class SmoothedPredictor:
         self._g = Smoothed(self._ask, sigma, seed)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(m, \\*features) -> (m, K) float32."""
+        """(m, \\*features) -> (m, K) in the dtype of x."""
         votes = self._g.votes(x, [0] * len(x), _DRAWS, "judge")
         top = votes.topk(2, dim=1).values.cpu().numpy()
         abstains = torch.as_tensor(binomial_p_value(top[:, 0], top.sum(1), 0.5) > _ALPHA, device=x.device)

@@ -49,6 +49,9 @@ class Overlay(Trigger):
         """Args:
         mask: in [0, 1], of a shape that broadcasts to one input, such as (H, W).
         pattern: in the range of the data, likewise.
+
+        Raises:
+            UsageError: a value of the mask leaves [0, 1].
         """
         super().__init__()
         if not bool(((mask >= 0) & (mask <= 1)).all()):
@@ -84,6 +87,9 @@ class Overlay(Trigger):
             pattern: (\\*features), in the range of the data.
             opacity: its share, above 0 and at most 1.
 
+        Raises:
+            UsageError: another opacity.
+
         Example:
             >>> Overlay.blend(torch.ones(2), 0.25).stamp(torch.tensor([[0.0, 1.0]])).tolist()
             [[0.25, 1.0]]
@@ -106,6 +112,8 @@ class Overlay(Trigger):
 class Sinusoid(Trigger):
     """``clip(x + amplitude sin(2 pi frequency j / W))`` in column j of W (SIG, Barni et al. 2019).
 
+    What is no image (n, C, H, W) is refused when it is stamped, and so is a width in which the wave is 0 in every column.
+
     Example:
         >>> Sinusoid(0.25, 1.0).stamp(torch.full((1, 1, 1, 4), 0.5)).flatten().tolist()
         [0.5, 0.75, 0.5, 0.25]
@@ -119,6 +127,9 @@ class Sinusoid(Trigger):
         frequency: waves across the image.
         low: least value of a feature.
         high: largest value.
+
+        Raises:
+            UsageError: the amplitude is not above 0.
         """
         super().__init__()
         if not amplitude > 0:

@@ -63,7 +63,9 @@ class FeatureSqueezing(Detector):
                 f"{self.card.title} takes 1 to 8 bits and windows of 2 or 3, got {self.bits} and {self.window}"
             )
         if not 0 < self.false_positives < 1:
-            raise UsageError(f"the share of false positives lies between 0 and 1, got {self.false_positives}")
+            raise UsageError(
+                f"the share of false positives lies between 0 and 1, got {self.false_positives}; give one such as 0.05"
+            )
 
     @override
     def fit(self, model: nn.Module, data: Dataset) -> Self:
