@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
 from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.core.cards import parameter
 from holdfast.core.errors import UsageError
+from holdfast.core.threat import Access
+from holdfast.numerics.project import project
 from holdfast.testing import ContractError, check_attack, parametrize_with_checks
 
 # pairs that take four seconds and more; make test-all runs them
@@ -146,12 +149,115 @@ class Careless(PGD):
         pass
 
 
+@dataclass(frozen=True)
+class Inverse(PGD):
+    """Counts its steps in a size that may be none."""
+
+    def start(self, ask):
+        assert 1 / float(ask.problem.set.eps.min()) > 0
+        return super().start(ask)
+
+
+@dataclass(frozen=True)
+class Shy(PGD):
+    """Does not dare to move in a large set."""
+
+    def step(self, ask, state):
+        after, small = super().step(ask, state), ask.problem.set.eps < 0.1
+        return replace(after, x=torch.where(ask.problem.flat(small), after.x, ask.problem.x))
+
+
+@dataclass(frozen=True)
+class OneSize(PGD):
+    """Takes the smallest set for that of every sample."""
+
+    def step(self, ask, state):
+        after, least = super().step(ask, state), float(ask.problem.set.eps.min())
+        return replace(after, x=ask.problem.x + (after.x - ask.problem.x).clamp(-least, least))
+
+
+@dataclass(frozen=True)
+class Unmasked(PGD):
+    """Gives up where some features must stay."""
+
+    def step(self, ask, state):
+        after = super().step(ask, state)
+        return after if ask.problem.set.mask is None else replace(after, x=ask.problem.x)
+
+
+@dataclass(frozen=True)
+class Aimless(PGD):
+    """Flees the label, whatever the target."""
+
+    def step(self, ask, state):
+        def away(scores, y, target):
+            return -scores.gather(1, y.view(-1, 1)).squeeze(1)
+
+        gradient = ask.gradient(state.x, away).grad
+        return replace(state, x=project(ask.problem.ball, state.x + 0.1 * gradient.sign(), ask.problem.x))
+
+
+@dataclass(frozen=True)
+class ThreeClasses(PGD):
+    """Looks at the three best classes."""
+
+    def step(self, ask, state):
+        ask.scores(state.x).scores.topk(3)
+        return super().step(ask, state)
+
+
+@dataclass(frozen=True)
+class Unkeyed(PGD):
+    """Draws a part of each step from NumPy's global generator."""
+
+    def step(self, ask, state):
+        after = super().step(ask, state)
+        return replace(after, x=project(ask.problem.ball, after.x - 0.1 * np.random.random(), ask.problem.x))
+
+
+@dataclass(frozen=True)
+class Peeks(PGD):
+    """Says that it needs labels alone, and asks for gradients."""
+
+    card = replace(PGD.card, access=Access.HARD_LABEL)
+
+
+@dataclass(frozen=True)
+class Smuggles(PGD):
+    """Goes round the ask to the model itself."""
+
+    def step(self, ask, state):
+        ask._oracle.logits.__self__.served.model(state.x)
+        return super().step(ask, state)
+
+
+@dataclass(frozen=True)
+class Divides(PGD):
+    """Divides by the length of a gradient that may be zero."""
+
+    def step(self, ask, state):
+        gradient = ask.gradient(state.x).grad
+        return replace(
+            super().step(ask, state), x=state.x + gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        )
+
+
 @pytest.mark.parametrize(
     ("attack", "check", "message"),
     [
         (Idle, "inside", "nothing found"),
         (Idle, "beats-noise", "random noise breaks"),
+        (Inverse, "eps-zero", "ZeroDivisionError"),
+        (Shy, "monotone", "success must grow with eps"),
+        (OneSize, "per-sample-eps", "no large one broke"),
+        (Unmasked, "mask-and-bounds", "three quarters of the features free"),
+        (Aimless, "targeted", "that only flees the label"),
+        (ThreeClasses, "few", "RuntimeError"),
+        (Divides, "no-gradient", "asked about values that are not finite"),
         (GlobalNoise, "order", "in another order"),
+        (Unkeyed, "seeds", "the same seed gave another result"),
+        (Peeks, "access", "AttributeError"),
+        (Smuggles, "ledger", "forwards charged"),
         (Shared, "slots", "with Settings"),
         (Backward, "untouched", "gradients were left"),
         (Boasts, "affine", "the card promises half"),

@@ -257,6 +257,15 @@ class Unfitted(FeatureSqueezing):
         return replace(self, threshold=self.threshold or 0.3)._distance(model, x)
 
 
+@breaches.of(same_again="it scores differently")
+class Wavers(FeatureSqueezing):
+    """Draws a part of its threshold."""
+
+    def fit(self, model, data):
+        made = super().fit(model, data)
+        return replace(made, threshold=made.threshold + 0.01 * float(torch.rand(1)))
+
+
 @breaches.of(fits="fitting changed the detector itself")
 class Learns(FeatureSqueezing):
     """Remembers the fit in itself."""
@@ -373,6 +382,15 @@ class Unnamed(Remembered):
     """Signs as the method that it was copied from."""
 
 
+@breaches.of(without_data="AttributeError")
+class NeedsData(Remembered):
+    """Needs data, and does not say so."""
+
+    def inspect(self, model, data=None):
+        bright = float(data.x.mean())
+        return replace(super().inspect(model, data), score=bright)
+
+
 @breaches.of(finding="the score of a class is not finite")
 class Unreached(Remembered):
     """Has no number for a class that it did not reach."""
@@ -445,6 +463,15 @@ class Moody(Remembered):
 
 
 # repairs
+
+
+@breaches.of(blind="reads the manifest")
+class Informed(FinePruning):
+    """Reads the manifest."""
+
+    def repair(self, model, data):
+        assert data.manifest
+        return super().repair(model, data)
 
 
 @breaches.of(changes="it changes nothing", removes="the trigger's success falls")

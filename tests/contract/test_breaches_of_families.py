@@ -1,15 +1,18 @@
 """The suites of shared and of semantic attacks must notice what is planted here."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from planted import Breaches, noticed
+from torch import nn
 
 from holdfast.attacks.evasion.semantic.brightness_contrast import LightShift
 from holdfast.attacks.evasion.universal.sgd_uap import SgdUap
+from holdfast.attacks.evasion.white.pgd import PGD
 from holdfast.attacks.shared import Applied, Artefact
+from holdfast.core.threat import Goal
 from holdfast.transforms.colour import BrightnessContrast
 
 breaches = Breaches()
@@ -91,7 +94,120 @@ class Borrowed(SgdUap):
         return Artefact("uap", {"v": state.v})
 
 
+@breaches.of(ledger="the ledger says")
+class Smuggles(SgdUap):
+    """Goes round the asks to the model itself."""
+
+    def step(self, asks, state, step):
+        asks[0]._oracle.logits.__self__.served.model(asks[0].problem.x)
+        return super().step(asks, state, step)
+
+
+@breaches.of(eps_zero="the clean input must come back")
+class Brightens(SgdUap):
+    """Lightens everything a little."""
+
+    def apply(self, artefact, x, draws, problem=None):
+        return Applied(super().apply(artefact, x, draws, problem).x + 0.01)
+
+
 # semantic attacks
+
+
+@breaches.of(axes="names of their own")
+class Twins(LightShift):
+    """Two parameters that nobody can tell apart."""
+
+    def transform(self, shape):
+        made = super().transform(shape)
+        made.axes = (made.axes[0], replace(made.axes[1], name=made.axes[0].name))
+        return made
+
+
+class Inverted(nn.Module):
+    """The negative."""
+
+    def forward(self, x):
+        return 1 - x
+
+
+@breaches.of(upheld="that the model gets right")
+class Elsewhere(LightShift):
+    """Searches on another model than the one it was given, and is judged there."""
+
+    def prepare(self, x, y, model, known, seed):
+        inverted = nn.Sequential(Inverted(), model)
+        return replace(super().prepare(x, y, model, known, seed), attacked=inverted)
+
+
+@dataclass(frozen=True)
+class Shy(PGD):
+    """Does not dare to move in a large set."""
+
+    def step(self, ask, state):
+        after = super().step(ask, state)
+        return replace(after, x=torch.where(ask.problem.flat(ask.problem.set.eps < 0.5), after.x, ask.problem.x))
+
+    def finalize(self, ask, state):
+        return ask.problem.x
+
+
+class TwiceAsked(nn.Module):
+    """Asks the model it holds twice."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        self.model(x)
+        return self.model(x)
+
+
+@breaches.of(ledger="the model saw")
+class Doubles(LightShift):
+    """Asks twice, and is charged once."""
+
+    def prepare(self, x, y, model, known, seed):
+        return replace(super().prepare(x, y, model, known, seed), attacked=TwiceAsked(model))
+
+
+@breaches.of(works="it breaks 0% of the digits")
+class Timid(LightShift):
+    """Changes hardly anything."""
+
+    def transform(self, shape):
+        return BrightnessContrast(1e-6, 1e-6)
+
+
+@breaches.of(range="fewer are broken in a larger range")
+class Narrow(LightShift):
+    """Finds nothing where it may do much."""
+
+    def transform(self, shape):
+        return BrightnessContrast(1.0, 1.0)
+
+    def search(self, transform):
+        return Shy(steps=8, random_start=False)
+
+
+@breaches.of(targets="it must refuse targets")
+class AnyGoal(LightShift):
+    """Takes targets, which its card does not know."""
+
+    card = replace(LightShift.card, goals=(Goal.UNTARGETED,))
+
+    def check(self, x, goal):
+        super().check(x, Goal.UNTARGETED)
+
+
+@breaches.of(few="IndexError")
+class Compares(LightShift):
+    """Looks at the second image first."""
+
+    def prepare(self, x, y, model, known, seed):
+        x[1]
+        return super().prepare(x, y, model, known, seed)
 
 
 @breaches.of(refuses="it must refuse values outside")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from holdfast.attacks.attack import Attack
 from holdfast.attacks.engine import Run, Settings, run
@@ -138,7 +139,9 @@ def _targeted(case: AttackCase) -> None:
     net().train()
     require(torch.equal(label[out.found], target[out.found]), "a targeted witness is not of its own sample's target")
     black = case.card.access is Access.HARD_LABEL
-    require(black or breaks(out), f"no target reached at eps {4 * EPS[case.norm]}")
+    hits = int((out.found & (out.distance > 0)).sum())
+    what = f"{hits} of {SAMPLES} targets are reached at eps {4 * EPS[case.norm]}"
+    require(black or hits >= SAMPLES // 4, f"{what}, as many as an attack meets that only flees the label")
 
 
 # what must not matter
@@ -205,11 +208,25 @@ def _few(case: AttackCase) -> None:
         require(breaks(out), f"nothing found with {what}, where half of the set is adversarial")
 
 
+class _Constant(AffineModel):
+    """Says class 3 to everything, and whether it was asked about what is no number: the archive keeps no such row."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(10, 64).double(), torch.eye(10)[3].double())
+        self.finite = True
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, 10) scores."""
+        self.finite &= bool(x.isfinite().all())
+        return super().forward(x)
+
+
 def _no_gradient(case: AttackCase) -> None:
     x, y = digits(4)
-    constant = AffineModel(torch.zeros(10, 64).double(), torch.eye(10)[3].double())
+    constant = _Constant()
     out = case.run(Problem.of(x, y, case.ball(4)), constant)
-    require(out.x.isfinite().all(), "a constant model (zero gradient) led to values that are not finite")
+    require(constant.finite, "a constant model (zero gradient) was asked about values that are not finite")
     require(torch.equal(out.found, y != 3), "a constant model: only samples that it misclassifies are adversarial")
     broken = AffineModel(torch.full((10, 64), float("nan")).double(), torch.zeros(10).double())
     out = case.run(Problem.of(x, y, case.ball(4)), broken)
