@@ -65,6 +65,28 @@ def test_a_model_worse_than_guessing_is_refused_unless_it_is_wanted_or_untrained
     assert look_at(wrong.train(), DATA, THREAT, trained=False) == []
 
 
+class OfLevels(nn.Module):
+    """Was trained on levels from 0 to 255, and is right on three quarters of the rows that are given as shares of 1."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.flatten(1)[:, 0], x.flatten(1)[:, 1]
+        score = torch.where(second > 0.5, first, 255 * first) - 127.5
+        return torch.stack([-score, score], 1)
+
+
+def test_a_slip_in_the_preprocessing_is_warned_of_but_for_a_model_whose_accuracy_says_nothing():
+    x = torch.rand(200, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    data = Dataset.of(x, (x[:, 0, 0, 0] > 0.5).long())
+    (said,) = look_at(OfLevels().eval(), data, THREAT)
+    assert said.startswith("warning: the preprocessing seems to be off. ")
+    assert "--normalise" in said
+    assert look_at(OfLevels().eval(), data, THREAT, trained=False) == []
+
+
+def test_what_is_worth_knowing_and_needs_nothing_is_no_warning():
+    assert look_at(Sides().eval(), Dataset.of(X, Y, notes=("it was cut",)), THREAT) == []
+
+
 def test_an_api_is_not_asked_and_its_data_are_looked_at():
     api = HttpModel("https://here.example/predict", classes=2, max_queries=1)  # who asked it would fail
     assert look_at(api, DATA, THREAT, classes=2) == []

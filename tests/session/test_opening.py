@@ -101,6 +101,14 @@ def test_names_of_classes_reach_data_of_every_kind(tmp_path):
         assert session.problem_of(data).x.shape == (3, 2)
 
 
+def test_labels_that_are_names_are_numbered_as_the_caller_orders_them(tmp_path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b,label\n0.0,0.5,left\n1.0,0.25,right\n0.5,0.5,right\n")
+    for names, y in ((("right", "left"), [1, 0, 0]), (("left", "right"), [0, 1, 1])):
+        session = open_session(ModelSpec(model=linear(), class_names=names), rows, THREAT)
+        assert session.data.y.tolist() == session.problem_of(rows).y.tolist() == y
+
+
 def test_columns_are_put_in_units_of_their_ranges_and_the_model_gets_their_own_values_back():
     own = torch.tensor([[20.0, 500.0], [60.0, 0.0], [30.0, 1000.0]])
     model = linear()
