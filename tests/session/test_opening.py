@@ -17,7 +17,7 @@ from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
 from holdfast.models.queries_only import QueriesOnly
 from holdfast.models.serve import serve
-from holdfast.models.wrap import Normalisation
+from holdfast.models.wrap import Normalisation, Ranged
 from holdfast.models.zoo import digits_mlp
 from holdfast.session import ModelSpec, Surrogates, open_session
 from holdfast.session.opening import check_radius_max
@@ -248,6 +248,19 @@ def test_an_api_that_was_opened_before_says_itself_what_it_answers():
     assert (
         open_session(HttpModel(url, classes=3, max_queries=1, access="labels"), (X, Y), THREAT).spec.answers == "labels"
     )
+
+
+@pytest.mark.parametrize(("more", "said"), [({"table": COLUMNS}, "a table"), ({"normalise": NORMALISED}, "a norm")])
+def test_an_api_that_is_open_already_is_not_sent_what_it_was_not_opened_for(more, said):
+    """It would be asked about shares of ranges where it takes ages, and every figure would be of another model."""
+    with serve(linear()) as served:
+        api = HttpModel(served.url, classes=2, max_queries=9)
+        with pytest.raises(UsageError, match=f"with nothing done to its rows, and {said}.*name its URL"):
+            open_spec(ModelSpec(model=api, **more), CPU)
+        own = Ranged.of(nn.Identity(), COLUMNS)
+        prepared = HttpModel(served.url, classes=2, max_queries=9, before=own)
+        base = open_spec(ModelSpec(model=prepared, **more), CPU).base
+        torch.testing.assert_close(base(X), linear()(own(X)).log_softmax(1).detach())
 
 
 def test_the_token_goes_to_a_host_that_the_caller_named_himself_alone(monkeypatch):

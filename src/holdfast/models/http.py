@@ -140,6 +140,11 @@ class HttpModel:
         self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="holdfast-http")
 
     @property
+    def changes_rows(self) -> bool:
+        """Something is done to rows before they are sent."""
+        return self._before is not None
+
+    @property
     def subject(self) -> Subject:
         """The API by its address; what lies behind it cannot be hashed."""
         return Subject("model", hashlib.sha256(self.url.encode()).hexdigest(), f"API at {self.url}, weights unknown")

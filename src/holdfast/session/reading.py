@@ -116,6 +116,7 @@ def open_spec(
     if model is None:
         raise UsageError("no model: give --model FILE --arch MODULE:FUNCTION, or from Python the module itself")
     if isinstance(model, HttpModel):
+        _check_rows_sent(model, spec)
         return OpenedModel(base=model, subject=model.subject, source=model.url)
     if isinstance(model, LoadedModel):
         return _opened(model, spec, device)
@@ -153,6 +154,16 @@ def device_of(model: object) -> torch.device:
     module = model.module if isinstance(model, LoadedModel) else model
     tensors = (*module.parameters(), *module.buffers()) if isinstance(module, nn.Module) else ()
     return next((t.device for t in tensors), torch.device("cpu"))
+
+
+def _check_rows_sent(api: HttpModel, spec: ModelSpec) -> None:
+    """Nothing can be put before an API that is open: it would get shares of ranges for the columns' own values."""
+    said = "a table" if spec.table is not None else "a normalisation" if spec.normalise is not None else ""
+    if said and not api.changes_rows:
+        raise UsageError(
+            f"{api.url} was opened with nothing done to its rows, and {said} changes what it is to be sent; name its URL "
+            "instead, or open it with HttpModel(..., before=what turns inputs into rows)"
+        )
 
 
 def _own(model: nn.Module | LoadedModel | str | Path, arch: str | None, trust: bool, device: torch.device) -> nn.Module:
