@@ -1,4 +1,4 @@
-"""Completion in a shell, and help that waits for nothing."""
+"""Completion in a shell, help that waits for nothing, and output that nobody reads on."""
 
 from __future__ import annotations
 
@@ -40,3 +40,16 @@ def test_help_imports_nothing_heavy() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert not {"torch", "numpy", "pydantic", "scipy", "yaml", "jinja2"} & set(json.loads(said.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("words", [("methods", "pgd"), ("methods",)])
+def test_a_reader_who_has_enough_is_told_nothing(words: tuple[str, ...]) -> None:
+    end, start = os.pipe()
+    os.close(end)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "holdfast", *words], stdout=start, stderr=subprocess.PIPE, text=True, check=False
+        )
+    finally:
+        os.close(start)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -101,6 +101,10 @@ def _watch(command: Any) -> None:
         try:
             return run(*given, **options)
         except SystemExit as error:
+            if isinstance(
+                error.__context__, BrokenPipeError
+            ):  # rich's: who read the output, as `head` does, has enough
+                raise
             raise ModelError(
                 f"code that the model or its data need ended the program (sys.exit({error.code!r})); let it raise an "
                 "exception, or return"
