@@ -67,6 +67,10 @@ def test_everything_that_was_said_stands_in_the_session():
     assert session.radius_max == session.largest_radius == Fraction(3, 10)
     assert session.notes == ("it said something", "it was cut")
     assert session.device == torch.device("meta")
+    elsewhere = Silent()
+    elsewhere.register_buffer("scale", torch.zeros(1, device="meta"))
+    assert open_session(elsewhere, (X, Y), THREAT).device == torch.device("meta")  # where the model is
+    assert open_session(Silent(), (X, Y), THREAT).device == CPU
     assert open_session(linear(), (X, Y), THREAT).largest_radius == Fraction(1, 5)
 
 

@@ -84,7 +84,10 @@ def open_model(
         # The graph takes whole numbers as they are: it stands for a file of uint8 only where inputs are levels already.
         if pixel == 1.0 or not _takes_uint8(path, loaded):
             return loaded
-        reason = f"it takes uint8, and an input of 1 is the level {pixel:g}"
+        reason = (
+            f"it takes uint8, and an input of 1 is the level {pixel:g}; data in levels, under a threat with high=255, keep "
+            "its gradients"
+        )
     try:
         why = f"the graph cannot serve it ({reason})"
         model = OnnxRuntime(path, output=output, classes=classes, pixel=pixel, why=why)
