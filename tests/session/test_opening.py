@@ -1,5 +1,6 @@
 """What is opened is what was named: nothing that a caller said of model, data and device is lost on the way."""
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -15,6 +16,7 @@ from holdfast.data.dataset import Dataset
 from holdfast.data.table import Table
 from holdfast.models.http import HttpModel
 from holdfast.models.load import load_model
+from holdfast.models.paid import PaidAnswers
 from holdfast.models.queries_only import QueriesOnly
 from holdfast.models.serve import serve
 from holdfast.models.wrap import Normalisation, Ranged
@@ -170,12 +172,15 @@ def test_a_model_that_can_only_be_asked_is_asked_as_it_is_unless_its_inputs_are_
 def test_a_loaded_model_keeps_its_source_and_is_read_as_is_said_now(file):
     loaded = load_model(file, arch="holdfast.models.zoo:digits_mlp")
     x = torch.rand(2, 1, 8, 8)
+    loaded = replace(loaded, notes=("it was found so",))
     plain = open_spec(ModelSpec(model=loaded), CPU)
     assert (plain.subject, plain.source, plain.notes) == (loaded.subject, loaded.source, loaded.notes)
     changed = open_spec(ModelSpec(model=loaded, normalise=NORMALISED), CPU)
     torch.testing.assert_close(changed.base(x), loaded.module((x - 0.5) / 0.25))
     assert (changed.source, changed.notes) == (loaded.source, loaded.notes)
     assert changed.subject != loaded.subject
+    in_columns = open_spec(ModelSpec(model=loaded, table=COLUMNS), CPU)
+    assert in_columns.subject not in (loaded.subject, changed.subject)
     from_file = ModelSpec(model=file, arch="holdfast.models.zoo:digits_mlp", normalise=NORMALISED)
     torch.testing.assert_close(open_spec(from_file, CPU).base(x), changed.base(x))
 
@@ -190,6 +195,30 @@ def test_a_pickle_is_not_opened_unless_it_is_trusted(tmp_path):
     torch.testing.assert_close(trusted(X), linear()(X))
     own = open_surrogates(Surrogates(models=(tmp_path / "m.pt",), trust=True), CPU)
     torch.testing.assert_close(own(X), linear()(X))
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_file_with_one_output_is_read_as_the_caller_says_it_is_meant(tmp_path, loaded):
+    one = nn.Linear(2, 1)
+    torch.save(one, tmp_path / "m.pt")
+    s = one(X)
+    model = load_model(tmp_path / "m.pt", trust=True) if loaded else tmp_path / "m.pt"
+    for binary, wanted in (("logit", [torch.zeros_like(s), s]), ("probability", [1 - s, s])):
+        base = open_spec(ModelSpec(model=model, trust=True, binary=binary), CPU).base
+        torch.testing.assert_close(base(X), torch.cat(wanted, 1))
+
+
+def test_answers_that_were_paid_for_are_not_asked_again(tmp_path):
+    with serve(linear()) as served:
+        answers = []
+        for _ in range(2):
+            paid = PaidAnswers(tmp_path / "paid.sqlite", "a run", lambda: True)
+            api = open_spec(ModelSpec(model=served.url, classes=2, max_queries=9), CPU, paid=paid).base
+            assert isinstance(api, HttpModel)
+            api.begin("a unit")
+            answers.append(api(X))
+        assert torch.equal(*answers)
+        assert served.rows == len(X)
 
 
 def test_no_model_is_refused_with_what_to_give():
@@ -278,7 +307,9 @@ def test_the_token_goes_to_a_host_that_the_caller_named_himself_alone(monkeypatc
     assert open_spec(ModelSpec(model=url, classes=2, max_queries=1), CPU).source == url
 
 
-@pytest.mark.parametrize(("low", "high", "levels"), [(0.0, 1.0, 255.0), (0.0, 255.0, 1.0), (0.0, 5.0, 51.0)])
+@pytest.mark.parametrize(
+    ("low", "high", "levels"), [(0.0, 1.0, 255.0), (0.0, 255.0, 1.0), (0.0, 5.0, 51.0), (-1.0, 3.0, 255.0)]
+)
 def test_a_file_of_pixels_gets_levels_and_answers_by_the_output_that_is_asked_for(tmp_path, low, high, levels):
     h, t = onnx.helper, onnx.TensorProto
     kinds = {"x": t.UINT8, "a": t.FLOAT, "b": t.FLOAT}
@@ -286,7 +317,7 @@ def test_a_file_of_pixels_gets_levels_and_answers_by_the_output_that_is_asked_fo
     nodes = [h.make_node("Cast", ["x"], ["a"], to=t.FLOAT), h.make_node("Neg", ["a"], ["b"])]
     graph = h.make_graph(nodes, "g", infos[:1], infos[1:])
     onnx.save(h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
-    x = torch.tensor([[0.0, 1.0], [0.2, 0.4]]) * high
+    x = torch.tensor([[0.0, 255.0], [51.0, 102.0]]) / levels
     threat = ThreatModel.of("linf", "0.1", low=low, high=high)
     for output, sign in (("a", 1.0), ("b", -1.0)):
         session = open_session(ModelSpec(model=tmp_path / "m.onnx", output=output), (x, [0, 1]), threat)
