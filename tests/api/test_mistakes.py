@@ -332,3 +332,20 @@ def test_an_audit_whose_budget_ends_says_that_no_attack_came_to_its_end(
     assert not report.document.complete
     scope = next(f.message for f in report.document.findings if f.code == "report.scope")
     assert "no attack: none came to its end" in scope
+
+
+def test_a_surrogate_s_weights_want_their_own_architecture(model: nn.Module, data: hf.Dataset, weights: Path) -> None:
+    with pytest.raises(hf.HoldfastError, match=r"the surrogate: .* holds weights alone.*from Python give it loaded"):
+        hf.attack(model, data, "di_fgsm", LINF, surrogate=weights)
+
+
+@pytest.mark.parametrize(
+    ("also", "why"),
+    [
+        ([nn.Linear(2, 2)], "more models are given by name: also={'second': module}; got a list"),
+        ({"second": "model.onnx"}, "also: second is 'model.onnx', and must be a module"),
+    ],
+)
+def test_more_models_are_modules_with_names(model: nn.Module, data: hf.Dataset, also, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=re.escape(why)):
+        hf.attack(model, data, "min_max", LINF, also=also)

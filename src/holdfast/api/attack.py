@@ -127,9 +127,31 @@ def attack(
     )  # fmt: skip
     open_with(session, voice, anyway=anyway, trained=not detector)
     options = AttackOptions(
-        bounded=isinstance(threat, ThreatModel), detector=detector, train_data=train_data, also=also or {}
+        bounded=isinstance(threat, ThreatModel), detector=detector, train_data=train_data, also=_named(also)
     )
     return run_attack(session, tool, options, voice)
+
+
+def _named(models: Mapping[str, nn.Module] | None) -> Mapping[str, nn.Module]:
+    """More models, by name.
+
+    Raises:
+        UsageError: they have none, or are no modules.
+    """
+    from torch import nn
+
+    from holdfast.session.spec import described
+
+    if models is None:
+        return {}
+    if not isinstance(models, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]  # people give anything
+        raise UsageError(f"more models are given by name: also={{'second': module}}; got {described(models)}")
+    for name, model in models.items():
+        if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]  # people give anything
+            raise UsageError(
+                f"also: {name} is {described(model)}, and must be a module: hf.load_model(FILE, ...).module"
+            )
+    return models
 
 
 def _threat(threat: ThreatModel | Norm | str | None) -> ThreatModel:

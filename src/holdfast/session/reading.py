@@ -169,11 +169,15 @@ def _check_rows_sent(api: HttpModel, spec: ModelSpec) -> None:
 def _own(model: nn.Module | LoadedModel | str | Path, arch: str | None, trust: bool, device: torch.device) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    return (
-        model.module
-        if isinstance(model, LoadedModel)
-        else load_model(model, arch=arch, trust=trust, device=device).module
-    )
+    if isinstance(model, LoadedModel):
+        return model.module
+    try:
+        return load_model(model, arch=arch, trust=trust, device=device).module
+    except UsageError as fault:
+        raise UsageError(
+            f"the surrogate: {fault}. Of a surrogate it is said by --surrogate-arch; from Python give it loaded: "
+            "surrogate=hf.load_model(FILE, arch=...)"
+        ) from None
 
 
 def _module(model: nn.Module, spec: ModelSpec, device: torch.device) -> OpenedModel:
