@@ -334,6 +334,12 @@ class TestFingerprint:
         copied.load_state_dict(tied.state_dict())
         assert fingerprint(tied) == fingerprint(copied)
 
+    def test_a_module_without_numbers_has_none(self):
+        with pytest.raises(
+            ModelError, match=r"'0.bias' is on the meta device.*load_state_dict\(weights, assign=True\)"
+        ):
+            fingerprint(nn.Sequential(nn.Linear(2, 2)).to("meta"))
+
     def test_half_types_and_scalars(self):
         module = nn.Linear(2, 2).bfloat16()
         module.register_buffer("scale", torch.tensor(3))

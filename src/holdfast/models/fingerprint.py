@@ -8,6 +8,8 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from holdfast.core.errors import ModelError
+
 __all__ = ["fingerprint"]
 
 
@@ -17,6 +19,9 @@ def fingerprint(module: nn.Module) -> str:
     Buffers count even if a state dict leaves them out: a normalisation's mean is part of f. Device and mode do not
     count. What is invisible here is the code of ``forward`` and attributes that ``extra_repr`` does not print.
 
+    Raises:
+        ModelError: a tensor is on the meta device, which holds no numbers.
+
     Example:
         >>> a, b = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> fingerprint(a) == fingerprint(b), fingerprint(a) == fingerprint(a.eval())
@@ -25,6 +30,11 @@ def fingerprint(module: nn.Module) -> str:
     digest = hashlib.sha256(repr(module).encode())
     named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
     for name, tensor in sorted(named, key=lambda item: item[0]):
+        if tensor.is_meta:
+            raise ModelError(
+                f"'{name}' is on the meta device, which holds no numbers; load the weights first, for example with "
+                "load_state_dict(weights, assign=True)"
+            )
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(_bytes(tensor))
     return digest.hexdigest()
