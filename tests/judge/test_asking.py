@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,11 @@ def test_whole_numbers_and_yes_and_no_are_scores_of_the_default_type() -> None:
         read = scores_of(answer, 1, Misclassified())
         assert read.dtype is torch.get_default_dtype()
         assert torch.equal(read, answer.to(read.dtype))
+
+
+def test_a_sparse_answer_is_filled_up() -> None:
+    answer = torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+    assert torch.equal(scores_of(answer.to_sparse(), 2, Misclassified()), answer)
 
 
 def test_a_regression_may_answer_a_number_or_a_column() -> None:
@@ -147,6 +153,10 @@ def test_labels_and_targets_beyond_the_last_class_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=why):
         check_classes(_problem(y, criterion, target), columns)
+
+
+def test_no_samples_have_no_label_beyond_the_last_class() -> None:
+    check_classes(_problem([7], Misclassified()).select(np.arange(0)), 3)
 
 
 def test_a_detector_beside_one_class_leaves_no_decision() -> None:
