@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from holdfast.judge.outcome import Outcome
     from holdfast.session.session import Session
 
-__all__ = ["AttackResult", "SampleAttackResult", "a_sample"]
+__all__ = ["AttackResult", "SampleAttackResult", "a_sample", "wrong_already"]
 
 _PICTURES = 12
 
@@ -186,8 +186,7 @@ class SampleAttackResult(AttackResult):
             f"{self.title}: {a['norm']} {bound}, seed {a['seed']}",
             figure(
                 "success",
-                f"{a['success']:.1%}   ({a['broken']} of {counted(a['samples'] - wrong, 'sample')}; "
-                f"{wrong} {'was wrong as it is' if wrong == 1 else 'were wrong as they are'})",
+                f"{a['success']:.1%}   ({a['broken']} of {counted(a['samples'] - wrong, 'sample')}; {wrong_already(wrong)})",
             ),
             figure("median distance", "none" if a["median_distance"] is None else f"{a['median_distance']:.4g}"),
             *a_sample(self.cost, n),
@@ -237,6 +236,16 @@ class SampleAttackResult(AttackResult):
             return [(f"label {label}", "adversarial") for label in labels]
         said = listed(self.judged.prediction[shown])
         return [(f"label {label}", f"model says {names.get(k, str(k))}") for label, k in zip(labels, said, strict=True)]
+
+
+def wrong_already(count: int) -> str:
+    """How many samples needed no attack.
+
+    Example:
+        >>> wrong_already(1), wrong_already(2)
+        ('1 was wrong as it is', '2 were wrong as they are')
+    """
+    return f"{count} was wrong as it is" if count == 1 else f"{count} were wrong as they are"
 
 
 def a_sample(cost: Cost, n: int) -> list[Block]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from holdfast.api.attack_result import AttackResult, a_sample
+from holdfast.api.attack_result import AttackResult, a_sample, wrong_already
 from holdfast.api.results import Block, Rows, Saved, figure
 from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
+from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,7 +168,7 @@ class SemanticAttackResult(AttackResult):
             f"{self.title}: seed {a['seed']}",
             figure(
                 "success",
-                f"{a['success']:.1%}   ({a['broken']} of {right} samples that were right; {wrong} were wrong as they are)",
+                f"{a['success']:.1%}   ({a['broken']} of {counted(right, 'sample')} that were right; {wrong_already(wrong)})",
             ),
             figure("median size", f"{size} ({a['theta_norm']})"),
             *(figure(name, f"{value:.4g}") for name, value in a["facts"].items()),

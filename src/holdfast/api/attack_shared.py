@@ -16,6 +16,7 @@ from holdfast.api.results import Block, Rows, Saved
 from holdfast.core.arrays import listed
 from holdfast.core.errors import UsageError
 from holdfast.core.threat import size_text
+from holdfast.core.words import counted
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -103,7 +104,9 @@ def _problems(session: Session, options: AttackOptions, voice: Voice) -> tuple[P
         if len(ids) < 2:
             raise UsageError("one sample cannot be both fitted on and held out; give --train-data")
         half = len(ids) // 2
-        voice.note(f"no --train-data: fitted on the first {half} samples, judged on the other {len(ids) - half}")
+        voice.note(
+            f"no --train-data: fitted on the first {counted(half, 'sample')}, judged on the other {len(ids) - half}"
+        )
         return session.problem(ids[:half]), session.problem(ids[half:])
     fitting, held = session.problem_of(given), session.problem(ids)
     known = {row.tobytes() for row in fitting.x.cpu().numpy()}
@@ -206,13 +209,13 @@ class SharedAttackResult(AttackResult):
         a = self.to_dict()
         size = f"{a['norm']} <= {a['eps']}, " if a["norm"] else ""
         blocks: list[Block] = [
-            f"{self.title}: {size}fitted on {a['fitted_on']} samples, judged on {a['held_out']} others, "
-            f"{a['draws']} draws each"
+            f"{self.title}: {size}fitted on {counted(a['fitted_on'], 'sample')}, judged on {counted(a['held_out'], 'other')}, "
+            f"{counted(a['draws'], 'draw')} each"
         ]
         for source, judged in a["models"].items():
             low, high = (100 * v for v in judged["interval"])
             blocks.append(
-                f"success on {source}: {judged['success']:.1%} of {judged['right']} samples that were right "
+                f"success on {source}: {judged['success']:.1%} of {counted(judged['right'], 'sample')} that were right "
                 f"(most draws: 95 % interval {low:.1f} to {high:.1f} %)"
             )
             for name, rows in judged["conditions"].items():

@@ -80,7 +80,8 @@ def certify(
     if ranges:
         if len(ranges) < len(tools) or attack or deployed:
             raise UsageError(
-                f"{', '.join(ranges)} certify no radius of inputs: run them alone, without --attack and --deployed"
+                f"{', '.join(ranges)}: such methods certify no radius of inputs; run them alone, without --attack and "
+                "--deployed"
             )
         _ranges(session, ranges, out, talk)
         return
