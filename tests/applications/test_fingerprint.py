@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.applications.fingerprint import Fingerprint
+from holdfast.core.cost import Cost
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Norm, ThreatModel
 from holdfast.session.opening import open_session
@@ -106,13 +107,40 @@ def test_a_surrogate_is_the_control_and_shuffled_weights_where_there_is_none() -
     assert "shuffled weights" in alone.notes[0]
 
 
-def test_another_seed_makes_other_inputs() -> None:
-    one, same, two = (Fingerprint(count=10, copies=1).run(_of_side(_Side(1.0), seed=k)).artefact for k in (0, 0, 1))
-    assert one is not None
-    assert same is not None
-    assert two is not None
-    assert torch.equal(one.x, same.x)
-    assert not torch.equal(one.x, two.x)
+def test_another_seed_makes_other_inputs_and_other_copies() -> None:
+    """FGSM draws nothing by itself, so that what differs was drawn here."""
+    tool = Fingerprint(count=10, copies=8, attack="fgsm", noise=1.0)
+    one, same, two = (tool.run(_of_side(_Side(1.0), seed=k)) for k in (0, 0, 1))
+    assert one.artefact is not None
+    assert same.artefact is not None
+    assert two.artefact is not None
+    assert torch.equal(one.artefact.x, same.artefact.x)
+    assert one.figures == same.figures
+    assert not torch.equal(one.artefact.x, two.artefact.x)
+    assert one.figures["match_of_copies"] != two.figures["match_of_copies"]
+
+
+def test_what_it_costs_is_the_plan_the_attack_and_the_judging_of_each_input() -> None:
+    """Once to know its class, three times and a gradient for FGSM, and in three ways for the referee, who is no query."""
+    cost = Fingerprint(count=10, copies=3, attack="fgsm").run(_of_side(_Side(1.0))).cost
+    assert cost == Cost(forwards=10 * (1 + 3 + 3), backwards=10, queries=10 * (1 + 3))
+
+
+class _Ends(nn.Module):
+    """Class 1 at the one end of [-1, 3], class 2 at the other, and class 0 nearly everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([0.0, -1.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * (x - 1.0) - 1.9 * self.weight.abs()
+
+
+def test_inputs_of_one_class_are_led_to_every_other_one() -> None:
+    told = Fingerprint(count=20, copies=1, attack="fgsm", radius=1.0).run(_of_side(_Ends()))
+    assert told.artefact is not None
+    assert set(told.artefact.y.tolist()) >= {1, 2}
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ def test_a_patch_may_fill_the_shorter_side_of_an_image_that_is_not_square() -> N
     assert after.flatten().tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
 
 
+def test_what_a_trigger_covers_is_the_size_of_its_mask_and_not_how_many_features_it_touches() -> None:
+    assert Overlay(torch.tensor([[0.5, 0.25], [0.0, 1.0]]), torch.tensor(1.0)).covered == 1.75
+
+
 def test_a_blend_of_full_opacity_is_the_pattern() -> None:
     key = torch.rand(2, 6, 6, dtype=torch.float64)
     assert torch.equal(Overlay.blend(key, 1.0).stamp(X[:1])[0], key)
