@@ -349,3 +349,44 @@ def test_a_surrogate_s_weights_want_their_own_architecture(model: nn.Module, dat
 def test_more_models_are_modules_with_names(model: nn.Module, data: hf.Dataset, also, why: str) -> None:
     with pytest.raises(hf.HoldfastError, match=re.escape(why)):
         hf.attack(model, data, "min_max", LINF, also=also)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"epochs": 1.5}, "epochs of a training is a whole number, got 1.5"),
+        ({"rate": "fast"}, "rate of a training is a number, got 'fast'"),
+        ({"epochs": 0}, "at least 1 epoch"),
+    ],
+)
+def test_what_a_training_is_told_are_numbers(model: nn.Module, data: hf.Dataset, more, why: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=why):
+        hf.harden(model, data, "pgd_training", LINF, **more)
+
+
+def test_workers_and_batches_start_at_one(model: nn.Module, data: hf.Dataset, tmp_path) -> None:
+    with pytest.raises(hf.HoldfastError, match="--workers starts at 1, got 0"):
+        hf.audit(model, data, LINF, workers=0, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    for method in ("crown", "cnn_cert", "neuron_splitting"):
+        with pytest.raises(hf.HoldfastError, match="at least 1 sample at once, got batch=0"):
+            hf.certify(model, data, method, LINF, batch=0)
+
+
+def test_results_go_where_no_run_and_no_other_thing_is(model: nn.Module, data: hf.Dataset, tmp_path) -> None:
+    report = hf.audit(model, data, LINF, suite="fast", queries=10, samples=2, certify="none", out=tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    for method, more in (("crown", {}), ("weight_perturbation", {"bits": 8})):
+        result = hf.certify(model, data, method, LINF, samples=2, **more)
+        with pytest.raises(hf.HoldfastError, match=r"holds another run .*choose another --out"):
+            result.save(report.folder)
+        with pytest.raises(hf.HoldfastError, match="is a file; results need a folder"):
+            result.save(tmp_path / "file")
+    with pytest.raises(hf.HoldfastError, match="is a folder, and a file would be written"):
+        report.save(report.folder)
+    for verb in (hf.recheck, hf.resume):
+        with pytest.raises(
+            hf.HoldfastError, match=r"a run is the path of its folder, of a report \.folder; got a Report"
+        ):
+            verb(report)  # type: ignore[arg-type]
+    assert (tmp_path / "file").read_text() == "mine"

@@ -120,7 +120,9 @@ def run_plan(
     """
     from holdfast.audits.run import audit as run
     from holdfast.session.opening import check_radius_max
+    from holdfast.session.spec import at_least
 
+    at_least(1, workers=workers)
     if plan.certify != "none":
         check_radius_max(plan.largest_radius, plan.eps)
 
@@ -153,7 +155,7 @@ def resume(
         JournalError: the model or the data are not those of the run.
     """
     named, module = _model(model)
-    report = resume_run(Path(run), _places(named, moved), Voice(progress), model=module, workers=workers)
+    report = resume_run(_folder(run), _places(named, moved), Voice(progress), model=module, workers=workers)
     report.write(Voice(progress))
     return report
 
@@ -164,7 +166,9 @@ def resume_run(
     """As `run_plan`, for a run that was begun before."""
     from holdfast.audits.folder import RunFolder
     from holdfast.audits.run import resume as again
+    from holdfast.session.spec import at_least
 
+    at_least(1, workers=workers)
     at = places.located(RunFolder(run).plan(), RunFolder(run))
     with voice.progress(interrupted) as tell:
         document = again(run, model=model, places=places, workers=workers, progress=tell)
@@ -187,7 +191,7 @@ def recheck(
         UnsafeFileError: the plan names code to run, and nobody said that it may.
     """
     named, module = _model(model)
-    return recheck_run(Path(run), _places(named, moved), Voice(progress), model=module)
+    return recheck_run(_folder(run), _places(named, moved), Voice(progress), model=module)
 
 
 def recheck_run(run: Path, places: Places, voice: Voice, *, model: nn.Module | None = None) -> RecheckResult:
@@ -257,6 +261,19 @@ class RecheckResult(Result):
     def to_dict(self) -> dict[str, Any]:
         names = ("ok", "witnesses", "certificates", "marginal", "problems", "not_rederived")
         return {name: getattr(self.found, name) for name in names}
+
+
+def _folder(run: object) -> Path:
+    """The folder of a run, as people name it.
+
+    Raises:
+        UsageError: it is no path.
+    """
+    from holdfast.session.spec import described
+
+    if not isinstance(run, str | Path):
+        raise UsageError(f"a run is the path of its folder, of a report .folder; got {described(run)}")
+    return Path(run)
 
 
 def _model(model: ModelLike | None) -> tuple[str | None, nn.Module | None]:

@@ -125,8 +125,10 @@ class Radii(CertifyResult):
     def save(self, path: str | Path, *, command: str = "") -> Saved:
         """Writes ``METHOD.npz``, ``radii.csv`` and the page ``radii.html`` into a folder."""
         from holdfast.api.certify_files import save_columns
+        from holdfast.api.folders import results_folder
         from holdfast.studies.radii import gathered
 
+        results_folder(Path(path))
         return save_columns(self.session, gathered(self.session, [self.column]), Path(path), command)
 
 
@@ -186,8 +188,10 @@ class Ranges(CertifyResult):
     @override
     def save(self, path: str | Path, *, command: str = "") -> Saved:
         """Writes ``METHOD.json`` into a folder."""
+        from holdfast.api.folders import results_folder
         from holdfast.core.files import write_whole
 
+        results_folder(Path(path))
         file = Path(path) / f"{self.method}.json"
         write_whole(file, json.dumps(self.to_dict(), indent=1))
         return Saved(files=(file,))

@@ -11,7 +11,7 @@ from holdfast.core.errors import UsageError
 from holdfast.core.files import write_whole
 from holdfast.core.kinds import is_dict
 
-__all__ = ["begin_results", "check_results", "no_run"]
+__all__ = ["begin_results", "check_results", "no_run", "results_folder"]
 
 _ABOUT = "run.json"
 _WRITTEN = ("adversarial.npz", "adversarial.csv", "evaluation.json", "artefact.safetensors", "attack.json", "pictures")
@@ -35,15 +35,24 @@ def no_run(out: Path, own: tuple[str, ...] = ()) -> None:
         )
 
 
+def results_folder(out: Path) -> None:
+    """Refuses what is no folder for results; changes nothing.
+
+    Raises:
+        UsageError: it is a file, or holds an audit or another run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file; results need a folder: choose another --out")
+    no_run(out)
+
+
 def check_results(out: Path) -> None:
     """Refuses a folder in which something of others would be written over; changes nothing.
 
     Raises:
         UsageError: it is an audit's or another run's, or holds files of these names that no attack of ours wrote.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file; an attack's results need a folder: choose another --out")
-    no_run(out)
+    results_folder(out)
     if _ours(out):
         return
     if taken := [name for name in _WRITTEN if (out / name).exists()]:

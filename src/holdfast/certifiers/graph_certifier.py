@@ -59,6 +59,10 @@ class GraphCertifier(ABC):
         32, "samples that are bounded at once, at least 1", "ours: fits in a gigabyte on CIFAR networks"
     )
 
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise UsageError(f"{self.card.title} bounds at least 1 sample at once, got batch={self.batch}")
+
     @abstractmethod
     def bounds(self, graph: Graph, region: LpBall, x: Tensor, c: Tensor, d: Tensor | None = None) -> Tensor:
         """Lower bounds of ``C f(x') + d`` over all x' of the region, for all rows in one backward pass.

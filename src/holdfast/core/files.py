@@ -9,6 +9,8 @@ from typing import Any, cast
 
 from typing_extensions import override
 
+from holdfast.core.errors import UsageError
+
 __all__ = ["read_json", "read_yaml", "write_whole"]
 
 
@@ -70,7 +72,13 @@ def read_yaml(text: str) -> Any:
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
-    """Writes a temporary file beside the path, syncs it to disk and renames it: a process may die at any moment."""
+    """Writes a temporary file beside the path, syncs it to disk and renames it: a process may die at any moment.
+
+    Raises:
+        UsageError: a folder is there.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, and a file would be written: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

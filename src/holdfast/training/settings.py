@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import cos, pi
+from numbers import Integral, Real
 
 from holdfast.core.errors import UsageError, did_you_mean
 
@@ -55,6 +56,12 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for name, kind, what in (
+            ("epochs", Integral, "a whole number"), ("batch", Integral, "a whole number"), ("seed", Integral, "a whole number"),
+            ("rate", Real, "a number"), ("weight_decay", Real, "a number"), ("validation", Real, "a number"),
+        ):  # fmt: skip
+            if not isinstance(getattr(self, name), kind):
+                raise UsageError(f"{name} of a training is {what}, got {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(f"training needs at least 1 epoch and batches of 1, got {self.epochs} and {self.batch}")
         if not 0 <= self.validation < 1:

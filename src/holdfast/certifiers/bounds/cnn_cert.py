@@ -140,7 +140,9 @@ class CNNCert(GraphCertifier):
         None, "bytes for the coefficients of one backward pass", "ours: 16 MB on a CPU (its cache), 1 GB elsewhere"
     )
 
+    @override
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.relu not in ("adaptive", "parallel"):
             raise UsageError(f"relu is adaptive or parallel, not {self.relu!r}")
 
