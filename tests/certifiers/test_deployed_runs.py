@@ -81,7 +81,7 @@ def _numbers(dtype: torch.dtype) -> Tensor:
 def test_no_number_of_the_type_leaves_a_function_s_error(name: str, dtype: torch.dtype, flush: bool) -> None:
     op, attributes, f = FUNCTIONS[name]
     x = _numbers(dtype)
-    node, wide = Node(op=op, inputs=(0,), shape=(len(x),), tensors={}, attributes=attributes), x.double()[None]
+    node, wide = Node(op=op, inputs=(0,), shape=(len(x),), attributes=attributes), x.double()[None]
     with _flushing(flush):
         ran = f(x).double()
         some = torch.arange(0, len(x), max(len(x) // 200, 1))
@@ -298,7 +298,7 @@ def test_probabilities_are_told_apart_where_the_logits_differ_by_the_tie(dtype: 
     for classes in (2, 10, 1000):
         nodes = (
             Node(op="input", inputs=(), shape=(classes,)),
-            Node(op="softmax", inputs=(0,), shape=(classes,), tensors={}, attributes={"dim": 0}),
+            Node(op="softmax", inputs=(0,), shape=(classes,), attributes={"dim": 0}),
         )
         gap = tie(Graph(nodes, deployed=dtype))
         g = torch.Generator().manual_seed(classes)
@@ -322,7 +322,7 @@ def u_of(dtype: torch.dtype) -> float:
 def test_a_softmax_over_so_many_classes_that_all_underflow_proves_nothing() -> None:
     nodes = (
         Node(op="input", inputs=(), shape=(20_000,)),
-        Node(op="softmax", inputs=(0,), shape=(20_000,), tensors={}, attributes={"dim": 0}),
+        Node(op="softmax", inputs=(0,), shape=(20_000,), attributes={"dim": 0}),
     )
     assert tie(Graph(nodes, deployed=torch.float16)) == torch.inf
     assert tie(Graph(nodes, deployed=torch.float32)) < 1e-5

@@ -123,7 +123,7 @@ def test_what_cannot_count_rounding_refuses() -> None:
     graph = Graph(
         (
             Node(op="input", inputs=(), shape=(3,)),
-            Node(op="softmax", inputs=(0,), shape=(3,), tensors={}, attributes={"dim": 0}),
+            Node(op="softmax", inputs=(0,), shape=(3,), attributes={"dim": 0}),
         ),
         deployed=torch.float32,
     )

@@ -212,10 +212,10 @@ def _chain(case, seed, width=4):
         bias = torch.full((len(weight),), 2.0 if case.positive else 0.1, dtype=F64)
         weights.append(weight)
         nodes.append(Node(op="linear", inputs=(0,), shape=(len(weight),), tensors={"weight": weight, "bias": bias}))
-        nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=shape, tensors={}, attributes={"shape": shape}))
+        nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=shape, attributes={"shape": shape}))
     nodes.append(case.node(tuple(2 + 2 * i for i in range(len(case.shapes)))))
     flat = math.prod(nodes[-1].shape)
-    nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=(flat,), tensors={}, attributes={"shape": (flat,)}))
+    nodes.append(Node(op="reshape", inputs=(len(nodes) - 1,), shape=(flat,), attributes={"shape": (flat,)}))
     last = torch.randn(3, flat, generator=generator, dtype=F64).requires_grad_()
     nodes.append(Node(op="linear", inputs=(len(nodes) - 1,), shape=(3,), tensors={"weight": last}))
     return Graph(tuple(nodes), F64), [*weights, last]
@@ -306,7 +306,7 @@ def test_outside_its_domain_a_function_proves_nothing_and_harms_no_neighbour(op,
     """Two samples in one batch: the first leaves the domain."""
     nodes = (
         Node(op="input", inputs=(), shape=(1,)),
-        Node(op=op, inputs=(0,), shape=(1,), tensors={}, attributes=attributes),
+        Node(op=op, inputs=(0,), shape=(1,), attributes=attributes),
         Node(
             op="linear",
             inputs=(1,),
@@ -398,7 +398,7 @@ def test_softmax_along_any_dimension_and_over_one_entry():
     for shape, dim in (((3, 4), 0), ((3, 4), 1), ((2, 3, 2), 1), ((3, 1), 1)):
         nodes = (
             Node(op="input", inputs=(), shape=shape),
-            Node(op="softmax", inputs=(0,), shape=shape, tensors={}, attributes={"dim": dim}),
+            Node(op="softmax", inputs=(0,), shape=shape, attributes={"dim": dim}),
         )
         graph, x = Graph(nodes, F64), torch.randn(5, *shape, dtype=F64)
         torch.testing.assert_close(lowered(graph).as_module()(x), torch.softmax(x, dim + 1))
@@ -426,7 +426,7 @@ def test_what_is_not_covered_is_named():
     graph = Graph(
         (
             Node(op="input", inputs=(), shape=(3,)),
-            Node(op="softmax", inputs=(0,), shape=(3,), tensors={}, attributes={"dim": 0}),
+            Node(op="softmax", inputs=(0,), shape=(3,), attributes={"dim": 0}),
             Node(op="quantum_gate", inputs=(1,), shape=(3,)),
         )
     )
@@ -457,10 +457,10 @@ def test_a_softmax_under_a_mask_of_large_negative_numbers_is_bounded_as_without_
     nodes = (
         Node(op="input", inputs=(), shape=(6,)),
         Node(op="linear", inputs=(0,), shape=(20,), tensors={"weight": weight}),
-        Node(op="reshape", inputs=(1,), shape=(4, 5), tensors={}, attributes={"shape": (4, 5)}),
+        Node(op="reshape", inputs=(1,), shape=(4, 5), attributes={"shape": (4, 5)}),
         Node(op="affine", inputs=(2,), shape=(4, 5), tensors={"shift": mask}),
-        Node(op="softmax", inputs=(3,), shape=(4, 5), tensors={}, attributes={"dim": 1}),
-        Node(op="reshape", inputs=(4,), shape=(20,), tensors={}, attributes={"shape": (20,)}),
+        Node(op="softmax", inputs=(3,), shape=(4, 5), attributes={"dim": 1}),
+        Node(op="reshape", inputs=(4,), shape=(20,), attributes={"shape": (20,)}),
     )
     graph = Graph(nodes, F64)
     x, ball = torch.rand(1, 6, generator=generator, dtype=F64), LpBall.uniform(Norm.LINF, 0.05, 1, dtype=F64)
