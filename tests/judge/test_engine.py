@@ -181,23 +181,28 @@ def test_zero_eps_finds_nothing(model, problem):
 
 
 def test_the_archive_keeps_the_nearest_feasible_row_and_ignores_the_others(model, problem):
-    inquiry = Inquiry.of(model, problem, Keep.NEAREST)
-    far = torch.zeros_like(problem.x)
-    inquiry.logits(far, problem.rows)  # outside the ball
-    assert not inquiry.archive.found.any()
-    unbounded = Inquiry.of(model, replace(problem, set=problem.set.unbounded()), Keep.NEAREST)
-    index = torch.tensor([0, 0, 0, 1])
-    rows = torch.stack([far[0], far[0] * 0 + 1, far[0], far[1]])
-    unbounded.logits(rows, index)
-    scores = model(rows)
-    holds = scores.argmax(1) != problem.y[index]
-    for i in (0, 1):
-        best = min(
-            ((rows[k] - problem.x[i]).abs().max().item() for k in range(4) if index[k] == i and holds[k]), default=None
-        )
-        assert (best is None) == (not bool(unbounded.archive.found[i]))
-        if best is not None:
-            assert float(unbounded.archive.distance[i]) == pytest.approx(best, abs=1e-12)
+    index = torch.arange(40).repeat(12)
+    rows = torch.rand(480, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wrong = model(rows).argmax(1) != problem.y[index]
+    away = (rows - problem.x[index]).abs().amax(1)
+    assert away.min() > 0.08
+    inside, unbounded = (
+        Inquiry.of(model, p, Keep.NEAREST) for p in (problem, replace(problem, set=problem.set.unbounded()))
+    )
+    for half in torch.arange(480).chunk(2):  # what comes later may be nearer or not
+        for inquiry in (inside, unbounded):
+            inquiry.logits(rows[half], index[half])
+    assert not inside.archive.found.any()
+    nearest, turn = away.masked_fill(~wrong, torch.inf).view(12, 40).min(0)
+    met = nearest.isfinite()
+    assert met.any()
+    assert not met.all()
+    assert (turn[met] < 6).any()
+    assert (turn[met] >= 6).any()
+    assert torch.equal(unbounded.archive.found, met)
+    assert torch.equal(unbounded.archive.distance, nearest)
+    assert torch.equal(unbounded.archive.witness[met], rows.view(12, 40, 12)[turn, torch.arange(40)][met])
 
 
 def test_an_index_may_repeat_and_its_budget_is_shared_in_order(model, problem):
