@@ -390,3 +390,19 @@ def test_results_go_where_no_run_and_no_other_thing_is(model: nn.Module, data: h
         ):
             verb(report)  # type: ignore[arg-type]
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("alma", "every"),
+        ("geoda", "each"),
+        ("apgd_t", "targets"),
+        ("zo_svrg", "period"),
+        ("sgd_uap", "batch"),
+        ("pgd", "steps"),
+    ],
+)
+def test_counts_of_an_attack_start_at_one(model: nn.Module, data: hf.Dataset, method: str, name: str) -> None:
+    with pytest.raises(hf.HoldfastError, match=f"{name} of .* must be a whole number of at least 1, got 0"):
+        hf.attack(model, data, method, hf.ThreatModel.of("l2", "1"), **{name: 0})

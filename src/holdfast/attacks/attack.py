@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.core.arrays import on_device
-from holdfast.core.cards import Card, refuse
+from holdfast.core.cards import Card, refuse, refuse_below_one
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
 from holdfast.core.threat import Formulation, Goal, Norm
@@ -184,10 +184,7 @@ class Attack(ABC, Generic[A_contra, S]):
             raise UnsupportedError(f"{card.title} attacks one model; to break several with one input use min_max")
         if card.formulation is Formulation.BUDGET and not bool(problem.set.eps.isfinite().all()):
             raise UnsupportedError(f"{card.title} searches inside a budget; give a finite eps")
-        for f in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            if f.name in ("steps", "restarts", "queries") and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{f.name} of {card.title} must be a whole number of at least 1, got {value}")
+        refuse_below_one(self, "steps", "restarts", "queries", "targets", "every", "each", "period")
 
     @staticmethod
     def supports(card: Card, norm: Norm, goal: Goal = Goal.UNTARGETED) -> bool:

@@ -10,10 +10,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
-from holdfast.core.errors import UnsupportedError
+from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.threat import Access, Formulation, Goal, Guarantee, Norm, Phase
 
-__all__ = ["Card", "Knows", "Parameter", "parameter", "parameters_of", "refuse"]
+__all__ = ["Card", "Knows", "Parameter", "parameter", "parameters_of", "refuse", "refuse_below_one"]
 
 
 class Knows(StrEnum):
@@ -119,3 +119,15 @@ def refuse(card: Card, norm: Norm | None = None, goal: Goal | None = None) -> No
         raise UnsupportedError(f"{card.title} has no {norm} form; it serves {', '.join(card.norms)}")
     if goal is not None and goal not in card.goals:
         raise UnsupportedError(f"{card.title} has no {goal} form; use one of {', '.join(card.goals)}")
+
+
+def refuse_below_one(tool: Any, *names: str) -> None:
+    """Refuses counts of a method that are no whole numbers of at least 1; a parameter that it lacks is none of them.
+
+    Raises:
+        UsageError: the message names the parameter.
+    """
+    for name in {f.name for f in fields(tool)} & set(names):
+        value = getattr(tool, name)
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} of {tool.card.title} must be a whole number of at least 1, got {value}")

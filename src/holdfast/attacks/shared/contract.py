@@ -10,7 +10,7 @@ from typing import ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from holdfast.attacks.shared.artefact import Applied, Artefact
-from holdfast.core.cards import Card, refuse
+from holdfast.core.cards import Card, refuse, refuse_below_one
 from holdfast.core.draws import SampleDraws
 from holdfast.core.errors import UnsupportedError, UsageError
 from holdfast.core.problem import Problem
@@ -109,3 +109,4 @@ class SharedAttack(ABC, Generic[A_contra, S]):
         if problem.criterion.domains:
             raise UnsupportedError(f"{card.title} takes several models as they are, not as domains of one")
         refuse(card, problem.set.norm if card.norms else None, problem.goal)
+        refuse_below_one(self, "steps", "passes", "batch")
