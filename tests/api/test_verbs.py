@@ -110,6 +110,11 @@ def test_a_verifier_s_own_parameters_decide(prop: Path, monkeypatch: pytest.Monk
     [
         ("input_splitting", {"chunks": 3}, "Did you mean chunk?"),
         ("input_splitting", {"second": 3}, "Did you mean seconds?"),
+        (
+            "input_splitting",
+            {"candidates": 0},
+            "candidates of Input splitting must be a whole number of at least 1, got 0",
+        ),
         ("auto", {"secnds": 3}, "Did you mean seconds?"),
         ("auto", {"chunk": 3}, "'auto' chooses that itself: name one"),
         (InputSplitting(), {"chunk": 3}, "leave out chunk"),

@@ -19,7 +19,7 @@ from holdfast.certifiers.proved import proved
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.solver import Answer, Decision, Progress, SearchLimit, Solver
 from holdfast.certifiers.verification.tree import Leaf, Tree
-from holdfast.core.cards import Card, parameter
+from holdfast.core.cards import Card, parameter, refuse_below_one
 from holdfast.core.errors import UnsupportedError
 from holdfast.core.threat import Guarantee, Norm
 from holdfast.graph.model import Graph
@@ -77,6 +77,11 @@ class InputSplitting(Solver):
     )
     trials: int = parameter(5, "inputs whose halves are then bounded in full, at least 1", "ours: those of ACAS Xu")
     descent: int = parameter(10, "steps downhill from points in every second power of rounds, at least 0", "ours")
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_below_one(self, "candidates", "boxes", "chunk", "trials")
 
     @override
     def solve(
