@@ -357,6 +357,7 @@ def test_more_models_are_modules_with_names(model: nn.Module, data: hf.Dataset, 
         ({"epochs": 1.5}, "epochs of a training is a whole number, got 1.5"),
         ({"rate": "fast"}, "rate of a training is a number, got 'fast'"),
         ({"epochs": 0}, "at least 1 epoch"),
+        ({"seed": -1}, "a seed must be at least 0, got -1"),
     ],
 )
 def test_what_a_training_is_told_are_numbers(model: nn.Module, data: hf.Dataset, more, why: str) -> None:

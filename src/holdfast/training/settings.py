@@ -64,6 +64,8 @@ class TrainingSettings:
                 raise UsageError(f"{name} of a training is {what}, got {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch < 1:
             raise UsageError(f"training needs at least 1 epoch and batches of 1, got {self.epochs} and {self.batch}")
+        if self.seed < 0:
+            raise UsageError(f"a seed must be at least 0, got {self.seed}")
         if not 0 <= self.validation < 1:
             raise UsageError(f"the validation share must be at least 0 and below 1, got {self.validation}")
         if not self.rate > 0 or self.weight_decay < 0:

@@ -117,5 +117,6 @@ def _candidates(op: Activation, node: Node, box: Box, given: Multipliers) -> Ten
     if isinstance(op, PiecewiseLinear):
         return torch.stack([low, high, torch.zeros_like(low).clamp(low, high)])
     slope = (given.argument / torch.where(given.value == 0, 1.0, given.value)).detach()
-    z = cast(Tensor, op.stationary(slope)).detach()  # pyright: ignore
+    # `separates` saw that it is there
+    z = cast(Tensor, op.stationary(slope)).detach()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
     return torch.stack([low, high, z.clamp(low, high), (-z).clamp(low, high)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -108,7 +108,8 @@ def projected_bound(
             raise UnsupportedError(f"random projections know no lines for '{node.op}', only for (leaky) ReLUs")
     last = clouds[-1]
     rows = c.to(last.centre)
-    out = _Cloud(*(None if t is None else torch.einsum("...rc,...c->...r", rows, t) for t in last))  # pyright: ignore
+    centre, *generators = (None if t is None else torch.einsum("...rc,...c->...r", rows, t) for t in last)
+    out = _Cloud(cast(Tensor, centre), *generators)
     margins = out.centre - out.radius()
     return ProjectedEstimate(margins if d is None else margins + d.to(margins), projections)
 

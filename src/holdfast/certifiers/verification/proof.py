@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from holdfast.certifiers.verification.query import Query
 from holdfast.certifiers.verification.tree import Leaf, Split, Tree
 from holdfast.checker.file import FORMAT, VERSION, content, sha256
-from holdfast.checker.network import Network
+from holdfast.checker.network import ActivationNode, Network
 from holdfast.checker.onnx_network import read_network
 from holdfast.checker.property import read_property
 from holdfast.checker.rounding import Rejected
@@ -103,7 +103,8 @@ def _network(onnx_path: str | Path, vnnlib_path: str | Path) -> tuple[Network, t
 def _places(graph: Graph, network: Network) -> list[int]:
     """The positions of the activations in the graph; the checker counts them in the same order."""
     places = [i for i, node in enumerate(graph.nodes) if node.op in _ACTIVATIONS]
-    theirs = [(prod(network.shape_of(k)), network.nodes[k].slope) for k in network.activations]  # pyright: ignore
+    read = enumerate(network.nodes)
+    theirs = [(prod(network.shape_of(k)), node.slope) for k, node in read if isinstance(node, ActivationNode)]
     if [(prod(graph.nodes[i].shape), float(graph.nodes[i].attributes.get("slope", 0.0))) for i in places] != theirs:
         raise UnsupportedError("no proof can be written: the checker reads other activations from the network's file")
     return places
