@@ -315,10 +315,18 @@ def _on_samples(session: Session, tool: Attack[Any, Any], options: AttackOptions
     for line in _doubts(found):
         voice.note(f"warning: {line}")
     return SampleAttackResult(
-        method=name_of(tool), title=title, session=session, seed=session.seed, judged=judged(referee, problem, found),
-        outcome=found, eps=session.threat.eps if options.bounded else None, subject=subject, views=options.views,
-        seconds=round(perf_counter() - start, 3), notes=tuple(voice.notes),
-    )  # fmt: skip
+        method=name_of(tool),
+        title=title,
+        session=session,
+        seed=session.seed,
+        judged=judged(referee, problem, found),
+        outcome=found,
+        eps=session.threat.eps if options.bounded else None,
+        subject=subject,
+        views=options.views,
+        seconds=round(perf_counter() - start, 3),
+        notes=tuple(voice.notes),
+    )
 
 
 def _group(session: Session, tool: Attack[Any, Any], options: AttackOptions) -> dict[str, nn.Module]:

@@ -207,9 +207,13 @@ class SampleAttackResult(AttackResult):
         answer = self.to_dict() | ({"command": command} if command else {})
         write_whole(out / "attack.json", json.dumps(answer, indent=1))
         np.savez(
-            out / "adversarial.npz", x_adv=own_values(columns, self.x), x=own_values(columns, data.x),
-            y=data.y.numpy(), found=(self.broken | self.wrong).cpu().numpy(), distance=self.distance.cpu().numpy(),
-        )  # fmt: skip
+            out / "adversarial.npz",
+            x_adv=own_values(columns, self.x),
+            x=own_values(columns, data.x),
+            y=data.y.numpy(),
+            found=(self.broken | self.wrong).cpu().numpy(),
+            distance=self.distance.cpu().numpy(),
+        )
         files = [out / "adversarial.npz"]
         broken = self.broken.nonzero().squeeze(-1).cpu().numpy()
         if data.features is not None:

@@ -191,10 +191,16 @@ class SemanticAttackResult(AttackResult):
         write_whole(out / "evaluation.json", json.dumps(self.to_dict(), indent=1))
         arrays: dict[str, Any] = {f"natural_{k}": v.cpu().numpy() for k, v in found.natural.items()}
         np.savez(
-            out / "adversarial.npz", x_adv=found.x.cpu().numpy(), x=problem.x.cpu().numpy(), y=problem.y.cpu().numpy(),
-            found=found.found.cpu().numpy(), theta=found.theta.cpu().numpy(), distance=found.distance.cpu().numpy(),
-            ids=problem.ids, **arrays,
-        )  # fmt: skip
+            out / "adversarial.npz",
+            x_adv=found.x.cpu().numpy(),
+            x=problem.x.cpu().numpy(),
+            y=problem.y.cpu().numpy(),
+            found=found.found.cpu().numpy(),
+            theta=found.theta.cpu().numpy(),
+            distance=found.distance.cpu().numpy(),
+            ids=problem.ids,
+            **arrays,
+        )
         files = (out / "adversarial.npz", out / "evaluation.json")
         return Saved(files=files, pictures=self._pictures(out / "pictures"), anew=anew)
 

@@ -196,13 +196,22 @@ class SharedAttackResult(AttackResult):
     def to_dict(self) -> dict[str, Any]:
         cost = self.cost
         return {
-            "attack": self.method, "artefact": self.artefact.sha256, "facts": dict(self.artefact.facts), "seed": self.seed,
-            "subject": self.session.subject.sha256, "norm": None if self.eps is None else str(self.session.threat.norm),
-            "eps": None if self.eps is None else size_text(self.eps), "fitted_on": self.fitted_on,
-            "held_out": len(self.held), "draws": self.draws, "forwards": cost.forwards, "backwards": cost.backwards,
-            "queries": cost.queries, "models": {source: _figures(e) for source, e in self.evaluations.items()},
+            "attack": self.method,
+            "artefact": self.artefact.sha256,
+            "facts": dict(self.artefact.facts),
+            "seed": self.seed,
+            "subject": self.session.subject.sha256,
+            "norm": None if self.eps is None else str(self.session.threat.norm),
+            "eps": None if self.eps is None else size_text(self.eps),
+            "fitted_on": self.fitted_on,
+            "held_out": len(self.held),
+            "draws": self.draws,
+            "forwards": cost.forwards,
+            "backwards": cost.backwards,
+            "queries": cost.queries,
+            "models": {source: _figures(e) for source, e in self.evaluations.items()},
             "seconds": self.seconds,
-        }  # fmt: skip
+        }
 
     @override
     def blocks(self) -> list[Block]:
@@ -254,11 +263,13 @@ class SharedAttackResult(AttackResult):
 def _figures(e: Evaluation) -> dict[str, Any]:
     low, high = e.interval
     return {
-        "success": e.success, "interval": [low, high], "right": int(e.right.sum()),
+        "success": e.success,
+        "interval": [low, high],
+        "right": int(e.right.sum()),
         "conditions": {
             name: [{"from": a, "to": b, "pairs": n, "success": s} for a, b, n, s in e.by(name)] for name in e.conditions
         },
-    }  # fmt: skip
+    }
 
 
 def _to_unit(value: Tensor) -> Tensor:

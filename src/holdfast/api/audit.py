@@ -76,9 +76,14 @@ def audit(
     named, module = _model(model)
     kept = None if data is None or isinstance(data, str | Path) else _arrays(data)
     own = {
-        "model": named, "data": str(folder / DATA) if kept is not None else None if data is None else str(data),
-        "samples": samples, "seed": seed, "device": _device(device, module), "suite": suite, "certify": certify,
-    }  # fmt: skip
+        "model": named,
+        "data": str(folder / DATA) if kept is not None else None if data is None else str(data),
+        "samples": samples,
+        "seed": seed,
+        "device": _device(device, module),
+        "suite": suite,
+        "certify": certify,
+    }
     if threat is not None:
         for name in more.keys() & OF_THE_THREAT:
             said = threat_model(threat).describe()
@@ -100,9 +105,16 @@ def audit(
 
 
 def run_plan(
-    plan: Plan, out: Path, voice: Voice, *, model: nn.Module | None = None, workers: int = 1, command: str = "",
-    anyway: bool = False, interrupted: str = "",
-) -> Report:  # fmt: skip
+    plan: Plan,
+    out: Path,
+    voice: Voice,
+    *,
+    model: nn.Module | None = None,
+    workers: int = 1,
+    command: str = "",
+    anyway: bool = False,
+    interrupted: str = "",
+) -> Report:
     """Runs a plan; the report's files are not written yet, but for ``report.json``.
 
     Args:
@@ -162,7 +174,7 @@ def resume(
 
 def resume_run(
     run: Path, places: Places, voice: Voice, *, model: nn.Module | None = None, workers: int = 1, interrupted: str = ""
-) -> Report:  # fmt: skip
+) -> Report:
     """As `run_plan`, for a run that was begun before."""
     from holdfast.audits.folder import RunFolder
     from holdfast.audits.run import resume as again

@@ -244,9 +244,7 @@ def certify(
     name = name_of(kind_of(method))
     threat = threat_model(threat)
     tool, spec = method_and_spec(method, model, parameters, certify)
-    session = open_session(
-        spec, data, threat, samples=samples, radius_max=radius_max, seed=seed, device=device
-    )  # fmt: skip
+    session = open_session(spec, data, threat, samples=samples, radius_max=radius_max, seed=seed, device=device)
     open_with(session, voice, anyway=anyway)
     if isinstance(tool, SetCertifier):
         if deployed is not None:
@@ -277,10 +275,15 @@ def certify_ranges(session: Session, name: str, tool: SetCertifier, voice: Voice
     with voice.progress() as tell:
         found = tool.certify(model.graph, problem.x, problem.y, _counted(tell, name, len(problem)))
     return Ranges(
-        method=name, title=tool.card.title, guarantee=tool.card.guarantee or Guarantee.SOUND, session=session,
-        ranges=tuple(found), held_against=model.held_against, seconds=round(perf_counter() - start, 3),
+        method=name,
+        title=tool.card.title,
+        guarantee=tool.card.guarantee or Guarantee.SOUND,
+        session=session,
+        ranges=tuple(found),
+        held_against=model.held_against,
+        seconds=round(perf_counter() - start, 3),
         notes=tuple(voice.notes),
-    )  # fmt: skip
+    )
 
 
 def _counted(tell: Stages, name: str, n: int) -> Callable[[int], None]:
@@ -352,8 +355,14 @@ def range_rows(answers: Sequence[Mapping[str, Any]]) -> Rows:
     return Rows(
         ("method", "unit", "whole range proved", "median reach", "largest", "wrong as they are"),
         tuple(
-            (a["method"], a["unit"], f"{a['whole']} of {a['samples']}", f"{a['median_reach']:.4g}",
-             f"{a['largest_reach']:.4g}", a["samples"] - a["right"])
+            (
+                a["method"],
+                a["unit"],
+                f"{a['whole']} of {a['samples']}",
+                f"{a['median_reach']:.4g}",
+                f"{a['largest_reach']:.4g}",
+                a["samples"] - a["right"],
+            )
             for a in answers
         ),
-    )  # fmt: skip
+    )

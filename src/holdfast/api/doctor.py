@@ -130,9 +130,14 @@ def examine(session: Session, voice: Voice) -> Examination:
         cost, short, most = _need(session, plan)
         found, budget = [*found, *short], most if short else None
     return Examination(
-        findings=tuple(found), accuracy=accuracy if first is None else first.accuracy, first=first, bounds=bounds,
-        cost=cost, budget=budget, suite=plan.suite,
-    )  # fmt: skip
+        findings=tuple(found),
+        accuracy=accuracy if first is None else first.accuracy,
+        first=first,
+        bounds=bounds,
+        cost=cost,
+        budget=budget,
+        suite=plan.suite,
+    )
 
 
 def _plan(session: Session) -> Plan:
@@ -141,9 +146,13 @@ def _plan(session: Session) -> Plan:
 
     threat = session.threat
     return Plan.of(
-        norm=threat.norm, eps=threat.eps, goal=threat.goal, suite="black-box" if session.spec.remote else "fast",
-        certify="none", answers=session.spec.answers,
-    )  # fmt: skip
+        norm=threat.norm,
+        eps=threat.eps,
+        goal=threat.goal,
+        suite="black-box" if session.spec.remote else "fast",
+        certify="none",
+        answers=session.spec.answers,
+    )
 
 
 def _rows_at_once(session: Session, voice: Voice) -> int | None:
@@ -180,10 +189,13 @@ def _first_answers(session: Session, rows: int) -> FirstAnswers:
     hard = bool((out.isneginf().sum(1) == out.shape[1] - 1).all())
     moved = float((again.double().exp() - out.double().exp()).abs().nan_to_num(0).max()) if rows else 0.0
     answers = FirstAnswers(
-        rows=rows, classes=out.shape[1], answers="labels" if hard else "scores",
-        accuracy=float((out.argmax(1) == session.labels(ids)).double().mean()), milliseconds_a_row=1e3 * seconds / rows,
+        rows=rows,
+        classes=out.shape[1],
+        answers="labels" if hard else "scores",
+        accuracy=float((out.argmax(1) == session.labels(ids)).double().mean()),
+        milliseconds_a_row=1e3 * seconds / rows,
         moved=moved,
-    )  # fmt: skip
+    )
     if isinstance(session.base, HttpModel):
         usage = session.base.usage
         return replace(answers, rows_sent=usage.sent, requests=usage.requests)

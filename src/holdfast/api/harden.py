@@ -100,11 +100,17 @@ class HardenResult(Result):
     @override
     def to_dict(self) -> dict[str, Any]:
         return {
-            "method": self.method, "best": self.best.epoch, "robust": self.best.robust, "held_out": self.held_out,
-            "weights": None if self.weights is None else str(self.weights), "seed": self.seed,
-            "forwards": self.cost.forwards, "backwards": self.cost.backwards, "seconds": self.seconds,
+            "method": self.method,
+            "best": self.best.epoch,
+            "robust": self.best.robust,
+            "held_out": self.held_out,
+            "weights": None if self.weights is None else str(self.weights),
+            "seed": self.seed,
+            "forwards": self.cost.forwards,
+            "backwards": self.cost.backwards,
+            "seconds": self.seconds,
             "history": [{"epoch": e.epoch, "loss": e.loss, "robust": e.robust} for e in self.history],
-        }  # fmt: skip
+        }
 
     @override
     def blocks(self) -> list[Block]:
@@ -207,9 +213,7 @@ def harden(
     if threat is not None:
         for line in look_at(module, found, threat, anyway=anyway, trained=False):
             voice.note(line)
-    return run_defence(
-        module, found, tool, settings, weights, voice, resume=resume, device=str(place)
-    )  # fmt: skip
+    return run_defence(module, found, tool, settings, weights, voice, resume=resume, device=str(place))
 
 
 def _weights_at(out: Path) -> Path:
@@ -306,9 +310,17 @@ def train(
             voice.note(f"starting anew; --resume would have continued from {checkpoint}")
         with voice.progress("the same command with --resume goes on") as tell:
             done = fit(
-                module, data, loss, score=score, settings=settings, hooks=hooks, checkpoint=checkpoint, resume=resume,
-                device=device, progress=lambda batches, total: tell(title, batches, total),
-            )  # fmt: skip
+                module,
+                data,
+                loss,
+                score=score,
+                settings=settings,
+                hooks=hooks,
+                checkpoint=checkpoint,
+                resume=resume,
+                device=device,
+                progress=lambda batches, total: tell(title, batches, total),
+            )
         if out is not None:
             _save_weights(module, out)
         checkpoint.unlink()

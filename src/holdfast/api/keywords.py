@@ -17,9 +17,17 @@ if TYPE_CHECKING:
     from holdfast.session.spec import ModelLike, ModelSpec
 
 __all__ = [
-    "OF_THE_THREAT", "THREAT", "beside", "kind_of",
-    "method_and_spec", "normalisation", "parameter_values", "split_spec", "threat_model", "tool_of",
-]  # fmt: skip
+    "OF_THE_THREAT",
+    "THREAT",
+    "beside",
+    "kind_of",
+    "method_and_spec",
+    "normalisation",
+    "parameter_values",
+    "split_spec",
+    "threat_model",
+    "tool_of",
+]
 
 THREAT = 'ThreatModel.of("linf", "8/255")'
 """How a threat is written, for messages."""

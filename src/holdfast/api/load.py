@@ -65,6 +65,12 @@ def load_model(
             f"{path} is a prediction API, not a file; give its URL to the verb, with classes=... and max_queries=..."
         )
     return open_model(
-        model_name(path), arch=arch, normalise=normalisation(normalise), binary=binary, trust=trust, device=device, output=output,
+        model_name(path),
+        arch=arch,
+        normalise=normalisation(normalise),
+        binary=binary,
+        trust=trust,
+        device=device,
+        output=output,
         classes=classes,
-    )  # fmt: skip
+    )

@@ -160,13 +160,20 @@ def card_as_dict(card: Card, method: type) -> dict[str, Any]:
     from holdfast.core.cards import parameters_of
 
     return {
-        "title": card.title, "rows": list(card.rows), "paper": card.paper, "section": card.section,
-        "summary": card.summary, "phase": str(card.phase), "access": None if card.access is None else card.access.label,
+        "title": card.title,
+        "rows": list(card.rows),
+        "paper": card.paper,
+        "section": card.section,
+        "summary": card.summary,
+        "phase": str(card.phase),
+        "access": None if card.access is None else card.access.label,
         "goals": [str(g) for g in card.goals],
         "formulation": None if card.formulation is None else str(card.formulation),
-        "norms": [str(n) for n in card.norms], "modality": list(card.modality),
+        "norms": [str(n) for n in card.norms],
+        "modality": list(card.modality),
         "guarantee": None if card.guarantee is None else str(card.guarantee),
         "knows": [str(k) for k in card.knows],
         "parameters": [asdict(p) for p in parameters_of(method)],
-        "failure_modes": list(card.failure_modes), "checked_by": card.checked_by,
-    }  # fmt: skip
+        "failure_modes": list(card.failure_modes),
+        "checked_by": card.checked_by,
+    }

@@ -223,9 +223,12 @@ def run_verifier(
 
 
 def open_network(
-    model: nn.Module | LoadedModel | str | Path, *, arch: str | None = None, shape: tuple[int, ...] | None = None,
+    model: nn.Module | LoadedModel | str | Path,
+    *,
+    arch: str | None = None,
+    shape: tuple[int, ...] | None = None,
     trust: bool = False,
-) -> tuple[Path | Unread, tuple[str, ...]]:  # fmt: skip
+) -> tuple[Path | Unread, tuple[str, ...]]:
     """An ONNX file as its path, anything else as a module with the shape of an input; and what was noticed.
 
     Raises:

@@ -85,9 +85,13 @@ def bars(console: Console) -> Generator[Stages, None, None]:
     )
 
     columns = (
-        TextColumn("{task.description:<28}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as drawn:
         tasks: dict[str, TaskID] = {}
 

@@ -189,9 +189,12 @@ class Run:
             return searched
         outcome = self.attacked.outcome(self._how.slots)
         return replace(
-            outcome, ledger=self.attacked.ledger + self.search.ledger, gradients=self.search.gradients,
-            failed=self.attacked.failed | self.search.failed, fault=outcome.fault or searched.fault,
-        )  # fmt: skip
+            outcome,
+            ledger=self.attacked.ledger + self.search.ledger,
+            gradients=self.search.gradients,
+            failed=self.attacked.failed | self.search.failed,
+            fault=outcome.fault or searched.fault,
+        )
 
     def _begin(self) -> None:
         if self.attacked is not None:
@@ -288,13 +291,21 @@ def _join_problems(a: Problem, b: Problem) -> Problem:
     draws = None
     if a.draws is not None and b.draws is not None:
         draws = replace(
-            a.draws, ids=np.concatenate([a.draws.ids, b.draws.ids]), rounds=np.concatenate([a.draws.rounds, b.draws.rounds])
-        )  # fmt: skip
+            a.draws,
+            ids=np.concatenate([a.draws.ids, b.draws.ids]),
+            rounds=np.concatenate([a.draws.rounds, b.draws.rounds]),
+        )
     return replace(
-        a, x=torch.cat([a.x, b.x]), y=torch.cat([a.y, b.y]), target=torch.cat([a.target, b.target]),
-        set=a.set.join(b.set), ids=np.concatenate([a.ids, b.ids]), rows=torch.cat([a.rows, b.rows]),
-        round=np.concatenate([a.round, b.round]), draws=draws,
-    )  # fmt: skip
+        a,
+        x=torch.cat([a.x, b.x]),
+        y=torch.cat([a.y, b.y]),
+        target=torch.cat([a.target, b.target]),
+        set=a.set.join(b.set),
+        ids=np.concatenate([a.ids, b.ids]),
+        rows=torch.cat([a.rows, b.rows]),
+        round=np.concatenate([a.round, b.round]),
+        draws=draws,
+    )
 
 
 P = ParamSpec("P")

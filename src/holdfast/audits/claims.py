@@ -118,7 +118,7 @@ def spent(ledger: Ledger) -> Spent:
     """What each sample cost, as a record has it."""
     return Spent(
         forwards=_counts(ledger.forwards), backwards=_counts(ledger.backwards), queries=_counts(ledger.queries)
-    )  # fmt: skip
+    )
 
 
 def _counts(column: Tensor) -> tuple[int, ...]:

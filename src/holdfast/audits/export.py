@@ -122,10 +122,19 @@ def table(document: Document) -> str:
     for s in document.samples:
         w, c = s.witness, s.certificate
         row = (
-            s.id, names.get(s.label, s.label), names.get(s.prediction, s.prediction), str(s.status),
-            w and w.distance, w and w.attack, c and c.radius, c and c.method, c and str(c.guarantee),
-            s.forwards, s.backwards, s.queries,
-        )  # fmt: skip
+            s.id,
+            names.get(s.label, s.label),
+            names.get(s.prediction, s.prediction),
+            str(s.status),
+            w and w.distance,
+            w and w.attack,
+            c and c.radius,
+            c and c.method,
+            c and str(c.guarantee),
+            s.forwards,
+            s.backwards,
+            s.queries,
+        )
         writer.writerow([_cell(value) for value in row])
     return file.getvalue()
 

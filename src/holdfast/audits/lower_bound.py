@@ -154,9 +154,14 @@ class SmoothedBound(LowerBound):
         problem = session.problem(ids)
         ask = ModuleAsk(copy.deepcopy(session.module).eval())
         proved = Cohen(sigma=self.sigma, n=self.draws).certify(
-            ask, problem.x, problem.y, ids.tolist(), session.seed, norm=session.threat.norm,
+            ask,
+            problem.x,
+            problem.y,
+            ids.tolist(),
+            session.seed,
+            norm=session.threat.norm,
             radius_max=float(session.largest_radius),
-        )  # fmt: skip
+        )
         return Certified(certificates=_by_id(ids, proved), cost=Cost(forwards=ask.forwards))
 
     @override

@@ -75,6 +75,4 @@ def _certificates(plan: Plan) -> list[CertificateStage]:
     if bound is None:
         return []
     title = f"certificates ({plan.certify})"
-    return [
-        CertificateStage(title=title, unit_size=UnitSize(most=_PROOF), uses_graph=bound.uses_graph, bound=bound)
-    ]  # fmt: skip
+    return [CertificateStage(title=title, unit_size=UnitSize(most=_PROOF), uses_graph=bound.uses_graph, bound=bound)]

@@ -232,12 +232,23 @@ class Plan(BaseModel):
     def spec(self) -> ModelSpec:
         """The model, and how it is to be read."""
         return ModelSpec(
-            model=self.model, arch=self.arch, trust=self.trust, output=self.output, binary=self.binary,
-            normalise=None if self.normalise is None else Normalisation(*self.normalise), class_names=self.class_names,
-            classes=self.classes, table=self.table, answers=self.answers, top_k=self.top_k, scores=self.scores,
-            request=self.request, answer=self.answer, max_queries=self.max_queries,
+            model=self.model,
+            arch=self.arch,
+            trust=self.trust,
+            output=self.output,
+            binary=self.binary,
+            normalise=None if self.normalise is None else Normalisation(*self.normalise),
+            class_names=self.class_names,
+            classes=self.classes,
+            table=self.table,
+            answers=self.answers,
+            top_k=self.top_k,
+            scores=self.scores,
+            request=self.request,
+            answer=self.answer,
+            max_queries=self.max_queries,
             token="model" not in self.theirs,  # it goes to no host but the one that the caller named himself
-        )  # fmt: skip
+        )
 
     @property
     def surrogates(self) -> Surrogates | None:

@@ -91,9 +91,11 @@ def _finite(data: Mapping[str, float | int | str]) -> dict[str, float | int | st
 def findings_of(findings: list[Finding]) -> tuple[Finding, ...]:
     """Findings as a record can hold them: a measured value that is not finite becomes the word for it."""
     return tuple(
-        Finding(code=f.code, severity=f.severity, title=f.title, message=f.message, remedy=f.remedy, data=_finite(f.data))
+        Finding(
+            code=f.code, severity=f.severity, title=f.title, message=f.message, remedy=f.remedy, data=_finite(f.data)
+        )
         for f in findings
-    )  # fmt: skip
+    )
 
 
 Scores = Annotated[

@@ -56,9 +56,13 @@ def reprove(
 
 
 def _radii(
-    context: Context, layout: Layout, bound: LowerBound, claims: Mapping[int, Certificate], notes: Notes,
+    context: Context,
+    layout: Layout,
+    bound: LowerBound,
+    claims: Mapping[int, Certificate],
+    notes: Notes,
     progress: Progress,
-) -> None:  # fmt: skip
+) -> None:
     """Each radius is proved again, in the units in which it was proved."""
     for unit in layout.units(_STAGE):
         ids = unit[np.isin(unit, sorted(claims))]

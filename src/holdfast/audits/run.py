@@ -66,9 +66,14 @@ def audit(
 
 
 def resume(
-    out: Path | str, *, model: nn.Module | None = None, places: Places | None = None, workers: int = 1,
-    command: str = "", progress: Progress | None = None,
-) -> Document:  # fmt: skip
+    out: Path | str,
+    *,
+    model: nn.Module | None = None,
+    places: Places | None = None,
+    workers: int = 1,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Document:
     """Continues a run that was interrupted; gives what an uninterrupted run gives.
 
     Args:
@@ -129,7 +134,7 @@ def _run(
             opener = partial(_reopen, plan, at, folder.path, context.randomised)
             work = Work(
                 context=context, layout=layout, records=records, workers=workers, opener=opener, progress=progress
-            )  # fmt: skip
+            )
             for key, record, spent in work.run():
                 _enter(journal, records, key, record, spent)
             if diagnosed(records) is None:

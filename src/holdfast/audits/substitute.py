@@ -31,9 +31,14 @@ def trained_surrogate(plan: Plan, folder: RunFolder, classes: int) -> nn.Module:
         seed = plan.seed + k
         member = substitute(tuple(data.x.shape[1:]), classes, seed)
         fit(
-            member, data, _cross_entropy, settings=TrainingSettings(epochs=_EPOCHS, seed=seed),
-            checkpoint=folder.path / f"surrogate{k}.safetensors", resume=True, device=plan.device,
-        )  # fmt: skip
+            member,
+            data,
+            _cross_entropy,
+            settings=TrainingSettings(epochs=_EPOCHS, seed=seed),
+            checkpoint=folder.path / f"surrogate{k}.safetensors",
+            resume=True,
+            device=plan.device,
+        )
         members.append(member)
     return Ensemble(members)
 

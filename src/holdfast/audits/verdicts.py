@@ -92,11 +92,17 @@ def _verdict(part: Evidence, k: int) -> Verdict:
     i = int(part.ids[k])
     nearest = part.nearest.get(i)
     return Verdict(
-        id=i, label=int(part.labels[k]), prediction=int(part.prediction[k]), status=_status(part, k),
-        witness=None if nearest is None else nearest.witness, certificate=part.certificates.get(i),
-        forwards=int(part.forwards[k]), backwards=int(part.backwards[k]), queries=int(part.queries[k]),
+        id=i,
+        label=int(part.labels[k]),
+        prediction=int(part.prediction[k]),
+        status=_status(part, k),
+        witness=None if nearest is None else nearest.witness,
+        certificate=part.certificates.get(i),
+        forwards=int(part.forwards[k]),
+        backwards=int(part.backwards[k]),
+        queries=int(part.queries[k]),
         no_answer=part.no_answer.get(i),
-    )  # fmt: skip
+    )
 
 
 def _status(part: Evidence, k: int) -> Status:

@@ -254,7 +254,7 @@ def _done(context: Context, stage: AnyStage, evidence: Evidence) -> tuple[AnyRec
     context.begin(f"{stage.name} {evidence.ids.tolist()}")
     return guarded(
         context, lambda: stage.unit(context, evidence), lambda error: _failed(context, stage, evidence, error)
-    )  # fmt: skip
+    )
 
 
 def guarded(

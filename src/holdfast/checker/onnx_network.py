@@ -18,7 +18,7 @@ from holdfast.checker.network import (
     Network,
     PadMap,
     Scale,
-)  # fmt: skip
+)
 from holdfast.checker.rounding import LIMIT, Rejected
 
 __all__ = ["read_network"]
@@ -338,8 +338,10 @@ class _NetworkReader:
             raise self.refuse(f"of shapes {before} and {weight.shape}")
         conv = ConvMap(
             weight=_numbers(weight).reshape(groups, -1, *weight.shape[1:]),
-            stride=tuple(self.at.get("strides", [1] * k)), dilation=tuple(self.at.get("dilations", [1] * k)), before=before[1:],
-        )  # fmt: skip
+            stride=tuple(self.at.get("strides", [1] * k)),
+            dilation=tuple(self.at.get("dilations", [1] * k)),
+            before=before[1:],
+        )
         if min(conv.after) < 1:
             raise self.refuse("without output")
         bias = None if bias is None else _numbers(bias).reshape(len(weight), *(1,) * k)

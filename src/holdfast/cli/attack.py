@@ -82,9 +82,15 @@ class GroupOptions:
         from holdfast.api.attack import AttackOptions
 
         return AttackOptions(
-            bounded=bounded, detector=detector, checkpoint=checkpoint, also=also, train_data=self.train_data,
-            views=self.views, draws=self.draws, artefact=self.artefact,
-        )  # fmt: skip
+            bounded=bounded,
+            detector=detector,
+            checkpoint=checkpoint,
+            also=also,
+            train_data=self.train_data,
+            views=self.views,
+            draws=self.draws,
+            artefact=self.artefact,
+        )
 
 
 @spread

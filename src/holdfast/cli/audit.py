@@ -50,10 +50,12 @@ class GateOptions:
     allow_weak: Annotated[
         bool,
         typer.Option(
-            "--allow-weak", help="Let --fail-under pass on a weak upper bound too.", show_default=False,
+            "--allow-weak",
+            help="Let --fail-under pass on a weak upper bound too.",
+            show_default=False,
             rich_help_panel="Answer",
         ),
-    ] = False  # fmt: skip
+    ] = False
 
     def gate(self) -> GateTerms | None:
         """The threshold; None where there is none.
@@ -145,9 +147,14 @@ class SearchOptions:
         """As a plan has them; only what was given."""
         grid = None if self.eps_grid is None else tuple(self.eps_grid.split(","))
         return o.given(
-            eps_grid=grid, grid=self.grid, goal=self.goal, suite=self.suite, certify=self.certify,
-            radius_max=self.radius_max, sigma=self.sigma,
-        )  # fmt: skip
+            eps_grid=grid,
+            grid=self.grid,
+            goal=self.goal,
+            suite=self.suite,
+            certify=self.certify,
+            radius_max=self.radius_max,
+            sigma=self.sigma,
+        )
 
 
 @spread
@@ -191,9 +198,14 @@ def audit(
     plan = _agreed(Plan.of(**values) if plan_file is None else Plan.read(plan_file, **values))
     _tell(plan, embedded=model.data is None and plan_file is None)
     report = run_plan(
-        plan, out, Spoken(), workers=workers, command=typed(), anyway=model.anyway,
+        plan,
+        out,
+        Spoken(),
+        workers=workers,
+        command=typed(),
+        anyway=model.anyway,
         interrupted=f"continue with: {_resuming(out, plan)}",
-    )  # fmt: skip
+    )
     finish(report, gate, talk)
 
 

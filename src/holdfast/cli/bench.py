@@ -73,9 +73,13 @@ def transfer(
     kind: type[Attack[Any, Any]] = Attack
     tools = tuple(create(name, kind, **o.assignments(set_, method(name))) for name in names)
     session = open_session(
-        next(iter(models_by_name.values())), data, o.threat(threat.norm, threat.eps, goal), samples=samples,
-        seed=run.seed or 0, device=place or "cpu",
-    )  # fmt: skip
+        next(iter(models_by_name.values())),
+        data,
+        o.threat(threat.norm, threat.eps, goal),
+        samples=samples,
+        seed=run.seed or 0,
+        device=place or "cpu",
+    )
     look_at_models(models_by_name, session.data, session.threat, anyway=anyway)
     with progress() as tell:
         result = Transfer(methods=tools, ensembles=ensembles, models=models_by_name).run(session, progress=tell)

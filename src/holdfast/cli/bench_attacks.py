@@ -99,11 +99,19 @@ def _show(result: ComparisonResult, seed: int) -> None:
     table(
         ("attack", "success", "median", "area", "forwards", "backwards", "queries", "cpu s"),
         [
-            (e.name, f"{e.success:.1%}", "none" if e.median is None else f"{e.median:.4g}", f"{e.area:.4g}",
-             f"{e.forwards:.1f}", f"{e.backwards:.1f}", f"{e.queries:.1f}", f"{e.cpu_seconds:.1f}")
+            (
+                e.name,
+                f"{e.success:.1%}",
+                "none" if e.median is None else f"{e.median:.4g}",
+                f"{e.area:.4g}",
+                f"{e.forwards:.1f}",
+                f"{e.backwards:.1f}",
+                f"{e.queries:.1f}",
+                f"{e.cpu_seconds:.1f}",
+            )
             for e in result.entries
         ],
-    )  # fmt: skip
+    )
     say(f"best of all: median {'none' if result.best is None else f'{result.best:.4g}'}")
     for name, why in result.refused.items():
         note(f"{name} could not serve: {why}")

@@ -125,8 +125,11 @@ def _tools(names: list[str], set_: list[str] | None) -> dict[str, Any]:
     owned = {name: {p.name for p in parameters_of(kind)} for name, kind in kinds.items()}
     found: dict[str, Any] = {}
     for name, kind in kinds.items():
-        mine = [s for s in set_ or () if s.partition("=")[0] in owned[name] or not any(
-            s.partition("=")[0] in other for other in owned.values())]  # fmt: skip
+        mine = [
+            s
+            for s in set_ or ()
+            if s.partition("=")[0] in owned[name] or not any(s.partition("=")[0] in other for other in owned.values())
+        ]
         found[name] = kind(**o.assignments(mine, kind))
     return found
 

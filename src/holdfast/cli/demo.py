@@ -63,9 +63,15 @@ def demo(
     note("3 of 4: harden it by adversarial training")
     defence = PGDTraining(norm=Norm.LINF, eps=Fraction(_EPS))
     train(
-        model, digits, defence.loss, defence.score, TrainingSettings(epochs=30, rate=0.01, seed=seed),
-        out / "after.safetensors", "hardening", Spoken(),
-    )  # fmt: skip
+        model,
+        digits,
+        defence.loss,
+        defence.score,
+        TrainingSettings(epochs=30, rate=0.01, seed=seed),
+        out / "after.safetensors",
+        "hardening",
+        Spoken(),
+    )
     note("4 of 4: audit it again, and compare")
     after = _audited(out, "after", samples, seed)
     write_comparison([out / "before", out / "after"], out / "compare.html")
@@ -86,9 +92,14 @@ def _audited(out: Path, name: str, samples: int, seed: int) -> Document:
     from holdfast.audits.plan import Plan
 
     plan = Plan.of(
-        model=str(out / f"{name}.safetensors"), arch=_ARCH, data="digits:test", samples=samples, norm="linf", eps=_EPS,
+        model=str(out / f"{name}.safetensors"),
+        arch=_ARCH,
+        data="digits:test",
+        samples=samples,
+        norm="linf",
+        eps=_EPS,
         seed=seed,
-    )  # fmt: skip
+    )
     command = (
         f"holdfast audit --model {plan.model} --arch {_ARCH} --data digits:test --samples {samples} --norm linf "
         f"--eps {_EPS} --seed {seed} --out {out / name}"

@@ -50,11 +50,19 @@ def pages(folder: Path) -> dict[str, str]:
 
 def _method(name: str, c: dict[str, Any]) -> str:
     facts = [
-        ("Name", f"`{name}`"), ("Kind", c["kind"]), ("Paper", c["paper"]), ("Survey", f"section {c['section']}"),
-        ("Coverage rows", ", ".join(c["rows"])), ("Phase", c["phase"]), ("Access", c["access"]),
-        ("Formulation", c["formulation"]), ("Goals", ", ".join(c["goals"]) if c["kind"].endswith("attack") else ""),
-        ("Norms", ", ".join(c["norms"])), ("Guarantee", c["guarantee"]), ("Must know", ", ".join(c["knows"])),
-    ]  # fmt: skip
+        ("Name", f"`{name}`"),
+        ("Kind", c["kind"]),
+        ("Paper", c["paper"]),
+        ("Survey", f"section {c['section']}"),
+        ("Coverage rows", ", ".join(c["rows"])),
+        ("Phase", c["phase"]),
+        ("Access", c["access"]),
+        ("Formulation", c["formulation"]),
+        ("Goals", ", ".join(c["goals"]) if c["kind"].endswith("attack") else ""),
+        ("Norms", ", ".join(c["norms"])),
+        ("Guarantee", c["guarantee"]),
+        ("Must know", ", ".join(c["knows"])),
+    ]
     out = [_NOTICE, f"# {c['title']}\n", f"{c['summary']}\n", "| | |", "|---|---|"]
     out += [f"| {key} | {_cell(value)} |" for key, value in facts if value]
     if c["parameters"]:
@@ -100,11 +108,13 @@ def _coverage(folder: Path, cards: dict[str, dict[str, Any]]) -> str:
     states = {i: told.get(i, {}).get("state", "works" if serving[i] else "open") for i in serving}
     count = {state: sum(s == state for s in states.values()) for state in _SIGNS}
     out = [
-        _NOTICE, "# Coverage of the survey\n",
+        _NOTICE,
+        "# Coverage of the survey\n",
         f"{len(rows)} rows: {count['works']} work, {count['part']} in part, {count['open']} open. "
         "A row works only when each method that it names does.\n",
-        "| row | method | state | served by | shown by |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        "| row | method | state | served by | shown by |",
+        "|---|---|---|---|---|",
+    ]
     for r in rows:
         by = ", ".join(f"[`{name}`](methods/{name}.md)" for name in serving[r["id"]])
         remark = told.get(r["id"], {}).get("note", "")

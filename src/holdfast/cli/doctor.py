@@ -48,11 +48,16 @@ def doctor(
     if talk.json:
         say_json(
             {
-                "source": session.source, "findings": [f.as_dict() for f in found.findings],
-                "clean_accuracy": found.accuracy, "classes": names, "bounds": found.bounds, "time": found.cost,
-                "command": command, "asked": {} if found.first is None else found.first.to_dict(),
+                "source": session.source,
+                "findings": [f.as_dict() for f in found.findings],
+                "clean_accuracy": found.accuracy,
+                "classes": names,
+                "bounds": found.bounds,
+                "time": found.cost,
+                "command": command,
+                "asked": {} if found.first is None else found.first.to_dict(),
             }
-        )  # fmt: skip
+        )
     else:
         _say(session, found, list(names.values()))
         say("an audit can start:" if not found.errors else f"{counted(found.errors, 'error')} to mend first; then:")

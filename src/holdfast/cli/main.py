@@ -46,12 +46,21 @@ app = typer.Typer(
 )
 
 for _function, _panel in (
-    (audit.audit, "Audit"), (audit.resume, "Audit"), (audit.recheck, "Audit"), (report.report, "Audit"),
-    (report.diff, "Audit"), (attack.attack, "One method"), (certify.certify, "One method"), (verify.verify, "Verify"),
+    (audit.audit, "Audit"),
+    (audit.resume, "Audit"),
+    (audit.recheck, "Audit"),
+    (report.report, "Audit"),
+    (report.diff, "Audit"),
+    (attack.attack, "One method"),
+    (certify.certify, "One method"),
+    (verify.verify, "Verify"),
     (check.check, "Verify"),
-    (harden.harden, "One method"), (methods.methods, "Help"), (doctor.doctor, "Help"), (columns.columns, "Help"),
+    (harden.harden, "One method"),
+    (methods.methods, "Help"),
+    (doctor.doctor, "Help"),
+    (columns.columns, "Help"),
     (demo.demo, "Help"),
-):  # fmt: skip
+):
     app.command(rich_help_panel=_panel)(_function)
 
 bench.bench.command()(bench_attacks.attacks)

@@ -47,9 +47,16 @@ def opened(
     _, data = model.named()
     place = run.place()
     session = open_session(
-        model.spec(asked, output=output, top_k=top_k), data, threat, samples=model.samples, queries=queries,
-        surrogates=surrogates, radius_max=radius_max, seed=run.seed or 0, device=place or "cpu",
-    )  # fmt: skip
+        model.spec(asked, output=output, top_k=top_k),
+        data,
+        threat,
+        samples=model.samples,
+        queries=queries,
+        surrogates=surrogates,
+        radius_max=radius_max,
+        seed=run.seed or 0,
+        device=place or "cpu",
+    )
     open_with(session, Spoken(), anyway=model.anyway, trained=trained, looks=looks)
     return session
 

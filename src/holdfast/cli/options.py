@@ -60,9 +60,13 @@ class ModelOptions:
     def values(self) -> dict[str, Any]:
         """What is said of the model, but for its normalisation: what a plan and a `ModelSpec` have alike."""
         return given(
-            model=self.model, arch=self.arch, trust=self.trust, binary=self.binary,
-            class_names=class_names(self.class_names), table=table(self.table),
-        )  # fmt: skip
+            model=self.model,
+            arch=self.arch,
+            trust=self.trust,
+            binary=self.binary,
+            class_names=class_names(self.class_names),
+            table=table(self.table),
+        )
 
     def plan_values(self) -> dict[str, Any]:
         """What is said of the model and the data, as a plan has it."""
@@ -120,9 +124,14 @@ class AskedOptions:
     def values(self) -> dict[str, Any]:
         """What a plan and a `ModelSpec` have alike; only what was given."""
         return given(
-            answers=self.answers, scores=self.scores, request=self.request, answer=self.answer_path, output=self.output,
-            classes=self.classes, max_queries=self.max_queries,
-        )  # fmt: skip
+            answers=self.answers,
+            scores=self.scores,
+            request=self.request,
+            answer=self.answer_path,
+            output=self.output,
+            classes=self.classes,
+            max_queries=self.max_queries,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,16 +192,21 @@ Request = Annotated[
     str | None,
     typer.Option(
         help='The JSON that a prediction API wants, with $inputs, $row, $data, $shape or $rows: {"instances": $inputs}.',
-        metavar="JSON", show_default='{"inputs": $inputs}', rich_help_panel=_MODEL,
+        metavar="JSON",
+        show_default='{"inputs": $inputs}',
+        rich_help_panel=_MODEL,
     ),
-]  # fmt: skip
+]
 AnswerPath = Annotated[
     str | None,
     typer.Option(
-        "--answer", help="Where its answer has the rows: predictions[*].scores, or predictions[*]{label: score}.",
-        metavar="PATH", show_default="labels, scores or top", rich_help_panel=_MODEL,
+        "--answer",
+        help="Where its answer has the rows: predictions[*].scores, or predictions[*]{label: score}.",
+        metavar="PATH",
+        show_default="labels, scores or top",
+        rich_help_panel=_MODEL,
     ),
-]  # fmt: skip
+]
 Output = Annotated[
     str | None,
     typer.Option(
@@ -241,9 +246,12 @@ RadiusMax = Annotated[
     str | None,
     typer.Option(
         help="Largest radius that a certificate is searched for.",
-        metavar="SIZE", show_default="2 eps", rich_help_panel=_RUN, callback=exact_size,
+        metavar="SIZE",
+        show_default="2 eps",
+        rich_help_panel=_RUN,
+        callback=exact_size,
     ),
-]  # fmt: skip
+]
 Sigma = Annotated[
     float | None,
     typer.Option(help="Noise of randomised smoothing.", metavar="S", show_default="0.25", rich_help_panel=_RUN),
@@ -252,9 +260,11 @@ Grid = Annotated[
     str | None,
     typer.Option(
         help="Judge on valid inputs only: multiples of this (1/255 for 8-bit images).",
-        metavar="STEP", rich_help_panel=_THREAT, callback=exact_size,
+        metavar="STEP",
+        rich_help_panel=_THREAT,
+        callback=exact_size,
     ),
-]  # fmt: skip
+]
 Seed = Annotated[
     int | None, typer.Option(help="Keys all randomness.", metavar="S", show_default="0", rich_help_panel=_RUN)
 ]
@@ -262,10 +272,12 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda.", metavar="D", sh
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", help="A parameter of the method; see: holdfast methods NAME. May be repeated.",
-        metavar="KEY=VALUE", rich_help_panel=_RUN,
+        "--set",
+        help="A parameter of the method; see: holdfast methods NAME. May be repeated.",
+        metavar="KEY=VALUE",
+        rich_help_panel=_RUN,
     ),
-]  # fmt: skip
+]
 
 
 def _of_no_run(out: Path) -> Path:

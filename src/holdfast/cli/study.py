@@ -74,7 +74,7 @@ def posthoc(
     """Compare robustness before and after pruning, quantisation and calibration, and transfer between the two.
 
     Example: holdfast study posthoc --model m.safetensors --arch net.py:network --data test.npz --eps 8/255 --out runs/posthoc
-    """  # fmt: skip
+    """
     from holdfast.report.studies import page
     from holdfast.studies.posthoc import ADJUSTMENTS, Posthoc
 
@@ -86,9 +86,10 @@ def posthoc(
     if how.held_out is None and half:
         note(f"no --held-out: judged on the first {half} samples, fitted on the other {len(session.ids) - half}")
     asked = Posthoc(
-        adjustments=o.several(how.adjustments) or ADJUSTMENTS, attacks=tuple(_attack(name, set_) for name in names),
+        adjustments=o.several(how.adjustments) or ADJUSTMENTS,
+        attacks=tuple(_attack(name, set_) for name in names),
         held_out=how.held_out,
-    )  # fmt: skip
+    )
     with progress() as tell:
         result = asked.run(session, progress=tell)
     answer = result.to_dict()
@@ -108,11 +109,18 @@ def _show_posthoc(result: PosthocResult) -> None:
     table(
         ("model", "clean", "calibration error", "robust", "from original", "to original", "robust to both"),
         [
-            (r.name, f"{r.accuracy:.1%}", f"{r.calibration:.1%}", _share(r.robust), _share(r.from_original),
-             _share(r.to_original), f"{r.robust_to_both:.1%}")
+            (
+                r.name,
+                f"{r.accuracy:.1%}",
+                f"{r.calibration:.1%}",
+                _share(r.robust),
+                _share(r.from_original),
+                _share(r.to_original),
+                f"{r.robust_to_both:.1%}",
+            )
             for r in result.rows
         ],
-    )  # fmt: skip
+    )
     for name, why in result.refused.items():
         note(f"{name}: {why}")
 

@@ -113,18 +113,28 @@ def manifold(
 
 
 def _show(study: ManifoldResult) -> None:
-    say(f"{study.samples} samples, latent {study.size}, input {study.eps}, seed {study.seed}; "
-        f"the pictures keep {study.variance_explained:.1%} of the variance")  # fmt: skip
+    say(
+        f"{study.samples} samples, latent {study.size}, input {study.eps}, seed {study.seed}; "
+        f"the pictures keep {study.variance_explained:.1%} of the variance"
+    )
     table(
         ("model", "test error", "on the manifold", "regular", "off: on-manifold", "off: regular"),
         [
-            (r.name, f"{r.test_error:.1%}", f"{r.on_manifold_error:.1%}", f"{r.regular_error:.1%}",
-             _size(r.off_on), _size(r.off_regular))
+            (
+                r.name,
+                f"{r.test_error:.1%}",
+                f"{r.on_manifold_error:.1%}",
+                f"{r.regular_error:.1%}",
+                _size(r.off_on),
+                _size(r.off_regular),
+            )
             for r in study.rows
         ],
-    )  # fmt: skip
-    say(f"rank correlation with the test error: on the manifold {_size(study.rank_on)}, "
-        f"regular {_size(study.rank_regular)}")  # fmt: skip
+    )
+    say(
+        f"rank correlation with the test error: on the manifold {_size(study.rank_on)}, "
+        f"regular {_size(study.rank_regular)}"
+    )
 
 
 def _numbers(text: str) -> list[int]:

@@ -74,9 +74,7 @@ class HowOptions:
         from holdfast.verification.decide import Effort
 
         timeout = 60.0 if self.timeout is None else self.timeout
-        return Effort(
-            timeout=timeout, method=self.method, memory=size_in_bytes(self.memory), deployed=self.deployed
-        )  # fmt: skip
+        return Effort(timeout=timeout, method=self.method, memory=size_in_bytes(self.memory), deployed=self.deployed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,8 @@ class ListOptions:
 @spread
 def verify(
     net: Annotated[
-        str | None, typer.Argument(help="ONNX file; or weights with --arch and --shape.", metavar="NET", show_default=False)
+        str | None,
+        typer.Argument(help="ONNX file; or weights with --arch and --shape.", metavar="NET", show_default=False),
     ] = None,
     prop: Annotated[
         Path | None,
@@ -157,11 +156,13 @@ def verify(
     about: NetOptions,
     operations: Annotated[
         bool,
-        typer.Option("--operations", help="Only list the operations of NET and whether each is served.", show_default=False),
+        typer.Option(
+            "--operations", help="Only list the operations of NET and whether each is served.", show_default=False
+        ),
     ] = False,
     listed: ListOptions,
     talk: o.TalkOptions,
-) -> None:  # fmt: skip
+) -> None:
     """Prove that a network never does what a property calls unsafe, or find an input where it does.
 
     The first line of the answer is unsat (it holds), sat (it does not; a counterexample in the competition's format
@@ -231,7 +232,7 @@ def _listed(instances: Path, options: ListOptions, effort: Effort, timeout: floa
     try:
         results = run_instances(
             instances, out, effort, timeout=timeout, only=only, workers=options.workers, progress=told
-        )  # fmt: skip
+        )
     except KeyboardInterrupt:
         note(f"interrupted; the same command goes on where {out} is")
         raise

@@ -71,8 +71,16 @@ class Draws:
         """A fresh generator for draws that are not per sample, keyed by the given parts."""
         return torch.Generator(self.device).manual_seed(_key(self.seed, self.method, *parts))
 
-    def read(self, kind: str, name: str, shape: tuple[int, ...], ids: np.ndarray, rounds: np.ndarray,
-             step: np.ndarray, fill: _Fill) -> Tensor:  # fmt: skip
+    def read(
+        self,
+        kind: str,
+        name: str,
+        shape: tuple[int, ...],
+        ids: np.ndarray,
+        rounds: np.ndarray,
+        step: np.ndarray,
+        fill: _Fill,
+    ) -> Tensor:
         """Numbers of one kind of draw for a batch of samples; `SampleDraws` names the kinds."""
         length = max(1, min(_BLOCK_STEPS, _BLOCK_NUMBERS // max(1, prod(shape))))
         stream = self._streams.setdefault((kind, name, shape), _Stream())

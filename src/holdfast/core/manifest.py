@@ -255,11 +255,16 @@ class Manifest:
             raise UsageError(f"{path} is where the samples go; name the manifest {path.with_suffix('.json').name}")
         tensors = as_bytes({k: v.contiguous() for k, v in self._tensors().items()})
         about = {
-            "schema_version": SCHEMA_VERSION, "method": self.method, "seed": self.seed, "count": self.count,
-            "before": self.before, "after": self.after, "edits": self.edits,
+            "schema_version": SCHEMA_VERSION,
+            "method": self.method,
+            "seed": self.seed,
+            "count": self.count,
+            "before": self.before,
+            "after": self.after,
+            "edits": self.edits,
             "features": {"file": beside.name, "sha256": _sha256(tensors)},
             "changes": [[str(c.kind), c.row, c.before, c.after] for c in self.changes],
-        }  # fmt: skip
+        }
         write_whole(beside, tensors)
         write_whole(path, json.dumps(about, indent=1))
 
@@ -281,10 +286,15 @@ class Manifest:
                 raise DataError(f"the samples beside {path} are not those that it was written with")
             t = read_tensors(content)
             made = cls(
-                method=about["method"], seed=about["seed"], count=about["count"], before=about["before"], after=about["after"],
-                replaced=t["replaced"], removed=t["removed"],
+                method=about["method"],
+                seed=about["seed"],
+                count=about["count"],
+                before=about["before"],
+                after=about["after"],
+                replaced=t["replaced"],
+                removed=t["removed"],
                 **{part: Samples(t[f"{part}.x"], t[f"{part}.y"]) for part in ("old", "new", "lost", "added")},
-            )  # fmt: skip
+            )
             made._check()
             listed = [[str(c.kind), c.row, c.before, c.after] for c in made.changes]
             agrees = listed == about["changes"] and made.edits == about["edits"]
@@ -305,10 +315,11 @@ class Manifest:
     def _tensors(self) -> dict[str, Tensor]:
         parts = {"old": self.old, "new": self.new, "lost": self.lost, "added": self.added}
         return {
-            "replaced": self.replaced, "removed": self.removed,
+            "replaced": self.replaced,
+            "removed": self.removed,
             **{f"{name}.x": part.x for name, part in parts.items()},
             **{f"{name}.y": part.y for name, part in parts.items()},
-        }  # fmt: skip
+        }
 
 
 def _check_rows(n: int, replaced: Tensor, removed: Tensor) -> None:

@@ -24,8 +24,18 @@ __all__ = ["AtenCall", "Handler", "call_name", "tuple_of", "where_of"]
 
 # where a tensor lies and how; the type of a result is held to that of the model by the reader
 _VALUELESS = frozenset(
-    ("memory_format", "layout", "device", "pin_memory", "non_blocking", "implicit", "cudnn_enable", "cudnn_enabled", "dtype")
-)  # fmt: skip
+    (
+        "memory_format",
+        "layout",
+        "device",
+        "pin_memory",
+        "non_blocking",
+        "implicit",
+        "cudnn_enable",
+        "cudnn_enabled",
+        "dtype",
+    )
+)
 
 
 def call_name(node: fx.Node) -> str:

@@ -246,10 +246,22 @@ def _opset(model: Any, name: str) -> int:
 # operations of constants that compute nothing
 MOVES = frozenset(
     (
-        "Cast", "Concat", "ConstantOfShape", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split",
-        "Squeeze", "Tile", "Transpose", "Unsqueeze",
+        "Cast",
+        "Concat",
+        "ConstantOfShape",
+        "Expand",
+        "Flatten",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
     )
-)  # fmt: skip
+)
 
 
 class _OnnxReader:

@@ -23,9 +23,16 @@ __all__ = ["BOOL", "FLOATS", "TYPES", "WHOLE", "Handler", "OnnxCall", "OnnxOp", 
 
 # the file's element types, as the numbers that it gives them
 TYPES: dict[int, torch.dtype] = {
-    1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
-    10: torch.float16, 11: torch.float64,
-}  # fmt: skip
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+}
 FLOATS, WHOLE, BOOL = frozenset((1, 10, 11)), frozenset((2, 3, 5, 6, 7)), 9
 _NAMES = {
     1: "float", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 8: "string", 9: "bool",

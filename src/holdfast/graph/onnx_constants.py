@@ -414,8 +414,11 @@ def _reduced_whole(c: OnnxCall) -> Tensor:
 
 
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
-    "ReduceSum": np.sum, "ReduceProd": np.prod, "ReduceMax": np.max, "ReduceMin": np.min,
-}  # fmt: skip
+    "ReduceSum": np.sum,
+    "ReduceProd": np.prod,
+    "ReduceMax": np.max,
+    "ReduceMin": np.min,
+}
 
 CONSTANTS: dict[str, Callable[[OnnxCall, Sequence[Tensor | None]], tuple[Tensor, Tensor | None]]] = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div"), _arithmetic),

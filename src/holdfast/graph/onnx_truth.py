@@ -25,9 +25,15 @@ from holdfast.graph.onnx import parsed, read_onnx, reading
 __all__ = ["KINDS", "OnnxFile", "believe", "session"]
 
 KINDS: dict[str, type[np.generic]] = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8, "tensor(int16)": np.int16, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
-}  # fmt: skip
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+}
 
 
 def believe(path: Path, graph: Graph, low: Tensor, high: Tensor, output: str | None = None) -> str:

@@ -63,9 +63,15 @@ class _Claims:
     def select(self, rows: Tensor) -> _Claims:
         """Some of the rows; where they lie is then worked out anew."""
         return _Claims(
-            x=self.x[rows], index=self.index[rows], y=self.y[rows], target=self.target[rows], margin=self.margin[rows],
-            holds=self.holds[rows], settles=self.settles[rows], merit=None if self.merit is None else self.merit[rows],
-        )  # fmt: skip
+            x=self.x[rows],
+            index=self.index[rows],
+            y=self.y[rows],
+            target=self.target[rows],
+            margin=self.margin[rows],
+            holds=self.holds[rows],
+            settles=self.settles[rows],
+            merit=None if self.merit is None else self.merit[rows],
+        )
 
 
 class Archive:
@@ -193,9 +199,7 @@ class Archive:
         self._settle(claims.index, holds & claims.settles)
         self._keep(claims.x, claims.index, size, merit, holds, ledger.queries)
 
-    def _claims(
-        self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor | None
-    ) -> tuple[_Claims, Tensor]:  # fmt: skip
+    def _claims(self, x: Tensor, index: Tensor, scores: Tensor, answered: Tensor | None) -> tuple[_Claims, Tensor]:
         """What rows claim by their scores, and (m,) bool which scores cannot be judged."""
         p = self.problem
         y, target = p.y[index], p.target[index]
@@ -222,9 +226,7 @@ class Archive:
     def _settle(self, index: Tensor, surely: Tensor) -> None:
         """Notes the samples of rows that hold surely enough to end their search."""
 
-    def _confirmed(
-        self, exact: Callable[[Tensor], Tensor], claims: _Claims, holds: Tensor, ledger: Ledger
-    ) -> Tensor:  # fmt: skip
+    def _confirmed(self, exact: Callable[[Tensor], Tensor], claims: _Claims, holds: Tensor, ledger: Ledger) -> Tensor:
         """(m,) bool: what still holds in full precision, which one more forward a row tells."""
         rows = holds.nonzero().squeeze(-1)
         ledger.forwards.index_add_(0, claims.index[rows], torch.ones_like(rows))
@@ -238,9 +240,7 @@ class Archive:
         size = measured(part, x, clean)
         return size, contains(part, x, clean, size)
 
-    def _note_unusable(
-        self, x: Tensor, index: Tensor, unusable: Tensor, lies: tuple[Tensor, Tensor] | None
-    ) -> None:  # fmt: skip
+    def _note_unusable(self, x: Tensor, index: Tensor, unusable: Tensor, lies: tuple[Tensor, Tensor] | None) -> None:
         """Keeps the nearest input in the set that the model gave no usable answer to, of each sample. No synchronisation
         with an accelerator, but where a precision was given.
 
@@ -347,10 +347,16 @@ class VotingArchive(Archive):
         merit = margin.nan_to_num(nan=float("inf")) if self.keep is Keep.FIRST else None
         enough = self.votes // 2 + 1 if self.keep is Keep.FIRST else _beyond_luck(self.votes)
         return _Claims(
-            x=claims.x[first], index=claims.index[first], y=claims.y[first], target=claims.target[first], margin=margin,
-            holds=each.sum(1) >= enough, settles=each.all(1), merit=merit,
+            x=claims.x[first],
+            index=claims.index[first],
+            y=claims.y[first],
+            target=claims.target[first],
+            margin=margin,
+            holds=each.sum(1) >= enough,
+            settles=each.all(1),
+            merit=merit,
             lies=None if claims.lies is None else (claims.lies[0][first], claims.lies[1][first]),
-        )  # fmt: skip
+        )
 
     @override
     def _settle(self, index: Tensor, surely: Tensor) -> None:

@@ -163,11 +163,21 @@ class Inquiry:
             costs, distances = zip(*archive.trace, strict=True)
             trace = torch.stack(costs), torch.stack(distances)
         return Outcome(
-            x=archive.witness, found=archive.found, distance=archive.distance, found_at=archive.found_at,
-            low_margin=archive.low_margin, ledger=self.ledger, slots=slots, trace=trace, gradients=self.gradients,
-            failed=self.failed, fault=self.served.fault, unusable=archive.unusable, no_answer=archive.no_answer,
+            x=archive.witness,
+            found=archive.found,
+            distance=archive.distance,
+            found_at=archive.found_at,
+            low_margin=archive.low_margin,
+            ledger=self.ledger,
+            slots=slots,
+            trace=trace,
+            gradients=self.gradients,
+            failed=self.failed,
+            fault=self.served.fault,
+            unusable=archive.unusable,
+            no_answer=archive.no_answer,
             no_answer_at=archive.no_answer_at,
-        )  # fmt: skip
+        )
 
     # what the oracles answer
 

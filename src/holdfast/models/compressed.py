@@ -46,9 +46,13 @@ def adjusted(name: str, model: nn.Module, x: Tensor, y: Tensor) -> tuple[nn.Modu
     if kind == "prune":
         return _pruned(name, fraction, model)
     makers: dict[str, Callable[[nn.Module, Tensor, Tensor], tuple[nn.Module, str]]] = {
-        "int8-weights": _int8_weights, "int8": _int8, "dynamic-int8": _dynamic_int8, "fp16": _fp16, "bf16": _bf16,
+        "int8-weights": _int8_weights,
+        "int8": _int8,
+        "dynamic-int8": _dynamic_int8,
+        "fp16": _fp16,
+        "bf16": _bf16,
         "temperature": _tempered,
-    }  # fmt: skip
+    }
     if name not in makers:
         raise UsageError(f"there is no adjustment '{name}'. {did_you_mean(name, ADJUSTMENTS)}")
     return makers[name](model, x, y)

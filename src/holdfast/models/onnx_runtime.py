@@ -17,8 +17,11 @@ from holdfast.models.queries_only import QueriesOnly
 __all__ = ["OnnxRuntime", "onnx_identity", "output_named"]
 
 _TYPES = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8,
-}  # fmt: skip
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 _PIXEL = 255.0
 
 
@@ -38,9 +41,14 @@ class OnnxRuntime(QueriesOnly):
     """
 
     def __init__(
-        self, path: str | Path, *, output: str | None = None, classes: int | Sequence[Any] | None = None,
-        pixel: float = _PIXEL, why: str = "it runs in onnxruntime, which gives no gradients",
-    ) -> None:  # fmt: skip
+        self,
+        path: str | Path,
+        *,
+        output: str | None = None,
+        classes: int | Sequence[Any] | None = None,
+        pixel: float = _PIXEL,
+        why: str = "it runs in onnxruntime, which gives no gradients",
+    ) -> None:
         """Opens a session.
 
         Args:

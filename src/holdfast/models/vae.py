@@ -36,13 +36,19 @@ class Vae(nn.Module):
         self.shape, self.latent, self.classes = tuple(shape), latent, classes
         features = prod(shape)
         self.encoder = nn.Sequential(
-            nn.Linear(features + classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(features + classes, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
             nn.Linear(hidden, 2 * latent),
-        )  # fmt: skip
+        )
         self.decoder = nn.Sequential(
-            nn.Linear(latent + classes, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(),
+            nn.Linear(latent + classes, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
             nn.Linear(hidden, features),
-        )  # fmt: skip
+        )
 
     def one_hot(self, y: Tensor) -> Tensor:
         """(n, K) labels as decoder and encoder read them, in the dtype of the weights."""

@@ -30,9 +30,7 @@ def digits_cnn() -> nn.Sequential:
 
 def digits_mlp() -> nn.Sequential:
     """Two hidden layers of 64 for the 8x8 digits, 8,970 parameters: (n, 1, 8, 8) -> (n, 10) logits."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-    )  # fmt: skip
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 def mnist_cnn() -> nn.Sequential:

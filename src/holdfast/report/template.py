@@ -21,13 +21,22 @@ __all__ = ["embed", "fill"]
 @cache
 def _templates() -> Environment:
     templates = Environment(
-        loader=PackageLoader("holdfast.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("holdfast.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     filters: dict[str, Callable[..., str]] = {
-        "percent": markup.percent, "interval": markup.interval, "count": markup.count, "counted": _counted,
-        "measure": markup.measure, "span": markup.span, "instant": markup.instant, "prose": markup.prose,
-    }  # fmt: skip
+        "percent": markup.percent,
+        "interval": markup.interval,
+        "count": markup.count,
+        "counted": _counted,
+        "measure": markup.measure,
+        "span": markup.span,
+        "instant": markup.instant,
+        "prose": markup.prose,
+    }
     templates.filters.update(filters)  # pyright: ignore[reportUnknownMemberType]
     return templates
 

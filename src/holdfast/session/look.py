@@ -33,9 +33,14 @@ def look(session: Session, *, anyway: bool = False, trained: bool = True) -> lis
 
 
 def look_at(
-    model: Model, data: Dataset, threat: ThreatModel, *, anyway: bool = False, trained: bool = True,
+    model: Model,
+    data: Dataset,
+    threat: ThreatModel,
+    *,
+    anyway: bool = False,
+    trained: bool = True,
     classes: int | None = None,
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """What a pre-flight warns of, in words. An API, whose rows count, is not asked for it: its data are looked at.
 
     Args:

@@ -133,9 +133,16 @@ def open_spec(
         )  # fmt: skip
         return OpenedModel(base=api, subject=api.subject, source=name)
     loaded = open_model(
-        name, arch=spec.arch, trust=spec.trust, normalise=spec.normalise, binary=spec.binary, device=device,
-        output=spec.output, classes=names, pixel=255 / high if low == 0 else 255.0,
-    )  # fmt: skip
+        name,
+        arch=spec.arch,
+        trust=spec.trust,
+        normalise=spec.normalise,
+        binary=spec.binary,
+        device=device,
+        output=spec.output,
+        classes=names,
+        pixel=255 / high if low == 0 else 255.0,
+    )
     return _in_columns(loaded, spec, device)
 
 

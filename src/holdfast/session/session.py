@@ -255,7 +255,7 @@ class Session:
         mask = None if table is None or table.mask is None else table.mask.to(self.device)
         ball = LpBall.uniform(
             threat.norm, threat.eps, len(ids), threat.low, threat.high, mask=mask, device=self.device, dtype=x.dtype
-        )  # fmt: skip
+        )
         target = None
         if threat.goal is Goal.TARGETED:
             target = (y + 1) % self.classes

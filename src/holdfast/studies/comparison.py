@@ -260,9 +260,11 @@ def _nearest(outcomes: Sequence[Outcome], problem: Problem) -> Outcome:
     for out in outcomes[1:]:
         better = out.found & (out.distance < best.distance)
         best = replace(
-            out, x=torch.where(problem.flat(better), out.x, best.x), found=best.found | out.found,
+            out,
+            x=torch.where(problem.flat(better), out.x, best.x),
+            found=best.found | out.found,
             distance=torch.where(better, out.distance, best.distance),
-        )  # fmt: skip
+        )
     return best
 
 

@@ -259,9 +259,14 @@ def _interval(hit: Tensor) -> tuple[float, float]:
 
 
 def models_of_sizes(
-    train: Dataset, sizes: Sequence[int], *, epochs: int = 40, seed: int = 0, device: torch.device | str = "cpu",
+    train: Dataset,
+    sizes: Sequence[int],
+    *,
+    epochs: int = 40,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
     progress: StageProgress | None = None,
-) -> dict[str, nn.Module]:  # fmt: skip
+) -> dict[str, nn.Module]:
     """The same network trained on the first so many samples: models that generalise differently.
 
     Every model sees as many batches, nearly, so that those of few samples are not merely trained for less.

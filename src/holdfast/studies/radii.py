@@ -31,9 +31,7 @@ from holdfast.studies.common.columns import (
 )
 from holdfast.studies.study import StageProgress, Study, StudyResult
 
-_DEPLOYED = {
-    "float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16
-}  # fmt: skip
+_DEPLOYED = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 DeployedName = Literal["float32", "float64", "bfloat16", "float16"]
 

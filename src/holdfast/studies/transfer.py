@@ -244,12 +244,20 @@ def transfer_matrix(
             progress(k + 1, len(sources))
     n = max(1, len(problem))
     return TransferMatrix(
-        attack=name_of(attack), title=attack.card.title,
+        attack=name_of(attack),
+        title=attack.card.title,
         parameters={p.name: getattr(attack, p.name) for p in parameters_of(type(attack))},
-        norm=str(problem.set.norm), eps=eps or f"{float(problem.set.eps.max()) if len(problem) else 0:g}",
-        goal=str(problem.goal), samples=len(problem), seed=seed, sources=tuple(sources), targets=tuple(models),
-        accuracy=tuple(int(r.sum()) / n for r in right.values()), cells=tuple(cells), passes=passes,
-    )  # fmt: skip
+        norm=str(problem.set.norm),
+        eps=eps or f"{float(problem.set.eps.max()) if len(problem) else 0:g}",
+        goal=str(problem.goal),
+        samples=len(problem),
+        seed=seed,
+        sources=tuple(sources),
+        targets=tuple(models),
+        accuracy=tuple(int(r.sum()) / n for r in right.values()),
+        cells=tuple(cells),
+        passes=passes,
+    )
 
 
 def _sources(models: Mapping[str, nn.Module], ensembles: bool) -> dict[str, tuple[nn.Module, set[str]]]:

@@ -27,9 +27,20 @@ from holdfast.numerics.project import project
 from holdfast.testing.contract import reduced
 
 __all__ = [
-    "FEW", "NETS", "RADII", "CertifierCase", "Chain", "Residual", "balls", "captured", "chain", "descend", "half_plane",
-    "least_margins", "points",
-]  # fmt: skip
+    "FEW",
+    "NETS",
+    "RADII",
+    "CertifierCase",
+    "Chain",
+    "Residual",
+    "balls",
+    "captured",
+    "chain",
+    "descend",
+    "half_plane",
+    "least_margins",
+    "points",
+]
 
 RADII = {Norm.LINF: 0.1, Norm.L2: 0.3, Norm.L1: 0.5, Norm.L0: 2.0}
 FEW = {"iterations": 4, "deep_iterations": 2, "n0": 50, "n": 1000, "batches": 12, "points": 16, "domains": 30}

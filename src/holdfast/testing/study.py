@@ -41,10 +41,20 @@ def _models() -> dict[str, nn.Module]:
 def _few() -> dict[str, object]:
     """What studies are given so that a run takes a second, where they are left at their defaults."""
     return {
-        "attacks": ("fgsm",), "adjustments": ("temperature", "int8"), "queries": 10, "passes": 24, "samples": 2,
-        "sizes": (20, 40), "epochs": 1, "regular_steps": 2, "depth": (1,), "width": (8,), "side": (8,),
-        "train_data": some(clean_digits()[0], 0, 40), "models": _models(),
-    }  # fmt: skip
+        "attacks": ("fgsm",),
+        "adjustments": ("temperature", "int8"),
+        "queries": 10,
+        "passes": 24,
+        "samples": 2,
+        "sizes": (20, 40),
+        "epochs": 1,
+        "regular_steps": 2,
+        "depth": (1,),
+        "width": (8,),
+        "side": (8,),
+        "train_data": some(clean_digits()[0], 0, 40),
+        "models": _models(),
+    }
 
 
 def _small(tool: Study[Any]) -> Study[Any]:

@@ -57,9 +57,13 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name, kind, what in (
-            ("epochs", Integral, "a whole number"), ("batch", Integral, "a whole number"), ("seed", Integral, "a whole number"),
-            ("rate", Real, "a number"), ("weight_decay", Real, "a number"), ("validation", Real, "a number"),
-        ):  # fmt: skip
+            ("epochs", Integral, "a whole number"),
+            ("batch", Integral, "a whole number"),
+            ("seed", Integral, "a whole number"),
+            ("rate", Real, "a number"),
+            ("weight_decay", Real, "a number"),
+            ("validation", Real, "a number"),
+        ):
             if not isinstance(getattr(self, name), kind):
                 raise UsageError(f"{name} of a training is {what}, got {getattr(self, name)!r}")
         if self.epochs < 1 or self.batch < 1:

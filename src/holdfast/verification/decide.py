@@ -142,11 +142,17 @@ def decide(
     trees = None if proof is None else [Tree() for _ in queries]
     search = falsifier(graph)
     answer = verify(
-        graph, queries, timeout=max(effort.timeout - (monotonic() - begun), 0.1), falsify=search,
-        method=effort.method, memory=effort.memory, trees=trees, progress=progress,
+        graph,
+        queries,
+        timeout=max(effort.timeout - (monotonic() - begun), 0.1),
+        falsify=search,
+        method=effort.method,
+        memory=effort.memory,
+        trees=trees,
+        progress=progress,
         deployed=None if effort.deployed is None else _DEPLOYED[effort.deployed],
         believed=lambda x: said.confirm(graph, x) is not None,
-    )  # fmt: skip
+    )
     counterexample = None
     if answer.decision is Decision.BROKEN:
         counterexample = None if answer.witness is None else said.confirm(graph, answer.witness)
@@ -162,8 +168,12 @@ def decide(
 
         proofs.write(proof, net, prop, graph, queries, trees)
     return Decided(
-        answer=answer, counterexample=counterexample, seconds=seconds, held_against=held_against, cost=search.passes.cost
-    )  # fmt: skip
+        answer=answer,
+        counterexample=counterexample,
+        seconds=seconds,
+        held_against=held_against,
+        cost=search.passes.cost,
+    )
 
 
 def _provable(net: Path | Graph | Unread, prop: Path, effort: Effort) -> None:

@@ -91,21 +91,29 @@ class VerifiedList:
             "summary": [asdict(row) for row in self.summary],
             "contradictions": [
                 {
-                    "benchmark": d.instance.benchmark, "name": d.instance.name, "found": d.found,
-                    "known": d.instance.verdict, "confidence": d.instance.confidence, "evidence": d.evidence,
+                    "benchmark": d.instance.benchmark,
+                    "name": d.instance.name,
+                    "found": d.found,
+                    "known": d.instance.verdict,
+                    "confidence": d.instance.confidence,
+                    "evidence": d.evidence,
                     "weak": d.is_weak,
                 }
                 for d in self.disagreements
             ],
             "instances": [
                 {
-                    "number": r.instance.number, "benchmark": r.instance.benchmark, "net": str(r.instance.net),
-                    "property": str(r.instance.prop), "known": r.instance.verdict, "confidence": r.instance.confidence,
+                    "number": r.instance.number,
+                    "benchmark": r.instance.benchmark,
+                    "net": str(r.instance.net),
+                    "property": str(r.instance.prop),
+                    "known": r.instance.verdict,
+                    "confidence": r.instance.confidence,
                     **r.record.model_dump(exclude={"counterexample"}),
                 }
                 for r in self.results
             ],
-        }  # fmt: skip
+        }
 
 
 def summarised(results: Sequence[InstanceResult]) -> VerifiedList:

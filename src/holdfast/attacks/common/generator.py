@@ -19,9 +19,15 @@ _RATE = 5e-3
 
 
 def learned_vae(
-    data: Dataset, *, latent: int, classes: int, epochs: int, beta: float = 0.5, seed: int = 0,
+    data: Dataset,
+    *,
+    latent: int,
+    classes: int,
+    epochs: int,
+    beta: float = 0.5,
+    seed: int = 0,
     device: torch.device | str = "cpu",
-) -> Vae:  # fmt: skip
+) -> Vae:
     """A class-conditional autoencoder of images in [0, 1], in evaluation mode.
 
     Raises:
@@ -40,8 +46,13 @@ def learned_vae(
         return vae.loss(batch.x, batch.y, batch.draws.normal("latent", (latent,)).to(batch.x), beta)
 
     with torch.enable_grad():
-        fit(vae, data, loss, settings=TrainingSettings(epochs=epochs, batch=_BATCH, rate=_RATE, validation=0.0, seed=seed),
-            device=device)  # fmt: skip
+        fit(
+            vae,
+            data,
+            loss,
+            settings=TrainingSettings(epochs=epochs, batch=_BATCH, rate=_RATE, validation=0.0, seed=seed),
+            device=device,
+        )
     return vae.requires_grad_(False)
 
 

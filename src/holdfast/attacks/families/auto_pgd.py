@@ -132,11 +132,23 @@ class AutoPGD(Attack[WhiteBoxAsk, AutoPGDState]):
         never = x0.new_full((len(x0),), -inf)
         support = between(Norm.L0, x, x0)
         return AutoPGDState(
-            x, step, target=self.aim(ask), previous=x, best_x=x, best_grad=torch.zeros_like(x),
-            best_loss=never, loss=-never, size=torch.full_like(ball.eps, 1.0 if sparse else _FULL_SIZE),
-            rises=torch.zeros_like(problem.y), mark=never, halved=torch.zeros_like(problem.y, dtype=torch.bool),
-            fraction=_share(support, x0), support=support, low=low, high=high,
-        )  # fmt: skip
+            x,
+            step,
+            target=self.aim(ask),
+            previous=x,
+            best_x=x,
+            best_grad=torch.zeros_like(x),
+            best_loss=never,
+            loss=-never,
+            size=torch.full_like(ball.eps, 1.0 if sparse else _FULL_SIZE),
+            rises=torch.zeros_like(problem.y),
+            mark=never,
+            halved=torch.zeros_like(problem.y, dtype=torch.bool),
+            fraction=_share(support, x0),
+            support=support,
+            low=low,
+            high=high,
+        )
 
     @override
     def step(self, ask: WhiteBoxAsk, state: AutoPGDState) -> AutoPGDState:

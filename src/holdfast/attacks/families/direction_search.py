@@ -164,9 +164,13 @@ class DirectionSearch(Attack[HardLabelAsk, DirectionState]):
         return better * problem.flat(size / distance(Norm.L2, better).clamp_min(_TINY))
 
     def _turn(
-        self, ask: HardLabelAsk, state: DirectionState, radius: Tensor, better: Tensor,
+        self,
+        ask: HardLabelAsk,
+        state: DirectionState,
+        radius: Tensor,
+        better: Tensor,
         active: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The line search: turns twice as far as long as that is nearer, or half as far until it is.
 
         A turn that is not adversarial at the least radius so far is refused with that one query.

@@ -162,9 +162,16 @@ class Penalty(Attack[WhiteBoxAsk, P]):
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
         shared = {
-            "best_distance": none + torch.inf, "c": none + self.c, "failed": none, "served": none + torch.inf,
-            "search": zero, "inner": zero, "worked": zero.bool(), "least": none + torch.inf, "looked": none + torch.inf,
-        }  # fmt: skip
+            "best_distance": none + torch.inf,
+            "c": none + self.c,
+            "failed": none,
+            "served": none + torch.inf,
+            "search": zero,
+            "inner": zero,
+            "worked": zero.bool(),
+            "least": none + torch.inf,
+            "looked": none + torch.inf,
+        }
         return kind(x=problem.x, step=np.zeros(len(problem), dtype=np.int64), **{**shared, **more})
 
     def note(self, state: P, answer: ScoreAnswer) -> tuple[P, Tensor]:

@@ -80,7 +80,5 @@ class ProjectedGradient(Attack[WhiteBoxAsk, P]):
         elif ball.norm is Norm.L1:
             pinned = pinned_by_box(ball, state.x, problem.x, grad)
         bounds = (state.low, state.high) if ball.norm is Norm.LINF else None
-        x = ascent.step(
-            ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned, bounds=bounds
-        )  # fmt: skip
+        x = ascent.step(ball, state.x, grad, problem.x, length, sparsity=self.sparsity, pinned=pinned, bounds=bounds)
         return replace(state, x=x)

@@ -114,9 +114,16 @@ class SoftPenalty(Attack[SoftLabelAsk, P]):
         none = torch.zeros_like(problem.set.eps)
         zero = torch.zeros_like(problem.y, dtype=torch.int64)
         return kind(
-            x=problem.x, step=np.zeros(len(problem), dtype=np.int64), c=none + self.c, boost=none + 1, inner=zero,
-            nearest=problem.x, best_distance=none + torch.inf, over=zero.bool(), **more,
-        )  # fmt: skip
+            x=problem.x,
+            step=np.zeros(len(problem), dtype=np.int64),
+            c=none + self.c,
+            boost=none + 1,
+            inner=zero,
+            nearest=problem.x,
+            best_distance=none + torch.inf,
+            over=zero.bool(),
+            **more,
+        )
 
     def turn(self, ask: SoftLabelAsk, state: P, x: Tensor, margin: Tensor, cost: int) -> P:
         """Counts a step, sets the weight, and ends once the queries are up.

@@ -109,15 +109,24 @@ def _shrunk(context: Context, problem: Problem, witness: Tensor, has_witness: Te
         return replace(first, failed=None)
     nearer = replace(problem, set=problem.set.with_eps(first.distance))
     second = run(
-        FABT(steps=_STEPS, targets=_TARGETS), nearer, context.search, seed=context.plan.seed, keep=Keep.NEAREST, clean=clean,
+        FABT(steps=_STEPS, targets=_TARGETS),
+        nearer,
+        context.search,
+        seed=context.plan.seed,
+        keep=Keep.NEAREST,
+        clean=clean,
         settings=context.settings,
-    )  # fmt: skip
+    )
     better = second.distance < first.distance
     second = _nearer_no_answer(problem, first, second)
     return replace(
-        second, x=torch.where(problem.flat(better), second.x, first.x), found=second.found | first.found,
-        ledger=second.ledger + first.ledger, distance=torch.minimum(second.distance, first.distance), failed=None,
-    )  # fmt: skip
+        second,
+        x=torch.where(problem.flat(better), second.x, first.x),
+        found=second.found | first.found,
+        ledger=second.ledger + first.ledger,
+        distance=torch.minimum(second.distance, first.distance),
+        failed=None,
+    )
 
 
 def _nearer_no_answer(problem: Problem, first: Outcome, second: Outcome) -> Outcome:
@@ -128,9 +137,10 @@ def _nearer_no_answer(problem: Problem, first: Outcome, second: Outcome) -> Outc
         return replace(second, no_answer=first.no_answer, no_answer_at=first.no_answer_at)
     nearer = first.no_answer_at < second.no_answer_at
     return replace(
-        second, no_answer=torch.where(problem.flat(nearer), first.no_answer, second.no_answer),
+        second,
+        no_answer=torch.where(problem.flat(nearer), first.no_answer, second.no_answer),
         no_answer_at=torch.minimum(first.no_answer_at, second.no_answer_at),
-    )  # fmt: skip
+    )
 
 
 def _toward(problem: Problem, witness: Tensor, t: Tensor) -> Tensor:

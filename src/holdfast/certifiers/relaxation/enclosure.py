@@ -106,8 +106,10 @@ def _moving(transform: RotationTranslation, x: Tensor, middle: Tensor, half: Ten
     padded = F.pad(image, [radius + 1] * 4)
     steps_x = F.pad(padded.diff(dim=3).abs(), [0, 1])
     steps_y = F.pad(padded.diff(dim=2).abs(), [0, 0, 0, 1])
-    steep = (F.max_pool2d(steps_x, 2 * radius + 1, 1, radius).square()
-             + F.max_pool2d(steps_y, 2 * radius + 1, 1, radius).square()).sqrt()[0]  # fmt: skip
+    steep = (
+        F.max_pool2d(steps_x, 2 * radius + 1, 1, radius).square()
+        + F.max_pool2d(steps_y, 2 * radius + 1, 1, radius).square()
+    ).sqrt()[0]
     column = (across + (width - 1) / 2).round().long() + radius + 1
     row = (along + (height - 1) / 2).round().long() + radius + 1
     steep = steep[:, row.clamp(0, padded.shape[2] - 1), column.clamp(0, padded.shape[3] - 1)]

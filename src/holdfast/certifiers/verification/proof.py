@@ -71,14 +71,15 @@ def write(
     arrays = {f"{q}/{name}": value for q, recorder in enumerate(recorders) for name, value in recorder.arrays.items()}
     folder = Path(path).absolute().parent
     header = {
-        "format": FORMAT, "version": VERSION,
+        "format": FORMAT,
+        "version": VERSION,
         **{
             kind: {"path": os.path.relpath(Path(source).absolute(), folder), "sha256": digest}
             for kind, source, digest in zip(("network", "property"), (onnx_path, vnnlib_path), hashes, strict=True)
         },
         "activations": [prod(network.shape_of(k)) for k in network.activations],
         "queries": [recorder.header for recorder in recorders],
-    }  # fmt: skip
+    }
     temporary = Path(f"{path}.part")
     with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("header.json", json.dumps(header, indent=1))

@@ -149,9 +149,10 @@ class Property:
         words = ""
         for box in self.boxes:
             at = [
-                i for i, (a, b) in enumerate(zip(box.lower, box.upper, strict=True))
+                i
+                for i, (a, b) in enumerate(zip(box.lower, box.upper, strict=True))
                 if _held(a.number, up=True) > _held(b.number, up=False)
-            ]  # fmt: skip
+            ]
             if not at:
                 return ""
             words = (

@@ -23,12 +23,24 @@ def _table(document: Document) -> dict[str, object]:
         w, c = s.witness, s.certificate
         rows.append(
             [
-                s.id, s.label, s.prediction, str(s.status),
-                w and w.distance, w and words.finder(w.attack), c and c.radius, c and c.method,
-                s.forwards, s.backwards, s.queries,
-                w and w.sha256, w and w.margin, c and str(c.guarantee), c and c.arithmetic, c and c.alpha,
+                s.id,
+                s.label,
+                s.prediction,
+                str(s.status),
+                w and w.distance,
+                w and words.finder(w.attack),
+                c and c.radius,
+                c and c.method,
+                s.forwards,
+                s.backwards,
+                s.queries,
+                w and w.sha256,
+                w and w.margin,
+                c and str(c.guarantee),
+                c and c.arithmetic,
+                c and c.alpha,
             ]
-        )  # fmt: skip
+        )
     distances = [s.witness.distance for s in document.samples if s.witness]
     distances += [s.certificate.radius for s in document.samples if s.certificate]
     eps = document.threat.eps_value

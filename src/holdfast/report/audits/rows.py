@@ -69,15 +69,23 @@ def _card(document: Document, row: TableRow, broken: BrokenRows) -> dict[str, ob
     order = [int(k) for k in np.argsort(-fraction, kind="stable") if fraction[k] > _STILL]
     after = row.adversarial_prediction
     return {
-        "id": row.id, "label": class_name(document, row.label), "before": class_name(document, row.prediction),
-        "after": "another class" if after is None else class_name(document, after), "distance": measure(row.distance),
-        "attack": finder(row.attack), "more": max(0, len(order) - _COLUMNS),
+        "id": row.id,
+        "label": class_name(document, row.label),
+        "before": class_name(document, row.prediction),
+        "after": "another class" if after is None else class_name(document, after),
+        "distance": measure(row.distance),
+        "attack": finder(row.attack),
+        "more": max(0, len(order) - _COLUMNS),
         "cells": [
-            (broken.names[k], measure(float(row.clean[k]), 6), measure(float(row.adversarial[k]), 6),
-             f"{'+' if change[k] > 0 else ''}{measure(float(change[k]), 3)}")
+            (
+                broken.names[k],
+                measure(float(row.clean[k]), 6),
+                measure(float(row.adversarial[k]), 6),
+                f"{'+' if change[k] > 0 else ''}{measure(float(change[k]), 3)}",
+            )
             for k in order[:_COLUMNS]
         ],
-    }  # fmt: skip
+    }
 
 
 def columns(broken: BrokenRows) -> list[tuple[str, int, str, str]]:

@@ -49,11 +49,13 @@ def _row(document: Document, label: int, members: Sequence[Sample]) -> ClassRow:
     wrong = [s.prediction for s in members if s.status is Status.MISCLASSIFIED]
     most = max(sorted(set(wrong)), key=wrong.count, default=None)
     return ClassRow(
-        name=class_name(document, label), samples=n, clean=sum(s.prediction == label for s in members) / n,
+        name=class_name(document, label),
+        samples=n,
+        clean=sum(s.prediction == label for s in members) / n,
         empirical=sum(s.status not in _LOST for s in members) / n,
         certified=sum(s.status is Status.CERTIFIED for s in members) / n,
         becomes="" if most is None else class_name(document, most),
-    )  # fmt: skip
+    )
 
 
 def easiest(document: Document, most: int = 10) -> list[Sample]:

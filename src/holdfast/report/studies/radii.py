@@ -64,7 +64,17 @@ def render(result: RadiiResult, about: str, command: str = "") -> str:
     ]
     heading = "Radii" if kinds[1][1] or not kinds[0][1] else "Certified radii"
     return fill(
-        "studies/radii.html", columns=figures, kinds=kinds, heading=heading, rows=rows,
-        left_out=max(0, len(result.labels) - _ROWS), norm=norm, eps=eps, curve=curve(columns, norm, eps), about=about,
-        command=command, samples=len(result.labels), own=result.own_medians(),
-    )  # fmt: skip
+        "studies/radii.html",
+        columns=figures,
+        kinds=kinds,
+        heading=heading,
+        rows=rows,
+        left_out=max(0, len(result.labels) - _ROWS),
+        norm=norm,
+        eps=eps,
+        curve=curve(columns, norm, eps),
+        about=about,
+        command=command,
+        samples=len(result.labels),
+        own=result.own_medians(),
+    )

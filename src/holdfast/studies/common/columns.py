@@ -247,9 +247,15 @@ def _of_answers(
     with evaluation_mode(session.model):
         ask = ModuleAsk(session.model)
         certificates = tool.certify(
-            ask, part.x, part.y, part.ids.tolist(), session.seed, norm=session.threat.norm,
-            radius_max=float(session.largest_radius), progress=lambda done: tell(name, done, n),
-        )  # fmt: skip
+            ask,
+            part.x,
+            part.y,
+            part.ids.tolist(),
+            session.seed,
+            norm=session.threat.norm,
+            radius_max=float(session.largest_radius),
+            progress=lambda done: tell(name, done, n),
+        )
     return certificates, ask.cost
 
 

@@ -108,9 +108,14 @@ def _radius_search(
         part = problem.chunk(rows)
         part = replace(part, set=part.set.with_eps(eps[at].ceil() if norm is Norm.L0 else eps[at]))
         outcome = run(
-            attack, part, model, seed=given.seed + trial, budget=Budget(passes=each), clean=given.clean[at],
+            attack,
+            part,
+            model,
+            seed=given.seed + trial,
+            budget=Budget(passes=each),
+            clean=given.clean[at],
             settings=given.settings,
-        )  # fmt: skip
+        )
         outcomes.append(_spread(outcome, at, problem))
         spent[rows] += outcome.ledger.passes.cpu().numpy()
         high[at] = torch.where(outcome.found, torch.minimum(high[at], outcome.distance), high[at])
@@ -134,9 +139,15 @@ def _spread(out: Outcome, at: Tensor, problem: Problem) -> Outcome:
     x[at] = out.x
     trace = None if out.trace is None else (wide(out.trace[0], 0), wide(out.trace[1], float("inf")))
     return replace(
-        out, x=x, found=wide(out.found, 0), distance=wide(out.distance, float("inf")), found_at=wide(out.found_at, -1),
-        low_margin=wide(out.low_margin, float("inf")), ledger=out.ledger.spread(at, n), trace=trace,
-    )  # fmt: skip
+        out,
+        x=x,
+        found=wide(out.found, 0),
+        distance=wide(out.distance, float("inf")),
+        found_at=wide(out.found_at, -1),
+        low_margin=wide(out.low_margin, float("inf")),
+        ledger=out.ledger.spread(at, n),
+        trace=trace,
+    )
 
 
 def _box_size(problem: Problem) -> Tensor:

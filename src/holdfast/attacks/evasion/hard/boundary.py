@@ -122,9 +122,11 @@ class BoundaryAttack(Attack[HardLabelAsk, BoundaryState]):
         return replace(
             state,
             x=torch.where(problem.flat(yes), candidate, state.x),
-            sideways=sideways.clamp(_LEAST, _MOST), inward=inward.clamp(_LEAST, _MOST),
-            asked=asked.masked_fill(full, 0), held=held.masked_fill(full, 0),
-        )  # fmt: skip
+            sideways=sideways.clamp(_LEAST, _MOST),
+            inward=inward.clamp(_LEAST, _MOST),
+            asked=asked.masked_fill(full, 0),
+            held=held.masked_fill(full, 0),
+        )
 
     @override
     def finished(self, state: BoundaryState) -> Tensor:

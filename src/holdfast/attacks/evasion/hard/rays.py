@@ -90,10 +90,18 @@ class RayS(Attack[HardLabelAsk, RaySState]):
         free = (high > low).expand_as(problem.x).flatten(1)
         nothing, never = torch.zeros_like(problem.set.eps), torch.zeros_like(problem.rows, dtype=torch.bool)
         return RaySState.at(
-            problem.x, sign=torch.ones_like(problem.x), place=(free.cumsum(1) - 1).masked_fill(~free, -1),
-            radius=nothing + float("inf"), low=nothing, high=nothing, level=torch.zeros_like(problem.rows),
-            block=torch.zeros_like(problem.rows), turn=torch.zeros_like(problem.rows), gained=~never, over=never,
-        )  # fmt: skip
+            problem.x,
+            sign=torch.ones_like(problem.x),
+            place=(free.cumsum(1) - 1).masked_fill(~free, -1),
+            radius=nothing + float("inf"),
+            low=nothing,
+            high=nothing,
+            level=torch.zeros_like(problem.rows),
+            block=torch.zeros_like(problem.rows),
+            turn=torch.zeros_like(problem.rows),
+            gained=~never,
+            over=never,
+        )
 
     @override
     def step(self, ask: HardLabelAsk, state: RaySState) -> RaySState:

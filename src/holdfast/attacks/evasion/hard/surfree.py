@@ -110,10 +110,17 @@ class SurFree(Attack[HardLabelAsk, SurFreeState]):
         kept = max(1, min(self.kept, prod(band(features, self.frequencies)) // 4, _NUMBERS // d))
         zeros = torch.zeros_like(problem.set.eps)
         return SurFreeState.at(
-            x, v=torch.zeros_like(x), past=x.new_zeros((n, kept, *features)),
-            drawn=np.zeros(n, dtype=np.int64), phase=zeros.long() - 1, inner=zeros, lowest=x, outer=zeros,
-            widest=zeros + radians(self.angle), over=~started,
-        )  # fmt: skip
+            x,
+            v=torch.zeros_like(x),
+            past=x.new_zeros((n, kept, *features)),
+            drawn=np.zeros(n, dtype=np.int64),
+            phase=zeros.long() - 1,
+            inner=zeros,
+            lowest=x,
+            outer=zeros,
+            widest=zeros + radians(self.angle),
+            over=~started,
+        )
 
     @override
     def step(self, ask: HardLabelAsk, state: SurFreeState) -> SurFreeState:

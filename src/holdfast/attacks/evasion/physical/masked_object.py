@@ -128,9 +128,17 @@ class MaskedObject(PhysicalAttack[MaskedObjectState]):
         height, width = x.shape[2:]
         move, tilt = (-self.shift, self.shift), (-self.tilt, self.tilt)
         drawn = conditions(
-            draws, step, x, **self.turns(), **self.lights(), right=move, down=move, lean=tilt, tip=tilt,
+            draws,
+            step,
+            x,
+            **self.turns(),
+            **self.lights(),
+            right=move,
+            down=move,
+            lean=tilt,
+            tip=tilt,
             blur=(0, self.blur),
-        )  # fmt: skip
+        )
         at = seen_at(homography(drawn, drawn["scale"]), pixels(height, width, x))
         edges = at.new_tensor([min(height, width) / width, min(height, width) / height])
         mask = torch.ones_like(printed.texture) if printed.mask is None else printed.mask.to(x)

@@ -103,10 +103,16 @@ class TexturedObject(PhysicalAttack[PhysicalState]):
         toward = F.normalize(torch.stack([drawn["lamp_x"], drawn["lamp_y"], -torch.ones_like(across)], 1), dim=1)
         painted = lit(printed.texture.expand(len(x), -1, -1, -1), drawn)
         shown, _ = render(
-            self.solid, painted, x, rotation(drawn["angle"], drawn["pitch"], drawn["roll"]),
-            distance_for(radius) / drawn["scale"], drawn["right"] * across, drawn["down"] * along, toward,
+            self.solid,
+            painted,
+            x,
+            rotation(drawn["angle"], drawn["pitch"], drawn["roll"]),
+            distance_for(radius) / drawn["scale"],
+            drawn["right"] * across,
+            drawn["down"] * along,
+            toward,
             ambient=self.ambient,
-        )  # fmt: skip
+        )
         kept = {k: drawn[k] for k in ("angle", "pitch", "scale", "light")}
         return Applied(with_noise(shown, draws, step, self.noise), kept)
 

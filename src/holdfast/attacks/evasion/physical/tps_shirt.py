@@ -91,9 +91,16 @@ class TpsShirt(PhysicalAttack[PhysicalState]):
         height, width = x.shape[2:]
         place = (-self.wander, self.wander)
         drawn = conditions(
-            draws, step, x, **self.turns(), **self.lights(), right=place, down=place, blur=(0, self.blur),
+            draws,
+            step,
+            x,
+            **self.turns(),
+            **self.lights(),
+            right=place,
+            down=place,
+            blur=(0, self.blur),
             bend=(0, self.bend),
-        )  # fmt: skip
+        )
         half = half_side(self.area, height, width) * drawn["scale"]
         across, along = room(half, height, width)
         pose = {**drawn, "right": drawn["right"] * across, "down": drawn["down"] * along}

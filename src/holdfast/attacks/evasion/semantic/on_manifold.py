@@ -90,8 +90,9 @@ class OnManifold(SemanticAttack):
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder; give it data")
         classes = 1 + max(int(known.y.max()), int(y.max()) if len(y) else 0)
-        vae = learned_vae(known, latent=self.latent, classes=classes, epochs=self.epochs, beta=self.beta, seed=seed,
-                          device=x.device).to(x.dtype)  # fmt: skip
+        vae = learned_vae(
+            known, latent=self.latent, classes=classes, epochs=self.epochs, beta=self.beta, seed=seed, device=x.device
+        ).to(x.dtype)
         code = codes_of(vae, x, y, steps=self.refine, bound=self.bound)
         label = vae.one_hot(y)
         with torch.no_grad():

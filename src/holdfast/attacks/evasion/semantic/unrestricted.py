@@ -120,8 +120,9 @@ class Unrestricted(SemanticAttack):
         if known is None:
             raise UsageError(f"{self.card.title} learns a decoder and a judge; give it data")
         classes = self._classes(x, y, model, known)
-        vae = learned_vae(known, latent=self.latent, classes=classes, epochs=self.epochs, beta=self.beta, seed=seed,
-                          device=x.device).to(x.dtype)  # fmt: skip
+        vae = learned_vae(
+            known, latent=self.latent, classes=classes, epochs=self.epochs, beta=self.beta, seed=seed, device=x.device
+        ).to(x.dtype)
         judge, score = self._judge(known, classes, seed + 1, x.device)
         origin = torch.cat([x.new_zeros(len(x), self.latent), vae.one_hot(y)], 1)
         joint = BesideJudge(model, judge.to(x.dtype))

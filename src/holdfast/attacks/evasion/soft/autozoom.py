@@ -53,9 +53,10 @@ class AutoZOOM(SoftPenalty[AutoZOOMState]):
         0.05, "first step of Adam in the space, above 0; it falls with the root of the step", "ours; 0.01 in the code"
     )
     space: Space | None = parameter(
-        None, "the attack space; None: images resized bilinearly from half their size, but 8 to 32 a side, else features",
+        None,
+        "the attack space; None: images resized bilinearly from half their size, but 8 to 32 a side, else features",
         "Tu et al. 2019: AutoZOOM-BiLIN; give `Decoder` for AutoZOOM-AE",
-    )  # fmt: skip
+    )
 
     card: ClassVar[Card] = Card(
         title="AutoZOOM",

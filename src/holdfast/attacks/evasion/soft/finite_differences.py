@@ -28,13 +28,15 @@ class FiniteDifferences(Ascent):
     queries: int = parameter(10_000, "most queries of a sample, at least 1", "ours; 2 ceil(d / group) + 1 are a step")
     steps: int = parameter(10, "steps, at least 1; 1 is the single-step form", "Bhagoji et al. 2018, CIFAR-10")
     group: int | None = parameter(
-        None, "features that share a difference, at least 1; None: as few as the queries allow for all steps",
+        None,
+        "features that share a difference, at least 1; None: as few as the queries allow for all steps",
         "ours; Bhagoji et al. 2018 vary it",
-    )  # fmt: skip
+    )
     components: Tensor | None = parameter(
-        None, "(k, *features) orthogonal directions instead of groups; see `principal_components`",
+        None,
+        "(k, *features) orthogonal directions instead of groups; see `principal_components`",
         "Bhagoji et al. 2018 use the components of the training data",
-    )  # fmt: skip
+    )
     h: float = parameter(0.01, "length of a difference, in widths of the box, above 0", "Bhagoji et al. 2018")
     relative_step: float | None = parameter(
         None, "step as a share of eps; None: 1 for one step, else 2.5 / steps", "Madry et al. 2018"

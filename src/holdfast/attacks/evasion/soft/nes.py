@@ -50,9 +50,10 @@ class NES(Ascent):
         5, "steps in which the loss must grow, else the step halves; 0: it never does", "Ilyas et al. 2018, code"
     )
     starts: Tensor | None = parameter(
-        None, "(K, *features) an input of each class: the partial-information mode, for targets; None: start at x",
+        None,
+        "(K, *features) an input of each class: the partial-information mode, for targets; None: start at x",
         "Ilyas et al. 2018, algorithm 2",
-    )  # fmt: skip
+    )
     loss: str = parameter("log-margin", "log-margin or ce", "ours: ce, the paper's, is flat where the model is sure")
 
     card: ClassVar[Card] = Card(

@@ -121,10 +121,16 @@ class ALMA(MinimalDistortion[ALMAState]):
         one = torch.ones_like(problem.set.eps)
         margin = problem.criterion.margin(ask.clean, problem.y, problem.target).double()
         return ALMAState.at(
-            problem.x, square=torch.ones_like(problem.x), momentum=torch.zeros_like(problem.x), rate=one, mu=one,
-            rho=one, before=torch.zeros_like(one), scale=margin.abs().nan_to_num(1.0).clamp_min(_TINY),
+            problem.x,
+            square=torch.ones_like(problem.x),
+            momentum=torch.zeros_like(problem.x),
+            rate=one,
+            mu=one,
+            rho=one,
+            before=torch.zeros_like(one),
+            scale=margin.abs().nan_to_num(1.0).clamp_min(_TINY),
             crossed=one * float("inf"),
-        )  # fmt: skip
+        )
 
     @override
     def step(self, ask: WhiteBoxAsk, state: ALMAState) -> ALMAState:

@@ -48,8 +48,10 @@ class GradientEvasion(Attack[WhiteBoxAsk, GradientEvasionState]):
         None, "(m, *features) samples of the class to look like; None: plain gradient descent", "the user's data"
     )
     width: float | None = parameter(
-        None, "h of the Gaussian kernel, in units of x, above 0; None: half the median distance of two references", "ours"
-    )  # fmt: skip
+        None,
+        "h of the Gaussian kernel, in units of x, above 0; None: half the median distance of two references",
+        "ours",
+    )
     sparsity: float = parameter(0.02, "l1: share of the features that a step moves, in (0, 1]", "ours: as in PGD")
 
     card: ClassVar[Card] = Card(

@@ -93,9 +93,16 @@ class LBFGS(Penalty[LBFGSState]):
         pairs = x.new_zeros(len(x), self.memory, x[0].numel() if len(x) else 0)
         zero = torch.zeros_like(x)
         return self.initial(
-            LBFGSState, problem,
-            here=x, value=none + torch.inf, grad=zero, way=zero, fraction=none + 1, moves=pairs, turns=pairs,
-        )  # fmt: skip
+            LBFGSState,
+            problem,
+            here=x,
+            value=none + torch.inf,
+            grad=zero,
+            way=zero,
+            fraction=none + 1,
+            moves=pairs,
+            turns=pairs,
+        )
 
     @override
     def advance(self, ask: WhiteBoxAsk, state: LBFGSState) -> LBFGSState:

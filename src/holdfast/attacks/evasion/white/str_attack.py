@@ -92,10 +92,14 @@ class StrAttack(Penalty[StrAttackState]):
         zero = torch.zeros_like(problem.x).flatten(1)
         copies = zero.unsqueeze(1).repeat(1, 1 + (self.group // self.stride) ** 2, 1)
         return self.initial(
-            StrAttackState, problem, loss_copy=zero, point=zero, support=torch.ones_like(zero, dtype=torch.bool),
+            StrAttackState,
+            problem,
+            loss_copy=zero,
+            point=zero,
+            support=torch.ones_like(zero, dtype=torch.bool),
             copies=copies,
             pulls=copies,
-        )  # fmt: skip
+        )
 
     @override
     def advance(self, ask: WhiteBoxAsk, state: StrAttackState) -> StrAttackState:

@@ -110,9 +110,11 @@ class Softplus(Curve):
             return torch.where(low > last, torch.full_like(otherwise, value), otherwise)
 
         return lines._replace(
-            lower_slope=beyond(lines.lower_slope, 1.0), lower_intercept=beyond(lines.lower_intercept - fallen, 0.0),
-            upper_slope=beyond(lines.upper_slope, 1.0), upper_intercept=beyond(lines.upper_intercept, 0.0),
-        )  # fmt: skip
+            lower_slope=beyond(lines.lower_slope, 1.0),
+            lower_intercept=beyond(lines.lower_intercept - fallen, 0.0),
+            upper_slope=beyond(lines.upper_slope, 1.0),
+            upper_intercept=beyond(lines.upper_intercept, 0.0),
+        )
 
 
 class Elu(Curve):
